@@ -1,0 +1,1 @@
+"""Configs: common.py lists every knob, each other file is one recipe."""

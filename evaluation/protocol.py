@@ -1,0 +1,254 @@
+"""What is done with checkpoints: evaluate, predict, integrate, and the one look at the test split.
+
+The functions named after modes are called by main.py, `finish` by the training at its end.
+"""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from evaluation import baselines, report
+from evaluation.metrics import higher_is_better, summarise
+from input_pipeline.preparation import (
+    Examples,
+    Prepared,
+    load_split,
+    prepare,
+    read_unlabelled,
+)
+from integration.interpolation import interpolate
+from training.checkpoints import Checkpoints, Meta
+from training.experiment import Experiment, build
+from training.workdir import flatten_config
+
+# What must be as in training for a checkpoint's numbers to mean the same.
+_BOUND = ("model.", "tokenizer.", "data.template", "layout.max_length", "optimizer.lr_table")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint's parameters on the devices, and where they came from."""
+
+    params: dict[str, jax.Array]
+    meta: Meta
+    name: str
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Evaluates config.eval.checkpoint on config.eval.split; writes numbers and errors to files."""
+    prepared = prepare(config.data)
+    split = config.eval.split
+    if split not in prepared.manifest["splits"]:
+        raise ValueError(
+            f"config.eval.split: found {split!r}, expected one of {sorted(prepared.manifest['splits'])}"
+        )
+    meta = _read_meta(config, workdir)
+    if list(prepared.labels) != meta["labels"]:
+        raise ValueError(
+            f"the data has the labels {list(prepared.labels)} but the checkpoint was trained on "
+            f"{meta['labels']}: set config.data.labels to the latter, or evaluate other data"
+        )
+    experiment = build(config, workdir, prepared.labels, print)
+    restored = _restore(experiment, workdir)
+    if split == "test":
+        _note_test_opening(workdir, prepared, restored.name)
+    examples = load_split(prepared, split, limit=config.data[f"max_{split}_examples"])
+    predictions = experiment.predict(restored.params, examples)
+    summary = summarise(predictions, prepared.labels)
+    fingerprint = prepared.manifest["splits"][split]["fingerprint"]
+    result = {"checkpoint": restored.name, "split": split, "fingerprint": fingerprint, **summary}
+    report.write_json(workdir / f"evaluation_{split}.json", result)
+    errors = report.write_errors(
+        workdir / f"errors_{split}.jsonl", experiment.task.describe(predictions, examples)
+    )
+    report.show_summary(summary, f"{restored.name} on {split}")
+    print(f"{errors:,} wrong predictions are in {workdir / f'errors_{split}.jsonl'}")
+    return result
+
+
+def predict(config: ConfigDict, workdir: Path) -> Path:
+    """Writes labels and probabilities for config.predict.input as JSONL, a line per text."""
+    if not config.predict.input:
+        raise ValueError(
+            "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
+        )
+    meta = _read_meta(config, workdir)
+    examples = read_unlabelled(config.predict.input, config.data)
+    experiment = build(config, workdir, meta["labels"], print)
+    restored = _restore(experiment, workdir)
+    predictions = experiment.predict(restored.params, examples)
+    output = Path(config.predict.output or workdir / "predictions.jsonl")
+    report.write_jsonl(output, experiment.task.describe(predictions, examples))
+    print(f"{len(predictions.ids_N):,} predictions by {restored.name} are in {output}")
+    return output
+
+
+def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Interpolates config.eval.checkpoint with the pretrained weights; writes the winner."""
+    if config.eval.checkpoint == "integrated":
+        raise ValueError(
+            "config.eval.checkpoint: an integrated checkpoint can't be integrated again"
+        )
+    prepared = prepare(config.data)
+    _read_meta(config, workdir)
+    experiment = build(config, workdir, prepared.labels, print)
+    restored = _restore(experiment, workdir)
+    limit = config.data.max_validation_examples
+    validation = load_split(prepared, "validation", limit=limit)
+    alpha, curve, _ = _integrate(experiment, workdir, restored, validation)
+    report.show_curve(curve, alpha, config.eval.metric)
+    return {"alpha": alpha, "curve": curve}
+
+
+def finish(
+    experiment: Experiment, workdir: Path, prepared: Prepared, splits: Mapping[str, Examples]
+) -> dict[str, Any]:
+    """Integrates, opens the test split once, and reports; does nothing twice.
+
+    Args:
+      experiment: as trained; its checkpoints are in `workdir`.
+      workdir: results.json, errors_test.jsonl and curves.png go here.
+      prepared: the data and its manifest.
+      splits: the training and validation examples that were used.
+
+    Returns:
+      What results.json holds.
+    """
+    config = experiment.config
+    if (workdir / "results.json").exists():
+        experiment.say(f"This run is finished; its results are in {workdir / 'results.json'}:")
+        return report.show_results(workdir)
+    restored = _restore(experiment, workdir, "best")
+    alpha, curve, params = 1.0, [], restored.params
+    if config.train.integrate and config.model.init == "pretrained":
+        alpha, curve, params = _integrate(experiment, workdir, restored, splits["validation"])
+    openings = _note_test_opening(workdir, prepared, f"{restored.name}, alpha {alpha:g}")
+    test = load_split(prepared, "test", limit=config.data.max_test_examples)
+    model = report.FINETUNED if alpha == 1 else f"{report.INTEGRATED} (alpha {alpha:g})"
+    classes = len(prepared.labels)
+    predictions = {
+        report.MAJORITY: baselines.majority(splits["train"], test, num_classes=classes),
+        report.TFIDF: baselines.tfidf_logistic_regression(
+            splits["train"], test, num_classes=classes
+        ),
+        model: experiment.predict(params, test),
+    }
+    report.write_errors(
+        workdir / "errors_test.jsonl", experiment.task.describe(predictions[model], test)
+    )
+    return report.write_results(
+        workdir,
+        predictions,
+        labels=prepared.labels,
+        fingerprints=restored.meta["fingerprints"],
+        test_opened=openings[0]["time"],
+        metric=config.eval.metric,
+        integration={"alpha": alpha, "curve": curve} if curve else None,
+        extra={
+            "checkpoint": restored.name,
+            "train_examples": len(splits["train"].ids_N),
+            "validation_examples": len(splits["validation"].ids_N),
+            "test_openings": openings,
+        },
+    )
+
+
+def _integrate(
+    experiment: Experiment, workdir: Path, restored: Restored, validation: Examples
+) -> tuple[float, list[dict[str, float]], dict[str, jax.Array]]:
+    config, metric = experiment.config, experiment.config.eval.metric
+    limit = config.integrate.max_examples or len(validation.ids_N)
+    chosen = Examples(
+        validation.texts_N[:limit], validation.labels_N[:limit], validation.ids_N[:limit]
+    )
+
+    def evaluate_fn(params: Mapping[str, jax.Array]) -> dict[str, float]:
+        return summarise(experiment.predict(params, chosen), experiment.task.labels)[metric]
+
+    # A head that was drawn at random has no pretrained side: it is kept as trained.
+    pretrained = experiment.put(
+        {path: value for path, value in experiment.initial.items() if path not in experiment.fresh}
+    )
+    pretrained |= {path: restored.params[path] for path in experiment.fresh}
+    alpha, curve, params = interpolate(
+        evaluate_fn,
+        pretrained,
+        restored.params,
+        points=config.integrate.points,
+        higher_is_better=higher_is_better(metric),
+    )
+    integrated = Checkpoints(workdir / "integrated")
+    step = int(restored.name.rsplit(" ", 1)[1])
+    integrated.save_params(step, params, {**restored.meta, "alpha": alpha, "curve": curve})
+    integrated.close()
+    return alpha, curve, params
+
+
+def _open(config: ConfigDict, workdir: Path, name: str) -> tuple[Checkpoints, int]:
+    """Returns the checkpoints and the step that config.eval.checkpoint names."""
+    folder = "integrated" if name == "integrated" else "checkpoints"
+    checkpoints = Checkpoints(
+        workdir / folder,
+        metric=config.eval.metric,
+        higher_is_better=higher_is_better(config.eval.metric),
+        read_only=True,
+    )
+    return checkpoints, checkpoints.resolve("latest" if name == "integrated" else name)
+
+
+def _read_meta(config: ConfigDict, workdir: Path) -> Meta:
+    """Returns a checkpoint's meta after a check that the config describes the same model."""
+    checkpoints, step = _open(config, workdir, config.eval.checkpoint)
+    meta = checkpoints.meta(step)
+    saved = flatten_config(meta["config"])
+    current = flatten_config(json.loads(config.to_json()))
+    changed = [
+        f"  {key}: {saved.get(key, '(absent)')!r} in the checkpoint, {value!r} now"
+        for key, value in current.items()
+        if key.startswith(_BOUND) and saved.get(key, value) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"checkpoint {step} of {workdir} was trained with another model:\n"
+            + "\n".join(changed)
+            + f"\nUse the values of the checkpoint ({workdir / 'config.json'})."
+        )
+    return meta
+
+
+def _restore(experiment: Experiment, workdir: Path, name: str | None = None) -> Restored:
+    config = experiment.config
+    name = name or config.eval.checkpoint
+    checkpoints, step = _open(config, workdir, name)
+    meta = checkpoints.meta(step)
+    changed = [
+        part
+        for part, fingerprint in experiment.fingerprints.items()
+        if meta["fingerprints"][part] != fingerprint
+    ]
+    if changed:
+        raise ValueError(
+            f"checkpoint {step} of {workdir} was trained on another {' and another '.join(changed)} "
+            "file (the fingerprints differ): its frozen parameters are read from there; restore it"
+        )
+    params = checkpoints.restore_params(step, experiment.like())
+    return Restored(params, meta, f"{name} checkpoint, step {step}")
+
+
+def _note_test_opening(workdir: Path, prepared: Prepared, what: str) -> list[dict[str, str]]:
+    """Records that the test split is opened now; returns all openings so far."""
+    path = workdir / "test_openings.jsonl"
+    entry = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": what,
+        "fingerprint": prepared.manifest["splits"]["test"]["fingerprint"],
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    return [json.loads(line) for line in path.read_text().splitlines()]

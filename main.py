@@ -1,0 +1,69 @@
+"""Fine-tunes, evaluates, integrates and predicts: `python main.py --config=configs/reviews.py`.
+
+Flags and process set-up only; the work is in training/ and evaluation/.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from configs.overrides import check_overrides
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
+flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
+flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate", "predict", "integrate"], "What to do; see README.md."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Dispatches on --mode; a user's mistake ends as one message, without a stack trace."""
+    if len(argv) > 1:
+        sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
+    logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", module="tensorflow_datasets|orbax")
+    config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
+    if config.train.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
+    from evaluation import protocol
+    from training import train
+
+    modes = {
+        "train": train.train,
+        "evaluate": protocol.evaluate,
+        "predict": protocol.predict,
+        "integrate": protocol.integrate,
+    }
+    try:
+        modes[FLAGS.mode](config, workdir)
+    except train.Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(train.EXIT_INTERRUPTED)
+    except (ValueError, OSError) as error:
+        if FLAGS.showtrace:
+            raise
+        sys.exit(f"Error: {error}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags, after a check that names the nearest key of a misspelt override."""
+    try:
+        check_overrides(argv)
+        return FLAGS(argv)
+    except (flags.Error, ValueError, FileNotFoundError) as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_bool("showtrace", False, "Show the stack trace of an error.")
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,113 @@
+"""Shared by all tests: a small labelled corpus and a tiny checkpoint that goes the real way."""
+
+import csv
+import itertools
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from input_pipeline.tokenization import train_tokenizer
+from models.decoder import DecoderConfig, parameter_shapes
+from models.pretrained import write_pretrained
+
+THINGS = (
+    "房间",
+    "早餐",
+    "书的内容",
+    "快递",
+    "手机屏幕",
+    "电池",
+    "服务态度",
+    "价格",
+    "包装",
+    "位置",
+)
+PLACES = (
+    "这家酒店的",
+    "我买的这个，",
+    "上次来住，",
+    "说实话，",
+    "和朋友一起用过，",
+    "第二次购买了，",
+)
+GOOD = ("非常好，值得推荐！", "很满意，下次还会来。", "比想象中好得多：喜欢。", "不错，五星好评～")
+BAD = ("太差了，再也不来了！", "很失望，不推荐。", "和描述完全不符；要求退货。", "糟糕，浪费钱……")
+
+
+@pytest.fixture(scope="session")
+def reviews() -> list[tuple[str, str]]:
+    """480 different labelled sentences (text, label), the two labels alternating."""
+    pairs = itertools.product(PLACES, THINGS, zip(GOOD, BAD, strict=True))
+    return [
+        (place + thing + opinion, label)
+        for place, thing, opinions in pairs
+        for opinion, label in zip(opinions, ("positive", "negative"), strict=True)
+    ]
+
+
+@pytest.fixture(scope="session")
+def reviews_csv(reviews, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *reviews])
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(reviews, tmp_path_factory) -> Path:
+    """A folder as a model hub has it: safetensors, config.json, tokenizer.model; random weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    train_tokenizer([text for text, _ in reviews], folder / "tokenizer.model", vocab_size=500)
+    config = DecoderConfig(
+        vocab_size=512,
+        width=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_size=16,
+        hidden=64,
+        windows=(16, 0),
+        rope_bases=(1e4, 1e6),
+        attention_scale=0.25,
+        embedding_scale=32**0.5,
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(1.0 if len(leaf.shape) == 1 else 0.0, 0.1, leaf.shape).astype("f4"),
+        parameter_shapes(config),
+    )
+    write_pretrained(folder, config, params)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_checkpoint, reviews_csv, tmp_path):
+    """A config that trains the tiny model on the small corpus for 12 steps."""
+    config = common.get_config()
+    config.data.update(
+        source="files",
+        files=str(reviews_csv),
+        prepared_dir=str(tmp_path / "prepared"),
+        max_train_examples=96,
+        max_validation_examples=24,
+        batch_size=8,
+        template="评论：{text}总的来说，很",
+    )
+    config.layout.update(max_length=64, row_length=64)
+    config.model.update(
+        checkpoint=str(tiny_checkpoint),
+        head="label_words",
+        pooling="last",
+        label_words=("差", "好"),
+    )
+    config.optimizer.learning_rate = 3e-3
+    config.train.update(duration="1 epoch", log_every="2 steps", checkpoint_every="3 steps")
+    config.eval.every = "6 steps"
+    config.integrate.points = 3
+    return config

@@ -1,0 +1,1 @@
+"""Training: the loop, its jitted step, optimiser, schedules, checkpoints and what is shown of a run."""

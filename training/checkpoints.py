@@ -1,0 +1,196 @@
+"""Checkpoints: the only place that knows Orbax.
+
+A checkpoint holds three items: `params` (the trained ones), `optimizer` (its state and the
+counters) and `meta` (the resolved config, labels and fingerprints), so that evaluation reads no
+optimiser state. Writing is asynchronous and ends with a rename: a save that fails or is killed
+leaves the checkpoints before it as they were.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from training.state import TrainState, flatten, merge
+
+Meta = dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints under one folder.
+
+    Args:
+      directory: created when missing, unless `read_only`.
+      metric: evaluation metric whose best value is kept beside the latest checkpoints.
+      higher_is_better: the metric's direction.
+      keep_latest: how many of the newest to keep.
+      read_only: for evaluation: nothing is created, cleaned or deleted.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        metric: str = "accuracy",
+        higher_is_better: bool = True,
+        keep_latest: int = 1,
+        read_only: bool = False,
+    ):
+        if read_only and not directory.is_dir():
+            raise FileNotFoundError(
+                f"{directory}: no such folder; train first, with this --workdir"
+            )
+        self._directory, self._metric = directory, metric
+        self._sign = 1.0 if higher_is_better else -1.0
+        policies = [
+            checkpoint_managers.LatestN(n=keep_latest),
+            checkpoint_managers.BestN(
+                get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+            ),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            create=not read_only,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        return self._sign * metrics[self._metric]
+
+    def latest(self) -> int | None:
+        """Returns the newest step, or None."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Returns the step with the best metric (the earliest of equals), or None."""
+        scores = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scored = {step: self._score(metrics) for step, metrics in scores.items() if metrics}
+        return max(sorted(scored), key=scored.get) if scored else None
+
+    def resolve(self, name: str) -> int:
+        """Returns the step that 'best', 'latest' or a number stands for.
+
+        Raises:
+          ValueError: there is no such checkpoint; the message lists those that are there.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise ValueError(f"{self._directory} holds no checkpoint: train first")
+        named = {"best": self.best(), "latest": self.latest()}
+        step = named[name] if name in named else int(name) if str(name).isdigit() else None
+        if step not in steps:
+            raise ValueError(
+                f"config.eval.checkpoint: {name!r} is not in {self._directory}, which holds "
+                f"the steps {steps}; 'best' and 'latest' are names too"
+            )
+        return step
+
+    def reached_preemption(self, step: int) -> bool:
+        """Tells whether the job's scheduler asked all processes to stop at `step`."""
+        return self._manager.reached_preemption(step)
+
+    def save_params(self, step: int, params: Mapping[str, jax.Array], meta: Meta) -> None:
+        """Writes parameters alone, as the result of an integration; waits for the write."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(merge(params)), meta=ocp.args.JsonSave(meta)
+        )
+        try:
+            self._manager.save(step, args=items, force=True)
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from None
+        self.wait()
+
+    def save(
+        self, step: int, state: TrainState, meta: Meta, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts to write a checkpoint; waits for the one before.
+
+        Raises:
+          OSError: the one before could not be written; earlier ones are untouched.
+        """
+        optimizer = {"step": state.step, "examples": state.examples, "state": state.optimizer}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(merge(state.params)),
+            optimizer=ocp.args.StandardSave(optimizer),
+            meta=ocp.args.JsonSave(meta),
+        )
+        try:
+            self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from None
+
+    def wait(self) -> None:
+        """Blocks until what was started is on disk; raises as `save` does."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except (OSError, ValueError) as error:
+            raise self._failed(None, error) from None
+
+    def _failed(self, step: int | None, error: Exception) -> OSError:
+        kept = sorted(self._manager.all_steps(read=True))
+        first_line = str(error).strip().splitlines()[0][:300]
+        return OSError(
+            f"a checkpoint could not be written to {self._directory} (at step {step}): {first_line}\n"
+            f"Steps {kept} are intact. Free some space, then start the same command again."
+        )
+
+    def meta(self, step: int) -> Meta:
+        """Returns what was saved beside the parameters."""
+        return self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        ).meta
+
+    def restore_params(self, step: int, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict:
+        """Restores the trained parameters as a flat dict, placed as `like` says.
+
+        Raises:
+          ValueError: the checkpoint's parameters are not those of `like`.
+        """
+        self._check(step, like)
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(merge(like)))
+        return flatten(self._manager.restore(step, args=items).params)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """Restores the whole state; `like` holds shapes, dtypes and shardings."""
+        self._check(step, like.params)
+        optimizer = {"step": like.step, "examples": like.examples, "state": like.optimizer}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(merge(like.params)),
+            optimizer=ocp.args.StandardRestore(optimizer),
+        )
+        restored = self._manager.restore(step, args=items)
+        parts = restored.optimizer
+        return TrainState(
+            parts["step"], parts["examples"], flatten(restored.params), parts["state"]
+        )
+
+    def _check(self, step: int, like: Mapping[str, Any]) -> None:
+        handler = ocp.StandardCheckpointHandler()
+        saved = handler.metadata(self._directory.absolute() / str(step) / "params").tree
+        saved = {path: tuple(leaf.shape) for path, leaf in flatten(saved).items()}
+        wanted = {path: tuple(leaf.shape) for path, leaf in like.items()}
+        problems = [f"{path}: missing in the checkpoint" for path in wanted if path not in saved]
+        problems += [f"{path}: only in the checkpoint" for path in saved if path not in wanted]
+        problems += [
+            f"{path}: {saved[path]} in the checkpoint, {wanted[path]} in the model"
+            for path in wanted
+            if path in saved and saved[path] != wanted[path]
+        ]
+        if problems:
+            raise ValueError(
+                f"checkpoint {step} of {self._directory} does not fit the config "
+                f"({len(problems)} parameters):\n  "
+                + "\n  ".join(problems[:8])
+                + "\nUse the config "
+                "it was trained with (config.json in its workdir): model, labels and lr_table decide."
+            )
+
+    def close(self) -> None:
+        """Waits for writes and ends Orbax's threads."""
+        self.wait()
+        self._manager.close()

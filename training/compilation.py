@@ -1,0 +1,55 @@
+"""Compiles a function once per batch shape, and says so: compilations are counted and bounded."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+
+class PerShape:
+    """A jitted function of (..., batch), compiled ahead of time for each shape of the batch.
+
+    Attributes:
+      flops: operations of the last call, by XLA's count; 0 where the backend has none.
+      count: compilations so far.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        name: str,
+        say: Callable[[str], None],
+        *,
+        donate: tuple[int, ...] = (),
+    ):
+        self._jitted = jax.jit(function, donate_argnums=donate)
+        self._name, self._say = name, say
+        self._compiled: dict[tuple, tuple[Any, float]] = {}
+        self.flops = 0.0
+
+    @property
+    def count(self) -> int:
+        """Compilations so far."""
+        return len(self._compiled)
+
+    def __call__(self, *args: Any) -> Any:
+        batch: Mapping[str, jax.Array] = args[-1]
+        shapes = tuple((name, array.shape) for name, array in sorted(batch.items()))
+        if shapes not in self._compiled:
+            self._compiled[shapes] = self._compile(args, batch["tokens_RxL"].shape)
+        compiled, self.flops = self._compiled[shapes]
+        return compiled(*args)
+
+    def _compile(self, args: tuple, shape: tuple[int, ...]) -> tuple[Any, float]:
+        start = time.perf_counter()
+        compiled = self._jitted.lower(*args).compile()
+        memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+        temporary = f", temporaries {memory.temp_size_in_bytes / 2**20:,.0f} MiB" if memory else ""
+        flops = float(cost["flops"]) if "flops" in cost else 0.0
+        self._say(
+            f"Compiled {self._name} for {' x '.join(map(str, shape))} positions in "
+            f"{time.perf_counter() - start:.1f} s (compilation {self.count + 1}): "
+            f"{flops / 1e9:,.0f} GFLOP{temporary}"
+        )
+        return compiled, flops

@@ -1,0 +1,110 @@
+"""AdamW whose learning rate, decay and freezing follow regex tables over parameter paths.
+
+Parameters are flat dicts from path ('backbone/layer_0/mlp/up/kernel') to array. The learning rate
+itself is applied in train_step.py, since it depends on the examples seen.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+Table = Sequence[tuple[str, float | None]]
+
+
+def match_table(table: Table, paths: Iterable[str], key: str) -> dict[str, float | None]:
+    """Gives each path the value of the first row whose regex matches it fully.
+
+    Raises:
+      ValueError: a regex is invalid or a path is matched by no row.
+    """
+    try:
+        rows = [(re.compile(pattern), value) for pattern, value in table]
+    except re.error as error:
+        raise ValueError(f"config.{key}: {error.pattern!r} is not a regex: {error}") from None
+    values, unmatched = {}, []
+    for path in paths:
+        for pattern, value in rows:
+            if pattern.fullmatch(path):
+                values[path] = value
+                break
+        else:
+            unmatched.append(path)
+    if unmatched:
+        raise ValueError(
+            f"config.{key}: no row matches {', '.join(unmatched[:5])} ({len(unmatched)} parameters); "
+            "add a last row ('.*', 1.0)"
+        )
+    return values
+
+
+def layer_decay_table(num_layers: int, decay: float) -> Table:
+    """Returns the table of layer-wise learning-rate decay (ELECTRA, 2003.10555, section 3.1).
+
+    The head and what follows the last layer keep 1; layer i has decay ** (num_layers - i) and the
+    embeddings one factor more than layer 0.
+    """
+    layers = [
+        (rf"backbone/layer_{i}/.*", decay ** (num_layers - i)) for i in reversed(range(num_layers))
+    ]
+    return [*layers, (r"backbone/embedder/.*", decay ** (num_layers + 1)), (".*", 1.0)]
+
+
+def learning_rate_factors(
+    config: ConfigDict, paths: Iterable[str], num_layers: int
+) -> dict[str, float | None]:
+    """Returns each path's factor on the learning rate; None where the parameter is frozen."""
+    paths = list(paths)
+    factors = match_table(config.lr_table, paths, "optimizer.lr_table")
+    decays = match_table(layer_decay_table(num_layers, config.layer_decay), paths, "layer_decay")
+    return {
+        path: None if factor is None else factor * decays[path] for path, factor in factors.items()
+    }
+
+
+def make_optimizer(
+    config: ConfigDict, factors: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """Builds AdamW with bias correction; its updates are for a learning rate of 1.
+
+    Args:
+      config: config.optimizer.
+      factors: factor on the learning rate of every trainable path.
+    """
+    decays = match_table(config.decay_table, factors, "optimizer.decay_table")
+
+    def decay_and_scale(updates: dict[str, jax.Array], params: dict[str, jax.Array]) -> dict:
+        return {
+            path: -factors[path] * (update + config.weight_decay * decays[path] * params[path])
+            for path, update in updates.items()
+        }
+
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.stateless(decay_and_scale),
+    )
+
+
+def describe(config: ConfigDict, params: Mapping[str, jax.Array], num_layers: int) -> list[str]:
+    """Says in prose which row of each table took which parameters."""
+    lines = []
+    for key in ("lr_table", "decay_table"):
+        left = dict(params)
+        for pattern, value in config[key]:
+            taken = [path for path in left if re.fullmatch(pattern, path)]
+            size = sum(left.pop(path).size for path in taken)
+            effect = "frozen" if value is None else f"x{value:g}"
+            lines.append(
+                f"optimizer.{key}: {pattern!r} ({effect}) took {len(taken)} parameters, "
+                f"{size / 1e6:.1f}M values"
+            )
+    if config.layer_decay != 1.0:
+        lowest = config.layer_decay ** (num_layers + 1)
+        lines.append(
+            f"Layer-wise decay {config.layer_decay:g}: the embeddings learn at x{lowest:.2g}"
+        )
+    return lines

@@ -1,0 +1,196 @@
+"""What a person sees of a run: live bar or plain lines, metrics.jsonl, TensorBoard.
+
+The training loop calls it with plain numbers and decides when; nothing here touches a device.
+metrics.jsonl is read by evaluation/report.py. TensorBoard's files are written by tensorboard's own
+record writer on a plain file, which works with and without TensorFlow and never imports it.
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+
+class Progress:
+    """Shows and records a run; a context manager. Does nothing at all with `enabled=False`.
+
+    On a terminal a live bar shows step, loss, tokens/s and the time left; elsewhere, and for what
+    holds no loss (validation), every `log` is printed as one line. Each is also one JSON object
+    {"step": s, name: value, ...} in the workdir's metrics.jsonl, flushed at once, so that a killed
+    process loses nothing.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        total_steps: int,
+        *,
+        resume_step: int | None = None,
+        enabled: bool = True,
+        console: Console | None = None,
+    ):
+        """Opens the files.
+
+        Args:
+            workdir: made if need be.
+            total_steps: steps of the whole training, those before a resume included.
+            resume_step: step of the restored checkpoint: what an interrupted run logged after it is
+                dropped, so that the file ends up as if never interrupted. None starts a new file.
+            enabled: true on process 0 only.
+            console: where to show; standard output by default.
+
+        Raises:
+            ValueError: if the metrics.jsonl to resume holds a line that is not JSON.
+        """
+        self._enabled, self._total_steps = enabled, total_steps
+        if not enabled:
+            return
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        kept = [] if resume_step is None else read_metrics(path, last_step=resume_step)
+        partial = path.with_suffix(".jsonl.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, path)
+        self._file = path.open("a", encoding="utf-8")
+        self._events = _open_events(workdir / "tensorboard", resume_step)
+        self._console = console or Console()
+        self._step = self._first_step = resume_step or 0
+        self._shown: dict[str, str] = {}
+        self._started: tuple[int, float] | None = None  # step and time from which speed is measured
+        self._bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[shown]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total_steps, completed=self._step, shown="")
+
+    def __enter__(self) -> "Progress":
+        if self._enabled:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._enabled:
+            self._bar.stop()
+            self._file.close()
+            self._events.close()
+
+    def update(
+        self, step: int, *, loss: float | None = None, tokens_per_second: float | None = None
+    ) -> None:
+        """Moves the live bar to `step` finished steps; a number that is not given stays shown."""
+        if not self._enabled:
+            return
+        if self._started is None and step > self._first_step:
+            self._started = step, time.monotonic()  # not earlier: the first step compiles
+        self._step = step
+        if loss is not None:
+            self._shown["loss"] = f"loss {loss:.4f}"
+        if tokens_per_second is not None:
+            self._shown["speed"] = f"{tokens_per_second:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, shown="  ".join(self._shown.values()))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records named numbers of one step; 'loss' and 'tokens_per_second' also go to the bar.
+
+        What depends on the clock (tokens per second) belongs under keys of its own: everything else
+        of a resumed run equals an uninterrupted one. Not-finite numbers are written as null.
+        """
+        if not self._enabled:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **line}) + "\n")
+        self._file.flush()
+        summary = summary_pb2.Summary(
+            value=[
+                summary_pb2.Summary.Value(tag=name, simple_value=value)
+                for name, value in values.items()
+            ]
+        )
+        _write_event(self._events, step=step, summary=summary)
+        self._events.flush()
+        self.update(
+            step, loss=values.get("loss"), tokens_per_second=values.get("tokens_per_second")
+        )
+        if not self._console.is_terminal or "loss" not in values:
+            shown = "  ".join(f"{name} {_plain(value)}" for name, value in values.items())
+            self.message(f"step {step}/{self._total_steps}  {shown}{self._eta()}")
+
+    def message(self, text: str) -> None:
+        """Prints `text` above the bar."""
+        if self._enabled:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _eta(self) -> str:
+        """The time left at the speed so far, as '  ETA h:mm:ss'; '' before that is known."""
+        if self._started is None or self._step == self._started[0]:
+            return ""
+        first_step, first_time = self._started
+        seconds_per_step = (time.monotonic() - first_time) / (self._step - first_step)
+        left = round(seconds_per_step * (self._total_steps - self._step))
+        return f"  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+
+
+def read_metrics(path: str | Path, *, last_step: int | None = None) -> list[dict[str, float]]:
+    """Reads metrics.jsonl up to `last_step`; [] if there is no such file.
+
+    A last line without its end, as a killed process may leave it, is left out.
+
+    Raises:
+        ValueError: if a whole line is not JSON with a step, naming file and line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = []
+    for number, text in enumerate(whole, start=1):
+        try:
+            line = json.loads(text)
+            step = line["step"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}:{number} holds {text[:80]!r}, expected a JSON object with 'step'. Remove "
+                "the line, or start in a new workdir."
+            ) from error
+        if last_step is None or step <= last_step:
+            lines.append(line)
+    return lines
+
+
+def _plain(value: float) -> str:
+    """A number in few characters: 1234.5 -> 1,234; 0.00005 -> 5e-05."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _open_events(directory: Path, resume_step: int | None) -> RecordWriter:
+    """Starts a TensorBoard event file; on resume, TensorBoard is told to forget later steps."""
+    directory.mkdir(parents=True, exist_ok=True)
+    name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
+    events = RecordWriter((directory / name).open("wb"))
+    _write_event(events, file_version="brain.Event:2")
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    _write_event(events, step=0 if resume_step is None else resume_step + 1, session_log=start)
+    events.flush()
+    return events
+
+
+def _write_event(events: RecordWriter, **fields: object) -> None:
+    """Appends one TensorBoard event."""
+    events.write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())

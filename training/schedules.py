@@ -1,0 +1,104 @@
+"""Durations in any unit, and learning-rate schedules over them.
+
+Everything is measured in training examples, so that a run that continues with another batch size
+keeps its schedule. Called by training/train.py; the optimiser itself lives in optimizers.py.
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+_UNITS = "'500 steps', '3 epochs', '1280 examples' or '10%'"
+
+
+def parse_duration(
+    text: str, key: str, *, batch_size: int, epoch_examples: int, total_examples: int | None = None
+) -> int:
+    """Converts a duration to a number of training examples.
+
+    Args:
+      text: a number and a unit: steps, epochs, examples or %.
+      key: the config key, for the error message.
+      batch_size: examples per step.
+      epoch_examples: examples in the training split.
+      total_examples: length of the training, what a percentage refers to; None forbids percentages.
+
+    Returns:
+      The duration in examples, rounded to the nearest.
+
+    Raises:
+      ValueError: `text` is not a duration, or is a percentage where there is no total.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(step|epoch|example|%)s?\s*", str(text))
+    if not match:
+        raise ValueError(f"config.{key}: found {text!r}, expected a duration such as {_UNITS}")
+    number, unit = float(match[1]), match[2]
+    if unit == "%" and total_examples is None:
+        raise ValueError(f"config.{key}: {text!r} is a share of the training, whose length this is")
+    scale = {
+        "step": batch_size,
+        "epoch": epoch_examples,
+        "example": 1,
+        "%": (total_examples or 0) / 100,
+    }
+    return round(number * scale[unit])
+
+
+def to_steps(examples: int, batch_size: int) -> int:
+    """Returns the steps (at least 1) that cover `examples`."""
+    return max(1, math.ceil(examples / batch_size))
+
+
+def make_schedule(
+    config: ConfigDict, *, warmup: int, cooldown: int, total: int
+) -> Callable[[jnp.ndarray], jnp.ndarray]:
+    """Builds a function from examples seen to the factor on the learning rate.
+
+    Args:
+      config: config.schedule.
+      warmup: examples of linear warm-up from 0 to 1.
+      cooldown: examples of linear decay at the end; only 'wsd' (2404.06395) has one.
+      total: examples of the whole training.
+
+    Returns:
+      A jittable function of a scalar, with values in [0, 1].
+
+    Raises:
+      ValueError: the name is unknown or the parts do not fit into the whole.
+    """
+    if warmup >= total:
+        raise ValueError(
+            f"config.schedule.warmup covers {warmup} examples but the training has {total}: "
+            "shorten the warm-up or lengthen config.train.duration"
+        )
+    rest, end = total - warmup, config.end_factor
+    stable = rest - cooldown
+    if config.name == "wsd" and stable < 0:
+        raise ValueError(
+            f"config.schedule: warmup ({warmup}) and cooldown ({cooldown}) exceed the {total} "
+            "examples of the training"
+        )
+    after_warmup = {
+        "constant": lambda: optax.constant_schedule(1.0),
+        "linear": lambda: optax.linear_schedule(1.0, end, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(1.0, rest, alpha=end),
+        "polynomial": lambda: optax.polynomial_schedule(1.0, end, config.power, rest),
+        # sqrt(warmup / examples) of 1706.03762, which is 1 where the warm-up ends.
+        "inverse_sqrt": lambda: lambda n: jnp.sqrt(max(warmup, 1) / (n + max(warmup, 1))),
+        "wsd": lambda: optax.join_schedules(
+            [optax.constant_schedule(1.0), optax.linear_schedule(1.0, end, max(cooldown, 1))],
+            [stable],
+        ),
+    }
+    if config.name not in after_warmup:
+        raise ValueError(
+            f"config.schedule.name: found {config.name!r}, expected one of {sorted(after_warmup)}"
+        )
+    main = after_warmup[config.name]()
+    if not warmup:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), main], [warmup])

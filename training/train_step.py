@@ -1,0 +1,84 @@
+"""One optimiser step as a pure function: microbatches, gradient, clipping, AdamW, new state."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from training.state import Params, TrainState, merge, random_stream
+
+Batch = Mapping[str, jax.Array]
+Apply = Callable[..., jax.Array]
+Loss = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+
+
+def make_train_step(
+    apply: Apply,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: float,
+    schedule: Callable[[jax.Array], jax.Array],
+    batch_size: int,
+    seed: int,
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `train_step(state, frozen, batch) -> (state, metrics)`, to be jitted with `state` donated.
+
+    Args:
+      apply: `apply(params_tree, batch, rng) -> logits_BxC`, with dropout where rng is given.
+      loss: `loss(logits_BxC, batch) -> (sum, weight, sums)` over the batch's examples.
+      optimizer: its updates are for a learning rate of 1.
+      learning_rate: the peak.
+      schedule: factor on it, as a function of the examples seen.
+      batch_size: examples a step, over all microbatches.
+      seed: of the dropout stream.
+
+    The batch's arrays start with the microbatch axis M. Sums are divided by the total weight once,
+    so that M microbatches equal one large batch.
+    """
+
+    def train_step(
+        state: TrainState, frozen: Params, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        step_rng = random_stream(seed, "dropout", state.step)
+
+        def microbatch_loss(params: Params, part: Batch, index: jax.Array) -> Any:
+            rng = jax.random.fold_in(step_rng, index)
+            total, weight, sums = loss(apply(merge(frozen, params), part, rng), part)
+            return total, {"weight": weight, **sums}
+
+        gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
+
+        def accumulate(carry: Any, indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            new = gradient(state.params, indexed[1], indexed[0])
+            return jax.tree.map(jnp.add, carry, new), None
+
+        count = batch["labels_B"].shape[0]
+        first = jax.tree.map(lambda array: array[0], dict(batch))
+        if count == 1:
+            (total, sums), gradients = gradient(state.params, first, jnp.int32(0))
+        else:
+            shapes = jax.eval_shape(gradient, state.params, first, jnp.int32(0))
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            parts = (jnp.arange(count, dtype=jnp.int32), dict(batch))
+            ((total, sums), gradients), _ = jax.lax.scan(accumulate, zeros, parts)
+
+        weight = sums.pop("weight")
+        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        # The rate of a step is the schedule at the middle of its examples: neither the first nor
+        # the last step is wasted on a rate of zero, whatever the batch size.
+        rate = learning_rate * schedule(state.examples + batch_size / 2)
+        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        metrics = {
+            "loss": total / weight,
+            **{name: value / weight for name, value in sums.items()},
+            "gradient_norm": optax.global_norm(gradients),
+            "learning_rate": rate,
+        }
+        state = TrainState(state.step + 1, state.examples + batch_size, params, optimizer_state)
+        return state, metrics
+
+    return train_step

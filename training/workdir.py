@@ -1,0 +1,61 @@
+"""The run's folder: the config it belongs to, and what to do when another one comes along."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# What may differ between two starts in one workdir, since the trained weights don't depend on it.
+_FREE = ("eval.checkpoint", "eval.split", "predict.", "train.on_config_change")
+_FREE += ("train.compilation_cache", "data.prepared_dir", "integrate.")
+# What a run writes here, and all that 'overwrite' deletes.
+_OURS = ("checkpoints", "integrated", "tensorboard", "metrics.jsonl", "results.json", "curves.png")
+_OURS += ("errors_test.jsonl", "tokenizer.model", "test_openings.jsonl")
+
+
+def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Flattens nested dicts to {'a.b': value}."""
+    flat = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        flat |= flatten_config(value, path + ".") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def open_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Makes `workdir` the home of `config` and writes config.json there.
+
+    Raises:
+      ValueError: it is the home of another config and train.on_config_change is 'refuse'.
+    """
+    choice = config.train.on_config_change
+    if choice not in ("refuse", "continue", "overwrite"):
+        raise ValueError(
+            f"config.train.on_config_change: found {choice!r}, expected refuse, continue or overwrite"
+        )
+    resolved = json.loads(config.to_json())
+    path = workdir / "config.json"
+    if path.exists():
+        old, new = flatten_config(json.loads(path.read_text())), flatten_config(resolved)
+        changed = [
+            f"  {key}: {old.get(key, '(absent)')!r} there, {new.get(key, '(absent)')!r} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not key.startswith(_FREE)
+        ]
+        if changed and choice == "refuse":
+            raise ValueError(
+                f"{workdir} belongs to another config:\n" + "\n".join(changed) + "\n"
+                "Choose another --workdir, go on from its checkpoint with this config "
+                "(--config.train.on_config_change=continue), or delete what it holds and start "
+                "again (--config.train.on_config_change=overwrite)."
+            )
+        if changed and choice == "overwrite":
+            for name in _OURS:
+                part = workdir / name
+                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(resolved, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(path)
