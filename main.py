@@ -5,11 +5,10 @@ Flags and process set-up only; the work is in training/ and evaluation/.
 
 import os
 import sys
-import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
 from absl import app, flags, logging
@@ -30,8 +29,7 @@ def main(argv: list[str]) -> None:
     """Dispatches on --mode; a user's mistake ends as one message, without a stack trace."""
     if len(argv) > 1:
         sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
-    logging.set_verbosity(logging.WARNING)
-    warnings.filterwarnings("ignore", module="tensorflow_datasets|orbax")
+    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax warn of what is meant
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)

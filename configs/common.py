@@ -1,7 +1,7 @@
 """Every knob with its default. Recipes start from here and say only what differs.
 
-Durations (`train.duration`, `eval.every`, ...) are strings in any one unit: '500 steps', '3 epochs',
-'1280 examples' or '10%' of the training. Nothing reads a key that is not listed on this page.
+Durations (`train.duration`, `eval.every`, ...) are strings in any one unit: '500 steps',
+'3 epochs', '1280 examples' or '10%' of the training. Nothing reads a key that is not listed here.
 """
 
 from ml_collections import ConfigDict
@@ -26,9 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data.validation_share = 0.1  # of each label, by hash of the text: independent of file order
     data.test_share = 0.1
     data.split_seed = 0  # apart from `seed`, so that runs with several seeds share their test split
-    data.prepared_dir = (
-        ""  # where prepared data is kept; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets
-    )
+    data.prepared_dir = ""  # home of prepared data; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.max_train_examples = 0  # use the first N of a split (stored in hash order); 0 is all
     data.max_validation_examples = 0
     data.max_test_examples = 0
@@ -36,9 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data.template = "{text}"  # what the model reads; may hold text around {text}
 
     config.tokenizer = tokenizer = ConfigDict()
-    tokenizer.model = (
-        ""  # SentencePiece .model or .gguf; '' is the checkpoint's own; 'train' makes one
-    )
+    tokenizer.model = ""  # .model or .gguf file; '' is the checkpoint's own; 'train' makes one
     tokenizer.vocab_size = 8000  # with 'train': pieces learned from the training split
     tokenizer.add_bos = True
     tokenizer.add_eos = False
@@ -46,16 +42,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.layout = layout = ConfigDict()
     layout.kind = "pack"  # 'pad', 'bucket' or 'pack'
     layout.max_length = (
-        256  # tokens per example, template included; longer texts are cut, and counted
+        256  # tokens per example with its template; longer texts are cut and counted
     )
     layout.row_length = 256  # with 'pack': positions per row, at least max_length
     layout.max_shapes = 3  # batch shapes compiled for training, chosen from the data
 
     config.augmentation = augmentation = ConfigDict()
     augmentation.deletion_rate = 0.0  # share of characters dropped
-    augmentation.punctuation_rate = (
-        0.0  # punctuation marks inserted per character (AEDA, 2108.13230)
-    )
+    augmentation.punctuation_rate = 0.0  # marks inserted per character (AEDA, 2108.13230)
 
     config.model = model = ConfigDict()
     model.checkpoint = "gemma3-270m"  # a .gguf file, a folder with safetensors, or the demo's name
@@ -76,13 +70,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     optimizer.weight_decay = 0.01
     # Tables of (regex, value): full match on the parameter's path, the first match wins, every
     # parameter must be matched.
-    optimizer.lr_table = (
-        (".*", 1.0),
-    )  # times learning_rate; None freezes, without optimiser state
+    optimizer.lr_table = ((".*", 1.0),)  # times learning_rate; None freezes the parameter
     optimizer.decay_table = ((".*(bias|scale)", 0.0), (".*", 1.0))  # times weight_decay
-    optimizer.layer_decay = (
-        1.0  # factor per layer from the top down (ELECTRA, 2003.10555); 1 is off
-    )
+    optimizer.layer_decay = 1.0  # factor per layer from the top down (2003.10555); 1 is off
 
     config.schedule = schedule = ConfigDict()
     schedule.name = "cosine"  # constant, linear, cosine, polynomial, inverse_sqrt or wsd
@@ -97,10 +87,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     train.log_every = "10 steps"
     train.checkpoint_every = "25%"
     train.keep_latest = 1  # checkpoints kept beside the best one
-    train.early_stopping = 0  # evaluations without a better eval.metric before stopping; 0 is off
-    train.on_config_change = (
-        "refuse"  # workdir of another config: 'refuse', 'continue', 'overwrite'
-    )
+    train.early_stopping = 0  # stop after so many evaluations without a gain; 0 is off
+    train.on_config_change = "refuse"  # in another's workdir: 'refuse', 'continue', 'overwrite'
     train.integrate = True  # interpolate with the pretrained weights before the test
     train.compilation_cache = ""  # folder for compiled programs, to start faster; '' is off
 
@@ -108,9 +96,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     evaluation.every = "25%"
     evaluation.metric = "accuracy"  # chooses the best checkpoint: accuracy, macro_f1 or loss
     evaluation.rows = 8  # rows per evaluation batch
-    evaluation.checkpoint = (
-        "best"  # for evaluate and predict: 'best', 'latest', 'integrated' or a step
-    )
+    evaluation.checkpoint = "best"  # for other modes: 'best', 'latest', 'integrated' or a step
     evaluation.split = "validation"  # for --mode=evaluate
 
     config.integrate = integrate = ConfigDict()

@@ -1,4 +1,4 @@
-"""Checks command-line overrides before absl sees them, to name the nearest key of a misspelt one."""
+"""Checks command-line overrides before absl does, to name the nearest key of a misspelt one."""
 
 import difflib
 import importlib.util

@@ -46,7 +46,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     split = config.eval.split
     if split not in prepared.manifest["splits"]:
         raise ValueError(
-            f"config.eval.split: found {split!r}, expected one of {sorted(prepared.manifest['splits'])}"
+            f"config.eval.split: found {split!r}, expected one of "
+            f"{sorted(prepared.manifest['splits'])}"
         )
     meta = _read_meta(config, workdir)
     if list(prepared.labels) != meta["labels"]:
@@ -184,8 +185,8 @@ def _integrate(
         higher_is_better=higher_is_better(metric),
     )
     integrated = Checkpoints(workdir / "integrated")
-    step = int(restored.name.rsplit(" ", 1)[1])
-    integrated.save_params(step, params, {**restored.meta, "alpha": alpha, "curve": curve})
+    meta = {**restored.meta, "of": restored.name, "alpha": alpha, "curve": curve}
+    integrated.save_params(params, meta)
     integrated.close()
     return alpha, curve, params
 
@@ -234,8 +235,8 @@ def _restore(experiment: Experiment, workdir: Path, name: str | None = None) -> 
     ]
     if changed:
         raise ValueError(
-            f"checkpoint {step} of {workdir} was trained on another {' and another '.join(changed)} "
-            "file (the fingerprints differ): its frozen parameters are read from there; restore it"
+            f"checkpoint {step} of {workdir} was trained on another {' and '.join(changed)} file "
+            "(the fingerprints differ): its frozen parameters are read from there; restore it"
         )
     params = checkpoints.restore_params(step, experiment.like())
     return Restored(params, meta, f"{name} checkpoint, step {step}")

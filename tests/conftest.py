@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
 import numpy as np
@@ -16,33 +17,15 @@ from input_pipeline.tokenization import train_tokenizer
 from models.decoder import DecoderConfig, parameter_shapes
 from models.pretrained import write_pretrained
 
-THINGS = (
-    "房间",
-    "早餐",
-    "书的内容",
-    "快递",
-    "手机屏幕",
-    "电池",
-    "服务态度",
-    "价格",
-    "包装",
-    "位置",
-)
-PLACES = (
-    "这家酒店的",
-    "我买的这个，",
-    "上次来住，",
-    "说实话，",
-    "和朋友一起用过，",
-    "第二次购买了，",
-)
+THINGS = ("房间", "早餐", "书的内容", "快递", "手机屏幕", "电池", "服务态度", "价格", "包装")
+PLACES = ("这家酒店的", "我买的这个，", "上次来住，", "说实话，", "和朋友一起用过，")
 GOOD = ("非常好，值得推荐！", "很满意，下次还会来。", "比想象中好得多：喜欢。", "不错，五星好评～")
 BAD = ("太差了，再也不来了！", "很失望，不推荐。", "和描述完全不符；要求退货。", "糟糕，浪费钱……")
 
 
 @pytest.fixture(scope="session")
 def reviews() -> list[tuple[str, str]]:
-    """480 different labelled sentences (text, label), the two labels alternating."""
+    """360 different labelled sentences (text, label), the two labels alternating."""
     pairs = itertools.product(PLACES, THINGS, zip(GOOD, BAD, strict=True))
     return [
         (place + thing + opinion, label)
@@ -88,7 +71,7 @@ def tiny_checkpoint(reviews, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_config(tiny_checkpoint, reviews_csv, tmp_path):
-    """A config that trains the tiny model on the small corpus for 12 steps."""
+    """A config that trains the tiny model on the small corpus for 48 steps."""
     config = common.get_config()
     config.data.update(
         source="files",
@@ -107,7 +90,22 @@ def tiny_config(tiny_checkpoint, reviews_csv, tmp_path):
         label_words=("差", "好"),
     )
     config.optimizer.learning_rate = 3e-3
-    config.train.update(duration="1 epoch", log_every="2 steps", checkpoint_every="3 steps")
-    config.eval.every = "6 steps"
+    config.train.update(duration="4 epochs", log_every="5 steps", checkpoint_every="12 steps")
+    config.eval.every = "24 steps"
     config.integrate.points = 3
     return config
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """Writes a config as a file that `--config` takes."""
+
+    def write(config) -> Path:
+        path = tmp_path / "config.py"
+        path.write_text(
+            "import json\nfrom ml_collections import ConfigDict\n"
+            f"def get_config():\n    return ConfigDict(json.loads({config.to_json()!r}))\n"
+        )
+        return path
+
+    return write

@@ -1,1 +1,1 @@
-"""Training: the loop, its jitted step, optimiser, schedules, checkpoints and what is shown of a run."""
+"""Training: loop, jitted step, optimiser, schedules, checkpoints, and what is shown of a run."""

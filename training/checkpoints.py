@@ -52,6 +52,7 @@ class Checkpoints:
             ),
         ]
         options = ocp.CheckpointManagerOptions(
+            best_fn=self._score,  # without it Orbax keeps metrics in memory only
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             create=not read_only,
             read_only=read_only,
@@ -93,15 +94,16 @@ class Checkpoints:
         """Tells whether the job's scheduler asked all processes to stop at `step`."""
         return self._manager.reached_preemption(step)
 
-    def save_params(self, step: int, params: Mapping[str, jax.Array], meta: Meta) -> None:
-        """Writes parameters alone, as the result of an integration; waits for the write."""
+    def save_params(self, params: Mapping[str, jax.Array], meta: Meta) -> None:
+        """Writes parameters alone under the next free number; waits for the write."""
+        step = (self.latest() or 0) + 1
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(merge(params)), meta=ocp.args.JsonSave(meta)
         )
         try:
-            self._manager.save(step, args=items, force=True)
+            self._manager.save(step, args=items, metrics=None)
         except (OSError, ValueError) as error:
-            raise self._failed(step, error) from None
+            raise self._failed(error) from None
         self.wait()
 
     def save(
@@ -121,7 +123,7 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
         except (OSError, ValueError) as error:
-            raise self._failed(step, error) from None
+            raise self._failed(error) from None
 
     def wait(self) -> None:
         """Blocks until what was started is on disk; raises as `save` does."""
@@ -129,13 +131,13 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except (OSError, ValueError) as error:
-            raise self._failed(None, error) from None
+            raise self._failed(error) from None
 
-    def _failed(self, step: int | None, error: Exception) -> OSError:
+    def _failed(self, error: Exception) -> OSError:
         kept = sorted(self._manager.all_steps(read=True))
         first_line = str(error).strip().splitlines()[0][:300]
         return OSError(
-            f"a checkpoint could not be written to {self._directory} (at step {step}): {first_line}\n"
+            f"a checkpoint could not be written to {self._directory}: {first_line}\n"
             f"Steps {kept} are intact. Free some space, then start the same command again."
         )
 
@@ -182,12 +184,11 @@ class Checkpoints:
             if path in saved and saved[path] != wanted[path]
         ]
         if problems:
+            listed = "\n  ".join(problems[:8])
             raise ValueError(
                 f"checkpoint {step} of {self._directory} does not fit the config "
-                f"({len(problems)} parameters):\n  "
-                + "\n  ".join(problems[:8])
-                + "\nUse the config "
-                "it was trained with (config.json in its workdir): model, labels and lr_table decide."
+                f"({len(problems)} parameters):\n  {listed}\nUse the config it was trained with "
+                "(config.json in its workdir): model, labels and lr_table decide."
             )
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ class PerShape:
         return len(self._compiled)
 
     def __call__(self, *args: Any) -> Any:
+        """Runs the program of the batch's shape; the batch is the last argument."""
         batch: Mapping[str, jax.Array] = args[-1]
         shapes = tuple((name, array.shape) for name, array in sorted(batch.items()))
         if shapes not in self._compiled:

@@ -18,7 +18,6 @@ from evaluation.evaluate import Predictions, predict
 from input_pipeline.preparation import Examples
 from input_pipeline.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from models import pretrained
-from models.decoder import Decoder
 from models.heads import Classifier, label_word_kernel
 from tasks.classification import Classification
 from training.compilation import PerShape
@@ -129,12 +128,12 @@ def build(
         )
     task = Classification(tuple(labels))
     model = Classifier(
-        backbone=Decoder(
-            loaded.config, dtype=jnp.dtype(config.model.dtype), remat=config.model.remat
-        ),
+        loaded.config,
         num_classes=len(labels),
         pooling=config.model.pooling,
         dropout=config.model.dropout,
+        dtype=jnp.dtype(config.model.dtype),
+        remat=config.model.remat,
     )
     params, fresh = _initial_params(config, model, loaded.params, tokenizer, labels)
     factors = learning_rate_factors(config.optimizer, params, loaded.config.num_layers)

@@ -34,8 +34,8 @@ def match_table(table: Table, paths: Iterable[str], key: str) -> dict[str, float
             unmatched.append(path)
     if unmatched:
         raise ValueError(
-            f"config.{key}: no row matches {', '.join(unmatched[:5])} ({len(unmatched)} parameters); "
-            "add a last row ('.*', 1.0)"
+            f"config.{key}: no row matches {', '.join(unmatched[:5])} ({len(unmatched)} "
+            "parameters); add a last row ('.*', 1.0)"
         )
     return values
 

@@ -75,6 +75,7 @@ class Progress:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=self._console,
+            speed_estimate_period=600,  # steps come in bursts, as fast as they are dispatched
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total_steps, completed=self._step, shown="")
@@ -98,18 +99,19 @@ class Progress:
             return
         if self._started is None and step > self._first_step:
             self._started = step, time.monotonic()  # not earlier: the first step compiles
-        self._step = step
+        self._step = step = max(step, self._step)  # steps are logged after later ones were begun
         if loss is not None:
             self._shown["loss"] = f"loss {loss:.4f}"
         if tokens_per_second is not None:
             self._shown["speed"] = f"{tokens_per_second:,.0f} tokens/s"
         self._bar.update(self._task, completed=step, shown="  ".join(self._shown.values()))
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
         """Records named numbers of one step; 'loss' and 'tokens_per_second' also go to the bar.
 
         What depends on the clock (tokens per second) belongs under keys of its own: everything else
-        of a resumed run equals an uninterrupted one. Not-finite numbers are written as null.
+        of a resumed run equals an uninterrupted one. Not-finite numbers are written as null. With
+        `show` false no line is printed, which suits all but the last of several steps.
         """
         if not self._enabled:
             return
@@ -128,7 +130,7 @@ class Progress:
         self.update(
             step, loss=values.get("loss"), tokens_per_second=values.get("tokens_per_second")
         )
-        if not self._console.is_terminal or "loss" not in values:
+        if show and ("loss" not in values or not self._console.is_terminal):
             shown = "  ".join(f"{name} {_plain(value)}" for name, value in values.items())
             self.message(f"step {step}/{self._total_steps}  {shown}{self._eta()}")
 

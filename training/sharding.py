@@ -1,4 +1,4 @@
-"""The device mesh and where arrays live on it: rows of a batch are split, the rest is replicated."""
+"""The device mesh and where arrays live: rows of a batch are split, the rest is replicated."""
 
 from collections.abc import Mapping
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from evaluation import protocol
 from evaluation.metrics import NAMES, higher_is_better, summarise
-from input_pipeline.preparation import Examples, Prepared, load_split, prepare
+from input_pipeline.preparation import Examples, Prepared, load_split, prepare, prose
 from training import optimizers
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
@@ -56,6 +56,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         for name in ("train", "validation")
     }
     say = print if jax.process_index() == 0 else lambda line: None
+    say(prose(prepared.manifest))
     experiment = build(config, workdir, prepared.labels, say, splits["train"].texts_N)
     run = Run(experiment, workdir, prepared, splits)
     run.train()
@@ -232,9 +233,10 @@ class Run:
         epochs = self._durations.total_examples / examples
         self._say(
             f"Training: {examples:,} examples, {total:,} steps of {config.data.batch_size} in "
-            f"{config.train.microbatches} microbatches, {epochs:.3g} epochs; {config.schedule.name} "
-            f"schedule up to {config.optimizer.learning_rate:g} after {self._durations.warmup:,} "
-            f"examples; evaluation every {self._durations.evaluate_every} steps, checkpoint every "
+            f"{config.train.microbatches} microbatches, {epochs:.3g} epochs; "
+            f"{config.schedule.name} schedule up to {config.optimizer.learning_rate:g} after "
+            f"{self._durations.warmup:,} examples; evaluation every "
+            f"{self._durations.evaluate_every} steps, checkpoint every "
             f"{self._durations.checkpoint_every}."
         )
         shown = {**experiment.initial, **experiment.frozen}
@@ -245,9 +247,9 @@ class Run:
             for tree in (state.params, experiment.frozen, state.optimizer)
         )
         self._say(
-            f"Memory: parameters {trained:,.0f} MiB trained and {frozen:,.0f} MiB frozen, gradients "
-            f"{trained:,.0f} MiB, optimiser state {optimizer:,.0f} MiB; activations are in the "
-            "temporaries of the compiled step."
+            f"Memory: parameters {trained:,.0f} MiB trained and {frozen:,.0f} MiB frozen, "
+            f"gradients {trained:,.0f} MiB, optimiser state {optimizer:,.0f} MiB; activations "
+            "are in the temporaries of the compiled step."
         )
 
     def _loop(
@@ -264,8 +266,8 @@ class Run:
         for step in range(first_step + 1, total + 1):
             batch = next(batches)
             check_batch(batch, step)
+            device_batch = put_batch(batch, self._experiment.mesh)
             with jax.transfer_guard("disallow"):
-                device_batch = put_batch(batch, self._experiment.mesh)
                 state, metrics = self._train_step(state, frozen, device_batch)
             pending.add(step, metrics, batch)
             last = step == total
@@ -295,7 +297,7 @@ class Run:
         return stopped.is_set()
 
     def _evaluate(self, step: int, state: TrainState) -> float:
-        """Evaluates on the validation split and keeps count of gains; returns the metric's value."""
+        """Evaluates on the validation split, counts gains, and returns the metric's value."""
         predictions = self._experiment.predict(state.params, self._splits["validation"])
         summary = summarise(predictions, self._experiment.task.labels)
         metrics = {name: summary[name]["value"] for name in NAMES}
@@ -372,8 +374,8 @@ def check_batch(batch: Mapping[str, np.ndarray], step: int) -> None:
     if not batch["weights_B"].any():
         ids = batch["ids_B"].ravel()[:8].tolist()
         raise ValueError(
-            f"step {step}: every label of the batch is masked (examples {ids}), so there is nothing "
-            "to learn from: check the labels, or raise config.data.batch_size"
+            f"step {step}: every label of the batch is masked (examples {ids}), so there is "
+            "nothing to learn from: check the labels, or raise config.data.batch_size"
         )
 
 

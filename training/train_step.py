@@ -24,7 +24,7 @@ def make_train_step(
     batch_size: int,
     seed: int,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds `train_step(state, frozen, batch) -> (state, metrics)`, to be jitted with `state` donated.
+    """Builds `train_step(state, frozen, batch) -> (state, metrics)`; jit it with `state` donated.
 
     Args:
       apply: `apply(params_tree, batch, rng) -> logits_BxC`, with dropout where rng is given.
@@ -75,7 +75,7 @@ def make_train_step(
         metrics = {
             "loss": total / weight,
             **{name: value / weight for name, value in sums.items()},
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": rate,
         }
         state = TrainState(state.step + 1, state.examples + batch_size, params, optimizer_state)

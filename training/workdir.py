@@ -33,7 +33,8 @@ def open_workdir(workdir: Path, config: ConfigDict) -> None:
     choice = config.train.on_config_change
     if choice not in ("refuse", "continue", "overwrite"):
         raise ValueError(
-            f"config.train.on_config_change: found {choice!r}, expected refuse, continue or overwrite"
+            f"config.train.on_config_change: found {choice!r}, expected 'refuse', 'continue' or "
+            "'overwrite'"
         )
     resolved = json.loads(config.to_json())
     path = workdir / "config.json"

@@ -1,0 +1,6 @@
+"""From raw text to batches: an offline part, once per corpus, and an online part, every step.
+
+Offline: sources (files to records), datasets/ (built-in corpora), cleaning, splitting, preparation.
+Online: tokenization, stream, augmentation, layout, pipeline. This is the only package that imports
+TensorFlow; it imports neither models/ nor training/.
+"""

@@ -1,0 +1,178 @@
+"""How the tokens of a batch are laid out in rows: pad, bucket or pack.
+
+Here, in numpy alone: placing examples in rows, building the arrays, and choosing from the data the
+few shapes (rows R, length L) that are compiled. Not here: which examples and which tokens. Called
+by pipeline.py. Layouts differ in padding only: the examples of a batch, their order and their
+tokens are the same, and `segments_RxL` says which example a position belongs to.
+
+  pad     one example a row, L = max_length
+  bucket  one example a row, L the smallest of a few lengths that holds the longest example
+  pack    examples share rows whole, R and L the smallest of a few shapes that holds them all
+"""
+
+import numpy as np
+
+KINDS = ("pad", "bucket", "pack")
+Shape = tuple[int, int]  # R, L
+_LENGTH_STEP = 16  # lengths offered are max_length and what is a multiple of this
+
+
+def pack_rows(
+    lengths_B: np.ndarray, row_length: int, *, max_per_row: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Packs examples into rows, best fit decreasing.
+
+    Longest first, each example goes to the row with the least room that still holds it. That takes
+    at most ceil(B / k) rows when every row has room for any k of the examples.
+
+    Args:
+      lengths_B: tokens per example, at most `row_length`.
+      row_length: positions per row.
+      max_per_row: examples per row; None is no limit.
+
+    Returns:
+      row and offset within the row of each example, int64 [B] each.
+    """
+    order = np.argsort(-lengths_B, kind="stable")
+    rows_B, offsets_B = np.empty((2, len(lengths_B)), np.int64)
+    rows_with_room: list[list[int]] = [[] for _ in range(row_length + 1)]
+    rooms = 0  # bit n is set where rows_with_room[n] is not empty: the best fit is its lowest bit
+    counts: list[int] = []
+    for example, length in zip(order.tolist(), lengths_B[order].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = rows_with_room[room].pop()
+            if not rows_with_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, row = row_length, len(counts)
+            counts.append(0)
+        rows_B[example], offsets_B[example] = row, row_length - room
+        counts[row] += 1
+        if counts[row] != max_per_row:
+            rows_with_room[room - length].append(row)
+            rooms |= 1 << room - length
+    return rows_B, offsets_B
+
+
+def place(kind: str, lengths_B: np.ndarray, shape: Shape) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns row and offset of each example, int64 [B], or None if they don't fit `shape`."""
+    num_rows, length = shape
+    if lengths_B.max() > length or lengths_B.sum() > num_rows * length:
+        return None
+    if kind != "pack":
+        return np.arange(len(lengths_B)), np.zeros(len(lengths_B), np.int64)
+    rows_B, offsets_B = pack_rows(lengths_B, length)
+    return (rows_B, offsets_B) if rows_B.max() < num_rows else None
+
+
+def fill(
+    tokens: np.ndarray,
+    lengths_B: np.ndarray,
+    rows_B: np.ndarray,
+    offsets_B: np.ndarray,
+    *,
+    shape: Shape,
+) -> dict[str, np.ndarray]:
+    """Writes examples to their places.
+
+    Args:
+      tokens: the examples' ids, end to end.
+      lengths_B: how many of them each example has.
+      rows_B: the row of each example.
+      offsets_B: where in its row each example starts.
+      shape: (R, L).
+
+    Returns:
+      tokens_RxL, positions_RxL and segments_RxL, int32.
+    """
+    starts_B = np.cumsum(lengths_B) - lengths_B
+    source = np.arange(len(tokens))
+    targets = source + np.repeat(rows_B * shape[1] + offsets_B - starts_B, lengths_B)
+    arrays = np.zeros((3, shape[0] * shape[1]), np.int32)
+    arrays[0, targets] = tokens
+    arrays[1, targets] = source - np.repeat(starts_B, lengths_B)
+    arrays[2, targets] = np.repeat(np.arange(1, len(lengths_B) + 1), lengths_B)
+    names = ("tokens_RxL", "positions_RxL", "segments_RxL")
+    return {name: array.reshape(shape) for name, array in zip(names, arrays, strict=True)}
+
+
+def choose_shapes(
+    kind: str,
+    lengths_SxMxB: np.ndarray,
+    *,
+    max_length: int,
+    row_length: int,
+    max_shapes: int,
+    row_multiple: int,
+) -> tuple[Shape, ...]:
+    """Chooses the shapes with the fewest positions over the given steps.
+
+    The shape of `pad` is always among them, so that every batch fits one. The others are chosen
+    greedily, then exchanged one by one as long as that saves positions.
+
+    Args:
+      kind: 'pad', 'bucket' or 'pack'.
+      lengths_SxMxB: tokens of the examples in S steps of M microbatches, at most `max_length`.
+      max_length: the most tokens an example can have.
+      row_length: with pack, the longest row to consider; at least `max_length`.
+      max_shapes: how many shapes to choose at most.
+      row_multiple: R is a multiple of this.
+
+    Returns:
+      (R, L) in the order in which batches should try them: fewest positions first.
+    """
+    num_examples = lengths_SxMxB.shape[-1]
+    reserve = (-(-num_examples // row_multiple) * row_multiple, max_length)
+    if kind == "pad" or max_shapes == 1:
+        return (reserve,)
+    candidates, positions_NxS = _candidates(
+        kind, lengths_SxMxB, reserve=reserve, row_length=row_length, row_multiple=row_multiple
+    )
+    chosen: list[int] = []
+    best = np.inf
+    while True:
+        for slot in range(max_shapes - 1):
+            others = [0, *chosen[:slot], *chosen[slot + 1 :]]
+            totals_N = np.minimum(positions_NxS[others].min(axis=0), positions_NxS).sum(axis=1)
+            chosen[slot : slot + 1] = [int(totals_N.argmin())]
+        if totals_N.min() >= best:
+            break
+        best = totals_N.min()
+    shapes = {candidates[i] for i in (0, *chosen)}
+    return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape[1])))
+
+
+def _candidates(
+    kind: str, lengths_SxMxB: np.ndarray, *, reserve: Shape, row_length: int, row_multiple: int
+) -> tuple[list[Shape], np.ndarray]:
+    """Returns N shapes, the reserve first, and the positions each takes for each step.
+
+    A shape that a step does not fit counts as the reserve there, which is what the step then takes.
+    """
+    num_rows, max_length = reserve
+    num_steps = len(lengths_SxMxB)
+    shapes, positions = [reserve], [np.full(num_steps, num_rows * max_length)]
+
+    def add(shape: Shape, fits_S: np.ndarray) -> None:
+        shapes.append(shape)
+        positions.append(np.where(fits_S, shape[0] * shape[1], num_rows * max_length))
+
+    if kind == "bucket":
+        longest_S = lengths_SxMxB.max(axis=(1, 2))
+        for length in range(_LENGTH_STEP, max_length, _LENGTH_STEP):
+            add((num_rows, length), longest_S <= length)
+        return shapes, np.array(positions)
+    multiples = range(-(-max_length // _LENGTH_STEP) * _LENGTH_STEP, row_length, _LENGTH_STEP)
+    for length in sorted({max_length, *multiples, row_length}):
+        rows_S = np.array(
+            [
+                max(pack_rows(lengths_B, length)[0].max() + 1 for lengths_B in lengths_MxB)
+                for lengths_MxB in lengths_SxMxB
+            ]
+        )
+        rows_S = -(-rows_S // row_multiple) * row_multiple
+        for rows in np.unique(rows_S).tolist():
+            add((rows, length), rows_S <= rows)
+    return shapes, np.array(positions)

@@ -1,0 +1,354 @@
+"""Examples in memory to batches of numpy arrays.
+
+Here: the tf.data graph of training (order, texts, augmentation, then tokens and layout), the plan
+of batch shapes, and the batches of evaluation and prediction. Not here: reading and splitting data
+(preparation.py), and what each stage does (stream.py, augmentation.py, tokenization.py, layout.py).
+Called by training/, evaluation/ and main.py. Every stage works on whole batches.
+
+A batch is a dict of tokens_RxL, positions_RxL, segments_RxL (int32; segment = 1 + index of the
+example, 0 is padding), labels_B (int32), weights_B (float32; 0 for padding and masked examples) and
+ids_B (int64; -1 for padding). Training batches have a leading axis M of microbatches.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+# Before TensorFlow is imported: it would greet with remarks on oneDNN, which is not used here.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import tensorflow as tf
+
+from input_pipeline import layout as layouts
+from input_pipeline.augmentation import augment
+from input_pipeline.preparation import Examples
+from input_pipeline.stream import Stream
+from input_pipeline.tokenization import Encoder, Tokenizer
+
+Batch = dict[str, np.ndarray]
+
+_DTYPES = {
+    "tokens_RxL": tf.int32,
+    "positions_RxL": tf.int32,
+    "segments_RxL": tf.int32,
+    "labels_B": tf.int32,
+    "weights_B": tf.float32,
+    "ids_B": tf.int64,
+}
+_SIMULATED = 16_384  # examples of the stream that the shapes are chosen from
+_CHUNK = 1024  # texts per call where no step is being served
+_MEAN_TOKENS = (
+    16  # evaluation has room for examples of this mean length; shorter ones leave padding
+)
+
+for _kind in ("GPU", "TPU"):  # JAX owns the accelerators
+    tf.config.set_visible_devices([], _kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapePlan:
+    """The batch shapes of training and what to expect of them.
+
+    Attributes:
+      kind: 'pad', 'bucket' or 'pack'.
+      shapes: (R, L) in the order in which steps try them; the last always fits.
+      num_examples: examples per microbatch.
+      fill: expected share of positions that are real tokens.
+      tokens_per_example: mean, after truncation.
+      truncated: texts cut to max_length, of the `counted` ones.
+      counted: how many texts were looked at; all of the split unless it is very large.
+    """
+
+    kind: str
+    shapes: tuple[layouts.Shape, ...]
+    num_examples: int
+    fill: float
+    tokens_per_example: float
+    truncated: int
+    counted: int
+
+    def prose(self) -> str:
+        """Says it for the start-up log."""
+        shapes = ", ".join(f"{rows}x{length}" for rows, length in self.shapes)
+        return (
+            f"Layout {self.kind!r} puts {self.num_examples} examples in rows x positions {shapes}, "
+            f"the first that fits: about {self.fill:.1%} of positions are real tokens, "
+            f"{self.tokens_per_example:.1f} per example. "
+            f"{self.truncated:,} of {self.counted:,} texts are cut to max_length."
+        )
+
+
+class TextPipeline:
+    """Turns examples into batches for one tokeniser and one configuration."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        template: str,
+        layout: ConfigDict,
+        augmentation: ConfigDict,
+        batch_size: int,
+        microbatches: int,
+        row_multiple: int,
+        seed: int,
+        eval_rows: int,
+    ):
+        """Checks the configuration.
+
+        Args:
+          tokenizer: from tokenization.py.
+          template: config.data.template.
+          layout: config.layout.
+          augmentation: config.augmentation.
+          batch_size: examples per step.
+          microbatches: equal parts that a step is computed in.
+          row_multiple: R is a multiple of this; the number of devices.
+          seed: config.seed.
+          eval_rows: rows per evaluation batch, rounded up to a multiple of `row_multiple`.
+
+        Raises:
+          ValueError: a value that cannot work, naming its key.
+        """
+        _check(layout, augmentation, batch_size, microbatches, seed)
+        self._encoder = Encoder(tokenizer, template, max_length=layout.max_length)
+        self._layout = layout
+        self._augmentation = augmentation
+        self._batch_size = batch_size
+        self._microbatches = microbatches
+        self._row_multiple = row_multiple
+        self._seed = seed
+        self._eval_rows = -(-eval_rows // row_multiple) * row_multiple
+        self._plan: ShapePlan | None = None
+
+    def plan(self, examples: Examples) -> ShapePlan:
+        """Chooses the shapes of training from the stream that `train` will draw from `examples`.
+
+        It tokenises the first positions of that very stream, augmentation included.
+        """
+        steps = -(-_SIMULATED // self._batch_size)
+        total = steps * self._batch_size
+        chunks = self._texts(examples, first_example=0, batch_size=_CHUNK).take(-(-total // _CHUNK))
+        encoded = [self._encoder(texts) for texts, _ in chunks.as_numpy_iterator()]
+        lengths = np.concatenate([chunk.lengths_B for chunk in encoded])[:total]
+        cut = np.concatenate([chunk.cut_B for chunk in encoded])[: len(examples)]
+        lengths_SxMxB = lengths.reshape(steps, self._microbatches, -1)
+        shapes = layouts.choose_shapes(
+            self._layout.kind,
+            lengths_SxMxB,
+            max_length=self._layout.max_length,
+            row_length=self._layout.row_length,
+            max_shapes=self._layout.max_shapes,
+            row_multiple=self._row_multiple,
+        )
+        used = [self._place(lengths_MxB, shapes)[0] for lengths_MxB in lengths_SxMxB]
+        positions = self._microbatches * sum(rows * length for rows, length in used)
+        self._plan = ShapePlan(
+            kind=self._layout.kind,
+            shapes=shapes,
+            num_examples=self._batch_size // self._microbatches,
+            fill=float(lengths.sum() / positions),
+            tokens_per_example=float(lengths.mean()),
+            truncated=int(cut.sum()),
+            counted=len(cut),
+        )
+        return self._plan
+
+    def train(self, examples: Examples, *, first_example: int) -> Iterator[Batch]:
+        """Yields training batches without end, from position `first_example` of the stream on.
+
+        Args:
+          examples: the training split.
+          first_example: step * batch_size to go on after `step` steps.
+
+        Yields:
+          Batches whose arrays all have a leading axis M; B is batch_size / M.
+
+        Raises:
+          ValueError: what a stage finds wrong, while iterating.
+        """
+        shapes = (self._plan or self.plan(examples)).shapes
+        failures: list[ValueError] = []
+
+        def finish(texts: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
+            try:
+                batch = self._train_batch(examples, texts, indices, shapes)
+            except ValueError as error:  # TensorFlow would bury it in its own stack
+                failures.append(error)
+                raise
+            return [batch[name] for name in _DTYPES]
+
+        dataset = self._texts(
+            examples, first_example=first_example, batch_size=self._batch_size
+        ).map(
+            lambda *parts: tf.numpy_function(finish, parts, list(_DTYPES.values()), stateful=False),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        iterator = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+        while True:
+            try:
+                arrays = next(iterator)
+            except tf.errors.OpError as error:
+                raise (failures[0] if failures else ValueError(error.message)) from None
+            yield dict(zip(_DTYPES, arrays, strict=True))
+
+    def evaluate(self, examples: Examples) -> Iterator[Batch]:
+        """Yields every example once.
+
+        'pad' has one example a row. 'bucket' does too, at the lengths of the plan if there is one.
+        'pack' packs the whole split into rows of row_length and has one shape that depends on the
+        configuration alone, so that one compilation serves every split: B is what the rows hold at
+        a mean of 16 tokens an example. The order is the layout's: sort by id where it matters.
+
+        Args:
+          examples: any split; without labels (None), labels_B is 0.
+
+        Yields:
+          Batches without the axis M. Padding examples have weight 0 and id -1.
+        """
+        if not len(examples):
+            return
+        tokens, lengths_N = self._encode_all(examples)
+        starts_N = np.cumsum(lengths_N) - lengths_N
+        for length, members, rows, offsets, per_row in self._evaluation_groups(lengths_N):
+            by_row = np.argsort(rows, kind="stable")
+            starts = np.arange(0, rows.max() + 1, self._eval_rows)
+            bounds = np.searchsorted(rows[by_row], [*starts, rows.max() + 1])
+            for first, low, high in zip(starts, bounds[:-1], bounds[1:], strict=True):
+                some = by_row[low:high]
+                chosen = members[some]
+                arrays = layouts.fill(
+                    np.concatenate([tokens[starts_N[i] :][: lengths_N[i]] for i in chosen]),
+                    lengths_N[chosen],
+                    rows[some] - first,
+                    offsets[some],
+                    shape=(self._eval_rows, length),
+                )
+                yield arrays | _targets(examples, chosen, size=self._eval_rows * per_row)
+
+    def _texts(self, examples: Examples, *, first_example: int, batch_size: int) -> tf.data.Dataset:
+        """Returns the endless data set of (augmented texts [B], indices into `examples` [B])."""
+        lengths_N = np.fromiter(map(len, examples.texts_N), np.int64, len(examples))
+        stream = Stream(lengths_N, seed=self._seed)
+        texts_N, ids_N = tf.constant(examples.texts_N, tf.string), tf.constant(examples.ids_N)
+        rates = dict(self._augmentation)
+
+        def order(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return stream.at(first_example + int(step) * batch_size, batch_size)
+
+        def select(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            drawn = tf.numpy_function(order, [step], [tf.int64] * 2, stateful=False)
+            indices, epochs = (tf.ensure_shape(part, [batch_size]) for part in drawn)
+            texts = tf.gather(texts_N, indices)
+            if any(rates.values()):
+                texts = augment(texts, tf.gather(ids_N, indices), epochs, seed=self._seed, **rates)
+            return texts, indices
+
+        steps = tf.data.Dataset.range(np.iinfo(np.int64).max)
+        return steps.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _train_batch(
+        self,
+        examples: Examples,
+        texts: np.ndarray,
+        indices: np.ndarray,
+        shapes: tuple[layouts.Shape, ...],
+    ) -> Batch:
+        """Tokenises and lays out one step; runs in several threads at once."""
+        encoded = self._encoder(texts, num_threads=1)
+        lengths_MxB = encoded.lengths_B.reshape(self._microbatches, -1)
+        shape, places = self._place(lengths_MxB, shapes)
+        parts = np.split(encoded.tokens, np.cumsum(lengths_MxB.sum(axis=1))[:-1])
+        microbatches = [
+            layouts.fill(tokens, lengths_B, *place, shape=shape)
+            | _targets(examples, members, size=len(members))
+            for tokens, lengths_B, place, members in zip(
+                parts, lengths_MxB, places, indices.reshape(lengths_MxB.shape), strict=True
+            )
+        ]
+        return {name: np.stack([part[name] for part in microbatches]) for name in _DTYPES}
+
+    def _place(
+        self, lengths_MxB: np.ndarray, shapes: tuple[layouts.Shape, ...]
+    ) -> tuple[layouts.Shape, list[tuple[np.ndarray, np.ndarray]]]:
+        """Returns the first shape that fits all microbatches, and the places in each."""
+        for shape in shapes:
+            places = [layouts.place(self._layout.kind, row, shape) for row in lengths_MxB]
+            if None not in places:
+                return shape, places
+        raise ValueError(f"no shape of {shapes} holds examples of {lengths_MxB.tolist()} tokens")
+
+    def _encode_all(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the tokens of all examples end to end, and their lengths."""
+        chunks = [
+            self._encoder(examples.texts_N[first : first + _CHUNK])
+            for first in range(0, len(examples), _CHUNK)
+        ]
+        return (
+            np.concatenate([chunk.tokens for chunk in chunks]),
+            np.concatenate([chunk.lengths_B for chunk in chunks]),
+        )
+
+    def _evaluation_groups(
+        self, lengths_N: np.ndarray
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, int]]:
+        """Yields row length, members, their rows and offsets, and the most examples a row has."""
+        everyone = np.arange(len(lengths_N))
+        if self._layout.kind == "pack":
+            length = self._layout.row_length
+            per_row = max(1, length // _MEAN_TOKENS)
+            rows, offsets = layouts.pack_rows(lengths_N, length, max_per_row=per_row)
+            yield length, everyone, rows, offsets, per_row
+            return
+        shapes = self._plan.shapes if self._plan else [(0, self._layout.max_length)]
+        shortest = 0
+        for length in sorted(length for _, length in shapes):
+            members = everyone[(lengths_N > shortest) & (lengths_N <= length)]
+            if len(members):
+                yield length, members, np.arange(len(members)), np.zeros_like(members), 1
+            shortest = length
+
+
+def _targets(examples: Examples, members: np.ndarray, *, size: int) -> Batch:
+    """Returns labels, weights and ids of `members`, padded to `size` examples."""
+    labels_B = np.zeros(size, np.int32)
+    weights_B = np.zeros(size, np.float32)
+    ids_B = np.full(size, -1, np.int64)
+    count = len(members)
+    ids_B[:count] = examples.ids_N[members]
+    weights_B[:count] = 1
+    if examples.labels_N is not None:
+        labels = examples.labels_N[members]
+        weights_B[:count] = labels >= 0
+        labels_B[:count] = np.maximum(labels, 0)
+    return {"labels_B": labels_B, "weights_B": weights_B, "ids_B": ids_B}
+
+
+def _check(
+    layout: ConfigDict, augmentation: ConfigDict, batch_size: int, microbatches: int, seed: int
+) -> None:
+    """Raises ValueError, naming the key, for a configuration that cannot work."""
+    if layout.kind not in layouts.KINDS:
+        raise ValueError(f"layout.kind must be one of {layouts.KINDS}, found {layout.kind!r}")
+    if layout.kind == "pack" and layout.row_length < layout.max_length:
+        raise ValueError(
+            f"layout.row_length={layout.row_length} is shorter than layout.max_length="
+            f"{layout.max_length}: an example must fit into a row; raise row_length"
+        )
+    if layout.max_shapes < 1:
+        raise ValueError(f"layout.max_shapes must be at least 1, found {layout.max_shapes}")
+    if batch_size < 1 or batch_size % microbatches:
+        raise ValueError(
+            f"data.batch_size={batch_size} must be a positive multiple of "
+            f"train.microbatches={microbatches}"
+        )
+    for key, rate in augmentation.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"augmentation.{key} must lie in [0, 1), found {rate}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, found {seed}")

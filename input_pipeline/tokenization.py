@@ -1,0 +1,314 @@
+"""Text to token ids, with SentencePiece.
+
+Here: loading a tokeniser from a SentencePiece .model or from the vocabulary inside a GGUF file,
+training a new one, and encoding texts within a template. Not here: which texts (stream.py) and how
+their tokens share rows (layout.py). Called by pipeline.py, and by main.py for the ids of label
+words. Imports no TensorFlow.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as proto_lib
+
+_SPACE = "\u2581"  # what SentencePiece writes for a space
+_TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
+
+
+class Tokenizer:
+    """A SentencePiece model with its marks of beginning and end.
+
+    Attributes:
+      vocab_size: number of pieces.
+      bos_id, eos_id, pad_id: ids of the control pieces, -1 where the model has none.
+      start_ids, end_ids: the marks put around every example, as configured.
+      fingerprint: sha256 of the serialised model.
+    """
+
+    def __init__(self, model: bytes, *, add_bos: bool, add_eos: bool):
+        """Takes a serialised ModelProto.
+
+        Raises:
+          RuntimeError: `model` is no SentencePiece model.
+          ValueError: a mark is asked for that the model lacks.
+        """
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size: int = self._processor.vocab_size()
+        self.bos_id: int = self._processor.bos_id()
+        self.eos_id: int = self._processor.eos_id()
+        self.pad_id: int = self._processor.pad_id()
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        for key, wanted, piece_id in (("bos", add_bos, self.bos_id), ("eos", add_eos, self.eos_id)):
+            if wanted and piece_id < 0:
+                raise ValueError(
+                    f"tokenizer.add_{key} is True, but this tokeniser has no such piece: "
+                    f"set tokenizer.add_{key}=False"
+                )
+        self.start_ids = [self.bos_id] if add_bos else []
+        self.end_ids = [self.eos_id] if add_eos else []
+
+    def encode_batch(
+        self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int | None = None
+    ) -> list[list[int]]:
+        """Returns each text's ids, without the marks, from one call that releases the GIL.
+
+        Args:
+          texts: str, or UTF-8 bytes.
+          num_threads: None takes every core; 1 suits callers that run in parallel themselves.
+        """
+        threads = num_threads or os.cpu_count() or 1
+        return self._processor.encode(list(texts), out_type=int, num_threads=threads)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text that `ids` spell; control pieces vanish."""
+        return self._processor.decode([int(i) for i in ids])
+
+    def piece_ids(self, word: str) -> list[int]:
+        """Returns the ids of one word, spelled as it is."""
+        return self.encode_batch([word], num_threads=1)[0]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the model as a SentencePiece .model file."""
+        Path(path).write_bytes(self._model)
+
+
+def load_tokenizer(path: str | os.PathLike, *, add_bos: bool, add_eos: bool) -> Tokenizer:
+    """Loads a .model file, the vocabulary of a .gguf file, or a folder that holds tokenizer.model.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: the file is truncated, or holds no SentencePiece vocabulary.
+    """
+    path = Path(path)
+    file = path / "tokenizer.model" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no tokeniser at {file}: set tokenizer.model to a SentencePiece .model or a .gguf file"
+        )
+    model = model_from_gguf(file) if file.suffix == ".gguf" else file.read_bytes()
+    try:
+        return Tokenizer(model, add_bos=add_bos, add_eos=add_eos)
+    except RuntimeError:  # what SentencePiece raises, with a C++ source line for a message
+        raise ValueError(
+            f"{file} ({file.stat().st_size:,} bytes) is not a whole SentencePiece model: "
+            "copy it again, or set tokenizer.model to another file"
+        ) from None
+
+
+def train_tokenizer(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int) -> None:
+    """Learns a BPE model from `texts` and writes it to `path`.
+
+    Characters stay as they are (identity normalisation), so that full-width ，？；： survive, and
+    what the vocabulary lacks falls back to bytes: every text decodes to itself. The same texts in
+    the same order give the same file.
+
+    Raises:
+      ValueError: the texts are too few for `vocab_size`, or `vocab_size` is too small for the 260
+        fixed pieces and the characters that the texts consist of.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.9995,
+            normalization_rule_name="identity",
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            bos_piece="<bos>",
+            eos_piece="<eos>",
+            num_threads=1,  # more threads would make ties fall as they like
+            max_sentence_length=1 << 20,  # bytes; longer texts would be left out
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"no tokeniser of tokenizer.vocab_size={vocab_size} can be learned from these texts "
+            f"(SentencePiece: {error}): change tokenizer.vocab_size"
+        ) from None
+    Path(path).write_bytes(model.getvalue())
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """The tokens of B examples.
+
+    Attributes:
+      tokens: int32, the examples' ids end to end.
+      lengths_B: int64, how many of `tokens` each example has; at least 1.
+      cut_B: bool, which examples lost the end of their text.
+    """
+
+    tokens: np.ndarray
+    lengths_B: np.ndarray
+    cut_B: np.ndarray
+
+
+class Encoder:
+    """Texts to token ids within a template, of at most `max_length` tokens.
+
+    What stands before and after {text} is tokenised apart from it, so that cutting a long text
+    leaves the template and the marks of beginning and end whole.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str, *, max_length: int):
+        """Tokenises the template.
+
+        Raises:
+          ValueError: not exactly one {text} in the template, or no room for a text beside it.
+        """
+        if template.count("{text}") != 1:
+            raise ValueError(
+                f"data.template must hold {{text}} exactly once, found {template!r}: "
+                "write for example '评论：{text}'"
+            )
+        prefix, suffix = tokenizer.encode_batch(template.split("{text}"), num_threads=1)
+        self._tokenizer = tokenizer
+        self._prefix = tokenizer.start_ids + prefix
+        self._suffix = suffix + tokenizer.end_ids
+        self.max_length = max_length
+        self._room = max_length - len(self._prefix) - len(self._suffix)
+        if self._room < 1:
+            raise ValueError(
+                f"layout.max_length={max_length} leaves no room for a text: the template and its "
+                f"marks take {max_length - self._room} tokens; raise layout.max_length"
+            )
+
+    def __call__(
+        self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int | None = None
+    ) -> Encoded:
+        """Encodes texts.
+
+        Raises:
+          ValueError: an example without any token: an empty text without template and marks.
+        """
+        ids = self._tokenizer.encode_batch(texts, num_threads=num_threads)
+        parts: list[list[int]] = []
+        for text_ids in ids:
+            parts += self._prefix, text_ids[: self._room], self._suffix
+        text_lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        lengths_B = self.max_length - self._room + np.minimum(text_lengths, self._room)
+        total = int(lengths_B.sum())
+        if not lengths_B.all():
+            raise ValueError(
+                f"text {int(np.argmin(lengths_B))} of {len(ids)} is empty and would give no token: "
+                "remove empty texts, or set tokenizer.add_bos=True"
+            )
+        tokens = np.fromiter(itertools.chain.from_iterable(parts), np.int32, total)
+        return Encoded(tokens, lengths_B, cut_B=text_lengths > self._room)
+
+
+def model_from_gguf(path: str | os.PathLike) -> bytes:
+    """Rebuilds the SentencePiece model whose vocabulary a GGUF file carries.
+
+    GGUF keeps pieces, scores and types, and drops the rest of the model: BPE with byte fallback and
+    without normalisation is what its 'llama' tokenisers are.
+
+    Returns:
+      A serialised ModelProto.
+
+    Raises:
+      ValueError: the file is truncated or no GGUF, or its tokeniser is of another kind.
+    """
+    metadata = dict(_gguf_metadata(Path(path)))
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind != "llama":
+        raise ValueError(
+            f"{path} holds a tokeniser of kind {kind!r}, expected 'llama' (SentencePiece BPE): "
+            "set tokenizer.model to a SentencePiece .model file"
+        )
+    model = proto_lib.ModelProto()
+    pieces = metadata["tokenizer.ggml.tokens"]
+    types = metadata["tokenizer.ggml.token_type"]
+    for piece, score, kind in zip(pieces, metadata["tokenizer.ggml.scores"], types, strict=True):
+        if kind == _TYPES.USER_DEFINED:  # GGUF stores runs of spaces unescaped
+            piece = piece.replace(" ", _SPACE)
+        model.pieces.add(piece=piece, score=score, type=kind)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type = proto_lib.TrainerSpec.BPE
+    trainer.vocab_size = len(pieces)
+    trainer.byte_fallback = True
+    for name, key in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        piece_id = metadata.get(f"tokenizer.ggml.{key}_token_id", -1)
+        setattr(trainer, f"{name}_id", piece_id)
+        if piece_id >= 0:
+            setattr(trainer, f"{name}_piece", pieces[piece_id])
+    if trainer.unk_id >= 0:  # GGUF files of Gemma call it a control piece
+        model.pieces[trainer.unk_id].type = _TYPES.UNKNOWN
+    normalizer.name = "identity"
+    normalizer.add_dummy_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    normalizer.remove_extra_whitespaces = False
+    return model.SerializeToString(deterministic=True)
+
+
+# Value types of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md as struct formats.
+_GGUF_FORMATS = dict(zip(range(8), "BbHhIif?", strict=True)) | {10: "Q", 11: "q", 12: "d"}
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+
+
+def _gguf_metadata(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields the keys and values in a GGUF header: a tenth of a second for 262,144 pieces.
+
+    gguf.GGUFReader makes several numpy views of each element, which takes ten seconds.
+    """
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty: copy the file again")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        offset = 0
+
+        def take(format_: str) -> tuple[Any, ...]:
+            nonlocal offset
+            values = struct.unpack_from(f"<{format_}", data, offset)
+            offset += struct.calcsize(f"<{format_}")
+            return values
+
+        def string() -> str:
+            nonlocal offset
+            (size,) = take("Q")
+            offset += size
+            if offset > len(data):
+                raise struct.error
+            return data[offset - size : offset].decode()
+
+        def value(kind: int) -> Any:
+            if kind == _GGUF_STRING:
+                return string()
+            if kind != _GGUF_ARRAY:
+                return take(_GGUF_FORMATS[kind])[0]
+            kind, count = take("IQ")
+            if kind in (_GGUF_STRING, _GGUF_ARRAY):
+                return [value(kind) for _ in range(count)]
+            return take(f"{count}{_GGUF_FORMATS[kind]}")
+
+        try:
+            magic, version, _, count = take("4sIQQ")
+            if magic != b"GGUF" or version not in (2, 3):
+                raise ValueError(
+                    f"{path} is not a GGUF file of version 2 or 3: {magic!r} {version}"
+                )
+            for _ in range(count):
+                yield string(), value(take("I")[0])
+        except (struct.error, KeyError, UnicodeDecodeError):
+            raise ValueError(
+                f"{path} is truncated or damaged: its header ends at byte {len(data):,}; "
+                "copy the file again"
+            ) from None

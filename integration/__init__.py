@@ -1,0 +1,1 @@
+"""Functions on whole parameter trees that combine models after training."""

@@ -1,0 +1,112 @@
+"""Interpolation between the pretrained and the fine-tuned weights (WiSE-FT, arXiv 2109.01903).
+
+The straight line between the two often holds models that generalise better than either end. Only
+functions on parameter trees live here: main job and --mode=integrate bring the model and the data.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Params = Any
+
+
+def mix(pretrained: Params, finetuned: Params, alpha: jax.Array | float) -> Params:
+    """Returns (1 - alpha) * pretrained + alpha * finetuned, leaf by leaf. Pure; runs under jit.
+
+    Computed in float32, returned in each leaf's own dtype; alpha 0 and 1 give the ends exactly.
+
+    Raises:
+        ValueError: if the trees differ in paths or shapes, naming those that do.
+    """
+    _check_alike(pretrained, finetuned)
+    alpha = jnp.asarray(alpha, jnp.float32)
+
+    def mix_leaf(start, end):
+        return ((1 - alpha) * start + alpha * end).astype(start.dtype)
+
+    return jax.tree.map(mix_leaf, pretrained, finetuned)
+
+
+_mix_compiled = jax.jit(mix)  # alpha is an argument, so that all points share one program
+
+
+def interpolate(
+    evaluate_fn: Callable[[Params], Mapping[str, float]],
+    pretrained: Params,
+    finetuned: Params,
+    *,
+    points: int,
+    higher_is_better: bool,
+) -> tuple[float, list[dict[str, float]], Params]:
+    """Evaluates `points` evenly spaced mixtures from alpha 0 to 1 and chooses one; see `choose`.
+
+    One mixture is held at a time.
+
+    Args:
+        evaluate_fn: params -> the metric that decides: {'value', 'standard_error'} and maybe more.
+        pretrained: tree at alpha 0. Best put on the device beforehand, it is read at every point.
+        finetuned: tree at alpha 1, with the same paths and shapes.
+        points: how many, at least 2.
+        higher_is_better: False for a loss.
+
+    Returns:
+        (alpha, curve, params): the chosen alpha; for every point 'alpha' and what `evaluate_fn`
+        returned; the chosen mixture.
+
+    Raises:
+        ValueError: if there are fewer than 2 points or the trees differ.
+    """
+    if points < 2:
+        raise ValueError(f"integrate.points must be at least 2, both ends; found {points}.")
+    _check_alike(pretrained, finetuned)
+    curve = []
+    for alpha in np.linspace(0, 1, points).round(6).tolist():
+        metric = evaluate_fn(_mix_compiled(pretrained, finetuned, np.float32(alpha)))
+        curve.append({"alpha": alpha, **metric})
+    alpha = choose(curve, higher_is_better=higher_is_better)
+    return alpha, curve, _mix_compiled(pretrained, finetuned, np.float32(alpha))
+
+
+def choose(curve: Sequence[Mapping[str, float]], *, higher_is_better: bool) -> float:
+    """Returns the smallest alpha whose value is within one standard error of the best value.
+
+    The error is that of the best point. What the data cannot tell apart thus goes to the pretrained
+    side, as in the one-standard-error rule of Breiman et al. 1984 (CART, 3.4.3), where it goes to
+    the simpler model.
+
+    Args:
+        curve: points with 'alpha', 'value' and 'standard_error' (NaN counts as 0).
+        higher_is_better: False for a loss.
+    """
+    sign = 1 if higher_is_better else -1
+    best = max(curve, key=lambda point: sign * point["value"])
+    threshold = sign * best["value"] - np.nan_to_num(best["standard_error"])
+    return min(point["alpha"] for point in curve if sign * point["value"] >= threshold)
+
+
+def _check_alike(pretrained: Params, finetuned: Params) -> None:
+    """Raises ValueError naming the paths and shapes in which two trees differ."""
+    shapes, other_shapes = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
+        for tree in (pretrained, finetuned)
+    )
+    if shapes == other_shapes:
+        return
+    differing = [
+        f"{path}: {shapes.get(path, 'absent')} against {other_shapes.get(path, 'absent')}"
+        for path in sorted(shapes.keys() | other_shapes.keys())
+        if shapes.get(path) != other_shapes.get(path)
+    ]
+    more = f" and {len(differing) - 10} more" if len(differing) > 10 else ""
+    raise ValueError(
+        "Pretrained and fine-tuned parameters cannot be mixed, these differ (pretrained against "
+        f"fine-tuned): {'; '.join(differing[:10])}{more}. Use the checkpoint that the fine-tuning "
+        "started from."
+    )

@@ -1,0 +1,1 @@
+"""Models: architectures, heads and readers of pretrained checkpoints. Knows nothing of tasks."""

@@ -1,0 +1,133 @@
+"""Sequence classification on top of a decoder: pooling by segment, the classifier, heads from words.
+
+Pooling and head see hidden states behind the final norm. Losses and metrics are in tasks/. Called by
+training/state.py (parameters), training/train_step.py and evaluation through the classifier's apply.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.decoder import Decoder, DecoderConfig
+
+POOLINGS = ("first", "last", "mean")
+
+# The final norm's weights are large (Gemma 3 270M: hidden states of RMS 10 and more), so that a head of
+# usual variance starts at a loss near 9. With this one it starts within 0.1 of log C, and gradients
+# reach the backbone from the first step on, which zeros would prevent.
+HEAD_STDDEV = 1e-3
+
+
+def pool(
+    hidden_RxLxD: jax.Array,
+    segments_RxL: jax.Array,
+    *,
+    num_examples: int,
+    kind: Literal["first", "last", "mean"],
+) -> jax.Array:
+    """Reduces each example's positions to one vector, wherever the layout put them.
+
+    A product with a selection matrix, not a scatter: cheaper at this size, and deterministic on
+    accelerators, forward and backward.
+
+    Args:
+        hidden_RxLxD: finite everywhere, padding included.
+        segments_RxL: 1 + example index in 0..B-1, 0 where padding.
+        num_examples: B.
+        kind: the example's first or last position, or the mean of all.
+
+    Returns:
+        float32 [B, D]; zeros for an example without positions.
+    """
+    segments_P = segments_RxL.reshape(-1)
+    member_BxP = segments_P == jnp.arange(1, num_examples + 1)[:, None]
+    if kind == "mean":
+        count_Bx1 = jnp.sum(member_BxP, axis=1, keepdims=True)
+        select_BxP = member_BxP / jnp.maximum(count_Bx1, 1)
+    elif kind in POOLINGS:
+        # The first position is where the running count is 1; the last is the first from behind.
+        rank_BxP = jax.lax.cumsum(member_BxP.astype(jnp.int32), axis=1, reverse=kind == "last")
+        select_BxP = member_BxP & (rank_BxP == 1)
+    else:
+        raise ValueError(f"config.model.pooling is {kind!r}: choose from {POOLINGS}")
+    hidden_PxD = hidden_RxLxD.reshape(segments_P.shape[0], -1).astype(jnp.float32)
+    return jnp.dot(select_BxP.astype(jnp.float32), hidden_PxD, precision=jax.lax.Precision.HIGHEST)
+
+
+class Classifier(nn.Module):
+    """Decoder, pooling, dropout and a linear head.
+
+    Parameters: 'backbone' (the tree of `Decoder`) and 'head' {'kernel': [D, C], 'bias': [C]}.
+
+    Attributes:
+        config: of the decoder.
+        num_classes: C.
+        pooling: one of POOLINGS.
+        dropout: share of the pooled vector dropped while training.
+        dtype: of the decoder's computation; the head computes in float32.
+        remat: see `Decoder`.
+    """
+
+    config: DecoderConfig
+    num_classes: int
+    pooling: str = "mean"
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_RxL: jax.Array,
+        positions_RxL: jax.Array,
+        segments_RxL: jax.Array,
+        *,
+        num_examples: int,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Returns logits, float32 [B, C].
+
+        Args:
+            tokens_RxL: int32.
+            positions_RxL: int32, restarting in each example.
+            segments_RxL: int32, 1 + example index, 0 where padding.
+            num_examples: B, static.
+            deterministic: False applies dropout, which then needs the rng 'dropout'.
+        """
+        backbone = Decoder(self.config, self.dtype, self.remat, name="backbone")
+        hidden_RxLxD = backbone(tokens_RxL, positions_RxL, segments_RxL)
+        pooled_BxD = pool(hidden_RxLxD, segments_RxL, num_examples=num_examples, kind=self.pooling)
+        pooled_BxD = nn.Dropout(self.dropout, deterministic=deterministic)(pooled_BxD)
+        init = nn.initializers.normal(HEAD_STDDEV)
+        return nn.Dense(self.num_classes, kernel_init=init, name="head")(pooled_BxD)
+
+
+def label_word_kernel(
+    embedding_VxD: np.ndarray, token_ids_per_label: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Head kernel that starts from the language model's own output vectors of one word per label.
+
+    With pooling 'last', zero bias and words of one piece, the classifier's logits are the language
+    model's next-token logits of those words, so it ranks before any training.
+
+    Args:
+        embedding_VxD: the tied embedding, unscaled.
+        token_ids_per_label: pieces of each label's word; several are averaged.
+
+    Returns:
+        float32 [D, C].
+
+    Raises:
+        ValueError: a label without pieces, or two labels with the same.
+    """
+    words = [tuple(ids) for ids in token_ids_per_label]
+    if not all(words) or len(set(words)) < len(words):
+        raise ValueError(
+            f"Label words must be distinct and not empty, found token ids {words}: change "
+            "config.model.label_words"
+        )
+    return np.stack([embedding_VxD[list(ids)].mean(0) for ids in words], axis=1).astype(np.float32)

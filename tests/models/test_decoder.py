@@ -1,0 +1,178 @@
+"""Properties of models/decoder.py and models/layers.py that need no reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import layers
+from models.decoder import Decoder, layer_of, parameter_shapes
+
+LENGTHS = [[9, 5, 4], [16]]
+
+
+def initialise(decoder, batch):
+    return jax.jit(decoder.init)(jax.random.key(0), *batch)
+
+
+@jax.jit(static_argnums=0)
+def logits_of(decoder, params, batch):
+    return decoder.apply(params, decoder.apply(params, *batch), method="logits")
+
+
+def gradient(config, batch, **options):
+    """Gradient of a sum over real positions in all parameters, initialised at random."""
+    decoder = Decoder(config, **options)
+    params = initialise(decoder, batch)["params"]
+
+    def loss(params):
+        hidden = decoder.apply({"params": params}, *batch).astype(jnp.float32)
+        return jnp.sum(jnp.sin(hidden) * (batch[2] > 0)[..., None])
+
+    return jax.jit(jax.grad(loss))(params)
+
+
+def test_changing_one_segment_leaves_the_others_bit_equal(hidden_of, pack):
+    tokens, positions, segments = pack(LENGTHS, 20)
+    changed = np.where(segments == 2, (tokens + 7) % 40, tokens)
+    before, after = (hidden_of(each, positions, segments) for each in (tokens, changed))
+    np.testing.assert_array_equal(before[segments != 2], after[segments != 2])
+    assert np.all(np.any(before[segments == 2] != after[segments == 2], axis=-1))
+
+
+def test_packed_equals_separate_rows(hidden_of, pack):
+    tokens, positions, segments = pack(LENGTHS, 20)
+    packed = hidden_of(tokens, positions, segments)
+    for segment in range(1, segments.max() + 1):
+        alone = tokens[segments == segment][None]
+        expected = hidden_of(alone, np.arange(alone.shape[1])[None], np.ones_like(alone))
+        np.testing.assert_allclose(packed[segments == segment], expected[0], rtol=0, atol=2e-5)
+
+
+def test_order_of_segments_in_a_row_does_not_matter(hidden_of, pack):
+    batch = pack([[6, 8]], 14)
+    turned = [np.roll(each, 8, axis=1) for each in batch]
+    moved = np.roll(hidden_of(*turned), -8, axis=1)
+    np.testing.assert_allclose(hidden_of(*batch), moved, rtol=0, atol=2e-5)
+
+
+def test_later_tokens_do_not_change_earlier_positions(hidden_of, pack):
+    tokens, positions, segments = pack([[20]], 20)
+    changed = tokens.copy()
+    changed[0, 12] = 0
+    before, after = (hidden_of(each, positions, segments)[0] for each in (tokens, changed))
+    np.testing.assert_array_equal(before[:12], after[:12])
+    assert np.all(np.any(before[12:] != after[12:], axis=-1))
+
+
+def test_a_window_hides_what_is_further_away(make_config, pack):
+    config = make_config(windows=(3, 3))
+    tokens, positions, segments = pack([[12]], 12)
+    changed = tokens.copy()
+    changed[0, 2] = 0
+    decoder = Decoder(config)
+    params = initialise(decoder, (tokens, positions, segments))
+    batches = [(each, positions, segments) for each in (tokens, changed)]
+    before, after = (logits_of(decoder, params, batch)[0] for batch in batches)
+    # Two layers of window 3 carry a token at most four positions ahead.
+    differs = np.any(before != after, axis=-1)
+    np.testing.assert_array_equal(np.flatnonzero(differs), [2, 3, 4, 5, 6])
+
+
+def test_mask_equals_its_definition(pack):
+    _, positions, segments = pack([[4, 3], [6]], 8)
+    mask = np.asarray(layers.attention_mask(positions, segments, window=2))
+    for row in range(2):
+        for query in range(8):
+            for key in range(8):
+                distance = positions[row, query] - positions[row, key]
+                same = segments[row, query] == segments[row, key]
+                assert mask[row, query, key] == (same and 0 <= distance < 2)
+
+
+def test_all_padding_rows_give_finite_gradients(make_config, pack):
+    batch = pack([[5, 3], []], 8)
+    gradients = jax.tree.leaves(gradient(make_config(), batch))
+    assert all(np.all(np.isfinite(leaf)) for leaf in gradients)
+    assert all(np.any(leaf != 0) for leaf in gradients)
+
+
+def test_padding_does_not_change_gradients(make_config, pack):
+    padded = gradient(make_config(), pack([[5, 3], []], 12))
+    tight = gradient(make_config(), pack([[5, 3]], 8))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), padded, tight)
+
+
+def test_remat_gives_the_same_parameters_and_gradients(make_config, pack):
+    batch = pack([[5, 3]], 8)
+    stored, recomputed = (gradient(make_config(), batch, remat=remat) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stored, recomputed)
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters(tiny, hidden_of, pack):
+    batch = pack(LENGTHS, 20)
+    low = jax.jit(Decoder(tiny.config, dtype=jnp.bfloat16).apply)({"params": tiny.params}, *batch)
+    assert low.dtype == jnp.bfloat16
+    high = hidden_of(*batch)
+    assert np.abs(np.asarray(low, np.float32) - high).mean() < 0.03 * np.abs(high).mean()
+    gradients = jax.tree.leaves(gradient(tiny.config, batch, dtype=jnp.bfloat16))
+    assert all(leaf.dtype == jnp.float32 and np.all(np.isfinite(leaf)) for leaf in gradients)
+
+
+def test_a_token_outside_the_vocabulary_gives_nan(hidden_of, pack):
+    tokens, positions, segments = pack([[3]], 3)
+    assert np.all(np.isnan(hidden_of(tokens + 64, positions, segments)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation": "silu"},
+        {"query_key_norm": False},
+        {"post_norms": False},
+        {"attention_cap": 0.05},
+        {"logit_cap": 0.5},
+        {"rope_bases": (1e4, 1e4)},
+        {"embedding_scale": 1.0},
+    ],
+)
+def test_each_option_changes_the_logits(make_config, pack, change):
+    batch = pack([[8]], 8)
+
+    def logits(config):
+        # Parameters that both have are drawn alike: each one's rng is a function of its path.
+        decoder = Decoder(config)
+        return logits_of(decoder, initialise(decoder, batch), batch)
+
+    assert np.abs(logits(make_config()) - logits(make_config(**change))).max() > 1e-4
+
+
+def test_logit_cap_bounds_logits(make_config, pack):
+    batch = pack([[8]], 8)
+    decoder = Decoder(make_config(logit_cap=0.5))
+    logits = logits_of(decoder, initialise(decoder, batch), batch)
+    assert logits.dtype == jnp.float32 and np.abs(logits).max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"windows": (3,)}, "windows has 1 entries for 2 layers"),
+        ({"num_kv_heads": 3}, "num_kv_heads must divide"),
+        ({"activation": "relu6"}, "choose from"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(make_config, change, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**change)
+
+
+def test_paths_name_their_layer(make_config):
+    shapes = parameter_shapes(make_config())
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(shapes)
+    ]
+    assert "layer_0/attention/query/kernel" in paths and "embedder/embedding" in paths
+    assert {layer_of(path) for path in paths} == {0, 1, None}
+    assert layer_of("backbone/layer_13/mlp/up/kernel") == 13

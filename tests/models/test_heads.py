@@ -1,0 +1,122 @@
+"""Properties of pooling, the classifier and its head."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.decoder import Decoder
+from models.heads import POOLINGS, Classifier, label_word_kernel, pool
+
+LENGTHS = [[4, 1], [7], []]
+
+
+def logits_of(model, params, batch, num_examples):
+    call = partial(model.apply, num_examples=num_examples, deterministic=True)
+    return np.asarray(jax.jit(call)({"params": params}, *batch))
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny):
+    """A classifier of three classes on the tiny model, with a head that matters."""
+    one = np.ones((1, 1), np.int32)
+    model = Classifier(tiny.config, num_classes=3)
+    params = jax.eval_shape(
+        partial(model.init, num_examples=1, deterministic=True), jax.random.key(0), one, one, one
+    )
+    head = {"kernel": jax.random.normal(jax.random.key(1), (32, 3)), "bias": jnp.arange(3.0)}
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, each) for each in (params["params"]["head"], head)]
+    assert shapes[0] == shapes[1]
+    assert jax.tree.structure(params["params"]["backbone"]) == jax.tree.structure(tiny.params)
+    return model, {"backbone": tiny.params, "head": head}
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_pooling_equals_a_loop(pack, kind):
+    _, _, segments = pack(LENGTHS, 9)
+    hidden = np.random.default_rng(0).normal(size=(*segments.shape, 5)).astype(np.float32)
+    pooled = pool(hidden, segments, num_examples=4, kind=kind)
+    for example in range(4):
+        own = hidden[segments == example + 1]
+        if len(own) == 0:
+            expected = np.zeros(5)
+        else:
+            expected = {"first": own[0], "last": own[-1], "mean": own.mean(0)}[kind]
+        np.testing.assert_allclose(pooled[example], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_unknown_pooling_is_refused(pack):
+    with pytest.raises(ValueError, match=r"config.model.pooling is 'max'"):
+        pool(jnp.zeros((1, 2, 3)), jnp.ones((1, 2), int), num_examples=1, kind="max")
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_packed_and_padded_layouts_give_the_same_logits(classifier, pack, kind):
+    model, params = classifier
+    model = model.clone(pooling=kind)
+    packed = pack(LENGTHS, 9)
+    padded = pack([[4], [1], [7]], 12)
+    np.testing.assert_array_equal(packed[0][packed[2] > 0], padded[0][padded[2] > 0])
+    both = [logits_of(model, params, batch, 4)[:3] for batch in (packed, padded)]
+    np.testing.assert_allclose(*both, rtol=0, atol=1e-4)
+
+
+def test_examples_without_positions_give_finite_gradients(classifier, pack):
+    model, params = classifier
+    batch = pack([[], []], 6)
+
+    def loss(params):
+        call = {"num_examples": 2, "deterministic": True}
+        return model.apply({"params": params}, *batch, **call).sum()
+
+    gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+    assert all(np.all(np.isfinite(leaf)) for leaf in gradients)
+
+
+def test_a_fresh_head_starts_near_log_of_the_number_of_classes(tiny, pack):
+    model = Classifier(tiny.config, num_classes=3)
+    batch = pack(LENGTHS, 9)
+    init = jax.jit(partial(model.init, num_examples=3, deterministic=True))
+    params = init(jax.random.key(0), *batch)["params"]
+    logits = logits_of(model, params | {"backbone": tiny.params}, batch, 3)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(jax.nn.log_softmax(logits), -np.log(3), atol=0.1)
+    assert np.any(params["head"]["kernel"] != 0)
+
+
+def test_dropout_follows_its_rng_and_stops_when_deterministic(classifier, pack):
+    model, params = classifier
+    model, batch = model.clone(dropout=0.5), pack(LENGTHS, 9)
+
+    @jax.jit
+    def draw(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        call = {"num_examples": 3, "deterministic": False}
+        return model.apply({"params": params}, *batch, **call, rngs=rngs)
+
+    np.testing.assert_array_equal(draw(0), draw(0))
+    assert np.any(draw(0) != draw(1))
+    plain = logits_of(model.clone(dropout=0.0), params, batch, 3)
+    np.testing.assert_array_equal(logits_of(model, params, batch, 3), plain)
+
+
+def test_label_words_start_from_the_language_models_logits(classifier, tiny, pack):
+    model, params = classifier
+    words = [[5], [11], [3, 8]]
+    kernel = label_word_kernel(tiny.params["embedder"]["embedding"], words)
+    head = {"kernel": kernel, "bias": np.zeros(3, np.float32)}
+    batch = pack([[6]], 6)
+    logits = logits_of(model.clone(pooling="last"), params | {"head": head}, batch, 1)[0]
+    decoder, backbone = Decoder(tiny.config), {"params": tiny.params}
+    hidden = decoder.apply(backbone, *batch)
+    expected = np.asarray(decoder.apply(backbone, hidden[0, -1], method="logits"))
+    expected = [expected[5], expected[11], expected[[3, 8]].mean()]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("words", [[[5], []], [[5], [5]]])
+def test_label_words_that_cannot_tell_labels_apart_are_refused(words):
+    with pytest.raises(ValueError, match="config.model.label_words"):
+        label_word_kernel(np.zeros((8, 4), np.float32), words)

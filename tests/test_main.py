@@ -1,0 +1,226 @@
+"""The modes from a config to files, and what a user's mistake looks like."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.overrides import check_overrides
+from evaluation import protocol
+from training.checkpoints import Checkpoints
+from training.train import train
+
+ROOT = Path(__file__).parents[1]
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.fixture
+def trained(tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    return workdir, train(tiny_config, workdir)
+
+
+def test_the_main_job_learns_integrates_tests_and_reports(trained, tiny_config):
+    workdir, results = trained
+    assert results == json.loads((workdir / "results.json").read_text())
+    models = list(results["models"])
+    assert models[:2] == ["majority class", "TF-IDF + logistic regression"]
+    accuracy = results["models"][models[2]]["accuracy"]
+    majority = results["models"]["majority class"]["accuracy"]
+    assert accuracy["value"] > majority["value"] + 0.2
+    assert accuracy["count"] == majority["count"] >= 30
+    assert [point["alpha"] for point in results["integration"]["curve"]] == [0, 0.5, 1]
+    assert len(lines(workdir / "test_openings.jsonl")) == 1
+    assert json.loads((workdir / "config.json").read_text())["data"]["batch_size"] == 8
+    assert (workdir / "curves.png").stat().st_size > 5000
+    losses = [line["loss"] for line in lines(workdir / "metrics.jsonl") if "loss" in line]
+    assert len(losses) == 48
+    assert np.mean(losses[-8:]) < np.mean(losses[:8]) / 2
+
+
+def test_a_finished_run_shows_its_results_and_leaves_the_test_split_shut(trained, tiny_config):
+    workdir, results = trained
+    assert train(tiny_config, workdir) == results
+    assert len(lines(workdir / "test_openings.jsonl")) == 1
+
+
+def test_evaluate_gives_the_numbers_of_training(trained, tiny_config):
+    workdir, _ = trained
+    logged = {
+        line["step"]: line["validation/accuracy"]
+        for line in lines(workdir / "metrics.jsonl")
+        if "validation/accuracy" in line
+    }
+    tiny_config.eval.checkpoint = "latest"
+    result = protocol.evaluate(tiny_config, workdir)
+    assert result["accuracy"]["value"] == logged[48]
+    assert result["accuracy"]["count"] == 24
+    assert sum(map(sum, result["confusion_matrix"])) == 24
+    wrong = 24 - sum(np.diag(result["confusion_matrix"]))
+    assert len(lines(workdir / "errors_validation.jsonl")) == wrong
+
+
+def test_integrated_checkpoint_gives_the_curve_of_its_point(trained, tiny_config):
+    workdir, results = trained
+    tiny_config.eval.checkpoint = "integrated"
+    result = protocol.evaluate(tiny_config, workdir)
+    chosen = results["integration"]
+    value = {point["alpha"]: point["value"] for point in chosen["curve"]}[chosen["alpha"]]
+    assert result["accuracy"]["value"] == value
+
+
+def test_integrate_mode_repeats_what_the_main_job_chose(trained, tiny_config):
+    workdir, results = trained
+    result = protocol.integrate(tiny_config, workdir)
+    assert result["alpha"] == results["integration"]["alpha"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_predict_keeps_every_line_and_agrees_with_evaluate(
+    trained, tiny_config, reviews, tmp_path, suffix
+):
+    workdir, _ = trained
+    texts = [text for text, _ in reviews[:50]]
+    source = tmp_path / f"input{suffix}"
+    source.write_text(
+        {
+            ".txt": "\n".join(texts) + "\n",
+            ".jsonl": "".join(json.dumps({"text": text}) + "\n" for text in texts),
+            ".csv": "text\n" + "".join(f'"{text}"\n' for text in texts),
+        }[suffix],
+        encoding="utf-8",
+    )
+    tiny_config.predict.input = str(source)
+    rows = lines(protocol.predict(tiny_config, workdir))
+    assert [row["text"] for row in rows] == texts
+    for row in rows:
+        assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    right = [row["prediction"] == label for row, (_, label) in zip(rows, reviews, strict=False)]
+    assert np.mean(right) > 0.7
+
+
+def test_other_config_in_a_workdir_is_refused_with_the_difference(trained, tiny_config):
+    workdir, _ = trained
+    tiny_config.optimizer.learning_rate = 1e-3
+    with pytest.raises(ValueError, match="learning_rate: 0.003 there, 0.001 now") as error:
+        train(tiny_config, workdir)
+    assert "--config.train.on_config_change=overwrite" in str(error.value)
+    assert (workdir / "results.json").exists()
+
+
+def test_another_batch_size_continues_at_the_same_example(tiny_config, tmp_path):
+    tiny_config.train.update(duration="48 examples", integrate=False)
+    train(tiny_config, tmp_path / "run")
+    tiny_config.train.update(duration="96 examples", on_config_change="continue")
+    tiny_config.data.batch_size = 16
+    train(tiny_config, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    optimizer = checkpoints._manager.restore(checkpoints.latest()).optimizer
+    assert int(optimizer["examples"]) == 96
+    assert int(optimizer["step"]) == 48 // 8 + 48 // 16
+
+
+def test_a_head_that_the_checkpoint_lacks_is_refused(trained, tiny_config):
+    workdir, _ = trained
+    tiny_config.model.head = "linear"
+    with pytest.raises(ValueError, match="model.head: 'label_words' in the checkpoint, 'linear'"):
+        protocol.evaluate(tiny_config, workdir)
+
+
+def test_an_absent_checkpoint_is_named_with_those_that_are_there(trained, tiny_config):
+    workdir, _ = trained
+    tiny_config.eval.checkpoint = "5"
+    with pytest.raises(ValueError, match=r"'5' is not in .* holds the steps \[.*48\]"):
+        protocol.evaluate(tiny_config, workdir)
+
+
+def test_a_diverged_run_stops_and_names_the_steps(tiny_config, tmp_path):
+    tiny_config.optimizer.update(learning_rate=1e30, clip_norm=0.0)
+    tiny_config.schedule.warmup = "0%"
+    with pytest.raises(ValueError, match=r"not finite at steps \[\d+"):
+        train(tiny_config, tmp_path / "run")
+
+
+def test_early_stopping_ends_a_run_that_gains_nothing(tiny_config, tmp_path):
+    tiny_config.train.update(duration="40 steps", early_stopping=2, integrate=False)
+    tiny_config.eval.every = "1 step"
+    tiny_config.optimizer.learning_rate = 0.0
+    train(tiny_config, tmp_path / "run")
+    steps = [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")]
+    assert max(steps) == 3
+
+
+def test_scratch_must_be_asked_for_and_takes_a_new_tokenizer(tiny_config, tmp_path):
+    tiny_config.tokenizer.update(model="train", vocab_size=400)
+    with pytest.raises(ValueError, match="init=scratch"):
+        train(tiny_config, tmp_path / "run")
+    tiny_config.model.init = "scratch"
+    results = train(tiny_config, tmp_path / "scratch")
+    assert results["integration"] is None
+    assert (tmp_path / "scratch" / "tokenizer.model").exists()
+
+
+def test_weights_of_another_run_are_a_start(tiny_config, tmp_path):
+    tiny_config.train.integrate = False
+    train(tiny_config, tmp_path / "first")
+    tiny_config.resume_from = str(tmp_path / "first")
+    tiny_config.optimizer.learning_rate = 0.0
+    train(tiny_config, tmp_path / "second")
+    values = [
+        [row["validation/loss"] for row in lines(path) if "validation/loss" in row]
+        for path in (tmp_path / "first/metrics.jsonl", tmp_path / "second/metrics.jsonl")
+    ]
+    assert values[1][0] in values[0]
+
+
+def main(*flags):
+    return subprocess.run(
+        [sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "nearest"),
+    [
+        ("--config.optimizer.learning_rat=1", "--config.optimizer.learning_rate"),
+        ("--config.data.bacth_size=8", "--config.data.batch_size"),
+        ("--config.optimiser.learning_rate=1", "--config.optimizer.learning_rate"),
+        ("--config.batch_size=8", "--config.data.batch_size"),
+        ("--config.sed=8", "--config.seed"),
+        ("--noconfig.train.integrat", "--config.train.integrate"),
+    ],
+)
+def test_a_misspelt_key_at_any_depth_names_the_nearest(flag, nearest):
+    with pytest.raises(ValueError, match="there is no such key") as error:
+        check_overrides(["main.py", "--config=configs/reviews.py:runlocal", flag])
+    assert str(error.value).endswith(f"the nearest is {nearest}")
+
+
+def test_known_keys_pass():
+    check_overrides(["main.py", "--config", "configs/reviews.py", "--config.data.batch_size=8"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.data.bacth_size=8"], "the nearest is --config.data.batch_size"),
+        (["--config.data.batch_size=many"], "config.data.batch_size"),
+        (["--config.schedule.name=cosin"], "schedule.name: found 'cosin'"),
+        (["--config.model.checkpoint=/nowhere"], "Checkpoint '/nowhere' doesn't exist"),
+        (["--mode=predict"], "--config.predict.input=FILE"),
+    ],
+)
+def test_mistakes_end_as_one_message_without_a_trace(
+    tiny_config, config_file, tmp_path, flags, message
+):
+    run = main(f"--config={config_file(tiny_config)}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert run.returncode != 0
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr + run.stdout

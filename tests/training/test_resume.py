@@ -1,0 +1,117 @@
+"""Runs of main.py in processes of their own: killed, stopped, resumed, moved to other devices."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.checkpoints import Checkpoints
+from training.state import flatten
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 240
+
+
+def start(config: Path, workdir: Path, *flags: str, devices: int = 1) -> subprocess.Popen:
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    return subprocess.Popen(
+        [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}", *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+def wait_for_lines(workdir: Path, count: int, process: subprocess.Popen) -> None:
+    path, deadline = workdir / "metrics.jsonl", time.time() + TIMEOUT
+    while not path.exists() or path.read_text().count("\n") < count:
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.time() < deadline
+        time.sleep(0.005)
+
+
+def logged(workdir: Path) -> dict[tuple[int, str], float]:
+    """Everything in metrics.jsonl but speeds, which depend on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        (line["step"], name): value
+        for line in lines
+        for name, value in line.items()
+        if name != "tokens_per_second"
+    }
+
+
+def final_params(workdir: Path, like) -> dict[str, np.ndarray]:
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.latest()
+    params = checkpoints._manager.restore(step).params
+    return {path: np.asarray(value) for path, value in flatten(params).items()}
+
+
+@pytest.fixture
+def long_config(tiny_config):
+    """Long enough to be hit in the middle: 150 steps, a checkpoint every 7."""
+    tiny_config.train.update(duration="150 steps", checkpoint_every="7 steps", integrate=False)
+    tiny_config.eval.every = "50 steps"
+    tiny_config.data.max_test_examples = 16
+    return tiny_config
+
+
+def test_killed_and_resumed_equals_uninterrupted(long_config, config_file, tmp_path):
+    config = config_file(long_config)
+    whole = start(config, tmp_path / "whole")
+    broken = start(config, tmp_path / "broken")
+    wait_for_lines(tmp_path / "broken", random.randint(5, 120), broken)
+    broken.send_signal(signal.SIGKILL)
+    finish(broken, -signal.SIGKILL)
+    finish(whole)
+    before = logged(tmp_path / "broken")
+    assert max(before)[0] < 150, "the kill came too late to prove anything"
+
+    output = finish(start(config, tmp_path / "broken"))
+    expected = logged(tmp_path / "whole")
+    assert "from checkpoint" in output or max(before)[0] < 7
+    assert logged(tmp_path / "broken") == expected
+    assert {step for step, name in expected if name == "loss"} == set(range(1, 151))
+    params = final_params(tmp_path / "broken", long_config)
+    for path, value in final_params(tmp_path / "whole", long_config).items():
+        np.testing.assert_array_equal(params[path], value, err_msg=path)
+
+
+def test_sigterm_saves_and_the_run_goes_on_with_fewer_devices(long_config, config_file, tmp_path):
+    config = config_file(long_config)
+    process = start(config, tmp_path / "run", devices=4)
+    wait_for_lines(tmp_path / "run", 10, process)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, 75)
+    assert "Interrupted after step" in output
+    assert "Traceback" not in output
+    stopped_at = max(step for step, _ in logged(tmp_path / "run"))
+    output = finish(start(config, tmp_path / "run", devices=2))
+    assert f"Start: from checkpoint {stopped_at} of this workdir" in output
+    assert "Devices: 2 x" in output
+    finish(start(config, tmp_path / "one"))
+    expected = logged(tmp_path / "one")
+    found = logged(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    # Sums in another order: equal up to rounding, which training then amplifies.
+    for step in range(1, 31):
+        assert found[step, "loss"] == pytest.approx(expected[step, "loss"], rel=1e-3, abs=1e-4)

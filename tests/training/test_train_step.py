@@ -1,0 +1,178 @@
+"""The step as a function: microbatches, frozen parameters, masked labels, rate, donation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from models.decoder import DecoderConfig
+from models.heads import Classifier
+from tasks.classification import Classification
+from training.optimizers import make_optimizer
+from training.state import TrainState, flatten, merge, random_stream
+from training.train import check_batch
+from training.train_step import make_train_step
+
+CONFIG = DecoderConfig(
+    vocab_size=64,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_size=8,
+    hidden=32,
+    windows=(0,),
+    rope_bases=(1e4,),
+    attention_scale=0.35,
+    embedding_scale=4.0,
+)
+MODEL = Classifier(CONFIG, num_classes=2, dropout=0.0)
+
+
+def padded_batch(examples: int, microbatches: int = 1) -> dict[str, np.ndarray]:
+    """Examples of uneven length, one a row, the same whatever the number of microbatches."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 12, examples)
+    real = np.arange(12) < lengths[:, None]
+    per_part = examples // microbatches
+    batch = {
+        "tokens_RxL": np.where(real, rng.integers(1, 64, (examples, 12)), 0),
+        "positions_RxL": np.where(real, np.arange(12), 0),
+        "segments_RxL": np.where(real, np.arange(examples)[:, None] % per_part + 1, 0),
+        "labels_B": rng.integers(0, 2, examples),
+        "weights_B": np.where(np.arange(examples) % 5 == 4, 0, 1).astype("f4"),  # uneven weights
+    }
+    return {
+        name: np.asarray(array, "f4" if name == "weights_B" else "i4").reshape(
+            microbatches, per_part, *array.shape[1:]
+        )
+        for name, array in batch.items()
+    }
+
+
+def apply(params, batch, rng=None):
+    return MODEL.apply(
+        {"params": params},
+        batch["tokens_RxL"],
+        batch["positions_RxL"],
+        batch["segments_RxL"],
+        num_examples=batch["labels_B"].shape[-1],
+        deterministic=True,
+    )
+
+
+def one_step(batch, *, frozen=(), schedule=lambda n: 1.0, batch_size=8):
+    first = {name: array[0] for name, array in batch.items()}
+    arrays = (first["tokens_RxL"], first["positions_RxL"], first["segments_RxL"])
+    init = MODEL.init(jax.random.key(1), *arrays, num_examples=1, deterministic=True)
+    params = flatten(init["params"])
+    fixed = {path: params.pop(path) for path in list(params) if path.startswith(tuple(frozen))}
+    config = common.get_config().optimizer
+    # Plain gradients show a wrong normalisation that Adam would hide.
+    config.update(b1=0.0, b2=0.0, eps=1.0, clip_norm=0.0, weight_decay=0.0)
+    optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
+    step = make_train_step(
+        apply,
+        Classification(("a", "b")).loss,
+        optimizer,
+        learning_rate=1.0,
+        schedule=schedule,
+        batch_size=batch_size,
+        seed=0,
+    )
+    state = TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))
+    return params, *jax.jit(step)(state, fixed, batch)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_microbatches_equal_the_large_batch(microbatches):
+    _, whole, whole_metrics = one_step(padded_batch(8))
+    _, parts, metrics = one_step(padded_batch(8, microbatches))
+    assert metrics["loss"] == pytest.approx(float(whole_metrics["loss"]), rel=1e-5)
+    for path, value in whole.params.items():
+        np.testing.assert_allclose(parts.params[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_masked_labels_teach_nothing():
+    batch = padded_batch(8)
+    _, state, metrics = one_step(batch)
+    masked = batch["weights_B"] == 0
+    assert masked.any()
+    batch["labels_B"] = np.where(masked, 1 - batch["labels_B"], batch["labels_B"])
+    _, other, other_metrics = one_step(batch)
+    assert float(metrics["loss"]) == float(other_metrics["loss"])
+    for path, value in state.params.items():
+        np.testing.assert_array_equal(other.params[path], value)
+
+
+def test_frozen_parameters_have_no_optimizer_state_and_change_no_gradient():
+    _, state, _ = one_step(padded_batch(8), frozen=["backbone/embedder"])
+    _, full, _ = one_step(padded_batch(8))
+    moments = flatten(state.optimizer[1].mu)
+    assert "backbone/embedder/embedding" not in moments
+    assert moments.keys() == state.params.keys()
+    for path, value in state.params.items():
+        np.testing.assert_allclose(full.params[path], value, rtol=1e-5, atol=1e-7)
+
+
+def test_rate_follows_the_middle_of_the_examples():
+    rates = {}
+    for batch_size in (8, 80):
+        schedule = lambda examples: examples / 1000  # noqa: E731
+        *_, metrics = one_step(padded_batch(8), schedule=schedule, batch_size=batch_size)
+        rates[batch_size] = float(metrics["learning_rate"])
+    assert rates == pytest.approx({8: 0.004, 80: 0.04})
+
+
+def test_counters_move():
+    _, state, _ = one_step(padded_batch(8))
+    assert (int(state.step), int(state.examples)) == (1, 8)
+
+
+def test_training_learns_labels_by_heart():
+    batch = padded_batch(8)
+    config = common.get_config().optimizer
+    params = flatten(
+        MODEL.init(
+            jax.random.key(1),
+            *(batch[k][0] for k in ("tokens_RxL", "positions_RxL", "segments_RxL")),
+            num_examples=1,
+            deterministic=True,
+        )["params"]
+    )
+    optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
+    step = jax.jit(
+        make_train_step(
+            apply,
+            Classification(("a", "b")).loss,
+            optimizer,
+            learning_rate=1e-2,
+            schedule=lambda n: 1.0,
+            batch_size=8,
+            seed=0,
+        )
+    )
+    state = TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))
+    for _ in range(30):
+        state, metrics = step(state, {}, batch)
+    assert float(metrics["loss"]) < 0.1
+    assert float(metrics["correct"]) == 1
+
+
+def test_random_streams_differ_by_name_and_step():
+    keys = [random_stream(0, "dropout", 0), random_stream(0, "dropout", 1)]
+    keys += [random_stream(0, "parameters", 0), random_stream(1, "dropout", 0)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
+    again = jax.random.key_data(random_stream(0, "dropout", 0))
+    np.testing.assert_array_equal(jax.random.key_data(keys[0]), again)
+
+
+def test_merge_prefers_the_later_part():
+    assert merge({"a/b": 1, "a/c": 2}, {"a/c": 3}) == {"a": {"b": 1, "c": 3}}
+
+
+def test_a_batch_of_masked_labels_is_refused_by_step_and_ids():
+    batch = {"weights_B": np.zeros((1, 2), "f4"), "ids_B": np.array([[7, 9]])}
+    with pytest.raises(ValueError, match=r"step 3: every label .* masked \(examples \[7, 9\]\)"):
+        check_batch(batch, 3)
