@@ -163,14 +163,11 @@ def finish(
 def _integrate(
     experiment: Experiment, workdir: Path, restored: Restored, validation: Examples
 ) -> tuple[float, list[dict[str, float]], dict[str, jax.Array]]:
-    config, metric = experiment.config, experiment.config.eval.metric
+    config = experiment.config
     limit = config.integrate.max_examples or len(validation.ids_N)
     chosen = Examples(
         validation.texts_N[:limit], validation.labels_N[:limit], validation.ids_N[:limit]
     )
-
-    def evaluate_fn(params: Mapping[str, jax.Array]) -> dict[str, float]:
-        return summarise(experiment.predict(params, chosen), experiment.task.labels)[metric]
 
     # A head that was drawn at random has no pretrained side: it is kept as trained.
     pretrained = experiment.put(
@@ -178,11 +175,11 @@ def _integrate(
     )
     pretrained |= {path: restored.params[path] for path in experiment.fresh}
     alpha, curve, params = interpolate(
-        evaluate_fn,
+        lambda params: experiment.predict(params, chosen),
         pretrained,
         restored.params,
         points=config.integrate.points,
-        higher_is_better=higher_is_better(metric),
+        metric=config.eval.metric,
     )
     integrated = Checkpoints(workdir / "integrated")
     meta = {**restored.meta, "of": restored.name, "alpha": alpha, "curve": curve}

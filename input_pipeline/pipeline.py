@@ -12,7 +12,9 @@ ids_B (int64; -1 for padding). Training batches have a leading axis M of microba
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -133,7 +135,7 @@ class TextPipeline:
         steps = -(-_SIMULATED // self._batch_size)
         total = steps * self._batch_size
         chunks = self._texts(examples, first_example=0, batch_size=_CHUNK).take(-(-total // _CHUNK))
-        encoded = [self._encoder(texts) for texts, _ in chunks.as_numpy_iterator()]
+        encoded = [self._encoder(texts) for texts, _ in _iterate(chunks, [])]
         lengths = np.concatenate([chunk.lengths_B for chunk in encoded])[:total]
         cut = np.concatenate([chunk.cut_B for chunk in encoded])[: len(examples)]
         lengths_SxMxB = lengths.reshape(steps, self._microbatches, -1)
@@ -189,12 +191,7 @@ class TextPipeline:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        iterator = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
-        while True:
-            try:
-                arrays = next(iterator)
-            except tf.errors.OpError as error:
-                raise (failures[0] if failures else ValueError(error.message)) from None
+        for arrays in _iterate(dataset.prefetch(tf.data.AUTOTUNE), failures):
             yield dict(zip(_DTYPES, arrays, strict=True))
 
     def evaluate(self, examples: Examples) -> Iterator[Batch]:
@@ -312,6 +309,26 @@ class TextPipeline:
             if len(members):
                 yield length, members, np.arange(len(members)), np.zeros_like(members), 1
             shortest = length
+
+
+def _iterate(dataset: tf.data.Dataset, failures: list[ValueError]) -> Iterator[Any]:
+    """Returns the elements of `dataset`; raises the first of `failures` if a stage fails."""
+    iterators = [dataset.as_numpy_iterator()]
+
+    def elements() -> Iterator[Any]:
+        while iterators:
+            try:
+                yield next(iterators[0])
+            except StopIteration:
+                iterators.clear()
+            except tf.errors.OpError as error:
+                raise (failures[0] if failures else ValueError(error.message)) from None
+
+    generator = elements()
+    # An iterator that outlives the interpreter's last line waits for its threads while they wait
+    # for the interpreter's lock, for ever. Finalisers run before that.
+    weakref.finalize(generator, iterators.clear)
+    return generator
 
 
 def _targets(examples: Examples, members: np.ndarray, *, size: int) -> Batch:

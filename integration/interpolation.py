@@ -4,12 +4,15 @@ The straight line between the two often holds models that generalise better than
 functions on parameter trees live here: main job and --mode=integrate bring the model and the data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from evaluation.evaluate import Predictions
+from evaluation.metrics import estimate, higher_is_better, paired_difference
 
 Params = Any
 
@@ -35,27 +38,26 @@ _mix_compiled = jax.jit(mix)  # alpha is an argument, so that all points share o
 
 
 def interpolate(
-    evaluate_fn: Callable[[Params], Mapping[str, float]],
+    predict_fn: Callable[[Params], Predictions],
     pretrained: Params,
     finetuned: Params,
     *,
     points: int,
-    higher_is_better: bool,
+    metric: str,
 ) -> tuple[float, list[dict[str, float]], Params]:
     """Evaluates `points` evenly spaced mixtures from alpha 0 to 1 and chooses one; see `choose`.
 
     One mixture is held at a time.
 
     Args:
-        evaluate_fn: params -> the metric that decides: {'value', 'standard_error'} and maybe more.
+        predict_fn: params -> predictions on the validation examples.
         pretrained: tree at alpha 0. Best put on the device beforehand, it is read at every point.
         finetuned: tree at alpha 1, with the same paths and shapes.
         points: how many, at least 2.
-        higher_is_better: False for a loss.
+        metric: what decides: 'accuracy', 'macro_f1' or 'loss'.
 
     Returns:
-        (alpha, curve, params): the chosen alpha; for every point 'alpha' and what `evaluate_fn`
-        returned; the chosen mixture.
+        (alpha, curve, params): the chosen alpha; the curve of `choose`; the chosen mixture.
 
     Raises:
         ValueError: if there are fewer than 2 points or the trees differ.
@@ -63,29 +65,49 @@ def interpolate(
     if points < 2:
         raise ValueError(f"integrate.points must be at least 2, both ends; found {points}.")
     _check_alike(pretrained, finetuned)
-    curve = []
-    for alpha in np.linspace(0, 1, points).round(6).tolist():
-        metric = evaluate_fn(_mix_compiled(pretrained, finetuned, np.float32(alpha)))
-        curve.append({"alpha": alpha, **metric})
-    alpha = choose(curve, higher_is_better=higher_is_better)
+    predictions = {
+        alpha: predict_fn(_mix_compiled(pretrained, finetuned, np.float32(alpha)))
+        for alpha in np.linspace(0, 1, points).round(6).tolist()
+    }
+    alpha, curve = choose(predictions, metric=metric)
     return alpha, curve, _mix_compiled(pretrained, finetuned, np.float32(alpha))
 
 
-def choose(curve: Sequence[Mapping[str, float]], *, higher_is_better: bool) -> float:
-    """Returns the smallest alpha whose value is within one standard error of the best value.
+def choose(
+    predictions: Mapping[float, Predictions], *, metric: str
+) -> tuple[float, list[dict[str, float]]]:
+    """Chooses the smallest alpha that is within one standard error of the best.
 
-    The error is that of the best point. What the data cannot tell apart thus goes to the pretrained
-    side, as in the one-standard-error rule of Breiman et al. 1984 (CART, 3.4.3), where it goes to
-    the simpler model.
+    The error is that of the paired difference to the best point, on the same examples. What the
+    data cannot tell apart thus goes to the pretrained side, as in the one-standard-error rule of
+    Breiman et al. 1984 (CART, 3.4.3), where it goes to the simpler model.
 
     Args:
-        curve: points with 'alpha', 'value' and 'standard_error' (NaN counts as 0).
-        higher_is_better: False for a loss.
+        predictions: alpha -> predictions, all of the same examples.
+        metric: 'accuracy', 'macro_f1' or 'loss'.
+
+    Returns:
+        The chosen alpha, and for each {'alpha', 'value', 'standard_error', 'count', 'behind_best',
+        'behind_best_error'}; an error of one example is NaN and counts as 0.
     """
-    sign = 1 if higher_is_better else -1
-    best = max(curve, key=lambda point: sign * point["value"])
-    threshold = sign * best["value"] - np.nan_to_num(best["standard_error"])
-    return min(point["alpha"] for point in curve if sign * point["value"] >= threshold)
+    sign = 1 if higher_is_better(metric) else -1
+    values = {alpha: estimate(row, metric) for alpha, row in predictions.items()}
+    best = max(sorted(values, reverse=True), key=lambda alpha: sign * values[alpha]["value"])
+    curve = []
+    for alpha in sorted(values):
+        behind = paired_difference(predictions[best], predictions[alpha], metric=metric)
+        gap = {
+            "behind_best": sign * behind["value"],
+            "behind_best_error": behind["standard_error"],
+        }
+        curve.append({"alpha": alpha, **values[alpha], **gap})
+    ties = [
+        point["alpha"]
+        for point in curve
+        # One example behind is exactly one error behind: a tie, whatever the rounding.
+        if point["behind_best"] <= np.nan_to_num(point["behind_best_error"]) + 1e-12
+    ]
+    return min(ties), curve
 
 
 def _check_alike(pretrained: Params, finetuned: Params) -> None:

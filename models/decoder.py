@@ -1,9 +1,9 @@
 """Decoder-only language models in Linen: Gemma 3 text.
 
-The architecture's choices are fields of `DecoderConfig`, so that relatives (Llama, Qwen, Gemma 2) are
-other values of the same fields. Layers are unrolled: parameter paths name their layer, which is what
-regex tables and layer-wise decay match. Every RMSNorm stores its effective scale, one where nothing
-is scaled; checkpoints that store scale - 1 are shifted while reading (models/pretrained/tables.py).
+The architecture's choices are fields of `DecoderConfig`, so that relatives (Llama, Qwen, Gemma 2)
+are other values of the same fields. Layers are unrolled: parameter paths name their layer, which is
+what regex tables and layer-wise decay match. Every RMSNorm stores its effective scale, one where
+nothing is scaled; checkpoints of scale - 1 are shifted on reading (models/pretrained/tables.py).
 Pooling and classification live in models/heads.py, reading of checkpoints in models/pretrained/.
 """
 
@@ -63,7 +63,8 @@ class DecoderConfig:
         for name in ("windows", "rope_bases"):
             if (found := len(getattr(self, name))) != self.num_layers:
                 raise ValueError(
-                    f"DecoderConfig.{name} has {found} entries for {self.num_layers} layers: give one each"
+                    f"DecoderConfig.{name} has {found} entries for {self.num_layers} layers: give "
+                    "one each"
                 )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -72,7 +73,8 @@ class DecoderConfig:
             )
         if self.activation not in layers.ACTIVATIONS:
             raise ValueError(
-                f"DecoderConfig.activation is {self.activation!r}: choose from {list(layers.ACTIVATIONS)}"
+                f"DecoderConfig.activation is {self.activation!r}: choose from "
+                f"{list(layers.ACTIVATIONS)}"
             )
 
 

@@ -355,7 +355,7 @@ class Pending:
         for step, metrics in fetched:
             values = {name: float(value) for name, value in metrics.items()}
             last = {"tokens_per_second": speed} if step == fetched[-1][0] else {}
-            self._progress.log(step, {**values, **last})
+            self._progress.log(step, {**values, **last}, show=bool(last))
         if broken:
             raise ValueError(
                 f"the loss or the gradient is not finite at steps {broken}: lower "

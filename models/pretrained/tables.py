@@ -1,9 +1,9 @@
 """One weight table per model family, applied in both directions.
 
-A row binds a parameter's path in our tree to its name in GGUF and in Hugging Face safetensors. `{}`
-stands for the layer number. `parameters_from` reads a checkpoint through a table and refuses gaps on
-either side; `tensors_from` is its inverse for writing. Bytes are the business of gguf.py and
-safetensors.py, which call this.
+A row binds a parameter's path in our tree to its name in GGUF and in Hugging Face safetensors;
+`{}` stands for the layer number. `parameters_from` reads a checkpoint through a table and refuses
+gaps on either side, `tensors_from` is its inverse. Bytes are the business of gguf.py and
+safetensors.py.
 """
 
 import re
@@ -116,7 +116,7 @@ def parameters_from(
     if misfits:
         raise ValueError(
             f"{file}: shapes don't fit its own metadata.\n" + "\n".join(misfits) + "\nThe metadata "
-            "(config.json or GGUF header) belongs to another model: use the one saved with the weights."
+            "(config.json or GGUF header) is another model's: use the one saved with the weights."
         )
 
     def parameter(name: str, kind: str) -> np.ndarray:
@@ -151,8 +151,8 @@ def tensors_from(parameters: dict, *, table: tuple[Row, ...], column: Column) ->
             unmapped.append(path)
     if unmapped:
         raise ValueError(
-            f"Parameters without a name in {column}: {_listing(unmapped)}. Write the backbone only, "
-            "or add them to models/pretrained/tables.py."
+            f"Parameters without a name in {column}: {_listing(unmapped)}. Write the backbone "
+            "only, or add them to models/pretrained/tables.py."
         )
     return tensors
 
@@ -160,7 +160,7 @@ def tensors_from(parameters: dict, *, table: tuple[Row, ...], column: Column) ->
 def _translate(
     name: str, table: tuple[Row, ...], source: str, target: str
 ) -> tuple[str, str] | None:
-    """Finds the row whose `source` column matches `name`; returns its `target` name and its kind."""
+    """Finds the row whose `source` column matches; returns its `target` name and its kind."""
     for row in table:
         pattern = re.escape(getattr(row, source)).replace(r"\{\}", r"(\d+)")
         if match := re.fullmatch(pattern, name):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evaluation.evaluate import Predictions
 from integration import interpolation
 from integration.interpolation import choose, interpolate, mix
 
@@ -55,69 +56,77 @@ def test_trees_that_differ_are_refused_naming_paths_and_shapes():
         assert "head/bias: absent against (2,)" in str(error.value)
 
 
+def predictions_of(logit):
+    """Nine examples of class 1; the higher the logit, the lower the loss."""
+    logits_NxC = np.stack([np.zeros(9), logit + np.arange(9.0) / 9], axis=1)
+    return Predictions(np.arange(9), np.ones(9, np.int32), logits_NxC.astype(np.float32))
+
+
 def test_all_points_share_one_compilation_and_no_two_mixtures_live_at_once():
     pretrained, finetuned = jax.device_put([{"kernel": np.full((7, 11), a)} for a in (0.0, 1.0)])
     live, before = [], interpolation._mix_compiled._cache_size()
 
-    def evaluate_fn(params):
+    def predict_fn(params):
         live.append(sum(array.shape == (7, 11) for array in jax.live_arrays()))
-        return {"value": float(params["kernel"][0, 0]), "standard_error": 0.0}
+        return predictions_of(float(params["kernel"][0, 0]))
 
-    interpolate(evaluate_fn, pretrained, finetuned, points=11, higher_is_better=True)
+    interpolate(predict_fn, pretrained, finetuned, points=11, metric="accuracy")
     assert interpolation._mix_compiled._cache_size() - before == 1
     assert live == [3] * 11  # the two ends and one mixture
 
 
-@pytest.mark.parametrize("higher_is_better", [True, False])
 @pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
-def test_the_point_nearest_the_optimum_is_chosen_and_its_parameters_returned(
-    target, higher_is_better
-):
+def test_the_point_nearest_the_optimum_is_chosen_and_its_parameters_returned(target):
     pretrained, finetuned = make_trees()
     optimum = mix(pretrained, finetuned, target)["head"]["bias"]
 
-    def evaluate_fn(params):
-        distance = float(jnp.abs(params["head"]["bias"] - optimum).sum())
-        value = -distance if higher_is_better else distance
-        return {"value": value, "standard_error": 1e-6, "count": 9}
+    def predict_fn(params):
+        return predictions_of(-float(jnp.abs(params["head"]["bias"] - optimum).sum()))
 
-    alpha, curve, params = interpolate(
-        evaluate_fn, pretrained, finetuned, points=11, higher_is_better=higher_is_better
-    )
+    alpha, curve, params = interpolate(predict_fn, pretrained, finetuned, points=11, metric="loss")
     assert alpha == target
     assert [point["alpha"] for point in curve] == [i / 10 for i in range(11)]
-    assert set(curve[0]) == {"alpha", "value", "standard_error", "count"}
+    assert min(curve, key=lambda point: point["value"])["alpha"] == target
     assert leaves_equal(params, jax.jit(mix)(pretrained, finetuned, target))
 
 
-def make_curve(values, error):
-    alphas = np.linspace(0, 1, len(values)).tolist()
-    return [
-        {"alpha": alpha, "value": value, "standard_error": error}
-        for alpha, value in zip(alphas, values, strict=True)
-    ]
+def right_on(*right, count=20):
+    """Predictions of `count` examples of class 1, right on some of them."""
+    logits_NxC = np.zeros((count, 2), np.float32)
+    logits_NxC[:, 0] = 1
+    logits_NxC[list(right), 1] = 2
+    return Predictions(np.arange(count), np.ones(count, np.int32), logits_NxC)
 
 
-@pytest.mark.parametrize(
-    ("values", "error", "expected"),
-    [
-        ([0.5, 0.79, 0.8, 0.8, 0.81], 0.0, 1.0),  # no error, no tie
-        ([0.5, 0.79, 0.8, 0.8, 0.81], 0.015, 0.5),  # 0.8 lies within, 0.79 does not
-        ([0.5, 0.79, 0.8, 0.8, 0.81], 0.025, 0.25),
-        ([0.5, 0.79, 0.8, 0.8, 0.81], 1.0, 0.0),
-        ([0.8, 0.7, 0.8, 0.8, 0.7], 0.0, 0.0),  # equal values
-        ([0.5, 0.79, 0.8, 0.8, 0.81], float("nan"), 1.0),  # unknown error
-    ],
-)
-def test_ties_within_one_standard_error_go_to_the_pretrained_side(values, error, expected):
-    assert choose(make_curve(values, error), higher_is_better=True) == expected
-    negated = make_curve([-value for value in values], error)
-    assert choose(negated, higher_is_better=False) == expected
+def test_a_tie_goes_to_the_pretrained_side():
+    # One example less: the difference 0.05 has the error 0.05, so that nothing tells them apart.
+    rows = {0.0: right_on(0, 1), 0.5: right_on(*range(14)), 1.0: right_on(*range(15))}
+    alpha, curve = choose(rows, metric="accuracy")
+    assert alpha == 0.5
+    assert [point["value"] for point in curve] == pytest.approx([0.1, 0.7, 0.75])
+    assert curve[1]["behind_best"] == pytest.approx(0.05)
+    assert curve[1]["behind_best_error"] == pytest.approx(0.05)
+    assert (curve[2]["behind_best"], curve[2]["behind_best_error"]) == (0, 0)
+
+
+def test_the_error_is_that_of_the_paired_difference():
+    # 4 of 20 behind on the same examples is no tie, though each accuracy has an error of 0.1.
+    rows = {0.0: right_on(*range(11)), 1.0: right_on(*range(15))}
+    alpha, curve = choose(rows, metric="accuracy")
+    assert alpha == 1.0
+    assert curve[0]["standard_error"] > 0.1 > curve[0]["behind_best_error"]
+
+
+def test_equal_values_go_to_the_pretrained_side_and_one_example_has_no_error():
+    rows = {alpha: right_on(0, count=1) for alpha in (0.0, 0.5, 1.0)}
+    assert choose(rows, metric="accuracy")[0] == 0.0
+    rows[0.0] = right_on(count=1)
+    assert choose(rows, metric="accuracy")[0] == 0.5
 
 
 def test_bad_arguments_are_refused_before_any_evaluation():
     pretrained, finetuned = make_trees()
-    options = {"points": 11, "higher_is_better": True}
+    options = {"points": 11, "metric": "accuracy"}
     with pytest.raises(ValueError, match="at least 2, both ends; found 1"):
         interpolate(pytest.fail, pretrained, finetuned, **options | {"points": 1})
     with pytest.raises(ValueError, match="head/bias"):

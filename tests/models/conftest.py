@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder, DecoderConfig, parameter_shapes
 from models.pretrained import Pretrained, load_pretrained
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -52,6 +52,17 @@ def make_config(**changes) -> DecoderConfig:
     return DecoderConfig(**(values | changes))
 
 
+def random_params(config: DecoderConfig) -> dict:
+    """Parameters drawn by path: two configs agree where both have a parameter of one shape."""
+
+    def draw(path, leaf):
+        rng = np.random.default_rng(list(jax.tree_util.keystr(path).encode()))
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return rng.normal(mean, 0.3, leaf.shape).astype(np.float32)
+
+    return jax.tree.map_with_path(draw, parameter_shapes(config))
+
+
 def pack(lengths_per_row: list[list[int]], length: int, *, seed: int = 0) -> tuple[np.ndarray, ...]:
     """Random tokens (below 40) with positions and segments, each [R, length], packed as told."""
     shape = (len(lengths_per_row), length)
@@ -72,6 +83,11 @@ def pack(lengths_per_row: list[list[int]], length: int, *, seed: int = 0) -> tup
 @pytest.fixture(scope="session", name="make_config")
 def make_config_fixture():
     return make_config
+
+
+@pytest.fixture(scope="session", name="random_params")
+def random_params_fixture():
+    return random_params
 
 
 @pytest.fixture(scope="session", name="pack")

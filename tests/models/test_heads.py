@@ -27,7 +27,9 @@ def classifier(tiny):
         partial(model.init, num_examples=1, deterministic=True), jax.random.key(0), one, one, one
     )
     head = {"kernel": jax.random.normal(jax.random.key(1), (32, 3)), "bias": jnp.arange(3.0)}
-    shapes = [jax.tree.map(lambda leaf: leaf.shape, each) for each in (params["params"]["head"], head)]
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, each) for each in (params["params"]["head"], head)
+    ]
     assert shapes[0] == shapes[1]
     assert jax.tree.structure(params["params"]["backbone"]) == jax.tree.structure(tiny.params)
     return model, {"backbone": tiny.params, "head": head}
