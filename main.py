@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
     """Dispatches on --mode; a user's mistake ends as one message, without a stack trace."""
     if len(argv) > 1:
         sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows a line when it is written
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax warn of what is meant
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:

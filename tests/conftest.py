@@ -69,39 +69,47 @@ def tiny_checkpoint(reviews, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_config(tiny_checkpoint, reviews_csv, tmp_path):
-    """A config that trains the tiny model on the small corpus for 48 steps."""
-    config = common.get_config()
-    config.data.update(
-        source="files",
-        files=str(reviews_csv),
-        prepared_dir=str(tmp_path / "prepared"),
-        max_train_examples=96,
-        max_validation_examples=24,
-        batch_size=8,
-        template="评论：{text}总的来说，很",
-    )
-    config.layout.update(max_length=64, row_length=64)
-    config.model.update(
-        checkpoint=str(tiny_checkpoint),
-        head="label_words",
-        pooling="last",
-        label_words=("差", "好"),
-    )
-    config.optimizer.learning_rate = 3e-3
-    config.train.update(duration="4 epochs", log_every="5 steps", checkpoint_every="12 steps")
-    config.eval.every = "24 steps"
-    config.integrate.points = 3
-    return config
+@pytest.fixture(scope="session")
+def make_config(tiny_checkpoint, reviews_csv):
+    """A function of a folder for prepared data: the config of 48 steps with the tiny model."""
+
+    def make(folder: Path):
+        config = common.get_config()
+        config.data.update(
+            source="files",
+            files=str(reviews_csv),
+            prepared_dir=str(folder / "prepared"),
+            max_train_examples=96,
+            max_validation_examples=24,
+            batch_size=8,
+            template="评论：{text}总的来说，很",
+        )
+        config.layout.update(max_length=64, row_length=64)
+        config.model.update(
+            checkpoint=str(tiny_checkpoint),
+            head="label_words",
+            pooling="last",
+            label_words=("差", "好"),
+        )
+        config.optimizer.learning_rate = 3e-3
+        config.train.update(duration="4 epochs", log_every="5 steps", checkpoint_every="12 steps")
+        config.eval.every = "24 steps"
+        config.integrate.points = 3
+        return config
+
+    return make
 
 
 @pytest.fixture
-def config_file(tmp_path):
-    """Writes a config as a file that `--config` takes."""
+def tiny_config(make_config, tmp_path):
+    return make_config(tmp_path)
 
-    def write(config) -> Path:
-        path = tmp_path / "config.py"
+
+@pytest.fixture(scope="session")
+def write_config():
+    """A function that writes a config as a file that `--config` takes."""
+
+    def write(config, path: Path) -> Path:
         path.write_text(
             "import json\nfrom ml_collections import ConfigDict\n"
             f"def get_config():\n    return ConfigDict(json.loads({config.to_json()!r}))\n"

@@ -1,6 +1,7 @@
 """The modes from a config to files, and what a user's mistake looks like."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +21,23 @@ def lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    config = make_config(folder)
+    return config, folder / "run", train(config, folder / "run")
+
+
 @pytest.fixture
-def trained(tiny_config, tmp_path):
-    workdir = tmp_path / "run"
-    return workdir, train(tiny_config, workdir)
+def trained(finished, tmp_path):
+    """A finished run's config, a copy of its workdir, and what the run returned."""
+    config, workdir, results = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    return config.copy_and_resolve_references(), tmp_path / "run", results
 
 
-def test_the_main_job_learns_integrates_tests_and_reports(trained, tiny_config):
-    workdir, results = trained
+def test_the_main_job_learns_integrates_tests_and_reports(trained):
+    _, workdir, results = trained
     assert results == json.loads((workdir / "results.json").read_text())
     models = list(results["models"])
     assert models[:2] == ["majority class", "TF-IDF + logistic regression"]
@@ -44,21 +54,21 @@ def test_the_main_job_learns_integrates_tests_and_reports(trained, tiny_config):
     assert np.mean(losses[-8:]) < np.mean(losses[:8]) / 2
 
 
-def test_a_finished_run_shows_its_results_and_leaves_the_test_split_shut(trained, tiny_config):
-    workdir, results = trained
-    assert train(tiny_config, workdir) == results
+def test_a_finished_run_shows_its_results_and_leaves_the_test_split_shut(trained):
+    config, workdir, results = trained
+    assert train(config, workdir) == results
     assert len(lines(workdir / "test_openings.jsonl")) == 1
 
 
-def test_evaluate_gives_the_numbers_of_training(trained, tiny_config):
-    workdir, _ = trained
+def test_evaluate_gives_the_numbers_of_training(trained):
+    config, workdir, _ = trained
     logged = {
         line["step"]: line["validation/accuracy"]
         for line in lines(workdir / "metrics.jsonl")
         if "validation/accuracy" in line
     }
-    tiny_config.eval.checkpoint = "latest"
-    result = protocol.evaluate(tiny_config, workdir)
+    config.eval.checkpoint = "latest"
+    result = protocol.evaluate(config, workdir)
     assert result["accuracy"]["value"] == logged[48]
     assert result["accuracy"]["count"] == 24
     assert sum(map(sum, result["confusion_matrix"])) == 24
@@ -66,26 +76,24 @@ def test_evaluate_gives_the_numbers_of_training(trained, tiny_config):
     assert len(lines(workdir / "errors_validation.jsonl")) == wrong
 
 
-def test_integrated_checkpoint_gives_the_curve_of_its_point(trained, tiny_config):
-    workdir, results = trained
-    tiny_config.eval.checkpoint = "integrated"
-    result = protocol.evaluate(tiny_config, workdir)
+def test_integrated_checkpoint_gives_the_curve_of_its_point(trained):
+    config, workdir, results = trained
+    config.eval.checkpoint = "integrated"
+    result = protocol.evaluate(config, workdir)
     chosen = results["integration"]
     value = {point["alpha"]: point["value"] for point in chosen["curve"]}[chosen["alpha"]]
     assert result["accuracy"]["value"] == value
 
 
-def test_integrate_mode_repeats_what_the_main_job_chose(trained, tiny_config):
-    workdir, results = trained
-    result = protocol.integrate(tiny_config, workdir)
+def test_integrate_mode_repeats_what_the_main_job_chose(trained):
+    config, workdir, results = trained
+    result = protocol.integrate(config, workdir)
     assert result["alpha"] == results["integration"]["alpha"]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
-def test_predict_keeps_every_line_and_agrees_with_evaluate(
-    trained, tiny_config, reviews, tmp_path, suffix
-):
-    workdir, _ = trained
+def test_predict_keeps_every_line_and_agrees_with_evaluate(trained, reviews, tmp_path, suffix):
+    config, workdir, _ = trained
     texts = [text for text, _ in reviews[:50]]
     source = tmp_path / f"input{suffix}"
     source.write_text(
@@ -96,8 +104,8 @@ def test_predict_keeps_every_line_and_agrees_with_evaluate(
         }[suffix],
         encoding="utf-8",
     )
-    tiny_config.predict.input = str(source)
-    rows = lines(protocol.predict(tiny_config, workdir))
+    config.predict.input = str(source)
+    rows = lines(protocol.predict(config, workdir))
     assert [row["text"] for row in rows] == texts
     for row in rows:
         assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
@@ -106,11 +114,11 @@ def test_predict_keeps_every_line_and_agrees_with_evaluate(
     assert np.mean(right) > 0.7
 
 
-def test_other_config_in_a_workdir_is_refused_with_the_difference(trained, tiny_config):
-    workdir, _ = trained
-    tiny_config.optimizer.learning_rate = 1e-3
+def test_other_config_in_a_workdir_is_refused_with_the_difference(trained):
+    config, workdir, _ = trained
+    config.optimizer.learning_rate = 1e-3
     with pytest.raises(ValueError, match="learning_rate: 0.003 there, 0.001 now") as error:
-        train(tiny_config, workdir)
+        train(config, workdir)
     assert "--config.train.on_config_change=overwrite" in str(error.value)
     assert (workdir / "results.json").exists()
 
@@ -127,18 +135,18 @@ def test_another_batch_size_continues_at_the_same_example(tiny_config, tmp_path)
     assert int(optimizer["step"]) == 48 // 8 + 48 // 16
 
 
-def test_a_head_that_the_checkpoint_lacks_is_refused(trained, tiny_config):
-    workdir, _ = trained
-    tiny_config.model.head = "linear"
+def test_a_head_that_the_checkpoint_lacks_is_refused(trained):
+    config, workdir, _ = trained
+    config.model.head = "linear"
     with pytest.raises(ValueError, match="model.head: 'label_words' in the checkpoint, 'linear'"):
-        protocol.evaluate(tiny_config, workdir)
+        protocol.evaluate(config, workdir)
 
 
-def test_an_absent_checkpoint_is_named_with_those_that_are_there(trained, tiny_config):
-    workdir, _ = trained
-    tiny_config.eval.checkpoint = "5"
+def test_an_absent_checkpoint_is_named_with_those_that_are_there(trained):
+    config, workdir, _ = trained
+    config.eval.checkpoint = "5"
     with pytest.raises(ValueError, match=r"'5' is not in .* holds the steps \[.*48\]"):
-        protocol.evaluate(tiny_config, workdir)
+        protocol.evaluate(config, workdir)
 
 
 def test_a_diverged_run_stops_and_names_the_steps(tiny_config, tmp_path):
@@ -218,9 +226,10 @@ def test_known_keys_pass():
     ],
 )
 def test_mistakes_end_as_one_message_without_a_trace(
-    tiny_config, config_file, tmp_path, flags, message
+    tiny_config, write_config, tmp_path, flags, message
 ):
-    run = main(f"--config={config_file(tiny_config)}", f"--workdir={tmp_path / 'run'}", *flags)
+    config = write_config(tiny_config, tmp_path / "config.py")
+    run = main(f"--config={config}", f"--workdir={tmp_path / 'run'}", *flags)
     assert run.returncode != 0
     assert message in run.stderr
     assert "Traceback" not in run.stderr + run.stdout

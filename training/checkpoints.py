@@ -134,7 +134,8 @@ class Checkpoints:
             raise self._failed(error) from None
 
     def _failed(self, error: Exception) -> OSError:
-        kept = sorted(self._manager.all_steps(read=True))
+        self._manager.reload()
+        kept = sorted(self._manager.all_steps())
         first_line = str(error).strip().splitlines()[0][:300]
         return OSError(
             f"a checkpoint could not be written to {self._directory}: {first_line}\n"

@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from input_pipeline.pipeline import TextPipeline
 from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions, predict
+from input_pipeline.pipeline import TextPipeline
 from input_pipeline.preparation import Examples
 from input_pipeline.tokenization import Tokenizer, load_tokenizer, train_tokenizer
 from models import pretrained

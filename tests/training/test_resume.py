@@ -59,58 +59,66 @@ def logged(workdir: Path) -> dict[tuple[int, str], float]:
     }
 
 
-def final_params(workdir: Path, like) -> dict[str, np.ndarray]:
+def final_params(workdir: Path) -> dict[str, np.ndarray]:
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.latest()
     params = checkpoints._manager.restore(step).params
     return {path: np.asarray(value) for path, value in flatten(params).items()}
 
 
-@pytest.fixture
-def long_config(tiny_config):
-    """Long enough to be hit in the middle: 150 steps, a checkpoint every 7."""
-    tiny_config.train.update(duration="150 steps", checkpoint_every="7 steps", integrate=False)
-    tiny_config.eval.every = "50 steps"
-    tiny_config.data.max_test_examples = 16
-    return tiny_config
+@pytest.fixture(scope="module")
+def config(make_config, write_config, tmp_path_factory):
+    """A config file of 100 steps with a checkpoint every 7: long enough to be hit in the middle."""
+    folder = tmp_path_factory.mktemp("resume")
+    config = make_config(folder)
+    config.train.update(
+        duration="100 steps",
+        checkpoint_every="7 steps",
+        integrate=False,
+        compilation_cache=str(folder / "compiled"),
+    )
+    config.eval.every = "50 steps"
+    config.data.max_test_examples = 16
+    return write_config(config, folder / "config.py")
 
 
-def test_killed_and_resumed_equals_uninterrupted(long_config, config_file, tmp_path):
-    config = config_file(long_config)
-    whole = start(config, tmp_path / "whole")
-    broken = start(config, tmp_path / "broken")
-    wait_for_lines(tmp_path / "broken", random.randint(5, 120), broken)
-    broken.send_signal(signal.SIGKILL)
-    finish(broken, -signal.SIGKILL)
-    finish(whole)
-    before = logged(tmp_path / "broken")
-    assert max(before)[0] < 150, "the kill came too late to prove anything"
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    finish(start(config, workdir))
+    return workdir
 
-    output = finish(start(config, tmp_path / "broken"))
-    expected = logged(tmp_path / "whole")
-    assert "from checkpoint" in output or max(before)[0] < 7
-    assert logged(tmp_path / "broken") == expected
-    assert {step for step, name in expected if name == "loss"} == set(range(1, 151))
-    params = final_params(tmp_path / "broken", long_config)
-    for path, value in final_params(tmp_path / "whole", long_config).items():
+
+def test_killed_and_resumed_equals_uninterrupted(config, uninterrupted, tmp_path):
+    process = start(config, tmp_path)
+    wait_for_lines(tmp_path, random.randint(5, 80), process)
+    process.send_signal(signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+    killed_at = max(step for step, _ in logged(tmp_path))
+    assert killed_at < 100, "the kill came too late to prove anything"
+
+    output = finish(start(config, tmp_path))
+    assert "from checkpoint" in output or killed_at < 14  # a save ends a little after its step
+    expected = logged(uninterrupted)
+    assert {step for step, name in expected if name == "loss"} == set(range(1, 101))
+    assert logged(tmp_path) == expected
+    params = final_params(tmp_path)
+    for path, value in final_params(uninterrupted).items():
         np.testing.assert_array_equal(params[path], value, err_msg=path)
 
 
-def test_sigterm_saves_and_the_run_goes_on_with_fewer_devices(long_config, config_file, tmp_path):
-    config = config_file(long_config)
-    process = start(config, tmp_path / "run", devices=4)
-    wait_for_lines(tmp_path / "run", 10, process)
+def test_sigterm_saves_and_the_run_goes_on_with_fewer_devices(config, uninterrupted, tmp_path):
+    process = start(config, tmp_path, devices=4)
+    wait_for_lines(tmp_path, 10, process)
     process.send_signal(signal.SIGTERM)
     output = finish(process, 75)
     assert "Interrupted after step" in output
     assert "Traceback" not in output
-    stopped_at = max(step for step, _ in logged(tmp_path / "run"))
-    output = finish(start(config, tmp_path / "run", devices=2))
+    stopped_at = max(step for step, _ in logged(tmp_path))
+    output = finish(start(config, tmp_path, devices=2))
     assert f"Start: from checkpoint {stopped_at} of this workdir" in output
     assert "Devices: 2 x" in output
-    finish(start(config, tmp_path / "one"))
-    expected = logged(tmp_path / "one")
-    found = logged(tmp_path / "run")
+    expected, found = logged(uninterrupted), logged(tmp_path)
     assert found.keys() == expected.keys()
     # Sums in another order: equal up to rounding, which training then amplifies.
     for step in range(1, 31):

@@ -1,0 +1,126 @@
+"""What is kept, what is refused, and that a failed write loses nothing."""
+
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from training.checkpoints import Checkpoints
+from training.state import TrainState
+
+META = {"labels": ["a", "b"], "best_value": None}
+
+
+def state(step: int, size: int = 4) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {
+        "backbone/layer_0/kernel": jnp.array(rng.normal(size=(size, 8)), jnp.float32),
+        "head/kernel": jnp.array(rng.normal(size=(8, 2)), jnp.float32),
+    }
+    moments = {path: value + 1 for path, value in params.items()}
+    return TrainState(jnp.int32(step), jnp.int32(8 * step), params, (moments,))
+
+
+def like(tree):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_state_and_meta_come_back_bit_equal(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(3, state(3), META)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(3, like(state(3))), state(3))
+    assert_equal(checkpoints.restore_params(3, like(state(3).params)), state(3).params)
+    assert checkpoints.meta(3) == META
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", 2), ("loss", 1)])
+def test_the_latest_and_the_best_are_kept(tmp_path, metric, best):
+    checkpoints = Checkpoints(
+        tmp_path / "c", metric=metric, higher_is_better=metric == "accuracy", keep_latest=2
+    )
+    values = {1: 0.5, 2: 0.9, 3: None, 4: 0.7, 5: 0.8, 6: None}
+    for step, value in values.items():
+        checkpoints.save(step, state(step), META, {metric: value} if value else None)
+    checkpoints.close()
+    again = Checkpoints(
+        tmp_path / "c", metric=metric, higher_is_better=metric == "accuracy", read_only=True
+    )
+    assert again.resolve("best") == best
+    assert again.resolve("latest") == 6
+    assert again.resolve("5") == 5
+    with pytest.raises(ValueError, match=rf"'4' is not in .* holds the steps \[{best}, 5, 6\]"):
+        again.resolve("4")
+
+
+def test_equal_values_keep_the_earliest(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep_latest=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step), META, {"accuracy": 0.5})
+    checkpoints.wait()
+    assert checkpoints.best() == 1
+
+
+def test_a_full_disk_is_one_error_and_the_previous_checkpoint_survives(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, state(1), META)
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # writes beyond fail, for real
+    try:
+        with pytest.raises(OSError, match=r"Steps \[1\] are intact. Free some space") as error:
+            checkpoints.save(2, state(2, size=100_000), META)
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(tmp_path) in str(error.value)
+    again = Checkpoints(tmp_path / "c")
+    assert again.latest() == 1
+    assert_equal(again.restore(1, like(state(1))), state(1))
+    again.save(2, state(2), META)  # and there is nothing in the way of the next one
+    again.wait()
+    assert again.latest() == 2
+
+
+def test_parameters_that_do_not_fit_are_listed(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, state(1), META)
+    checkpoints.wait()
+    wanted = like(state(1).params)
+    wanted["head/bias"] = wanted.pop("head/kernel")
+    wanted["backbone/layer_0/kernel"] = jax.ShapeDtypeStruct((5, 8), jnp.float32)
+    with pytest.raises(ValueError, match="does not fit the config") as error:
+        checkpoints.restore_params(1, wanted)
+    for line in (
+        "head/bias: missing in the checkpoint",
+        "head/kernel: only in the checkpoint",
+        "backbone/layer_0/kernel: (4, 8) in the checkpoint, (5, 8) in the model",
+    ):
+        assert line in str(error.value)
+
+
+def test_an_integrated_checkpoint_is_replaced_by_the_next(tmp_path):
+    for seed in (1, 2):
+        checkpoints = Checkpoints(tmp_path / "c")
+        checkpoints.save_params(state(seed).params, META)
+        checkpoints.close()
+    again = Checkpoints(tmp_path / "c", read_only=True)
+    found = again.restore_params(again.resolve("latest"), like(state(2).params))
+    assert_equal(found, state(2).params)
+
+
+def test_reading_makes_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train first"):
+        Checkpoints(tmp_path / "absent", read_only=True)
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        Checkpoints(tmp_path / "empty", read_only=True).resolve("best")
