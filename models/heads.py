@@ -17,8 +17,8 @@ from models.decoder import Decoder, DecoderConfig
 POOLINGS = ("first", "last", "mean")
 
 # The final norm's weights are large (hidden states of Gemma 3 270M have RMS 4 to 11, with outliers
-# beyond 100), so that a head of usual variance starts at a loss near 9. This one starts within 0.1 of
-# log C; so would zeros, but through them no gradient reaches the backbone in the first step.
+# beyond 100), so that a head of usual variance starts at a loss near 9. This one starts within 0.1
+# of log C; so would zeros, but through them no gradient reaches the backbone in the first step.
 HEAD_STDDEV = 1e-3
 
 

@@ -21,8 +21,8 @@ from models.pretrained.tables import StoredTensor
 
 # Metadata value types of the specification; 8 is a string, 9 an array.
 _SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
-# What Gemma 3's metadata leaves out (technical report, 2503.19786): every sixth layer is global, the
-# others have this rotary base.
+# What Gemma 3's metadata leaves out (technical report, 2503.19786): every sixth layer is global,
+# and the others have this rotary base.
 _GLOBAL_EVERY = 6
 _LOCAL_ROPE_BASE = 10_000.0
 

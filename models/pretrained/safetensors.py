@@ -121,8 +121,8 @@ def gemma3_config(directory: Path) -> DecoderConfig:
     for key, allowed in expected.items():
         if found.get(key) not in allowed:
             raise ValueError(
-                f"{file}: {key} is {found.get(key)!r}, expected one of {allowed}: only Gemma 3 text "
-                "models without extensions are read"
+                f"{file}: {key} is {found.get(key)!r}, expected one of {allowed}: only Gemma 3 "
+                "text models without extensions are read"
             )
     kinds = found.get("layer_types")
     if kinds is None:  # transformers before 4.54 stored the period instead

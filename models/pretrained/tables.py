@@ -115,8 +115,9 @@ def parameters_from(
             misfits.append(f"{name} has shape {found}, expected {wanted} for {path}")
     if misfits:
         raise ValueError(
-            f"{file}: shapes don't fit its own metadata.\n" + "\n".join(misfits) + "\nThe metadata "
-            "(config.json or GGUF header) is another model's: use the one saved with the weights."
+            f"{file}: shapes don't fit its own metadata.\n{_listing(misfits, separator='; ')}.\n"
+            "The metadata (config.json or GGUF header) is another model's: use the one saved with "
+            "the weights."
         )
 
     def parameter(name: str, kind: str) -> np.ndarray:
@@ -172,7 +173,7 @@ def _flatten(tree: dict) -> dict:
     return traverse_util.flatten_dict(tree, sep="/")
 
 
-def _listing(names: list[str]) -> str:
-    """Names for a message: all of a few, the first of many."""
-    shown = ", ".join(names[:20]) or "none"
-    return shown if len(names) <= 20 else f"{shown} and {len(names) - 20} more"
+def _listing(items: list[str], *, separator: str = ", ") -> str:
+    """Items for a message: all of a few, the first of many."""
+    shown = separator.join(items[:20]) or "none"
+    return shown if len(items) <= 20 else f"{shown} and {len(items) - 20} more"

@@ -13,6 +13,13 @@ from models.pretrained import Pretrained, load_pretrained
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
+@pytest.fixture(autouse=True)
+def full_precision():
+    """Makes float32 products exact on accelerators too, where the default rounds their inputs."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folder() -> Path:
     """A Hugging Face folder as transformers wrote it (fixtures/make_tiny_gemma3.py)."""

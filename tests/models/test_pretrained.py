@@ -142,7 +142,7 @@ def test_shards_are_read_as_one(tiny, folder):
     (folder / "model.safetensors.index.json").write_text(index)
     assert_trees_equal(load_pretrained(folder).params, tiny.params)
     (folder / "model-2-of-2.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="model-2-of-2.safetensors is missing"):
+    with pytest.raises(FileNotFoundError, match=r"model-2-of-2\.safetensors is missing"):
         load_pretrained(folder)
 
 
@@ -254,12 +254,12 @@ def test_a_file_of_another_kind_is_refused(folder, content):
     with pytest.raises(ValueError, match="not a GGUF file"):
         load_pretrained(folder / "model.gguf")
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="git lfs|truncated"):
+    with pytest.raises(ValueError, match=r"git lfs|truncated"):
         load_pretrained(folder)
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.gguf"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf"):
         resolve(str(tmp_path / "nowhere.gguf"))
     with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
         load_pretrained(tmp_path)
