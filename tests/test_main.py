@@ -233,3 +233,20 @@ def test_mistakes_end_as_one_message_without_a_trace(
     assert run.returncode != 0
     assert message in run.stderr
     assert "Traceback" not in run.stderr + run.stdout
+
+
+def test_every_option_of_the_step_trains(tiny_config, tmp_path):
+    """bfloat16, rematerialisation, microbatches, augmentation, dropout, decay by layer, wsd."""
+    tiny_config.model.update(dtype="bfloat16", remat=True, dropout=0.1, head="linear")
+    tiny_config.train.update(microbatches=2, integrate=True)
+    tiny_config.augmentation.update(deletion_rate=0.05, punctuation_rate=0.1)
+    tiny_config.optimizer.update(
+        layer_decay=0.9, lr_table=(("backbone/embedder/.*", None), ("head/.*", 5.0), (".*", 1.0))
+    )
+    tiny_config.schedule.update(name="wsd", warmup="5 steps", cooldown="25%")
+    tiny_config.layout.kind = "bucket"
+    results = train(tiny_config, tmp_path / "run")
+    losses = [row["loss"] for row in lines(tmp_path / "run/metrics.jsonl") if "loss" in row]
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+    model = list(results["models"].values())[-1]
+    assert model["accuracy"]["value"] > 0.7
