@@ -1,0 +1,117 @@
+"""The training benchmark: it measures what it says, on the same training for all contestants."""
+
+import math
+import types
+
+import numpy as np
+import pytest
+
+from benchmarks import throughput
+from benchmarks.throughput import BFLOAT16, FLOAT32, OURS, Block
+from benchmarks.trainers import First, Ours, PyTorch, unpack
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.layout.max_shapes = 1  # no block is run again for a compilation
+    tiny_config.data.max_train_examples = 32
+    return tiny_config
+
+
+@pytest.fixture
+def batches(config, tmp_path):
+    """What a machine without TensorFlow is given: four batches from a file."""
+    throughput.write_batches(tmp_path / "batches.npz", config, 4)
+    return throughput.read_batches(tmp_path / "batches.npz", config)
+
+
+def test_ours_trains_alike_from_the_pipeline_and_from_a_file_and_counts_every_token(
+    config, batches
+):
+    live = Ours(config, throughput.read_data(config))
+    stored = Ours(config, batches)
+    assert live.first() == stored.first()
+    block = throughput.run_block(live, 3)
+    examples = [ids for ids, _, _ in unpack(batches.batches[1:4])]
+    assert block.lengths.tolist() == list(map(len, examples))
+    assert block.positions == sum(batch["tokens_RxL"].size for batch in batches.batches[1:4])
+    assert throughput.run_block(stored, 3).lengths.tolist() == block.lengths.tolist()
+
+
+def test_a_process_is_measured_and_shown_without_pytorch(config, batches, monkeypatch, capsys):
+    monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
+    workers = throughput.measure(config, batches, steps=1, repeats=2)
+    throughput.show(workers, "float32")
+    assert len(workers) == 1 and len(workers[0].blocks) == 2
+    assert not workers[0].process.is_alive()
+    shown = capsys.readouterr().out
+    assert "No PyTorch rows, for want of torch and transformers" in shown
+    assert "ours float32" in shown
+    row = throughput.summarise(workers[0], workers, "float32")
+    assert row["peak_bytes"] > 50 * 2**20 and row["first_step_seconds"] > 0.5
+
+
+def test_pytorch_begins_with_the_same_loss_and_gradient(config, batches, tiny_checkpoint):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    ours = Ours(config, batches).first()
+    peer = PyTorch(config, batches, checkpoint=tiny_checkpoint, first_ids=ours.ids, autocast=False)
+    theirs = peer.first()
+    assert theirs.loss == pytest.approx(ours.loss, abs=1e-4)
+    assert theirs.gradient_norm == pytest.approx(ours.gradient_norm, rel=1e-3)
+    assert throughput.run_block(peer, 1).lengths.max() <= config.layout.max_length
+
+
+def test_another_batch_size_than_the_files_is_refused(config, batches, tmp_path):
+    config.data.batch_size = 4
+    with pytest.raises(ValueError, match=r"batches of 8 examples.*--config.data.batch_size=8"):
+        throughput.read_batches(tmp_path / "batches.npz", config)
+
+
+def test_another_loss_at_the_first_step_is_refused():
+    workers = [
+        types.SimpleNamespace(variant=variant, first=First(loss, 1.0, [0], "cpu"))
+        for variant, loss in ((OURS, 0.7), (FLOAT32, 0.72))
+    ]
+    with pytest.raises(ValueError, match="do not train the same model"):
+        throughput.check_first(workers, "float32")
+
+
+def test_the_numbers_of_a_row_add_up():
+    model = {"matmul_params": 100, "attention_width": 0, "windows": (0,)}
+
+    def worker(variant, seconds, positions, device):
+        first = First(0.7, 1.0, [0], device, model, seconds=3.0)
+        lengths = np.array([10, 30])
+        blocks = [Block(second, lengths, positions, 2**20) for second in seconds]
+        return types.SimpleNamespace(variant=variant, first=first, blocks=blocks)
+
+    device = "NVIDIA H100 80GB HBM3"
+    workers = [
+        worker(OURS, (1.0, 2.0, 4.0), 50, device),
+        worker(FLOAT32, (3.0, 2.0, 9.0), 80, "cpu"),
+    ]
+    ours, theirs = (throughput.summarise(w, workers, "bfloat16") for w in workers)
+    assert ours["tokens_per_second"] == 20 and ours["examples_per_second"] == 1
+    assert ours["padding_share"] == pytest.approx(0.2)
+    assert theirs["padding_share"] == pytest.approx(0.5)
+    assert ours["ratio"] == pytest.approx(2.25)  # the median of 3, 1 and 2.25
+    assert theirs["ratio"] == 1
+    assert ours["utilisation"] == pytest.approx(6 * 100 * 40 / 2 / 989e12)
+    assert theirs["utilisation"] is None
+    assert throughput.summarise(workers[0], workers[:1], "bfloat16")["ratio"] is None
+    assert throughput.peak_flops("NVIDIA L4", bfloat16=True) == 121e12
+    assert BFLOAT16 != FLOAT32
+
+
+def test_model_flops_count_each_visible_pair_once():
+    lengths, windows = np.array([1, 5, 9]), (4, 0, 100)
+    pairs = sum(
+        math.prod((query >= key, query - key < (window or math.inf)))
+        for window in windows
+        for length in lengths
+        for query in range(length)
+        for key in range(length)
+    )
+    model = {"matmul_params": 7, "attention_width": 3, "windows": windows}
+    assert throughput.model_flops(lengths, model) == 6 * 7 * 15 + 12 * 3 * pairs
