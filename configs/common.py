@@ -44,8 +44,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     layout.max_length = (
         256  # tokens per example with its template; longer texts are cut and counted
     )
-    layout.row_length = 256  # with 'pack': positions per row, at least max_length
-    layout.max_shapes = 3  # batch shapes compiled for training, chosen from the data
+    layout.row_length = 384  # with 'pack': the longest row to choose from, at least max_length
+    layout.max_shapes = 3  # batch shapes compiled for training, at most; chosen from the data
 
     config.augmentation = augmentation = ConfigDict()
     augmentation.deletion_rate = 0.0  # share of characters dropped

@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.batch_size = 8
         config.layout.max_length = 128
         config.layout.row_length = 128
-        config.layout.max_shapes = 1
+        config.layout.max_shapes = 2
         config.eval.every = config.train.checkpoint_every = "100%"
         config.train.log_every = "1 step"
     return config

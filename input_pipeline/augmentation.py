@@ -6,33 +6,33 @@ while it builds its graph. What happens to a text is a function of (seed, epoch,
 the batch that it is in, its place there and the batch size change nothing.
 """
 
-import tensorflow as tf
+from input_pipeline.lazy import tf
 
 PUNCTUATION = ("，", "。", "；", "：", "？", "！")
 _STREAMS = {"deletion": 1, "insertion": 2, "mark": 3}  # independent draws for one character
 
 
 def augment(
-    texts_B: tf.Tensor,
-    ids_B: tf.Tensor,
-    epochs_B: tf.Tensor,
+    texts_B: "tf.Tensor",
+    ids_B: "tf.Tensor",
+    epochs_B: "tf.Tensor",
     *,
     seed: int,
     deletion_rate: float,
     punctuation_rate: float,
-) -> tf.Tensor:
+) -> "tf.Tensor":
     """Deletes characters and inserts punctuation marks.
 
     Args:
-      texts_B: UTF-8 strings.
-      ids_B: int64 ids of the examples.
-      epochs_B: int64 epochs that they are drawn in.
-      seed: the run's seed.
-      deletion_rate: probability that a character is left out. One always stays.
-      punctuation_rate: probability that a mark is put before a character.
+        texts_B: UTF-8 strings.
+        ids_B: int64 ids of the examples.
+        epochs_B: int64 epochs that they are drawn in.
+        seed: the run's seed.
+        deletion_rate: probability that a character is left out. One always stays.
+        punctuation_rate: probability that a mark is put before a character.
 
     Returns:
-      Strings [B].
+        Strings [B].
     """
     characters = tf.strings.unicode_split(texts_B, "UTF-8")  # ragged [B, characters]
     keys_B = tf.cast(ids_B, tf.uint64)
@@ -41,7 +41,7 @@ def augment(
     rows, places = characters.value_rowids(), tf.ragged.range(characters.row_lengths()).values
     keys = _mix(tf.gather(keys_B, rows)) + tf.cast(places, tf.uint64)
 
-    def uniform(stream: str) -> tf.Tensor:
+    def uniform(stream: str) -> "tf.Tensor":
         """Returns float64 in [0, 1), one per character."""
         bits = _mix(keys ^ tf.constant(_STREAMS[stream] << 48, tf.uint64))
         return tf.cast(_shift(bits, 11), tf.float64) / 2.0**53
@@ -59,7 +59,7 @@ def augment(
     return tf.strings.reduce_join(characters.with_values(pieces), axis=-1)
 
 
-def _mix(x: tf.Tensor) -> tf.Tensor:
+def _mix(x: "tf.Tensor") -> "tf.Tensor":
     """Hashes uint64 to uint64: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     x = x + tf.constant(0x9E3779B97F4A7C15, tf.uint64)
     x = (x ^ _shift(x, 30)) * tf.constant(0xBF58476D1CE4E5B9, tf.uint64)
@@ -67,5 +67,5 @@ def _mix(x: tf.Tensor) -> tf.Tensor:
     return x ^ _shift(x, 31)
 
 
-def _shift(x: tf.Tensor, bits: int) -> tf.Tensor:
+def _shift(x: "tf.Tensor", bits: int) -> "tf.Tensor":
     return tf.bitwise.right_shift(x, tf.constant(bits, tf.uint64))

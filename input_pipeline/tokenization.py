@@ -29,18 +29,18 @@ class Tokenizer:
     """A SentencePiece model with its marks of beginning and end.
 
     Attributes:
-      vocab_size: number of pieces.
-      bos_id, eos_id, pad_id: ids of the control pieces, -1 where the model has none.
-      start_ids, end_ids: the marks put around every example, as configured.
-      fingerprint: sha256 of the serialised model.
+        vocab_size: number of pieces.
+        bos_id, eos_id, pad_id: ids of the control pieces, -1 where the model has none.
+        start_ids, end_ids: the marks put around every example, as configured.
+        fingerprint: sha256 of the serialised model.
     """
 
     def __init__(self, model: bytes, *, add_bos: bool, add_eos: bool):
         """Takes a serialised ModelProto.
 
         Raises:
-          RuntimeError: `model` is no SentencePiece model.
-          ValueError: a mark is asked for that the model lacks.
+            RuntimeError: `model` is no SentencePiece model.
+            ValueError: a mark is asked for that the model lacks.
         """
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -64,8 +64,8 @@ class Tokenizer:
         """Returns each text's ids, without the marks, from one call that releases the GIL.
 
         Args:
-          texts: str, or UTF-8 bytes.
-          num_threads: None takes every core; 1 suits callers that run in parallel themselves.
+            texts: str, or UTF-8 bytes.
+            num_threads: None takes every core; 1 suits callers that run in parallel themselves.
         """
         threads = num_threads or os.cpu_count() or 1
         return self._processor.encode(list(texts), out_type=int, num_threads=threads)
@@ -87,8 +87,8 @@ def load_tokenizer(path: str | os.PathLike, *, add_bos: bool, add_eos: bool) -> 
     """Loads a .model file, the vocabulary of a .gguf file, or a folder that holds tokenizer.model.
 
     Raises:
-      FileNotFoundError: nothing there.
-      ValueError: the file is truncated, or holds no SentencePiece vocabulary.
+        FileNotFoundError: nothing there.
+        ValueError: the file is truncated, or holds no SentencePiece vocabulary.
     """
     path = Path(path)
     file = path / "tokenizer.model" if path.is_dir() else path
@@ -98,6 +98,8 @@ def load_tokenizer(path: str | os.PathLike, *, add_bos: bool, add_eos: bool) -> 
         )
     model = model_from_gguf(file) if file.suffix == ".gguf" else file.read_bytes()
     try:
+        if not model:  # SentencePiece takes it for a model yet to come
+            raise RuntimeError
         return Tokenizer(model, add_bos=add_bos, add_eos=add_eos)
     except RuntimeError:  # what SentencePiece raises, with a C++ source line for a message
         raise ValueError(
@@ -114,8 +116,8 @@ def train_tokenizer(texts: Iterable[str], path: str | os.PathLike, *, vocab_size
     the same order give the same file.
 
     Raises:
-      ValueError: the texts are too few for `vocab_size`, or `vocab_size` is too small for the 260
-        fixed pieces and the characters that the texts consist of.
+        ValueError: the texts are too few for `vocab_size`, or `vocab_size` is too small for the 260
+            fixed pieces and the characters that the texts consist of.
     """
     model = io.BytesIO()
     try:
@@ -125,6 +127,7 @@ def train_tokenizer(texts: Iterable[str], path: str | os.PathLike, *, vocab_size
             model_type="bpe",
             vocab_size=vocab_size,
             character_coverage=0.9995,
+            required_chars=_SPACE,  # as bytes it would decode to itself, not to a space
             normalization_rule_name="identity",
             byte_fallback=True,
             add_dummy_prefix=False,
@@ -153,9 +156,9 @@ class Encoded:
     """The tokens of B examples.
 
     Attributes:
-      tokens: int32, the examples' ids end to end.
-      lengths_B: int64, how many of `tokens` each example has; at least 1.
-      cut_B: bool, which examples lost the end of their text.
+        tokens: int32, the examples' ids end to end.
+        lengths_B: int64, how many of `tokens` each example has; at least 1.
+        cut_B: bool, which examples lost the end of their text.
     """
 
     tokens: np.ndarray
@@ -174,7 +177,7 @@ class Encoder:
         """Tokenises the template.
 
         Raises:
-          ValueError: not exactly one {text} in the template, or no room for a text beside it.
+            ValueError: not exactly one {text} in the template, or no room for a text beside it.
         """
         if template.count("{text}") != 1:
             raise ValueError(
@@ -199,7 +202,7 @@ class Encoder:
         """Encodes texts.
 
         Raises:
-          ValueError: an example without any token: an empty text without template and marks.
+            ValueError: an example without any token: an empty text without template and marks.
         """
         ids = self._tokenizer.encode_batch(texts, num_threads=num_threads)
         parts: list[list[int]] = []
@@ -224,10 +227,10 @@ def model_from_gguf(path: str | os.PathLike) -> bytes:
     without normalisation is what its 'llama' tokenisers are.
 
     Returns:
-      A serialised ModelProto.
+        A serialised ModelProto.
 
     Raises:
-      ValueError: the file is truncated or no GGUF, or its tokeniser is of another kind.
+        ValueError: the file is truncated or no GGUF, or its tokeniser is of another kind.
     """
     metadata = dict(_gguf_metadata(Path(path)))
     kind = metadata.get("tokenizer.ggml.model")
@@ -302,9 +305,7 @@ def _gguf_metadata(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             magic, version, _, count = take("4sIQQ")
             if magic != b"GGUF" or version not in (2, 3):
-                raise ValueError(
-                    f"{path} is not a GGUF file of version 2 or 3: {magic!r} {version}"
-                )
+                raise ValueError(f"{path} is no GGUF file of version 2 or 3: {magic!r} {version}")
             for _ in range(count):
                 yield string(), value(take("I")[0])
         except (struct.error, KeyError, UnicodeDecodeError):

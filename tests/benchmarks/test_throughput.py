@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import throughput
-from benchmarks.throughput import BFLOAT16, FLOAT32, OURS, Block
+from benchmarks.throughput import FLOAT32, OURS, Block
 from benchmarks.trainers import First, Ours, PyTorch, unpack
 
 
@@ -15,6 +15,7 @@ from benchmarks.trainers import First, Ours, PyTorch, unpack
 def config(tiny_config):
     tiny_config.layout.max_shapes = 1  # no block is run again for a compilation
     tiny_config.data.max_train_examples = 32
+    tiny_config.optimizer.lr_table = (("backbone/embedder/.*", None), (".*", 1.0))
     return tiny_config
 
 
@@ -66,15 +67,16 @@ def test_another_batch_size_than_the_files_is_refused(config, batches, tmp_path)
     config.data.batch_size = 4
     with pytest.raises(ValueError, match=r"batches of 8 examples.*--config.data.batch_size=8"):
         throughput.read_batches(tmp_path / "batches.npz", config)
+    with pytest.raises(FileNotFoundError, match="--write_batches"):
+        throughput.read_batches(tmp_path / "other.npz", config)
 
 
-def test_another_loss_at_the_first_step_is_refused():
-    workers = [
-        types.SimpleNamespace(variant=variant, first=First(loss, 1.0, [0], "cpu"))
-        for variant, loss in ((OURS, 0.7), (FLOAT32, 0.72))
-    ]
+@pytest.mark.parametrize(("loss", "gradient_norm"), [(0.72, 1.0), (0.7, math.nan), (0.7, 1.1)])
+def test_another_loss_or_gradient_at_the_first_step_is_refused(loss, gradient_norm):
+    ours, theirs = First(0.7, 1.0, [0], "cpu"), First(loss, gradient_norm, [0], "cpu")
+    throughput.compare_first(FLOAT32, ours, ours, dtype="float32")
     with pytest.raises(ValueError, match="do not train the same model"):
-        throughput.check_first(workers, "float32")
+        throughput.compare_first(FLOAT32, theirs, ours, dtype="float32")
 
 
 def test_the_numbers_of_a_row_add_up():
@@ -101,7 +103,6 @@ def test_the_numbers_of_a_row_add_up():
     assert theirs["utilisation"] is None
     assert throughput.summarise(workers[0], workers[:1], "bfloat16")["ratio"] is None
     assert throughput.peak_flops("NVIDIA L4", bfloat16=True) == 121e12
-    assert BFLOAT16 != FLOAT32
 
 
 def test_model_flops_count_each_visible_pair_once():

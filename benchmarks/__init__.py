@@ -1,0 +1,1 @@
+"""Speed and cost beside peers: each module is a command that prints a table."""
