@@ -65,6 +65,8 @@ from benchmarks.trainers import (
 OURS, FLOAT32, BFLOAT16 = "ours", "PyTorch float32", "PyTorch bfloat16 autocast"
 TOLERANCE = 1e-2  # of the first loss and, relative, its gradient; seen: 1e-5 and 5e-4
 _BFLOAT16_TOLERANCE = 0.1
+_PAUSE = 0.5  # seconds in which the threads of the variant before come to rest
+_QUIET = 0.5  # load average above which another program is at work
 
 # Dense peaks in TFLOP/s from NVIDIA's data sheets, bfloat16 and TF32; the first match wins.
 PEAKS = (
@@ -206,6 +208,7 @@ class Worker:
 
     def run(self, steps: int) -> Block:
         """Runs a block while every other process waits."""
+        time.sleep(_PAUSE)
         self._connection.send(steps)
         self.blocks.append(self._receive())
         return self.blocks[-1]
@@ -389,7 +392,13 @@ def main(argv: Sequence[str]) -> None:
         if not file and not importlib.util.find_spec("tensorflow"):
             raise ValueError("without TensorFlow, pass --batches=FILE from --write_batches=FILE")
         data = read_batches(Path(file), config) if file else read_data(config)
-        print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
+        load = os.getloadavg()[0]
+        print(f"{os.cpu_count()} cores, load average {load:.1f}")
+        if load > _QUIET:
+            print(
+                "Other programs are at work: PyTorch was seen to suffer more from that than ours, "
+                "so that the ratios flatter us. Measure again without them."
+            )
         show(measure(config, data, steps=steps, repeats=repeats), config.model.dtype)
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")

@@ -277,8 +277,8 @@ class PyTorch:
 def write_hub_folder(gguf: Path, folder: Path) -> None:
     """Rewrites a GGUF file as the folder that a hub has of it, weights in float32.
 
-    transformers takes minutes and gigabytes to read a GGUF file, which its users rarely do: neither
-    belongs in the numbers of PyTorch.
+    transformers takes most of a minute to read and convert the demo's file, which its users rarely
+    do: that does not belong in PyTorch's time to first step.
     """
     import torch
     import transformers
