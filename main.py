@@ -3,6 +3,7 @@
 Flags and process set-up only; the work is in training/ and evaluation/.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs.checks import check_values
 from configs.overrides import check_overrides
 
 FLAGS = flags.FLAGS
@@ -48,17 +50,23 @@ def main(argv: list[str]) -> None:
     except train.Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(train.EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. Start the same command again to go on from the last checkpoint.")
     except (ValueError, OSError) as error:
         if FLAGS.showtrace:
             raise
-        sys.exit(f"Error: {error}")
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        remedy = f" (in {workdir}?): free some space, then start the same command again"
+        sys.exit(f"Error: {error}{remedy if full else ''}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags, after a check that names the nearest key of a misspelt override."""
+    """Parses the flags, and checks keys and values of the config."""
     try:
         check_overrides(argv)
-        return FLAGS(argv)
+        rest = FLAGS(argv)
+        check_values(FLAGS.config)
+        return rest
     except (flags.Error, ValueError, FileNotFoundError) as error:
         sys.exit(f"Error: {error}")
 

@@ -25,8 +25,8 @@ import numpy as np
 from configs import common
 from input_pipeline.pipeline import TextPipeline
 from input_pipeline.preparation import Examples, load_split, prepare
-from input_pipeline.tokenization import load_tokenizer
-from models.pretrained import resolve
+from input_pipeline.tokenization import tokenizer_from_gguf
+from models.pretrained import gguf, resolve
 
 PEER = "transformers + DataLoader, 2 workers"
 TEMPLATE = "评论：{text}\n总的来说，很"
@@ -40,8 +40,9 @@ def ours(examples: Examples, *, batch_size: int, rate: float) -> Start:
     config = common.get_config()
     config.layout.update(kind="pack", max_length=MAX_LENGTH, row_length=384)
     config.augmentation.update(deletion_rate=rate, punctuation_rate=rate)
+    path = resolve("gemma3-270m")
     pipeline = TextPipeline(
-        load_tokenizer(resolve("gemma3-270m"), add_bos=True, add_eos=False),
+        tokenizer_from_gguf(gguf.metadata(path), file=str(path), add_bos=True, add_eos=False),
         template=TEMPLATE,
         layout=config.layout,
         augmentation=config.augmentation,

@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     layout.max_length = (
         256  # tokens per example with its template; longer texts are cut and counted
     )
-    layout.row_length = 384  # with 'pack': the longest row to choose from, at least max_length
+    layout.row_length = 384  # longest row of 'pack' and of evaluation, at least max_length
     layout.max_shapes = 3  # batch shapes compiled for training, at most; chosen from the data
 
     config.augmentation = augmentation = ConfigDict()
@@ -98,6 +98,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     evaluation.rows = 8  # rows per evaluation batch
     evaluation.checkpoint = "best"  # for other modes: 'best', 'latest', 'integrated' or a step
     evaluation.split = "validation"  # for --mode=evaluate
+    evaluation.test = True  # report on the test split; False, for a sweep, leaves it shut
 
     config.integrate = integrate = ConfigDict()
     integrate.points = 11  # mixing coefficients, from 0 (pretrained) to 1 (fine-tuned)

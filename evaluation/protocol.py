@@ -27,8 +27,10 @@ from training.checkpoints import Checkpoints, Meta
 from training.experiment import Experiment, build
 from training.workdir import flatten_config
 
-# What must be as in training for a checkpoint's numbers to mean the same.
-_BOUND = ("model.", "tokenizer.", "data.template", "layout.max_length", "optimizer.lr_table")
+# What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
+# compared by fingerprint.
+_BOUND = ("model.init", "model.head", "model.pooling", "model.label_words", "optimizer.lr_table")
+_BOUND += ("tokenizer.add_", "data.template", "layout.max_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,38 +125,44 @@ def finish(
     """
     config = experiment.config
     if (workdir / "results.json").exists():
-        experiment.say(f"This run is finished; its results are in {workdir / 'results.json'}:")
+        print(f"This run is finished; its results are in {workdir / 'results.json'}:")
         return report.show_results(workdir)
     restored = _restore(experiment, workdir, "best")
-    alpha, curve, params = 1.0, [], restored.params
+    models, integration = {report.FINETUNED: restored.params}, None
     if config.train.integrate and config.model.init == "pretrained":
         alpha, curve, params = _integrate(experiment, workdir, restored, splits["validation"])
-    openings = _note_test_opening(workdir, prepared, f"{restored.name}, alpha {alpha:g}")
-    test = load_split(prepared, "test", limit=config.data.max_test_examples)
-    model = report.FINETUNED if alpha == 1 else f"{report.INTEGRATED} (alpha {alpha:g})"
+        integration = {"alpha": alpha, "curve": curve}
+        if alpha < 1:
+            models[f"{report.INTEGRATED} (alpha {alpha:g})"] = params
+    name = "validation"
+    openings = []
+    if config.eval.test:
+        name, opened_for = "test", f"{restored.name}: {', '.join(models)}"
+        openings = _note_test_opening(workdir, prepared, opened_for)
+    examples = load_split(prepared, name, limit=config.data[f"max_{name}_examples"])
     classes = len(prepared.labels)
     predictions = {
-        report.MAJORITY: baselines.majority(splits["train"], test, num_classes=classes),
+        report.MAJORITY: baselines.majority(splits["train"], examples, num_classes=classes),
         report.TFIDF: baselines.tfidf_logistic_regression(
-            splits["train"], test, num_classes=classes
+            splits["train"], examples, num_classes=classes
         ),
-        model: experiment.predict(params, test),
+        **{model: experiment.predict(params, examples) for model, params in models.items()},
     }
-    report.write_errors(
-        workdir / "errors_test.jsonl", experiment.task.describe(predictions[model], test)
-    )
+    final = list(predictions.values())[-1]
+    errors = experiment.task.describe(final, examples)
+    report.write_errors(workdir / f"errors_{name}.jsonl", errors)
     return report.write_results(
         workdir,
         predictions,
         labels=prepared.labels,
         fingerprints=restored.meta["fingerprints"],
-        test_opened=openings[0]["time"],
+        split=name,
         metric=config.eval.metric,
-        integration={"alpha": alpha, "curve": curve} if curve else None,
+        integration=integration,
         extra={
             "checkpoint": restored.name,
-            "train_examples": len(splits["train"].ids_N),
-            "validation_examples": len(splits["validation"].ids_N),
+            "train_examples": len(splits["train"]),
+            "validation_examples": len(splits["validation"]),
             "test_openings": openings,
         },
     )
@@ -204,6 +212,7 @@ def _read_meta(config: ConfigDict, workdir: Path) -> Meta:
     """Returns a checkpoint's meta after a check that the config describes the same model."""
     checkpoints, step = _open(config, workdir, config.eval.checkpoint)
     meta = checkpoints.meta(step)
+    checkpoints.close()
     saved = flatten_config(meta["config"])
     current = flatten_config(json.loads(config.to_json()))
     changed = [
@@ -236,7 +245,11 @@ def _restore(experiment: Experiment, workdir: Path, name: str | None = None) -> 
             "(the fingerprints differ): its frozen parameters are read from there; restore it"
         )
     params = checkpoints.restore_params(step, experiment.like())
-    return Restored(params, meta, f"{name} checkpoint, step {step}")
+    checkpoints.close()
+    title = f"{name} checkpoint, step {step}"
+    if name == "integrated":
+        title = f"integrated (alpha {meta['alpha']:g} of the {meta['of']})"
+    return Restored(params, meta, title)
 
 
 def _note_test_opening(workdir: Path, prepared: Prepared, what: str) -> list[dict[str, str]]:

@@ -27,7 +27,6 @@ from training.progress import read_metrics
 # Names of the rows of the results table.
 MAJORITY = "majority class"
 TFIDF = "TF-IDF + logistic regression"
-PRETRAINED = "pretrained"
 FINETUNED = "fine-tuned"
 INTEGRATED = "integrated"
 
@@ -42,7 +41,7 @@ def write_results(
     *,
     labels: Sequence[str],
     fingerprints: Mapping[str, str],
-    test_opened: str,
+    split: str,
     metric: str,
     integration: Mapping[str, Any] | None,
     extra: Mapping[str, Any],
@@ -51,11 +50,11 @@ def write_results(
 
     Args:
         workdir: where metrics.jsonl lies.
-        predictions: row name -> predictions on the test split, in the order of the table, TFIDF
+        predictions: row name -> predictions on the split, in the order of the table, TFIDF
             among them. The closing sentence is about the last, the model that the run ends with.
         labels: names in class order.
         fingerprints: of the splits and of what else the numbers depend on.
-        test_opened: when the test split was first read, ISO 8601.
+        split: name of the split that the numbers are about.
         metric: what chose the model: 'accuracy', 'macro_f1' or 'loss'.
         integration: {'alpha', 'curve'} as integration.interpolation.interpolate returned, or None.
         extra: more JSON-ready facts to keep.
@@ -75,12 +74,12 @@ def write_results(
         if name != TFIDF
     }
     results = {
-        "conclusion": _conclusion(last, differences[last]),
+        "conclusion": _conclusion(last, differences[last], split),
         "models": {name: summarise(row, labels) for name, row in predictions.items()},
         "accuracy_minus_baseline": differences,
         "labels": list(labels),
         "fingerprints": fingerprints,
-        "test_opened": test_opened,
+        "split": split,
         "metric": metric,
         "integration": integration,
         **extra,
@@ -186,10 +185,10 @@ def write_json(path: str | Path, value: Any) -> None:
     _write_text(path, json.dumps(_nan_to_none(value), ensure_ascii=False, indent=2) + "\n")
 
 
-def _conclusion(name: str, difference: Mapping[str, float]) -> str:
+def _conclusion(name: str, difference: Mapping[str, float], split: str) -> str:
     """Says by how much a model beats the baseline, or fails to."""
     points, error = 100 * difference["value"], 100 * difference["standard_error"]
-    text = f"On {difference['count']:,} test examples, the {name} model "
+    text = f"On {difference['count']:,} {split} examples, the {name} model "
     if points == 0:
         return text + f"is exactly as accurate as {TFIDF}."
     verb = "beats" if points > 0 else "falls behind"

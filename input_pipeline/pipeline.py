@@ -189,12 +189,12 @@ class TextPipeline:
                 start = end
 
     def evaluate(self, examples: Examples) -> Iterator[Batch]:
-        """Yields every example once.
+        """Yields every example once, in batches of one shape.
 
-        'pad' has one example a row. 'bucket' does too, at the lengths of the plan if there is one.
-        'pack' packs the whole split into rows of row_length and has one shape that depends on the
-        configuration alone, so that one compilation serves every split: B is what the rows hold at
-        a mean of 16 tokens an example. The order is the layout's: sort by id where it matters.
+        Rows are packed over the whole split, whatever the layout of training; only 'pad' has one
+        example a row. The shape depends on the configuration alone, so that one compilation serves
+        every split: B is what the rows hold at a mean of 16 tokens an example. The order is the
+        packing's: sort by id where it matters.
 
         Args:
             examples: any split; without labels (None), labels_B is 0.
@@ -204,25 +204,27 @@ class TextPipeline:
         """
         if not len(examples):
             return
+        length, per_row = self._layout.row_length, self._layout.row_length // _MEAN_TOKENS
+        if self._layout.kind == "pad":
+            length, per_row = self._layout.max_length, 1
         tokens, lengths_N = self._encode_all(examples)
         starts_N = np.cumsum(lengths_N) - lengths_N
-        for length, members, rows, offsets, per_row in self._evaluation_groups(lengths_N):
-            by_row = np.argsort(rows, kind="stable")
-            starts = np.arange(0, rows.max() + 1, self._eval_rows)
-            bounds = np.searchsorted(rows[by_row], [*starts, rows.max() + 1])
-            for first, low, high in zip(starts, bounds[:-1], bounds[1:], strict=True):
-                some = by_row[low:high]
-                chosen = members[some]
-                arrays = layouts.fill(
-                    np.concatenate([tokens[starts_N[i] :][: lengths_N[i]] for i in chosen]),
-                    lengths_N[chosen],
-                    (rows[some] - first) * length + offsets[some],
-                    np.arange(1, len(chosen) + 1),
-                    size=self._eval_rows * length,
-                )
-                arrays = arrays.reshape(3, self._eval_rows, length)
-                targets = _targets(examples, chosen, size=self._eval_rows * per_row)
-                yield dict(zip(_POSITIONS + _TARGETS, (*arrays, *targets), strict=True))
+        rows_N, offsets_N = layouts.pack_rows(lengths_N, length, max_per_row=max(1, per_row))
+        by_row = np.argsort(rows_N, kind="stable")
+        first_rows = np.arange(0, rows_N.max() + 1, self._eval_rows)
+        bounds = np.searchsorted(rows_N[by_row], [*first_rows, rows_N.max() + 1])
+        for first, low, high in zip(first_rows, bounds[:-1], bounds[1:], strict=True):
+            chosen = by_row[low:high]
+            arrays = layouts.fill(
+                np.concatenate([tokens[starts_N[i] :][: lengths_N[i]] for i in chosen]),
+                lengths_N[chosen],
+                (rows_N[chosen] - first) * length + offsets_N[chosen],
+                np.arange(1, len(chosen) + 1),
+                size=self._eval_rows * length,
+            )
+            arrays = arrays.reshape(3, self._eval_rows, length)
+            targets = _targets(examples, chosen, size=self._eval_rows * max(1, per_row))
+            yield dict(zip(_POSITIONS + _TARGETS, (*arrays, *targets), strict=True))
 
     def _texts(self, examples: Examples, *, first_example: int, count: int) -> "tf.data.Dataset":
         """Returns the endless data set of `count` (augmented texts, indices into `examples`)."""
@@ -298,25 +300,6 @@ class TextPipeline:
             np.concatenate([chunk.lengths_B for chunk in chunks]),
         )
 
-    def _evaluation_groups(
-        self, lengths_N: np.ndarray
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, int]]:
-        """Yields row length, members, their rows and offsets, and the most examples a row has."""
-        everyone = np.arange(len(lengths_N))
-        if self._layout.kind == "pack":
-            length = self._layout.row_length
-            per_row = max(1, length // _MEAN_TOKENS)
-            rows, offsets = layouts.pack_rows(lengths_N, length, max_per_row=per_row)
-            yield length, everyone, rows, offsets, per_row
-            return
-        shapes = self._plan.shapes if self._plan else [(0, self._layout.max_length)]
-        shortest = 0
-        for length in sorted(length for _, length in shapes):
-            members = everyone[(lengths_N > shortest) & (lengths_N <= length)]
-            if len(members):
-                yield length, members, np.arange(len(members)), np.zeros_like(members), 1
-            shortest = length
-
 
 def _iterate(dataset: "tf.data.Dataset", failures: list[ValueError]) -> Iterator[Any]:
     """Returns the elements of `dataset`; raises the first of `failures` if a stage fails."""
@@ -362,7 +345,7 @@ def _check(
     """Raises ValueError, naming the key, for a configuration that cannot work."""
     if layout.kind not in layouts.KINDS:
         raise ValueError(f"layout.kind must be one of {layouts.KINDS}, found {layout.kind!r}")
-    if layout.kind == "pack" and layout.row_length < layout.max_length:
+    if layout.kind != "pad" and layout.row_length < layout.max_length:
         raise ValueError(
             f"layout.row_length={layout.row_length} is shorter than layout.max_length="
             f"{layout.max_length}: an example must fit into a row; raise row_length"

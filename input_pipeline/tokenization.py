@@ -1,19 +1,17 @@
 """Text to token ids, with SentencePiece.
 
-Here: loading a tokeniser from a SentencePiece .model or from the vocabulary inside a GGUF file,
-training a new one, and encoding texts within a template. Not here: which texts (stream.py) and how
-their tokens share rows (layout.py). Called by pipeline.py, and by main.py for the ids of label
-words. Imports no TensorFlow.
+Here: loading a tokeniser from a SentencePiece .model or from the metadata of a GGUF file, training
+a new one, and encoding texts within a template. Not here: which texts (stream.py), how their tokens
+share rows (layout.py), and reading GGUF files (models/pretrained/gguf.py). Called by pipeline.py
+and training/experiment.py. Imports no TensorFlow.
 """
 
 import dataclasses
 import hashlib
 import io
 import itertools
-import mmap
 import os
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +33,22 @@ class Tokenizer:
         fingerprint: sha256 of the serialised model.
     """
 
-    def __init__(self, model: bytes, *, add_bos: bool, add_eos: bool):
-        """Takes a serialised ModelProto.
+    def __init__(self, model: bytes, *, file: str, add_bos: bool, add_eos: bool):
+        """Takes a serialised ModelProto, and the file it comes from, for messages.
 
         Raises:
-            RuntimeError: `model` is no SentencePiece model.
-            ValueError: a mark is asked for that the model lacks.
+            ValueError: `model` is no SentencePiece model, or lacks a mark that is asked for.
         """
         self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        try:
+            if not model:  # SentencePiece takes it for a model yet to come
+                raise RuntimeError
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:  # what SentencePiece raises, with a C++ source line for a message
+            raise ValueError(
+                f"{file} ({len(model):,} bytes) is not a whole SentencePiece model: copy it again, "
+                "or set tokenizer.model to another file"
+            ) from None
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
@@ -84,11 +89,11 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike, *, add_bos: bool, add_eos: bool) -> Tokenizer:
-    """Loads a .model file, the vocabulary of a .gguf file, or a folder that holds tokenizer.model.
+    """Loads a .model file, or a folder that holds tokenizer.model.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: the file is truncated, or holds no SentencePiece vocabulary.
+        ValueError: the file is truncated, or no SentencePiece model.
     """
     path = Path(path)
     file = path / "tokenizer.model" if path.is_dir() else path
@@ -96,16 +101,15 @@ def load_tokenizer(path: str | os.PathLike, *, add_bos: bool, add_eos: bool) -> 
         raise FileNotFoundError(
             f"no tokeniser at {file}: set tokenizer.model to a SentencePiece .model or a .gguf file"
         )
-    model = model_from_gguf(file) if file.suffix == ".gguf" else file.read_bytes()
-    try:
-        if not model:  # SentencePiece takes it for a model yet to come
-            raise RuntimeError
-        return Tokenizer(model, add_bos=add_bos, add_eos=add_eos)
-    except RuntimeError:  # what SentencePiece raises, with a C++ source line for a message
-        raise ValueError(
-            f"{file} ({file.stat().st_size:,} bytes) is not a whole SentencePiece model: "
-            "copy it again, or set tokenizer.model to another file"
-        ) from None
+    return Tokenizer(file.read_bytes(), file=str(file), add_bos=add_bos, add_eos=add_eos)
+
+
+def tokenizer_from_gguf(
+    metadata: Mapping[str, Any], *, file: str, add_bos: bool, add_eos: bool
+) -> Tokenizer:
+    """Makes the tokeniser that a GGUF file's metadata hold; errors as of `model_from_gguf`."""
+    model = model_from_gguf(metadata, file=file)
+    return Tokenizer(model, file=file, add_bos=add_bos, add_eos=add_eos)
 
 
 def train_tokenizer(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int) -> None:
@@ -220,23 +224,26 @@ class Encoder:
         return Encoded(tokens, lengths_B, cut_B=text_lengths > self._room)
 
 
-def model_from_gguf(path: str | os.PathLike) -> bytes:
+def model_from_gguf(metadata: Mapping[str, Any], *, file: str) -> bytes:
     """Rebuilds the SentencePiece model whose vocabulary a GGUF file carries.
 
     GGUF keeps pieces, scores and types, and drops the rest of the model: BPE with byte fallback and
     without normalisation is what its 'llama' tokenisers are.
 
+    Args:
+        metadata: of the file, by key.
+        file: its name, for messages.
+
     Returns:
         A serialised ModelProto.
 
     Raises:
-        ValueError: the file is truncated or no GGUF, or its tokeniser is of another kind.
+        ValueError: the tokeniser is of another kind.
     """
-    metadata = dict(_gguf_metadata(Path(path)))
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "llama":
         raise ValueError(
-            f"{path} holds a tokeniser of kind {kind!r}, expected 'llama' (SentencePiece BPE): "
+            f"{file} holds a tokeniser of kind {kind!r}, expected 'llama' (SentencePiece BPE): "
             "set tokenizer.model to a SentencePiece .model file"
         )
     model = proto_lib.ModelProto()
@@ -261,55 +268,3 @@ def model_from_gguf(path: str | os.PathLike) -> bytes:
     normalizer.add_dummy_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
     normalizer.remove_extra_whitespaces = False
     return model.SerializeToString(deterministic=True)
-
-
-# Value types of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md as struct formats.
-_GGUF_FORMATS = dict(zip(range(8), "BbHhIif?", strict=True)) | {10: "Q", 11: "q", 12: "d"}
-_GGUF_STRING, _GGUF_ARRAY = 8, 9
-
-
-def _gguf_metadata(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields the keys and values in a GGUF header: a tenth of a second for 262,144 pieces.
-
-    gguf.GGUFReader makes several numpy views of each element, which takes ten seconds.
-    """
-    if not path.stat().st_size:
-        raise ValueError(f"{path} is empty: copy the file again")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        offset = 0
-
-        def take(format_: str) -> tuple[Any, ...]:
-            nonlocal offset
-            values = struct.unpack_from(f"<{format_}", data, offset)
-            offset += struct.calcsize(f"<{format_}")
-            return values
-
-        def string() -> str:
-            nonlocal offset
-            (size,) = take("Q")
-            offset += size
-            if offset > len(data):
-                raise struct.error
-            return data[offset - size : offset].decode()
-
-        def value(kind: int) -> Any:
-            if kind == _GGUF_STRING:
-                return string()
-            if kind != _GGUF_ARRAY:
-                return take(_GGUF_FORMATS[kind])[0]
-            kind, count = take("IQ")
-            if kind in (_GGUF_STRING, _GGUF_ARRAY):
-                return [value(kind) for _ in range(count)]
-            return take(f"{count}{_GGUF_FORMATS[kind]}")
-
-        try:
-            magic, version, _, count = take("4sIQQ")
-            if magic != b"GGUF" or version not in (2, 3):
-                raise ValueError(f"{path} is no GGUF file of version 2 or 3: {magic!r} {version}")
-            for _ in range(count):
-                yield string(), value(take("I")[0])
-        except (struct.error, KeyError, UnicodeDecodeError):
-            raise ValueError(
-                f"{path} is truncated or damaged: its header ends at byte {len(data):,}; "
-                "copy the file again"
-            ) from None

@@ -1,6 +1,7 @@
 """The modes from a config to files, and what a user's mistake looks like."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import common
+from configs.checks import check_values
 from configs.overrides import check_overrides
 from evaluation import protocol
 from training.checkpoints import Checkpoints
@@ -40,7 +43,7 @@ def test_the_main_job_learns_integrates_tests_and_reports(trained):
     _, workdir, results = trained
     assert results == json.loads((workdir / "results.json").read_text())
     models = list(results["models"])
-    assert models[:2] == ["majority class", "TF-IDF + logistic regression"]
+    assert models[:3] == ["majority class", "TF-IDF + logistic regression", "fine-tuned"]
     accuracy = results["models"][models[2]]["accuracy"]
     majority = results["models"]["majority class"]["accuracy"]
     assert accuracy["value"] > majority["value"] + 0.2
@@ -125,10 +128,14 @@ def test_other_config_in_a_workdir_is_refused_with_the_difference(trained):
 
 def test_another_batch_size_continues_at_the_same_example(tiny_config, tmp_path):
     tiny_config.train.update(duration="48 examples", integrate=False)
-    train(tiny_config, tmp_path / "run")
+    before = train(tiny_config, tmp_path / "run")
     tiny_config.train.update(duration="96 examples", on_config_change="continue")
     tiny_config.data.batch_size = 16
-    train(tiny_config, tmp_path / "run")
+    tiny_config.eval.metric = "loss"
+    after = train(tiny_config, tmp_path / "run")
+    assert before["checkpoint"] == "best checkpoint, step 6"
+    assert after["checkpoint"] == "best checkpoint, step 9"
+    assert len(after["test_openings"]) == 2
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
     optimizer = checkpoints._manager.restore(checkpoints.latest()).optimizer
     assert int(optimizer["examples"]) == 96
@@ -147,6 +154,52 @@ def test_an_absent_checkpoint_is_named_with_those_that_are_there(trained):
     config.eval.checkpoint = "5"
     with pytest.raises(ValueError, match=r"'5' is not in .* holds the steps \[.*48\]"):
         protocol.evaluate(config, workdir)
+
+
+def test_a_failed_start_leaves_the_workdir_free(tiny_config, tmp_path):
+    tiny_config.schedule.name = "cosin"
+    with pytest.raises(ValueError, match="found 'cosin'"):
+        train(tiny_config, tmp_path / "run")
+    tiny_config.schedule.name = "cosine"
+    tiny_config.train.update(duration="1 step", integrate=False)
+    train(tiny_config, tmp_path / "run")
+
+
+def test_overwrite_starts_again_and_keeps_the_record_of_test_openings(trained):
+    config, workdir, _ = trained
+    config.train.update(duration="2 steps", integrate=False, on_config_change="overwrite")
+    results = train(config, workdir)
+    assert results["checkpoint"] == "best checkpoint, step 2"
+    assert len(results["test_openings"]) == 2
+
+
+def test_changed_data_under_the_same_path_is_refused(tiny_config, tmp_path):
+    path = tmp_path / "reviews.csv"
+    shutil.copy(tiny_config.data.files, path)
+    tiny_config.data.files = str(path)
+    tiny_config.train.update(duration="2 steps", integrate=False)
+    train(tiny_config, tmp_path / "run")
+    path.write_text(path.read_text("utf-8") + "完全不同的一条评论,positive\n", "utf-8")
+    with pytest.raises(ValueError, match="checkpoint 2 of .* was trained with another"):
+        train(tiny_config, tmp_path / "run")
+
+
+def test_a_sweep_can_leave_the_test_split_shut(tiny_config, tmp_path):
+    tiny_config.train.update(duration="2 steps", integrate=False)
+    tiny_config.eval.test = False
+    results = train(tiny_config, tmp_path / "run")
+    assert results["split"] == "validation"
+    assert results["models"]["fine-tuned"]["accuracy"]["count"] == 24
+    assert not (tmp_path / "run/test_openings.jsonl").exists()
+
+
+@pytest.mark.parametrize("kind", ["pad", "bucket", "pack"])
+def test_a_run_compiles_at_most_four_programs(tiny_config, tmp_path, capsys, kind):
+    tiny_config.layout.kind = kind
+    tiny_config.train.duration = "1 epoch"
+    train(tiny_config, tmp_path / "run")
+    compiled = capsys.readouterr().out.count("Compiled the")
+    assert 2 <= compiled <= 4
 
 
 def test_a_diverged_run_stops_and_names_the_steps(tiny_config, tmp_path):
@@ -179,6 +232,10 @@ def test_weights_of_another_run_are_a_start(tiny_config, tmp_path):
     tiny_config.train.integrate = False
     train(tiny_config, tmp_path / "first")
     tiny_config.resume_from = str(tmp_path / "first")
+    tiny_config.data.labels = ("positive", "negative")
+    with pytest.raises(ValueError, match="set config.data.labels to the former"):
+        train(tiny_config, tmp_path / "second")
+    tiny_config.data.labels = ()
     tiny_config.optimizer.learning_rate = 0.0
     train(tiny_config, tmp_path / "second")
     values = [
@@ -186,6 +243,28 @@ def test_weights_of_another_run_are_a_start(tiny_config, tmp_path):
         for path in (tmp_path / "first/metrics.jsonl", tmp_path / "second/metrics.jsonl")
     ]
     assert values[1][0] in values[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.dtype", "float16", "expected one of"),
+        ("train.microbatches", 0, "expected at least 1"),
+        ("integrate.points", 1, "expected at least 2"),
+        ("data.test_share", 0.0, "expected a share between 0 and 1"),
+        ("optimizer.lr_table", ((".*", "2"),), "expected (regex, number)"),
+        ("optimizer.lr_table", (".*", 1.0), "expected (regex, number)"),
+        ("optimizer.decay_table", ((".*", None),), "expected (regex, number)"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_key(key, value, message):
+    config = common.get_config()
+    check_values(config)
+    group, name = key.split(".")
+    config[group][name] = value
+    with pytest.raises(ValueError, match=re.escape(f"config.{key}: found")) as error:
+        check_values(config)
+    assert message in str(error.value)
 
 
 def main(*flags):
@@ -221,6 +300,7 @@ def test_known_keys_pass():
         (["--config.data.bacth_size=8"], "the nearest is --config.data.batch_size"),
         (["--config.data.batch_size=many"], "config.data.batch_size"),
         (["--config.schedule.name=cosin"], "schedule.name: found 'cosin'"),
+        (["--config.model.dtype=bfloat17"], "model.dtype: found 'bfloat17', expected one of"),
         (["--config.model.checkpoint=/nowhere"], "Checkpoint '/nowhere' doesn't exist"),
         (["--mode=predict"], "--config.predict.input=FILE"),
     ],

@@ -6,6 +6,7 @@ optimiser state. Writing is asynchronous and ends with a rename: a save that fai
 leaves the checkpoints before it as they were.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Checkpoints:
             )
         self._directory, self._metric = directory, metric
         self._sign = 1.0 if higher_is_better else -1.0
+        self._read_only = read_only
         policies = [
             checkpoint_managers.LatestN(n=keep_latest),
             checkpoint_managers.BestN(
@@ -59,8 +61,9 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        return self._sign * metrics[self._metric]
+    def _score(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Ranks by the metric; of equals the earliest is best."""
+        return self._sign * metrics[self._metric], -metrics["step"]
 
     def latest(self) -> int | None:
         """Returns the newest step, or None."""
@@ -68,9 +71,9 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Returns the step with the best metric (the earliest of equals), or None."""
-        scores = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        scored = {step: self._score(metrics) for step, metrics in scores.items() if metrics}
-        return max(sorted(scored), key=scored.get) if scored else None
+        metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scores = {step: self._score(found) for step, found in metrics.items() if found}
+        return max(scores, key=scores.get) if scores else None
 
     def resolve(self, name: str) -> int:
         """Returns the step that 'best', 'latest' or a number stands for.
@@ -81,18 +84,14 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise ValueError(f"{self._directory} holds no checkpoint: train first")
-        named = {"best": self.best(), "latest": self.latest()}
-        step = named[name] if name in named else int(name) if str(name).isdigit() else None
+        named = {"best": self.best, "latest": self.latest}
+        step = named[name]() if name in named else int(name) if str(name).isdigit() else None
         if step not in steps:
             raise ValueError(
                 f"config.eval.checkpoint: {name!r} is not in {self._directory}, which holds "
                 f"the steps {steps}; 'best' and 'latest' are names too"
             )
         return step
-
-    def reached_preemption(self, step: int) -> bool:
-        """Tells whether the job's scheduler asked all processes to stop at `step`."""
-        return self._manager.reached_preemption(step)
 
     def save_params(self, params: Mapping[str, jax.Array], meta: Meta) -> None:
         """Writes parameters alone under the next free number; waits for the write."""
@@ -111,6 +110,12 @@ class Checkpoints:
     ) -> None:
         """Starts to write a checkpoint; waits for the one before.
 
+        Args:
+          step: names the checkpoint.
+          state: everything that training needs to go on.
+          meta: JSON-ready; copied, since it is written later.
+          metrics: evaluation metrics of this very step, if it was evaluated.
+
         Raises:
           OSError: the one before could not be written; earlier ones are untouched.
         """
@@ -118,10 +123,11 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(merge(state.params)),
             optimizer=ocp.args.StandardSave(optimizer),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave(copy.deepcopy(meta)),
         )
         try:
-            self._manager.save(step, args=items, metrics=dict(metrics) if metrics else None)
+            ranked = {**metrics, "step": step} if metrics else None
+            self._manager.save(step, args=items, metrics=ranked)
         except (OSError, ValueError) as error:
             raise self._failed(error) from None
 
@@ -136,10 +142,11 @@ class Checkpoints:
     def _failed(self, error: Exception) -> OSError:
         self._manager.reload()
         kept = sorted(self._manager.all_steps())
-        first_line = str(error).strip().splitlines()[0][:300]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         return OSError(
             f"a checkpoint could not be written to {self._directory}: {first_line}\n"
-            f"Steps {kept} are intact. Free some space, then start the same command again."
+            f"Steps {kept} are intact. If the disk is full, free some space; then start the same "
+            "command again."
         )
 
     def meta(self, step: int) -> Meta:
@@ -194,5 +201,6 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for writes and ends Orbax's threads."""
-        self.wait()
+        if not self._read_only:
+            self.wait()
         self._manager.close()

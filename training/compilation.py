@@ -11,7 +11,6 @@ class PerShape:
     """A jitted function of (..., batch), compiled ahead of time for each shape of the batch.
 
     Attributes:
-      flops: operations of the last call, by XLA's count; 0 where the backend has none.
       count: compilations so far.
     """
 
@@ -25,8 +24,7 @@ class PerShape:
     ):
         self._jitted = jax.jit(function, donate_argnums=donate)
         self._name, self._say = name, say
-        self._compiled: dict[tuple, tuple[Any, float]] = {}
-        self.flops = 0.0
+        self._compiled: dict[tuple, Any] = {}
 
     @property
     def count(self) -> int:
@@ -39,18 +37,21 @@ class PerShape:
         shapes = tuple((name, array.shape) for name, array in sorted(batch.items()))
         if shapes not in self._compiled:
             self._compiled[shapes] = self._compile(args, batch["tokens_RxL"].shape)
-        compiled, self.flops = self._compiled[shapes]
-        return compiled(*args)
+        return self._compiled[shapes](*args)
 
-    def _compile(self, args: tuple, shape: tuple[int, ...]) -> tuple[Any, float]:
+    def _compile(self, args: tuple, shape: tuple[int, ...]) -> Any:
         start = time.perf_counter()
         compiled = self._jitted.lower(*args).compile()
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-        temporary = f", temporaries {memory.temp_size_in_bytes / 2**20:,.0f} MiB" if memory else ""
+        temporary = (
+            f", temporaries {memory.temp_size_in_bytes / 2**20:,.0f} MiB (activations among them)"
+            if memory
+            else ""
+        )
         flops = float(cost["flops"]) if "flops" in cost else 0.0
         self._say(
             f"Compiled {self._name} for {' x '.join(map(str, shape))} positions in "
             f"{time.perf_counter() - start:.1f} s (compilation {self.count + 1}): "
             f"{flops / 1e9:,.0f} GFLOP{temporary}"
         )
-        return compiled, flops
+        return compiled

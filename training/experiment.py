@@ -16,7 +16,12 @@ from ml_collections import ConfigDict
 from evaluation.evaluate import Predictions, predict
 from input_pipeline.pipeline import TextPipeline
 from input_pipeline.preparation import Examples
-from input_pipeline.tokenization import Tokenizer, load_tokenizer, train_tokenizer
+from input_pipeline.tokenization import (
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_from_gguf,
+    train_tokenizer,
+)
 from models import pretrained
 from models.heads import Classifier, label_word_kernel
 from tasks.classification import Classification
@@ -140,6 +145,11 @@ def build(
     trained = {path: factor for path, factor in factors.items() if factor is not None}
     if not trained:
         raise ValueError("config.optimizer.lr_table freezes every parameter: nothing to train")
+    if frozen_fresh := sorted(fresh - trained.keys()):
+        raise ValueError(
+            f"config.optimizer.lr_table freezes {', '.join(frozen_fresh[:3])}, which no checkpoint "
+            "filled: give it a rate"
+        )
     experiment = Experiment(
         config=config,
         task=task,
@@ -181,14 +191,18 @@ def _tokenizer(
     """Returns the checkpoint's tokeniser, another one, or one learned from the training texts."""
     options = {"add_bos": config.tokenizer.add_bos, "add_eos": config.tokenizer.add_eos}
     if config.tokenizer.model != "train":
-        return load_tokenizer(Path(config.tokenizer.model or checkpoint), **options)
+        path = Path(config.tokenizer.model or checkpoint)
+        if path.suffix == ".gguf" and path.is_file():
+            return tokenizer_from_gguf(pretrained.gguf.metadata(path), file=str(path), **options)
+        return load_tokenizer(path, **options)
     if config.model.init != "scratch":
         raise ValueError(
             "config.tokenizer.model is 'train' but the weights are pretrained with another "
             "vocabulary: set config.model.init=scratch or keep the checkpoint's tokeniser"
         )
     path = workdir / "tokenizer.model"
-    if not path.exists():
+    if not (workdir / "checkpoints").exists():  # one of a failed start may be another config's
+        workdir.mkdir(parents=True, exist_ok=True)
         train_tokenizer(list(training_texts), path, vocab_size=config.tokenizer.vocab_size)
     return load_tokenizer(path, **options)
 
@@ -210,20 +224,12 @@ def _initial_params(
     if config.model.init == "scratch":
         params = jax.device_get(jax.jit(draw)(rng))
         return params, set(params)
-    if config.model.init != "pretrained":
-        raise ValueError(
-            f"config.model.init: found {config.model.init!r}, expected 'pretrained' or 'scratch'"
-        )
     params = flatten({"backbone": backbone})
     # jit removes what is not returned, so that only the head is drawn.
     heads = jax.jit(lambda rng: {p: v for p, v in draw(rng).items() if p not in params})(rng)
     params |= jax.device_get(heads)
     if config.model.head == "linear":
         return params, set(heads)
-    if config.model.head != "label_words":
-        raise ValueError(
-            f"config.model.head: found {config.model.head!r}, expected 'linear' or 'label_words'"
-        )
     words = tuple(config.model.label_words)
     if len(words) != len(labels):
         raise ValueError(

@@ -6,9 +6,10 @@ Start order: the workdir's own latest checkpoint, config.resume_from, pretrained
 import contextlib
 import json
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from training.schedules import make_schedule, parse_duration, to_steps
 from training.sharding import put_batch, replicated
 from training.state import TrainState
 from training.train_step import make_train_step
-from training.workdir import open_workdir
+from training.workdir import check_workdir, write_config
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 
@@ -45,21 +46,19 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       What results.json holds.
 
     Raises:
-      Interrupted: a signal came; everything is saved.
+      Interrupted: a signal came while training; everything is saved.
       ValueError: bad input, or a loss that is not finite.
       OSError: a file could not be read or written.
     """
-    open_workdir(workdir, config)
+    check_workdir(workdir, config)
     prepared = prepare(config.data)
+    print(prose(prepared.manifest))
     splits = {
         name: load_split(prepared, name, limit=config.data[f"max_{name}_examples"])
         for name in ("train", "validation")
     }
-    say = print if jax.process_index() == 0 else lambda line: None
-    say(prose(prepared.manifest))
-    experiment = build(config, workdir, prepared.labels, say, splits["train"].texts_N)
-    run = Run(experiment, workdir, prepared, splits)
-    run.train()
+    experiment = build(config, workdir, prepared.labels, print, splits["train"].texts_N)
+    Run(experiment, workdir, prepared, splits).train()
     return protocol.finish(experiment, workdir, prepared, splits)
 
 
@@ -93,9 +92,9 @@ class Run:
     ):
         config = experiment.config
         self._experiment, self._config, self._workdir = experiment, config, workdir
-        self._splits = splits
+        self._prepared, self._splits = prepared, splits
         self._higher_is_better = higher_is_better(config.eval.metric)
-        self._durations = Durations(config, len(splits["train"].ids_N))
+        self._durations = Durations(config, len(splits["train"]))
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)
         schedule = make_schedule(
             config.schedule,
@@ -114,14 +113,8 @@ class Run:
                 seed=config.seed,
             ),
             "the train step",
-            self._say,
+            print,
             donate=(0,),
-        )
-        self._checkpoints = Checkpoints(
-            workdir / "checkpoints",
-            metric=config.eval.metric,
-            higher_is_better=self._higher_is_better,
-            keep_latest=config.train.keep_latest,
         )
         self._meta = {
             "config": json.loads(config.to_json()),
@@ -130,126 +123,137 @@ class Run:
                 **experiment.fingerprints,
                 **{name: part["fingerprint"] for name, part in prepared.manifest["splits"].items()},
             },
+            "metric": config.eval.metric,
             "best_value": None,
             "evaluations_without_gain": 0,
         }
-        self._progress: Progress | None = None
-
-    def _say(self, line: str) -> None:
-        if self._progress:
-            self._progress.message(line)
-        else:
-            self._experiment.say(line)
 
     def train(self) -> None:
         """Trains to the end of config.train.duration, or to early stopping."""
+        self._checkpoints = Checkpoints(
+            self._workdir / "checkpoints",
+            metric=self._config.eval.metric,
+            higher_is_better=self._higher_is_better,
+            keep_latest=self._config.train.keep_latest,
+        )
         state = self._start()
+        write_config(self._workdir, self._config)
         first_step, seen = int(state.step), int(state.examples)
         left = self._durations.total_examples - seen
         total = first_step + max(0, -(-left // self._config.data.batch_size))
-        self._describe(state, first_step, total)
-        if left <= 0 or self._stopped_early():
-            self._checkpoints.close()
-            return
-        plan = self._experiment.pipeline.plan(self._splits["train"])
-        self._say(plan.prose())
-        batches = self._experiment.pipeline.train(self._splits["train"], first_example=seen)
-        resumed = first_step if first_step else None
-        with (
-            Progress(
-                self._workdir, total, resume_step=resumed, enabled=jax.process_index() == 0
-            ) as progress,
-            stop_signals() as stopped,
-        ):
-            self._progress = progress
-            self._experiment.say = progress.message
-            try:
+        self._describe(state, total)
+        if left > 0 and not self._stopped_early():
+            (self._workdir / "results.json").unlink(missing_ok=True)  # of a shorter training
+            print(self._experiment.pipeline.plan(self._splits["train"]).prose())
+            batches = self._experiment.pipeline.train(self._splits["train"], first_example=seen)
+            with (
+                Progress(self._workdir, total, resume_step=first_step or None) as progress,
+                stop_signals() as stopped,
+            ):
+                self._progress = progress
                 self._loop(state, batches, first_step, total, stopped)
-            finally:
-                self._progress = None
-                self._experiment.say = print
+            print(f"{self._train_step.count} compilations of the train step.")
         self._checkpoints.close()
-        self._say(f"{self._train_step.count} compilations of the train step.")
 
     def _start(self) -> TrainState:
         """Returns the state to go on from, by the start order."""
         experiment, config = self._experiment, self._config
-        scalar = jax.device_put(jnp.int32(0), replicated(experiment.mesh))
+        placed = replicated(experiment.mesh)
         latest = self._checkpoints.latest()
         if latest is not None:
             saved = self._checkpoints.meta(latest)
-            self._check_fingerprints(saved["fingerprints"], latest)
-            self._meta["best_value"] = saved["best_value"]
-            self._meta["evaluations_without_gain"] = saved["evaluations_without_gain"]
-            params = experiment.like()
-            like = TrainState(
-                jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(experiment.mesh)),
-                jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(experiment.mesh)),
-                params,
-                jax.tree.map(
-                    lambda leaf: jax.ShapeDtypeStruct(
-                        leaf.shape, leaf.dtype, sharding=replicated(experiment.mesh)
-                    ),
-                    jax.eval_shape(self._optimizer.init, params),
-                ),
+            self._check_origin(saved, f"checkpoint {latest} of {self._workdir}")
+            if saved["metric"] == config.eval.metric:
+                for key in ("best_value", "evaluations_without_gain"):
+                    self._meta[key] = saved[key]
+            scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=placed)
+            optimizer = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
+                jax.eval_shape(self._optimizer.init, experiment.like()),
             )
-            self._say(f"Start: from checkpoint {latest} of this workdir.")
+            print(f"Start: from checkpoint {latest} of this workdir.")
+            like = TrainState(scalar, scalar, experiment.like(), optimizer)
             return self._checkpoints.restore(latest, like)
         if config.resume_from:
-            other = Checkpoints(
-                Path(config.resume_from) / "checkpoints",
-                metric=config.eval.metric,
-                higher_is_better=self._higher_is_better,
-                read_only=True,
-            )
-            step = other.resolve("best" if other.best() is not None else "latest")
-            params = other.restore_params(step, experiment.like())
-            self._say(f"Start: from the weights of checkpoint {step} of {config.resume_from}.")
+            params = self._other_run()
         else:
             params = experiment.put(experiment.initial)
-            self._say(f"Start: from {config.model.init} weights of {config.model.checkpoint}.")
-        state = jax.jit(self._optimizer.init, out_shardings=replicated(experiment.mesh))(params)
-        return TrainState(scalar, scalar + 0, params, state)
+            print(f"Start: from {config.model.init} weights of {config.model.checkpoint}.")
+        optimizer = jax.jit(self._optimizer.init, out_shardings=placed)(params)
+        zero = jax.device_put(jnp.int32(0), placed)
+        return TrainState(zero, zero + 0, params, optimizer)
 
-    def _check_fingerprints(self, saved: Mapping[str, str], step: int) -> None:
-        current = self._meta["fingerprints"]
-        changed = [name for name in current if saved.get(name) != current[name]]
-        if changed and self._config.train.on_config_change == "refuse":
+    def _other_run(self) -> dict[str, jax.Array]:
+        """Returns the best (else the latest) parameters of the run in config.resume_from."""
+        folder = Path(self._config.resume_from) / "checkpoints"
+        if not folder.is_dir():
+            raise FileNotFoundError(f"config.resume_from: there is no folder {folder.absolute()}")
+        other = Checkpoints(folder, read_only=True)
+        saved = other.meta(other.resolve("latest"))
+        other = Checkpoints(
+            folder,
+            metric=saved["metric"],
+            higher_is_better=higher_is_better(saved["metric"]),
+            read_only=True,
+        )
+        step = other.resolve("latest" if other.best() is None else "best")
+        name = f"checkpoint {step} of {self._config.resume_from}"
+        if saved["labels"] != self._meta["labels"]:
             raise ValueError(
-                f"checkpoint {step} of {self._workdir} was trained with another "
-                f"{' and another '.join(changed)} (the fingerprints differ): restore the files it "
-                "was trained on, or choose another --workdir"
+                f"config.resume_from: {name} has the labels {saved['labels']}, the data has "
+                f"{self._meta['labels']}: set config.data.labels to the former"
+            )
+        self._check_origin(saved, name, parts=("pretrained", "tokenizer"))
+        params = other.restore_params(step, self._experiment.like())
+        print(f"Start: from the weights of {name}.")
+        return params
+
+    def _check_origin(
+        self, saved: Mapping[str, Any], name: str, parts: Sequence[str] | None = None
+    ) -> None:
+        """Compares the fingerprints of data, tokeniser and weights with a checkpoint's."""
+        current = self._meta["fingerprints"]
+        parts = parts or list(current)
+        changed = [part for part in parts if saved["fingerprints"].get(part) != current[part]]
+        if not changed:
+            return
+        text = f"{name} was trained with another {' and another '.join(changed)}"
+        if self._config.train.on_config_change == "continue":
+            print(f"Note: {text} (by fingerprint), and goes on with the present one.")
+        else:
+            raise ValueError(
+                f"{text} (the fingerprints differ): restore the files it was trained on, choose "
+                "another --workdir, or pass --config.train.on_config_change=continue"
             )
 
-    def _describe(self, state: TrainState, first_step: int, total: int) -> None:
+    def _describe(self, state: TrainState, total: int) -> None:
         """Says in prose what was derived from the config."""
-        config, experiment = self._config, self._experiment
-        examples = len(self._splits["train"].ids_N)
-        devices = jax.devices()
-        self._say(
-            f"Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}) in "
-            f"{jax.process_count()} processes; each step's rows are split over them."
+        config, experiment, durations = self._config, self._experiment, self._durations
+        examples, devices = len(self._splits["train"]), jax.devices()
+        available = self._prepared.manifest["splits"]["train"]["examples"]
+        print(
+            f"Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); each "
+            "step's rows are split over them."
         )
-        epochs = self._durations.total_examples / examples
-        self._say(
-            f"Training: {examples:,} examples, {total:,} steps of {config.data.batch_size} in "
-            f"{config.train.microbatches} microbatches, {epochs:.3g} epochs; "
-            f"{config.schedule.name} schedule up to {config.optimizer.learning_rate:g} after "
-            f"{self._durations.warmup:,} examples; evaluation every "
-            f"{self._durations.evaluate_every} steps, checkpoint every "
-            f"{self._durations.checkpoint_every}."
+        print(
+            f"Training: {examples:,} of {available:,} examples, {total:,} steps of "
+            f"{config.data.batch_size} in {config.train.microbatches} microbatches, "
+            f"{durations.total_examples / examples:.3g} epochs; {config.schedule.name} schedule up "
+            f"to {config.optimizer.learning_rate:g} after {durations.warmup:,} examples; "
+            f"evaluation on {len(self._splits['validation']):,} examples every "
+            f"{durations.evaluate_every} steps, checkpoint every {durations.checkpoint_every}."
         )
         shown = {**experiment.initial, **experiment.frozen}
         for line in optimizers.describe(config.optimizer, shown, experiment.num_layers):
-            self._say(line)
+            print(line)
         trained, frozen, optimizer = (
             sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20
             for tree in (state.params, experiment.frozen, state.optimizer)
         )
-        self._say(
+        print(
             f"Memory: parameters {trained:,.0f} MiB trained and {frozen:,.0f} MiB frozen, "
-            f"gradients {trained:,.0f} MiB, optimiser state {optimizer:,.0f} MiB; activations "
-            "are in the temporaries of the compiled step."
+            f"gradients {trained:,.0f} MiB, optimiser state {optimizer:,.0f} MiB; activations are "
+            "the most of the temporaries that each compilation below reports."
         )
 
     def _loop(
@@ -270,47 +274,39 @@ class Run:
             with jax.transfer_guard("disallow"):
                 state, metrics = self._train_step(state, frozen, device_batch)
             pending.add(step, metrics, batch)
-            last = step == total
-            stop = self._should_stop(step, stopped)
+            last, stop = step == total, stopped.is_set()
             evaluate = last or step % durations.evaluate_every == 0
             save = last or stop or step % durations.checkpoint_every == 0
             if evaluate or save or step % durations.log_every == 0:
                 pending.flush()
-            value = self._evaluate(step, state) if evaluate else None
+            values = self._evaluate(step, state) if evaluate else None
             finished = last or self._stopped_early()
-            if save or finished or (value is not None and self._meta["best_value"] == value):
-                score = {self._config.eval.metric: value} if value is not None else None
-                self._checkpoints.save(step, state, self._meta, score)
-            if finished:
-                return
+            if save or finished or (values and not self._meta["evaluations_without_gain"]):
+                self._checkpoints.save(step, state, self._meta, values)
             if stop:
                 self._checkpoints.close()
                 raise Interrupted(
                     f"Interrupted after step {step} of {total}, which is saved. Start the same "
                     "command again to go on."
                 )
+            if finished:
+                return
             pending.restart_clock(evaluate or save)
 
-    def _should_stop(self, step: int, stopped: threading.Event) -> bool:
-        if jax.process_count() > 1:  # all processes must agree on the step
-            return self._checkpoints.reached_preemption(step)
-        return stopped.is_set()
-
-    def _evaluate(self, step: int, state: TrainState) -> float:
-        """Evaluates on the validation split, counts gains, and returns the metric's value."""
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Evaluates on the validation split, counts gains, and returns the metrics' values."""
         predictions = self._experiment.predict(state.params, self._splits["validation"])
         summary = summarise(predictions, self._experiment.task.labels)
-        metrics = {name: summary[name]["value"] for name in NAMES}
-        self._progress.log(step, {f"validation/{name}": value for name, value in metrics.items()})
-        value, best = metrics[self._config.eval.metric], self._meta["best_value"]
+        values = {name: summary[name]["value"] for name in NAMES}
+        self._progress.log(step, {f"validation/{name}": value for name, value in values.items()})
+        value, best = values[self._config.eval.metric], self._meta["best_value"]
         gain = best is None or (value > best if self._higher_is_better else value < best)
-        if gain:
-            self._meta["best_value"] = value
         waited = 0 if gain else self._meta["evaluations_without_gain"] + 1
+        self._meta["best_value"] = value if gain else best
         self._meta["evaluations_without_gain"] = waited
         if self._stopped_early():
-            self._say(f"Early stopping: {waited} evaluations without a better validation result.")
-        return value
+            print(f"Early stopping: {waited} evaluations without a better validation result.")
+        return values
 
     def _stopped_early(self) -> bool:
         patience = self._config.train.early_stopping
@@ -360,7 +356,7 @@ class Pending:
             raise ValueError(
                 f"the loss or the gradient is not finite at steps {broken}: lower "
                 "config.optimizer.learning_rate, lengthen config.schedule.warmup, or compute in "
-                "float32; the last checkpoint is from before"
+                "float32. Checkpoints hold only steps before these."
             )
         self._steps, self._tokens, self._start = [], 0, time.perf_counter()
 
@@ -388,6 +384,7 @@ def stop_signals() -> Iterator[threading.Event]:
     def note(number: int, frame: object) -> None:
         stopped.set()
         signal.signal(number, before[number])
+        print("Stopping after this step; a second signal stops at once.", file=sys.stderr)
 
     for number in before:
         signal.signal(number, note)

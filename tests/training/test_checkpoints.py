@@ -62,11 +62,20 @@ def test_the_latest_and_the_best_are_kept(tmp_path, metric, best):
 
 
 def test_equal_values_keep_the_earliest(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", keep_latest=3)
+    checkpoints = Checkpoints(tmp_path / "c")
     for step in (1, 2, 3):
         checkpoints.save(step, state(step), META, {"accuracy": 0.5})
     checkpoints.wait()
     assert checkpoints.best() == 1
+    assert checkpoints.resolve("1") == 1
+
+
+def test_meta_is_that_of_the_step_even_when_it_is_written_later(tmp_path):
+    checkpoints, meta = Checkpoints(tmp_path / "c"), {"best_value": 0.5}
+    checkpoints.save(1, state(1), meta)
+    meta["best_value"] = 0.9
+    checkpoints.wait()
+    assert checkpoints.meta(1) == {"best_value": 0.5}
 
 
 def test_a_full_disk_is_one_error_and_the_previous_checkpoint_survives(tmp_path):

@@ -76,7 +76,10 @@ def config(make_config, write_config, tmp_path_factory):
         checkpoint_every="7 steps",
         integrate=False,
         compilation_cache=str(folder / "compiled"),
+        microbatches=2,
     )
+    config.model.dropout = 0.1
+    config.augmentation.update(deletion_rate=0.1, punctuation_rate=0.1)
     config.eval.every = "50 steps"
     config.data.max_test_examples = 16
     return write_config(config, folder / "config.py")
@@ -121,5 +124,5 @@ def test_sigterm_saves_and_the_run_goes_on_with_fewer_devices(config, uninterrup
     expected, found = logged(uninterrupted), logged(tmp_path)
     assert found.keys() == expected.keys()
     # Sums in another order: equal up to rounding, which training then amplifies.
-    for step in range(1, 31):
-        assert found[step, "loss"] == pytest.approx(expected[step, "loss"], rel=1e-3, abs=1e-4)
+    for step in range(1, min(stopped_at + 10, 100)):
+        assert found[step, "loss"] == pytest.approx(expected[step, "loss"], rel=1e-2, abs=1e-3)
