@@ -32,7 +32,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows a line when it is written
-    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax warn of what is meant
+    logging.set_verbosity(logging.FATAL)  # what Orbax and TFDS log is raised too, or harmless
+    sys.unraisablehook = lambda _: None  # a failed save is raised, and then mourned by a thread
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)

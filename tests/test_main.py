@@ -267,9 +267,14 @@ def test_values_that_cannot_work_are_refused_by_key(key, value, message):
     assert message in str(error.value)
 
 
-def main(*flags):
+def main(*flags, kilobytes_a_file="unlimited"):
+    command = f'ulimit -f {kilobytes_a_file}; exec "$0" main.py "$@"'
     return subprocess.run(
-        [sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
+        ["bash", "-c", command, sys.executable, *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -330,3 +335,19 @@ def test_every_option_of_the_step_trains(tiny_config, tmp_path):
     assert np.mean(losses[-8:]) < np.mean(losses[:8])
     model = list(results["models"].values())[-1]
     assert model["accuracy"]["value"] > 0.7
+
+
+def test_a_failed_write_ends_as_one_message_and_the_run_goes_on_later(
+    tiny_config, write_config, tmp_path
+):
+    tiny_config.train.integrate = False
+    config = write_config(tiny_config, tmp_path / "config.py")
+    flags = (f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    run = main(*flags, kilobytes_a_file=100)  # too few for a checkpoint
+    assert run.returncode == 1
+    assert "a checkpoint could not be written to" in run.stderr
+    assert "start the same command again" in run.stderr
+    assert "Traceback" not in run.stderr + run.stdout
+    run = main(*flags)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "run/results.json").exists()

@@ -142,9 +142,10 @@ class Checkpoints:
     def _failed(self, error: Exception) -> OSError:
         self._manager.reload()
         kept = sorted(self._manager.all_steps())
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason if len(reason) < 150 else "…" + reason[-150:]  # its end says most
         return OSError(
-            f"a checkpoint could not be written to {self._directory}: {first_line}\n"
+            f"a checkpoint could not be written to {self._directory}: {reason}\n"
             f"Steps {kept} are intact. If the disk is full, free some space; then start the same "
             "command again."
         )

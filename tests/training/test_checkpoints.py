@@ -85,7 +85,9 @@ def test_a_full_disk_is_one_error_and_the_previous_checkpoint_survives(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # writes beyond fail, for real
     try:
-        with pytest.raises(OSError, match=r"Steps \[1\] are intact. Free some space") as error:
+        with pytest.raises(
+            OSError, match=r"Steps \[1\] are intact. If the disk is full, free"
+        ) as error:
             checkpoints.save(2, state(2, size=100_000), META)
             checkpoints.wait()
     finally:
