@@ -94,7 +94,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.eval = evaluation = ConfigDict()
     evaluation.every = "25%"
-    evaluation.metric = "accuracy"  # chooses the best checkpoint: accuracy, macro_f1 or loss
+    evaluation.metric = "accuracy"  # chooses the best: accuracy, macro_f1 or loss; ties by loss
     evaluation.rows = 8  # rows per evaluation batch
     evaluation.checkpoint = "best"  # for other modes: 'best', 'latest', 'integrated' or a step
     evaluation.split = "validation"  # for --mode=evaluate

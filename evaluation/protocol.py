@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from evaluation import baselines, report
-from evaluation.metrics import higher_is_better, summarise
+from evaluation.metrics import summarise
 from input_pipeline.preparation import (
     Examples,
     Prepared,
@@ -202,7 +202,6 @@ def _open(config: ConfigDict, workdir: Path, name: str) -> tuple[Checkpoints, in
     checkpoints = Checkpoints(
         workdir / folder,
         metric=config.eval.metric,
-        higher_is_better=higher_is_better(config.eval.metric),
         read_only=True,
     )
     return checkpoints, checkpoints.resolve("latest" if name == "integrated" else name)

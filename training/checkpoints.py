@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from evaluation.metrics import rank
 from training.state import TrainState, flatten, merge
 
 Meta = dict[str, Any]
@@ -25,8 +26,7 @@ class Checkpoints:
 
     Args:
       directory: created when missing, unless `read_only`.
-      metric: evaluation metric whose best value is kept beside the latest checkpoints.
-      higher_is_better: the metric's direction.
+      metric: evaluation metric by which the best one is kept beside the latest.
       keep_latest: how many of the newest to keep.
       read_only: for evaluation: nothing is created, cleaned or deleted.
     """
@@ -36,7 +36,6 @@ class Checkpoints:
         directory: Path,
         *,
         metric: str = "accuracy",
-        higher_is_better: bool = True,
         keep_latest: int = 1,
         read_only: bool = False,
     ):
@@ -45,7 +44,6 @@ class Checkpoints:
                 f"{directory}: no such folder; train first, with this --workdir"
             )
         self._directory, self._metric = directory, metric
-        self._sign = 1.0 if higher_is_better else -1.0
         self._read_only = read_only
         policies = [
             checkpoint_managers.LatestN(n=keep_latest),
@@ -61,16 +59,15 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
-    def _score(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """Ranks by the metric; of equals the earliest is best."""
-        return self._sign * metrics[self._metric], -metrics["step"]
+    def _score(self, metrics: Mapping[str, float]) -> list[float]:
+        return [*rank(metrics, self._metric), -metrics["step"]]  # of equals the earliest
 
     def latest(self) -> int | None:
         """Returns the newest step, or None."""
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """Returns the step with the best metric (the earliest of equals), or None."""
+        """Returns the step with the best metric, or None."""
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
         scores = {step: self._score(found) for step, found in metrics.items() if found}
         return max(scores, key=scores.get) if scores else None

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation import protocol
-from evaluation.metrics import NAMES, higher_is_better, summarise
+from evaluation.metrics import NAMES, rank, summarise
 from input_pipeline.preparation import Examples, Prepared, load_split, prepare, prose
 from training import optimizers
 from training.checkpoints import Checkpoints
@@ -93,7 +93,6 @@ class Run:
         config = experiment.config
         self._experiment, self._config, self._workdir = experiment, config, workdir
         self._prepared, self._splits = prepared, splits
-        self._higher_is_better = higher_is_better(config.eval.metric)
         self._durations = Durations(config, len(splits["train"]))
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)
         schedule = make_schedule(
@@ -124,7 +123,7 @@ class Run:
                 **{name: part["fingerprint"] for name, part in prepared.manifest["splits"].items()},
             },
             "metric": config.eval.metric,
-            "best_value": None,
+            "best": None,
             "evaluations_without_gain": 0,
         }
 
@@ -133,7 +132,6 @@ class Run:
         self._checkpoints = Checkpoints(
             self._workdir / "checkpoints",
             metric=self._config.eval.metric,
-            higher_is_better=self._higher_is_better,
             keep_latest=self._config.train.keep_latest,
         )
         state = self._start()
@@ -164,7 +162,7 @@ class Run:
             saved = self._checkpoints.meta(latest)
             self._check_origin(saved, f"checkpoint {latest} of {self._workdir}")
             if saved["metric"] == config.eval.metric:
-                for key in ("best_value", "evaluations_without_gain"):
+                for key in ("best", "evaluations_without_gain"):
                     self._meta[key] = saved[key]
             scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=placed)
             optimizer = jax.tree.map(
@@ -193,7 +191,6 @@ class Run:
         other = Checkpoints(
             folder,
             metric=saved["metric"],
-            higher_is_better=higher_is_better(saved["metric"]),
             read_only=True,
         )
         step = other.resolve("latest" if other.best() is None else "best")
@@ -299,10 +296,10 @@ class Run:
         summary = summarise(predictions, self._experiment.task.labels)
         values = {name: summary[name]["value"] for name in NAMES}
         self._progress.log(step, {f"validation/{name}": value for name, value in values.items()})
-        value, best = values[self._config.eval.metric], self._meta["best_value"]
-        gain = best is None or (value > best if self._higher_is_better else value < best)
+        found, best = rank(values, self._config.eval.metric), self._meta["best"]
+        gain = best is None or found > best
         waited = 0 if gain else self._meta["evaluations_without_gain"] + 1
-        self._meta["best_value"] = value if gain else best
+        self._meta["best"] = found if gain else best
         self._meta["evaluations_without_gain"] = waited
         if self._stopped_early():
             print(f"Early stopping: {waited} evaluations without a better validation result.")
