@@ -238,7 +238,7 @@ def model_from_gguf(metadata: Mapping[str, Any], *, file: str) -> bytes:
         A serialised ModelProto.
 
     Raises:
-        ValueError: the tokeniser is of another kind.
+        ValueError: the tokeniser is of another kind, or not all there.
     """
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "llama":
@@ -246,10 +246,15 @@ def model_from_gguf(metadata: Mapping[str, Any], *, file: str) -> bytes:
             f"{file} holds a tokeniser of kind {kind!r}, expected 'llama' (SentencePiece BPE): "
             "set tokenizer.model to a SentencePiece .model file"
         )
+    keys = [f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type")]
+    if absent := [key for key in keys if key not in metadata]:
+        raise ValueError(
+            f"{file} lacks {', '.join(absent)}, of which a SentencePiece model is made: set "
+            "tokenizer.model to a SentencePiece .model file"
+        )
     model = proto_lib.ModelProto()
-    pieces = metadata["tokenizer.ggml.tokens"]
-    types = metadata["tokenizer.ggml.token_type"]
-    for piece, score, kind in zip(pieces, metadata["tokenizer.ggml.scores"], types, strict=True):
+    pieces, scores, types = (metadata[key] for key in keys)
+    for piece, score, kind in zip(pieces, scores, types, strict=True):
         if kind == _TYPES.USER_DEFINED:  # GGUF stores runs of spaces unescaped
             piece = piece.replace(" ", _SPACE)
         model.pieces.add(piece=piece, score=score, type=kind)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from input_pipeline.tokenization import (
     Encoder,
     load_tokenizer,
+    model_from_gguf,
     tokenizer_from_gguf,
     train_tokenizer,
 )
@@ -215,6 +216,9 @@ def test_a_damaged_gguf_is_named(tmp_path):
     path.write_bytes(gguf_bytes(PIECES, model="gpt2"))
     with pytest.raises(ValueError, match=r"cut\.gguf .* kind 'gpt2', expected 'llama'"):
         load_gguf(path)
+    metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}
+    with pytest.raises(ValueError, match=r"x\.gguf lacks tokenizer\.ggml\.scores, .*token_type"):
+        model_from_gguf(metadata, file="x.gguf")
 
 
 def test_too_large_a_vocabulary_is_refused(tmp_path):
