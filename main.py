@@ -1,4 +1,4 @@
-"""Fine-tunes, evaluates, integrates and predicts: `python main.py --config=configs/reviews.py`.
+"""Fine-tunes, evaluates, integrates, predicts, inspects: `python main.py --config=configs/x.py`.
 
 Flags and process set-up only; the work is in training/ and evaluation/.
 """
@@ -22,7 +22,10 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
 flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "predict", "integrate"], "What to do; see README.md."
+    "mode",
+    "train",
+    ["train", "evaluate", "predict", "integrate", "inspect"],
+    "What to do; see README.md.",
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -38,13 +41,14 @@ def main(argv: list[str]) -> None:
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
     from evaluation import protocol
-    from training import train
+    from training import inspection, train
 
     modes = {
         "train": train.train,
         "evaluate": protocol.evaluate,
         "predict": protocol.predict,
         "integrate": protocol.integrate,
+        "inspect": inspection.inspect,
     }
     try:
         modes[FLAGS.mode](config, workdir)

@@ -1,12 +1,13 @@
 """Speed of the input pipeline alone, in real tokens/s, beside what users write with transformers.
 
-    pip install -e '.[demo,bench]' && python -m benchmarks.input_pipeline
+    pip install -e '.[demo,augment,bench]' && python -m benchmarks.input_pipeline
 
-On the training split of the reviews, with Gemma's vocabulary and a template: our pipeline, packed,
-in training order, without and with augmentation; and a fast tokenizer of transformers behind a
-torch DataLoader with two workers and dynamic padding. They take turns in one process, for some
-seconds in each of several rounds; the table holds medians over the rounds. Without torch and
-transformers it measures ours alone.
+On the training split of the reviews, with Gemma's vocabulary and a template: our pipeline in
+training order, in each layout, packed with each augmentation at a rate of 0.1, and packed with all
+of them as in configs/augmented.py; and a fast tokenizer of transformers behind a torch DataLoader
+with two workers and dynamic padding. They take turns in one process, for some seconds in each of
+several rounds; the table holds medians over the rounds. Without torch and transformers it measures
+ours alone.
 """
 
 import argparse
@@ -15,16 +16,18 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
 
-from configs import common
+from configs import augmented, common
+from input_pipeline.examples import Examples
+from input_pipeline.layout import KINDS
 from input_pipeline.pipeline import TextPipeline
-from input_pipeline.preparation import Examples, load_split, prepare
+from input_pipeline.preparation import load_split, prepare
 from input_pipeline.tokenization import tokenizer_from_gguf
 from models.pretrained import gguf, resolve
 
@@ -33,13 +36,16 @@ TEMPLATE = "评论：{text}\n总的来说，很"
 MAX_LENGTH = 256
 Counts = tuple[int, int, int]  # examples, real tokens, positions of a batch
 Start = Callable[[], Iterator[Counts]]
+NONE: Mapping[str, float] = {}
 
 
-def ours(examples: Examples, *, batch_size: int, rate: float) -> Start:
+def ours(
+    examples: Examples, *, batch_size: int, kind: str = "pack", rates: Mapping[str, float] = NONE
+) -> Start:
     """Returns what starts our training batches, as their counts."""
     config = common.get_config()
-    config.layout.update(kind="pack", max_length=MAX_LENGTH, row_length=384)
-    config.augmentation.update(deletion_rate=rate, punctuation_rate=rate)
+    config.layout.update(kind=kind, max_length=MAX_LENGTH, row_length=384)
+    config.augmentation.update(rates)
     path = resolve("gemma3-270m")
     pipeline = TextPipeline(
         tokenizer_from_gguf(gguf.metadata(path), file=str(path), add_bos=True, add_eos=False),
@@ -52,7 +58,7 @@ def ours(examples: Examples, *, batch_size: int, rate: float) -> Start:
         seed=0,
         eval_rows=8,
     )
-    print(pipeline.plan(examples).prose())
+    pipeline.plan(examples)
 
     def start() -> Iterator[Counts]:
         for batch in pipeline.train(examples, first_example=0):
@@ -120,15 +126,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="per pipeline and round")
     options = parser.parse_args()
 
-    examples = load_split(prepare(common.get_config().data), "train")
+    recipe = augmented.get_config()
+    examples = load_split(prepare(recipe.data), "train")
     size = options.batch_size
     pipelines: dict[str, Start] = {}
     if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         pipelines[PEER] = with_transformers(examples.texts_N.tolist(), batch_size=size)
     else:
         print("torch and transformers are missing (pip install -e '.[bench]'): ours alone.")
-    pipelines["ours, packed"] = ours(examples, batch_size=size, rate=0.0)
-    pipelines["ours, packed, augmented"] = ours(examples, batch_size=size, rate=0.1)
+    for kind in KINDS:
+        pipelines[f"ours, {kind}"] = ours(examples, batch_size=size, kind=kind)
+    rates = {k: v for k, v in recipe.augmentation.items() if k.endswith("_rate") and v}
+    for name in rates:
+        pipelines[f"ours, pack, {name}"] = ours(examples, batch_size=size, rates={name: 0.1})
+    everything = rates | {"share": 1.0}
+    pipelines["ours, pack, all of these"] = ours(examples, batch_size=size, rates=everything)
     rounds = [
         {name: measure(start, options.seconds) for name, start in pipelines.items()}
         for _ in range(options.rounds)

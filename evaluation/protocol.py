@@ -14,14 +14,9 @@ import jax
 from ml_collections import ConfigDict
 
 from evaluation import baselines, report
-from evaluation.metrics import summarise
-from input_pipeline.preparation import (
-    Examples,
-    Prepared,
-    load_split,
-    prepare,
-    read_unlabelled,
-)
+from evaluation.evaluate import Predictions
+from input_pipeline.examples import Examples
+from input_pipeline.preparation import Prepared, load_split, prepare, read_unlabelled
 from integration.interpolation import interpolate
 from training.checkpoints import Checkpoints, Meta
 from training.experiment import Experiment, build
@@ -30,7 +25,8 @@ from training.workdir import flatten_config
 # What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
 # compared by fingerprint.
 _BOUND = ("model.init", "model.head", "model.pooling", "model.label_words", "optimizer.lr_table")
-_BOUND += ("tokenizer.add_", "data.template", "layout.max_length")
+_BOUND += ("tokenizer.add_", "tokenizer.keep_others", "tokenizer.new_pieces", "features.use")
+_BOUND += ("data.template", "data.normalization", "layout.max_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +59,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         _note_test_opening(workdir, prepared, restored.name)
     examples = load_split(prepared, split, limit=config.data[f"max_{split}_examples"])
     predictions = experiment.predict(restored.params, examples)
-    summary = summarise(predictions, prepared.labels)
+    summary = report.summarise_with_leaks(predictions, prepared.labels, examples.leaked_ids)
     fingerprint = prepared.manifest["splits"][split]["fingerprint"]
     result = {"checkpoint": restored.name, "split": split, "fingerprint": fingerprint, **summary}
     report.write_json(workdir / f"evaluation_{split}.json", result)
@@ -110,7 +106,11 @@ def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def finish(
-    experiment: Experiment, workdir: Path, prepared: Prepared, splits: Mapping[str, Examples]
+    experiment: Experiment,
+    workdir: Path,
+    prepared: Prepared,
+    splits: Mapping[str, Examples],
+    alone: tuple[ConfigDict, Path] | None = None,
 ) -> dict[str, Any]:
     """Integrates, opens the test split once, and reports; does nothing twice.
 
@@ -119,6 +119,7 @@ def finish(
       workdir: results.json, errors_test.jsonl and curves.png go here.
       prepared: the data and its manifest.
       splits: the training and validation examples that were used.
+      alone: config and workdir of the finished run without features, to compare with.
 
     Returns:
       What results.json holds.
@@ -146,8 +147,15 @@ def finish(
         report.TFIDF: baselines.tfidf_logistic_regression(
             splits["train"], examples, num_classes=classes
         ),
-        **{model: experiment.predict(params, examples) for model, params in models.items()},
     }
+    if alone:
+        train, test = experiment.with_features(splits["train"]), experiment.with_features(examples)
+        predictions[report.FEATURES] = baselines.features_logistic_regression(
+            train, test, num_classes=classes
+        )
+        predictions[report.ENCODER] = _encoder_alone(*alone, prepared, examples)
+    for model, params in models.items():
+        predictions[model] = experiment.predict(params, examples)
     final = list(predictions.values())[-1]
     errors = experiment.task.describe(final, examples)
     report.write_errors(workdir / f"errors_{name}.jsonl", errors)
@@ -159,6 +167,7 @@ def finish(
         split=name,
         metric=config.eval.metric,
         integration=integration,
+        leaked_ids=examples.leaked_ids,
         extra={
             "checkpoint": restored.name,
             "train_examples": len(splits["train"]),
@@ -168,14 +177,22 @@ def finish(
     )
 
 
+def _encoder_alone(
+    config: ConfigDict, workdir: Path, prepared: Prepared, examples: Examples
+) -> Predictions:
+    """Returns what the finished run without features says, integrated if this run is."""
+    experiment = build(config, workdir, prepared.labels, lambda line: None)
+    integrated = config.train.integrate and config.model.init == "pretrained"
+    restored = _restore(experiment, workdir, "integrated" if integrated else "best")
+    return experiment.predict(restored.params, examples)
+
+
 def _integrate(
     experiment: Experiment, workdir: Path, restored: Restored, validation: Examples
 ) -> tuple[float, list[dict[str, float]], dict[str, jax.Array]]:
     config = experiment.config
     limit = config.integrate.max_examples or len(validation.ids_N)
-    chosen = Examples(
-        validation.texts_N[:limit], validation.labels_N[:limit], validation.ids_N[:limit]
-    )
+    chosen = validation.first(limit)
 
     # A head that was drawn at random has no pretrained side: it is kept as trained.
     pretrained = experiment.put(

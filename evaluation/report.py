@@ -27,12 +27,15 @@ from training.progress import read_metrics
 # Names of the rows of the results table.
 MAJORITY = "majority class"
 TFIDF = "TF-IDF + logistic regression"
+FEATURES = "features alone"
+ENCODER = "encoder alone"
 FINETUNED = "fine-tuned"
 INTEGRATED = "integrated"
 
 _SHOWN = {"accuracy": "accuracy, %", "macro_f1": "macro-F1, %", "loss": "loss"}
 _SCALE = {"accuracy": 100, "macro_f1": 100, "loss": 1}
 _COLUMNS = ("model", *(_SHOWN[metric] for metric in NAMES), "examples")
+_LEAK_FREE = "without leaks: accuracy, %"
 
 
 def write_results(
@@ -44,6 +47,7 @@ def write_results(
     split: str,
     metric: str,
     integration: Mapping[str, Any] | None,
+    leaked_ids: np.ndarray,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes results.json and curves.png into the workdir and prints the results.
@@ -57,6 +61,7 @@ def write_results(
         split: name of the split that the numbers are about.
         metric: what chose the model: 'accuracy', 'macro_f1' or 'loss'.
         integration: {'alpha', 'curve'} as integration.interpolation.interpolate returned, or None.
+        leaked_ids: examples with a copy in another split; a second number leaves them out.
         extra: more JSON-ready facts to keep.
 
     Returns:
@@ -73,9 +78,15 @@ def write_results(
         for name, row in predictions.items()
         if name != TFIDF
     }
+    conclusion = _conclusion(last, differences[last], split, TFIDF)
+    if ENCODER in predictions:
+        gain = paired_difference(predictions[last], predictions[ENCODER], metric="accuracy")
+        conclusion += "\n" + _conclusion(last, gain, split, f"the {ENCODER}")
     results = {
-        "conclusion": _conclusion(last, differences[last], split),
-        "models": {name: summarise(row, labels) for name, row in predictions.items()},
+        "conclusion": conclusion,
+        "models": {
+            name: summarise_with_leaks(row, labels, leaked_ids) for name, row in predictions.items()
+        },
         "accuracy_minus_baseline": differences,
         "labels": list(labels),
         "fingerprints": fingerprints,
@@ -92,8 +103,19 @@ def write_results(
 def show_results(workdir: str | Path) -> dict[str, Any]:
     """Prints what results.json of a finished run holds, and returns it."""
     results = json.loads((Path(workdir) / "results.json").read_text(encoding="utf-8"))
-    _print(_table(_COLUMNS, _rows(results["models"])), results["conclusion"])
+    _print(_table(*_cells(results["models"])), results["conclusion"])
     return results
+
+
+def summarise_with_leaks(
+    predictions: Predictions, labels: Sequence[str], leaked_ids: np.ndarray
+) -> dict[str, Any]:
+    """Returns what `summarise` does and, if there are leaks, 'leak_free': the same without them."""
+    summary = summarise(predictions, labels)
+    clean = predictions.without(leaked_ids)
+    if 0 < len(clean.ids_N) < len(predictions.ids_N):
+        summary["leak_free"] = summarise(clean, labels)
+    return summary
 
 
 def show_summary(summary: Mapping[str, Any], name: str) -> None:
@@ -112,7 +134,7 @@ def show_summary(summary: Mapping[str, Any], name: str) -> None:
     ]
     columns = ("class", "precision, %", "recall, %", "F1, %", "examples")
     predicted = (f"as {label}" for label in per_class)
-    _print(_table(_COLUMNS, _rows({name: summary})), _table((*columns, *predicted), classes))
+    _print(_table(*_cells({name: summary})), _table((*columns, *predicted), classes))
 
 
 def show_curve(curve: Sequence[Mapping[str, float]], alpha: float, metric: str) -> None:
@@ -126,8 +148,9 @@ def show_curve(curve: Sequence[Mapping[str, float]], alpha: float, metric: str) 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """The results table in Markdown, for a README, from what results.json holds."""
-    head = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1))]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [*head, *_rows(results["models"])])
+    columns, rows = _cells(results["models"])
+    head = [columns, ("---", *["---:"] * (len(columns) - 1))]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [*head, *rows])
 
 
 def plot_curves(workdir: str | Path, *, metric: str, integration: Mapping[str, Any] | None) -> None:
@@ -185,15 +208,15 @@ def write_json(path: str | Path, value: Any) -> None:
     _write_text(path, json.dumps(_nan_to_none(value), ensure_ascii=False, indent=2) + "\n")
 
 
-def _conclusion(name: str, difference: Mapping[str, float], split: str) -> str:
-    """Says by how much a model beats the baseline, or fails to."""
+def _conclusion(name: str, difference: Mapping[str, float], split: str, other: str) -> str:
+    """Says by how much a model beats another, or fails to."""
     points, error = 100 * difference["value"], 100 * difference["standard_error"]
     text = f"On {difference['count']:,} {split} examples, the {name} model "
     if points == 0:
-        return text + f"is exactly as accurate as {TFIDF}."
+        return text + f"is exactly as accurate as {other}."
     verb = "beats" if points > 0 else "falls behind"
     z = abs(difference["z"])
-    text += f"{verb} {TFIDF} by {abs(points):.1f} ± {error:.1f} points of accuracy"
+    text += f"{verb} {other} by {abs(points):.1f} ± {error:.1f} points of accuracy"
     text += f" ({z:.1f} standard errors)."
     return text if z >= 2 else text + " A difference this small may be chance."
 
@@ -217,16 +240,20 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def _rows(models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The cells of the results table, a row per model."""
-    return [
-        (
-            name,
-            *(_cell(summary[metric], metric) for metric in NAMES),
-            f"{summary['accuracy']['count']:,}",
-        )
-        for name, summary in models.items()
-    ]
+def _cells(
+    models: Mapping[str, Mapping[str, Any]],
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns of the results table and the cells of its rows, one per model."""
+    leaks = any("leak_free" in summary for summary in models.values())
+    rows = []
+    for name, summary in models.items():
+        row = [name, *(_cell(summary[metric], metric) for metric in NAMES)]
+        row.append(f"{summary['accuracy']['count']:,}")
+        if leaks:
+            clean = summary["leak_free"]["accuracy"]
+            row += _cell(clean, "accuracy"), f"{clean['count']:,}"
+        rows.append(tuple(row))
+    return _COLUMNS + ((_LEAK_FREE, "examples") if leaks else ()), rows
 
 
 def _cell(estimate: Mapping[str, Any], metric: str) -> str:

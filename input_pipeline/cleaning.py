@@ -1,49 +1,277 @@
 """Decides which records are fit to learn from, and counts the others by reason.
 
-Here: stripping, length, exact duplicates and contradictory labels. Not here: changing characters
-inside a text, or near duplicates. Called by preparation.py.
+Here: stripping, and what is dropped for its length, script, garbage, template, contradiction or
+repetition. Not here: changing characters inside a text (normalization.py), or copies of a text in
+other splits (audit.py). Called by preparation.py.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-from input_pipeline.sources import Record
+from ml_collections import ConfigDict
 
-REASONS = ("empty", "too_short", "contradictory", "duplicate")
+from input_pipeline import near_duplicates
+from input_pipeline.records import Record, Span
+
+REASONS = (
+    "empty",
+    "too_short",
+    "too_long",
+    "not_chinese",
+    "repetitive",
+    "template",
+    "contradictory",
+    "duplicate",
+    "near_duplicate",
+)
+_EXAMPLES = 3  # shown of each reason
+_SHOWN = 40  # characters of them
+_HAN = re.compile(
+    "[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\U00030000-\U000323af]"
+)
+_LETTER = re.compile(r"[^\W\d_]")
+# What decoding leaves behind that went wrong: replacement characters and the characters that stand
+# for them when they are read as GBK; controls, private use and lone surrogates.
+_BROKEN = re.compile("[\ufffd\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff]|锟斤拷")
+_DIGITS = re.compile(r"\d+")
 
 
-def clean(
-    records: Iterable[Record], *, min_characters: int
-) -> tuple[list[Record], dict[str, list[str]]]:
+class Cleaned(NamedTuple):
+    """What cleaning makes of records.
+
+    Attributes:
+        kept: the records kept, stripped, in their order.
+        dropped: for each of REASONS, the `where` of those dropped.
+        examples: for each reason that occurred, up to 3 as a dict of 'where', 'text' (its first 40
+            characters), and 'kept', where the one stands that is kept, or 'found', the labels.
+    """
+
+    kept: list[Record]
+    dropped: dict[str, list[str]]
+    examples: dict[str, list[dict[str, Any]]]
+
+
+def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
     """Strips white space and drops what cannot be learned from, or would be learned twice.
 
-    The reasons, the first that applies: 'empty'; 'too_short', under `min_characters`;
-    'contradictory', every copy of a text that occurs with more than one label; 'duplicate', every
-    copy but the first.
+    A record's identity is its text and its pair. The reasons, of which the first that applies
+    counts; where there are pairs, those on one text hold if they hold for either text. In splits
+    that the source gives, labels may contradict each other across splits (audit.py counts those),
+    and of copies that of test is kept, then that of validation:
 
-    Returns:
-        The records kept, in their order, and for each of REASONS the `where` of those dropped.
+    - 'empty': no text, or no pair where other records have one.
+    - 'too_short', 'too_long': under `min_characters`, over `max_characters`.
+    - 'not_chinese': a share of Chinese characters among its letters under `min_chinese_share`.
+    - 'repetitive': `repetition` over `max_repetition`.
+    - 'template': more than `max_template` different records are equal but for their digits.
+    - 'contradictory': a record that occurs with other labels, or spans, too. With
+      `label_conflicts`='drop' every copy of it; with 'majority' those that differ from the
+      most frequent labels, or every copy where two are; with 'keep' none, so that it stays once
+      with each outcome.
+    - 'duplicate': every copy but the first, and with 'keep' of each outcome.
+    - 'near_duplicate', with `near_duplicates`='drop': what is as similar as `threshold` to a record
+      that is kept (near_duplicates.originals); the labels play no part.
+
+    Args:
+        records: as they were read and normalised.
+        cleaning: config.data.cleaning.
+
+    Raises:
+        ValueError: for a knob out of its range.
     """
-    dropped: dict[str, list[str]] = {reason: [] for reason in REASONS}
-    candidates = []
-    labels = defaultdict(set)
-    for record in records:
-        record = record._replace(text=record.text.strip())
-        if not record.text:
-            dropped["empty"].append(record.where)
-        elif len(record.text) < min_characters:
-            dropped["too_short"].append(record.where)
+    _check(cleaning)
+    stripped = [strip(record) for record in records]
+    paired = any(record.pair for record in stripped)
+    report = _Report()
+    fit = []
+    for record in stripped:
+        reason = _unfit(record, cleaning, paired=paired)
+        if reason:
+            report.drop(reason, record)
         else:
-            candidates.append(record)
-            labels[record.text].add(record.label)
+            fit.append(record)
+    if cleaning.max_template:
+        fit = _drop_templates(fit, cleaning.max_template, report)
+    fit = _drop_contradictions(fit, cleaning.label_conflicts, report)
+    kept = _drop_duplicates(fit, report)
+    if cleaning.near_duplicates == "drop":
+        kept = _drop_near_duplicates(kept, cleaning.threshold, report, paired=paired)
+    return Cleaned(kept, report.dropped, report.examples)
 
-    kept, seen = [], set()
-    for record in candidates:
-        if len(labels[record.text]) > 1:
-            dropped["contradictory"].append(record.where)
-        elif record.text in seen:
-            dropped["duplicate"].append(record.where)
+
+def strip(record: Record) -> Record:
+    """Strips the record's texts and moves its spans along; white space within a span stays."""
+    text = record.text
+    margin = len(text) - len(text.lstrip())
+    start = max(0, min([margin, *(span.start for span in record.spans)]))
+    stop = max([len(text.rstrip()), *(span.stop for span in record.spans)])
+    spans = (Span(span.start - start, span.stop - start, span.label) for span in record.spans)
+    return record._replace(text=text[start:stop], pair=record.pair.strip(), spans=tuple(spans))
+
+
+def chinese_share(text: str) -> float:
+    """Returns the share of Chinese characters among the letters of a text, 0 where it has none."""
+    letters = len(_LETTER.findall(text))
+    return len(_HAN.findall(text)) / letters if letters else 0.0
+
+
+def repetition(text: str) -> float:
+    """Returns the share of a text's characters that are garbage.
+
+    That is those that lie in a copy of its most frequent 4-gram, if it occurs twice at least
+    ('哈哈哈哈哈哈' 1.0, 'asdasdasd' 7/9), or those that decoding broke, whichever are more.
+    """
+    starts = defaultdict(list)
+    for start in range(len(text) - 3):
+        starts[text[start : start + 4]].append(start)
+    most = max(map(len, starts.values()), default=0)
+    covered = 0
+    if most > 1:
+        covered = max(
+            4 + sum(min(4, after - before) for before, after in pairwise(copies))
+            for copies in starts.values()
+            if len(copies) == most
+        )
+    broken = sum(map(len, _BROKEN.findall(text)))
+    return max(covered, broken) / max(len(text), 1)
+
+
+def outcome(record: Record) -> Hashable:
+    """Returns what copies of a record must agree on: its labels and spans, in any order."""
+    return frozenset(record.labels), frozenset(record.spans)
+
+
+class _Report:
+    """Counts and examples of what was dropped."""
+
+    def __init__(self) -> None:
+        self.dropped: dict[str, list[str]] = {reason: [] for reason in REASONS}
+        self.examples: dict[str, list[dict[str, Any]]] = {}
+
+    def drop(self, reason: str, record: Record, **details: str) -> None:
+        self.dropped[reason].append(record.where)
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < _EXAMPLES:
+            examples.append({"where": record.where, "text": record.text[:_SHOWN], **details})
+
+
+def _check(cleaning: ConfigDict) -> None:
+    def require(name: str, fine: bool, expected: str) -> None:
+        if not fine:
+            raise ValueError(f"config.data.cleaning.{name}={cleaning[name]!r}: expected {expected}")
+
+    for name in ("min_characters", "max_characters", "max_template"):
+        require(name, cleaning[name] >= 0, "a count, or 0")
+    for name in ("min_chinese_share", "max_repetition"):
+        require(name, 0 <= cleaning[name] <= 1, "a share from 0 to 1")
+    require("threshold", 0 < cleaning.threshold <= 1, "a similarity above 0 and up to 1")
+    for name, known in (
+        ("label_conflicts", ("drop", "majority", "keep")),
+        ("near_duplicates", ("keep", "drop")),
+    ):
+        require(name, cleaning[name] in known, f"one of {known}")
+
+
+def _unfit(record: Record, cleaning: ConfigDict, *, paired: bool) -> str:
+    """Returns why a record is unfit, whatever the others are; '' if it is fit."""
+    texts = [text.strip() for text in _identity(record)[: 2 if paired else 1]]
+    shortest, longest = min(map(len, texts)), max(map(len, texts))
+    if not shortest:
+        return "empty"
+    if shortest < cleaning.min_characters:
+        return "too_short"
+    if 0 < cleaning.max_characters < longest:
+        return "too_long"
+    least = cleaning.min_chinese_share
+    if least > 0 and min(map(chinese_share, texts)) < least:
+        return "not_chinese"
+    if cleaning.max_repetition < 1 and max(map(repetition, texts)) > cleaning.max_repetition:
+        return "repetitive"
+    return ""
+
+
+def _identity(record: Record) -> tuple[str, str]:
+    return record.text, record.pair
+
+
+def _drop_templates(records: list[Record], most: int, report: _Report) -> list[Record]:
+    def mask(identity: tuple[str, str]) -> tuple[str, ...]:
+        return tuple(_DIGITS.sub("0", text) for text in identity)
+
+    counts = Counter(map(mask, set(map(_identity, records))))
+    fit = []
+    for record in records:
+        if counts[mask(_identity(record))] > most:
+            report.drop("template", record)
         else:
-            seen.add(record.text)
+            fit.append(record)
+    return fit
+
+
+def _drop_contradictions(records: list[Record], policy: str, report: _Report) -> list[Record]:
+    if policy == "keep":
+        return records
+    outcomes: dict[Hashable, Counter] = defaultdict(Counter)
+    for record in records:
+        outcomes[record.split, *_identity(record)][outcome(record)] += 1
+    fit = []
+    for record in records:
+        votes = outcomes[record.split, *_identity(record)]
+        (winner, most), *others = votes.most_common(2)
+        agreed = not others or (policy == "majority" and most > others[0][1])
+        if agreed and outcome(record) == winner:
+            fit.append(record)
+        else:
+            report.drop("contradictory", record, found=_described(record))
+    return fit
+
+
+def _drop_duplicates(records: list[Record], report: _Report) -> list[Record]:
+    first: dict[Hashable, Record] = {}
+    for record in sorted(records, key=_rank):
+        first.setdefault((_identity(record), outcome(record)), record)
+    kept = []
+    for record in records:
+        copy = first[_identity(record), outcome(record)]
+        if copy is record:
             kept.append(record)
-    return kept, dropped
+        else:
+            report.drop("duplicate", record, kept=copy.where)
+    return kept
+
+
+def _rank(record: Record) -> int:
+    return {"test": 0, "validation": 1}.get(record.split, 2)
+
+
+def _described(record: Record) -> str:
+    spans = (f"{span.label} {span.start}-{span.stop}" for span in record.spans)
+    return ", ".join([*record.labels, *spans])
+
+
+def _drop_near_duplicates(
+    records: list[Record], threshold: float, report: _Report, *, paired: bool
+) -> list[Record]:
+    first: dict[tuple[str, str], Record] = {}
+    for record in sorted(records, key=_rank):
+        first.setdefault(_identity(record), record)
+    texts, pairs = zip(*first, strict=True) if first else ((), ())
+    keepers = near_duplicates.originals(
+        texts,
+        threshold=threshold,
+        pairs=pairs if paired else None,
+        ranks=[_rank(record) for record in first.values()],
+    )
+    identities = list(first)
+    kept_by = {key: identities[i] for key, i in zip(first, keepers.tolist(), strict=True)}
+    kept = []
+    for record in records:
+        keeper = kept_by[_identity(record)]
+        if keeper == _identity(record):
+            kept.append(record)
+        else:
+            report.drop("near_duplicate", record, kept=first[keeper].where)
+    return kept

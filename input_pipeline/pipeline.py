@@ -6,11 +6,13 @@ of batch shapes, and the batches of evaluation and prediction. Not here: reading
 Called by training/, evaluation/ and main.py. Every stage works on whole batches.
 
 A batch is a dict of tokens_RxL, positions_RxL, segments_RxL (int32; segment = 1 + index of the
-example, 0 is padding), labels_B (int32), weights_B (float32; 0 for padding and masked examples) and
-ids_B (int64; -1 for padding). Training batches have a leading axis M of microbatches.
+example, 0 is padding), labels_B (int32), weights_B (float32; 0 for padding and masked examples),
+ids_B (int64; -1 for padding) and, where examples have features, features_BxK (float32). Training
+batches have a leading axis M of microbatches.
 """
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -19,16 +21,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import layout as layouts
-from input_pipeline.augmentation import augment
+from input_pipeline.augmentation import Augmenter, segmentation_draws
+from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
-from input_pipeline.preparation import Examples
 from input_pipeline.stream import Stream
-from input_pipeline.tokenization import Encoder, Tokenizer
+from input_pipeline.tokenization import Encoded, Encoder, Tokenizer
 
 Batch = dict[str, np.ndarray]
 
 _POSITIONS = ("tokens_RxL", "positions_RxL", "segments_RxL")
-_TARGETS = ("labels_B", "weights_B", "ids_B")
 _SIMULATED = 16_384  # examples of the stream that the shapes are chosen from
 _CHUNK = 256  # examples per pass through the stages: several steps at once, where they are small
 _MEAN_TOKENS = 16  # evaluation's B: what its rows hold at this mean length
@@ -99,7 +100,7 @@ class TextPipeline:
         Raises:
             ValueError: a value that cannot work, naming its key.
         """
-        _check(layout, augmentation, batch_size, microbatches, seed)
+        _check(layout, batch_size, microbatches, seed)
         self._encoder = Encoder(tokenizer, template, max_length=layout.max_length)
         self._layout = layout
         self._augmentation = augmentation
@@ -110,6 +111,13 @@ class TextPipeline:
         self._seed = seed
         self._eval_rows = -(-eval_rows // row_multiple) * row_multiple
         self._plan: ShapePlan | None = None
+        # Its tables take seconds to make, and both `plan` and `train` want it.
+        self._augmenter = functools.lru_cache(maxsize=1)(self._make_augmenter)
+
+    @property
+    def encoder(self) -> Encoder:
+        """Texts to tokens."""
+        return self._encoder
 
     def plan(self, examples: Examples) -> ShapePlan:
         """Chooses the shapes of training from the stream that `train` will draw from `examples`.
@@ -119,7 +127,7 @@ class TextPipeline:
         steps = -(-_SIMULATED // self._batch_size)
         total = steps * self._batch_size
         chunks = self._texts(examples, first_example=0, count=_CHUNK).take(-(-total // _CHUNK))
-        encoded = [self._encoder(texts) for texts, _ in _iterate(chunks, [])]
+        encoded = [self._encode(examples, *chunk) for chunk in _iterate(chunks, [])]
         lengths = np.concatenate([chunk.lengths_B for chunk in encoded])[:total]
         cut = np.concatenate([chunk.cut_B for chunk in encoded])[: len(examples)]
         lengths_SxMxB = lengths.reshape(steps, *self._step_shape)
@@ -161,14 +169,15 @@ class TextPipeline:
         steps = max(1, _CHUNK // self._batch_size)
         failures: list[ValueError] = []
 
-        def finish(texts: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        def finish(*chunk: np.ndarray) -> list[np.ndarray]:
             try:
-                return self._lay_out(examples, texts, indices, shapes)
+                return self._lay_out(examples, shapes, *chunk)
             except ValueError as error:  # TensorFlow would bury it in a stack of its own
                 failures.append(error)
                 raise
 
-        dtypes = [tf.int32, tf.int64, tf.int32, tf.float32, tf.int64]
+        targets = _targets(examples, np.arange(0), size=0)
+        dtypes = [tf.int32, tf.int64, *(tf.as_dtype(t.dtype) for t in targets.values())]
         chunks = self._texts(
             examples, first_example=first_example, count=steps * self._batch_size
         ).map(
@@ -176,7 +185,7 @@ class TextPipeline:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        for arrays, shapes_Sx2, *targets in _iterate(chunks.prefetch(tf.data.AUTOTUNE), failures):
+        for arrays, shapes_Sx2, *values in _iterate(chunks.prefetch(tf.data.AUTOTUNE), failures):
             start = 0
             for step, (rows, length) in enumerate(shapes_Sx2.tolist()):
                 end = start + self._microbatches * rows * length
@@ -185,7 +194,7 @@ class TextPipeline:
                     name: array[start:end].reshape(shape)
                     for name, array in zip(_POSITIONS, arrays, strict=True)
                 }
-                yield batch | {n: target[step] for n, target in zip(_TARGETS, targets, strict=True)}
+                yield batch | {n: value[step] for n, value in zip(targets, values, strict=True)}
                 start = end
 
     def evaluate(self, examples: Examples) -> Iterator[Batch]:
@@ -224,43 +233,60 @@ class TextPipeline:
             )
             arrays = arrays.reshape(3, self._eval_rows, length)
             targets = _targets(examples, chosen, size=self._eval_rows * max(1, per_row))
-            yield dict(zip(_POSITIONS + _TARGETS, (*arrays, *targets), strict=True))
+            yield dict(zip(_POSITIONS, arrays, strict=True)) | targets
+
+    def _make_augmenter(self, examples: Examples) -> Augmenter:
+        return Augmenter(examples, self._augmentation, seed=self._seed)
 
     def _texts(self, examples: Examples, *, first_example: int, count: int) -> "tf.data.Dataset":
-        """Returns the endless data set of `count` (augmented texts, indices into `examples`)."""
+        """Returns the endless data set of `count` texts, pairs ('' without), indices and epochs."""
         lengths_N = np.fromiter(map(len, examples.texts_N), np.int64, len(examples))
+        if examples.pairs_N is not None:
+            lengths_N += np.fromiter(map(len, examples.pairs_N), np.int64, len(examples))
         stream = Stream(lengths_N, seed=self._seed)
-        texts_N, ids_N = tf.constant(examples.texts_N, tf.string), tf.constant(examples.ids_N)
-        rates = dict(self._augmentation)
+        augmenter = self._augmenter(examples)
 
         def order(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return stream.at(first_example + int(chunk) * count, count)
 
-        def select(chunk: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
+        def select(chunk: "tf.Tensor") -> tuple["tf.Tensor", ...]:
             drawn = tf.numpy_function(order, [chunk], [tf.int64] * 2, stateful=False)
             indices, epochs = (tf.ensure_shape(part, [count]) for part in drawn)
-            texts = tf.gather(texts_N, indices)
-            if any(rates.values()):
-                texts = augment(texts, tf.gather(ids_N, indices), epochs, seed=self._seed, **rates)
-            return texts, indices
+            augmented = augmenter(indices, epochs)
+            pairs = tf.constant("") if augmented.pairs_B is None else augmented.pairs_B
+            return augmented.texts_B, pairs, indices, epochs
 
         chunks = tf.data.Dataset.range(np.iinfo(np.int64).max)
         return chunks.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    def _lay_out(
+    def _encode(
         self,
         examples: Examples,
         texts: np.ndarray,
+        pairs: np.ndarray,
         indices: np.ndarray,
-        shapes: tuple[layouts.Shape, ...],
-    ) -> tuple[np.ndarray, ...]:
+        epochs: np.ndarray,
+        *,
+        num_threads: int | None = None,
+    ) -> Encoded:
+        """Tokenises what `_texts` selected."""
+        sampling = segmentation_draws(
+            self._augmentation, seed=self._seed, epochs_B=epochs, ids_B=examples.ids_N[indices]
+        )
+        pairs = None if examples.pairs_N is None else pairs
+        return self._encoder(texts, pairs, num_threads=num_threads, sampling=sampling)
+
+    def _lay_out(
+        self, examples: Examples, shapes: tuple[layouts.Shape, ...], *chunk: np.ndarray
+    ) -> list[np.ndarray]:
         """Tokenises and lays out the examples of S steps; runs in several threads at once.
 
         Returns:
             tokens, positions and segments of all steps end to end, int32 [3, positions]; the shape
-            of each step, int64 [S, 2]; labels, weights and ids, [S, M, B].
+            of each step, int64 [S, 2]; then what `_targets` names, [S, M, B, ...].
         """
-        encoded = self._encoder(texts, num_threads=1)
+        indices = chunk[2]
+        encoded = self._encode(examples, *chunk, num_threads=1)
         lengths_SxMxB = encoded.lengths_B.reshape(-1, *self._step_shape)
         chosen, starts, size = [], [], 0
         for lengths_MxB in lengths_SxMxB:
@@ -273,11 +299,12 @@ class TextPipeline:
             encoded.tokens,
             encoded.lengths_B,
             np.concatenate(starts),
-            1 + np.arange(len(texts)) % self._step_shape[1],
+            1 + np.arange(len(indices)) % self._step_shape[1],
             size=size,
         )
-        targets = _targets(examples, indices, size=len(indices))
-        return arrays, np.array(chosen), *(t.reshape(lengths_SxMxB.shape) for t in targets)
+        targets = _targets(examples, indices, size=len(indices)).values()
+        by_step = [t.reshape(*lengths_SxMxB.shape, *t.shape[1:]) for t in targets]
+        return [arrays, np.array(chosen), *by_step]
 
     def _place(
         self, lengths_MxB: np.ndarray, shapes: tuple[layouts.Shape, ...]
@@ -291,9 +318,11 @@ class TextPipeline:
 
     def _encode_all(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
         """Returns the tokens of all examples end to end, and their lengths."""
+        pairs_N = examples.pairs_N
+        slices = [slice(first, first + _CHUNK) for first in range(0, len(examples), _CHUNK)]
         chunks = [
-            self._encoder(examples.texts_N[first : first + _CHUNK])
-            for first in range(0, len(examples), _CHUNK)
+            self._encoder(examples.texts_N[part], None if pairs_N is None else pairs_N[part])
+            for part in slices
         ]
         return (
             np.concatenate([chunk.tokens for chunk in chunks]),
@@ -322,26 +351,28 @@ def _iterate(dataset: "tf.data.Dataset", failures: list[ValueError]) -> Iterator
     return generator
 
 
-def _targets(
-    examples: Examples, members_B: np.ndarray, *, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns labels, weights and ids of `members_B`, padded to `size` examples."""
-    labels_B = np.zeros(size, np.int32)
-    weights_B = np.zeros(size, np.float32)
-    ids_B = np.full(size, -1, np.int64)
+def _targets(examples: Examples, members_B: np.ndarray, *, size: int) -> Batch:
+    """Returns labels, weights, ids and features of `members_B`, padded to `size` examples."""
+    targets = {
+        "labels_B": np.zeros(size, np.int32),
+        "weights_B": np.zeros(size, np.float32),
+        "ids_B": np.full(size, -1, np.int64),
+    }
     count = len(members_B)
-    ids_B[:count] = examples.ids_N[members_B]
-    weights_B[:count] = 1
+    targets["ids_B"][:count] = examples.ids_N[members_B]
+    targets["weights_B"][:count] = 1
     if examples.labels_N is not None:
         labels = examples.labels_N[members_B]
-        weights_B[:count] = labels >= 0  # a negative label is masked
-        labels_B[:count] = np.maximum(labels, 0)
-    return labels_B, weights_B, ids_B
+        targets["weights_B"][:count] = labels >= 0  # a negative label is masked
+        targets["labels_B"][:count] = np.maximum(labels, 0)
+    if examples.features_NxK is not None:
+        features_BxK = np.zeros((size, examples.features_NxK.shape[1]), np.float32)
+        features_BxK[:count] = examples.features_NxK[members_B]
+        targets["features_BxK"] = features_BxK
+    return targets
 
 
-def _check(
-    layout: ConfigDict, augmentation: ConfigDict, batch_size: int, microbatches: int, seed: int
-) -> None:
+def _check(layout: ConfigDict, batch_size: int, microbatches: int, seed: int) -> None:
     """Raises ValueError, naming the key, for a configuration that cannot work."""
     if layout.kind not in layouts.KINDS:
         raise ValueError(f"layout.kind must be one of {layouts.KINDS}, found {layout.kind!r}")
@@ -357,8 +388,5 @@ def _check(
             f"data.batch_size={batch_size} must be a positive multiple of "
             f"train.microbatches={microbatches}"
         )
-    for key, rate in augmentation.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"augmentation.{key} must lie in [0, 1), found {rate}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, found {seed}")

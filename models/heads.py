@@ -59,17 +59,21 @@ def pool(
 
 
 class Classifier(nn.Module):
-    """Decoder, pooling, dropout and a linear head.
+    """Decoder, pooling, dropout and a linear head, to which features may add their logits.
 
-    Parameters: 'backbone' (the tree of `Decoder`) and 'head' {'kernel': [D, C], 'bias': [C]}.
+    Parameters: 'backbone' (the tree of `Decoder`), 'head' {'kernel': [D, C], 'bias': [C]} and, with
+    features, 'feature_head' {'kernel': [K, C]}. The last starts as zeros: the model starts as the
+    encoder alone, whichever head it has. Both halves are linear, so that this is a head on pooled
+    output and features side by side, in two parameters that can have a learning rate each.
 
     Attributes:
         config: of the decoder.
         num_classes: C.
         pooling: one of POOLINGS.
-        dropout: share of the pooled vector dropped while training.
+        dropout: share of the pooled vector dropped while training; features are not dropped.
         dtype: of the decoder's computation; the head computes in float32.
         remat: see `Decoder`.
+        num_features: K; 0 is a head without features.
     """
 
     config: DecoderConfig
@@ -78,6 +82,7 @@ class Classifier(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    num_features: int = 0
 
     @nn.compact
     def __call__(
@@ -88,6 +93,7 @@ class Classifier(nn.Module):
         *,
         num_examples: int,
         deterministic: bool,
+        features_BxK: jax.Array | None = None,
     ) -> jax.Array:
         """Returns logits, float32 [B, C].
 
@@ -97,13 +103,32 @@ class Classifier(nn.Module):
             segments_RxL: int32, 1 + example index, 0 where padding.
             num_examples: B, static.
             deterministic: False applies dropout, which then needs the rng 'dropout'.
+            features_BxK: float32, scaled; just where `num_features` is not 0.
+
+        Raises:
+            ValueError: there are other features than `num_features`, or none.
         """
         backbone = Decoder(self.config, self.dtype, self.remat, name="backbone")
         hidden_RxLxD = backbone(tokens_RxL, positions_RxL, segments_RxL)
         pooled_BxD = pool(hidden_RxLxD, segments_RxL, num_examples=num_examples, kind=self.pooling)
         pooled_BxD = nn.Dropout(self.dropout, deterministic=deterministic)(pooled_BxD)
         init = nn.initializers.normal(HEAD_STDDEV)
-        return nn.Dense(self.num_classes, kernel_init=init, name="head")(pooled_BxD)
+        logits_BxC = nn.Dense(self.num_classes, kernel_init=init, name="head")(pooled_BxD)
+        found = 0 if features_BxK is None else features_BxK.shape[-1]
+        if found != self.num_features:
+            raise ValueError(
+                f"the batch has {found} features per example, the model takes {self.num_features}: "
+                "pass what the run's fitted features make of the examples"
+            )
+        if features_BxK is None:
+            return logits_BxC
+        dense = nn.Dense(
+            self.num_classes,
+            use_bias=False,
+            kernel_init=nn.initializers.zeros,
+            name="feature_head",
+        )
+        return logits_BxC + dense(features_BxK.astype(jnp.float32))
 
 
 def label_word_kernel(

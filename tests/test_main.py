@@ -14,7 +14,7 @@ from configs import common
 from configs.checks import check_values
 from configs.overrides import check_overrides
 from evaluation import protocol
-from input_pipeline.preparation import prepare
+from input_pipeline.preparation import load_split, prepare
 from training.checkpoints import Checkpoints
 from training.train import train
 
@@ -252,7 +252,8 @@ def test_weights_of_another_run_are_a_start(tiny_config, tmp_path):
         ("model.dtype", "float16", "expected one of"),
         ("train.microbatches", 0, "expected at least 1"),
         ("integrate.points", 1, "expected at least 2"),
-        ("data.test_share", 0.0, "expected a share between 0 and 1"),
+        ("data.split.test", -0.1, "expected at least 0"),
+        ("data.audit.threshold", 1.5, "expected a share between 0 and 1"),
         ("optimizer.lr_table", ((".*", "2"),), "expected (regex, number)"),
         ("optimizer.lr_table", (".*", 1.0), "expected (regex, number)"),
         ("optimizer.decay_table", ((".*", None),), "expected (regex, number)"),
@@ -261,8 +262,7 @@ def test_weights_of_another_run_are_a_start(tiny_config, tmp_path):
 def test_values_that_cannot_work_are_refused_by_key(key, value, message):
     config = common.get_config()
     check_values(config)
-    group, name = key.split(".")
-    config[group][name] = value
+    config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=re.escape(f"config.{key}: found")) as error:
         check_values(config)
     assert message in str(error.value)
@@ -353,3 +353,43 @@ def test_a_failed_write_ends_as_one_message_and_the_run_goes_on_later(
     run = main(*flags)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "run/results.json").exists()
+
+
+def test_pairs_train_are_split_by_group_and_predicted(tiny_config, tmp_path):
+    """Whether the second text answers the first: only both together tell."""
+    things, rows = ("房间", "早餐", "快递", "电池", "包装", "价格"), []
+    for i in range(60):
+        for thing in things:
+            same = (i + things.index(thing)) % 2
+            other = thing if same else things[things.index(thing) - 1]
+            row = {"a": f"第{i}次说的是{thing}", "b": f"说{other}吗", "label": same, "group": i}
+            rows.append(json.dumps(row, ensure_ascii=False))
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(rows), "utf-8")
+    tiny_config.data.update(
+        files=str(path),
+        text_column="a",
+        pair_column="b",
+        group_column="group",
+        template="{text}\n{pair}：",
+    )
+    tiny_config.data.split.kind = "group"
+    tiny_config.train.update(duration="16 steps", checkpoint_every="100%")
+    tiny_config.eval.every = "100%"
+    results = train(tiny_config, tmp_path / "run")
+    prepared = prepare(tiny_config.data)
+    texts = {}
+    for name in prepared.manifest["splits"]:
+        examples = load_split(prepared, name)
+        texts[name] = {text.partition("次")[0] for text in examples.texts_N}
+    assert not texts["train"] & texts["test"] and not texts["validation"] & texts["test"]
+    assert results["models"]["fine-tuned"]["accuracy"]["count"] >= 30
+    tiny_config.predict.input = str(path)
+    assert len(lines(protocol.predict(tiny_config, tmp_path / "run"))) == 360
+
+
+def test_data_without_class_labels_are_refused_before_any_training(tiny_config, tmp_path):
+    tiny_config.data.label_column = ""
+    with pytest.raises(ValueError, match=r"set config\.data\.label_column"):
+        train(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()

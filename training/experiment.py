@@ -4,6 +4,7 @@ Called by training/train.py and evaluation/protocol.py.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions, predict
+from input_pipeline import features as feature_fitting
+from input_pipeline import vocabulary
+from input_pipeline.examples import Examples
+from input_pipeline.features import FeaturePipeline
 from input_pipeline.pipeline import TextPipeline
-from input_pipeline.preparation import Examples
 from input_pipeline.tokenization import (
     Tokenizer,
     load_tokenizer,
@@ -24,11 +28,14 @@ from input_pipeline.tokenization import (
 )
 from models import pretrained
 from models.heads import Classifier, label_word_kernel
+from models.pretrained.vocabulary import follow_vocabulary
 from tasks.classification import Classification
 from training.compilation import PerShape
 from training.optimizers import learning_rate_factors
 from training.sharding import make_mesh, put_batch, replicated
 from training.state import flatten, merge, random_stream
+
+_SAMPLE = 10_000  # texts whose length in tokens is told
 
 
 @dataclasses.dataclass
@@ -41,7 +48,9 @@ class Experiment:
       frozen: the other parameters, flat, on the devices.
       factors: factor on the learning rate of every trained path.
       fresh: paths that no checkpoint filled; interpolation leaves them as trained.
-      fingerprints: of the tokeniser and the pretrained weights; they travel in checkpoints.
+      fingerprints: of the tokeniser, the pretrained weights and the features; they travel in
+        checkpoints.
+      features: as fitted on the training split, None without.
     """
 
     config: ConfigDict
@@ -56,6 +65,7 @@ class Experiment:
     factors: dict[str, float]
     fresh: set[str]
     fingerprints: dict[str, str]
+    features: FeaturePipeline | None
     say: Callable[[str], None]
 
     def __post_init__(self):
@@ -76,6 +86,7 @@ class Experiment:
             batch["segments_RxL"],
             num_examples=batch["labels_B"].shape[-1],
             deterministic=rng is None,
+            features_BxK=batch.get("features_BxK"),
             rngs=None if rng is None else {"dropout": rng},
         )
 
@@ -85,7 +96,13 @@ class Experiment:
         def apply_fn(params: Any, batch: Mapping[str, np.ndarray]) -> jax.Array:
             return self._forward(self.frozen, params, put_batch(batch, self.mesh))
 
-        return predict(apply_fn, params, self.pipeline.evaluate(examples))
+        return predict(apply_fn, params, self.pipeline.evaluate(self.with_features(examples)))
+
+    def with_features(self, examples: Examples) -> Examples:
+        """Returns the examples with the features that the head reads, if it reads any."""
+        if self.features is None or examples.features_NxK is not None:
+            return examples
+        return dataclasses.replace(examples, features_NxK=self.features.transform(examples))
 
     def put(self, params: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Copies host parameters to the devices."""
@@ -108,16 +125,17 @@ def build(
     workdir: Path,
     labels: Sequence[str],
     say: Callable[[str], None],
-    training_texts: Sequence[str] = (),
+    training: Examples | None = None,
 ) -> Experiment:
     """Loads the tokeniser and the weights that `config` names and puts the parts together.
 
     Args:
       config: the whole config.
-      workdir: a tokeniser that is trained here is kept in it.
+      workdir: a tokeniser that is trained or changed here is kept in it.
       labels: label names in class order.
       say: receives one line of prose for each derived decision.
-      training_texts: what a new tokeniser learns from.
+      training: what a new or changed tokeniser learns from, and features are fitted on; None takes
+        both as they were left in `workdir`.
 
     Raises:
       ValueError: parts that don't fit each other, naming both.
@@ -125,12 +143,15 @@ def build(
     mesh = make_mesh()
     path = pretrained.resolve(config.model.checkpoint)
     loaded = pretrained.load_pretrained(path)
-    tokenizer = _tokenizer(config, workdir, path, training_texts)
-    if tokenizer.vocab_size > loaded.config.vocab_size:
+    own, tokenizer = _tokenizers(config, workdir, training)
+    if own.vocab_size > loaded.config.vocab_size:
         raise ValueError(
-            f"the tokeniser has {tokenizer.vocab_size} pieces but {path} has embeddings for "
+            f"the tokeniser has {own.vocab_size} pieces but {path} has embeddings for "
             f"{loaded.config.vocab_size}: leave config.tokenizer.model empty to use its own"
         )
+    if tokenizer is not own:
+        loaded = _follow_vocabulary(loaded, own, tokenizer, say, sample=_texts(training)[:_SAMPLE])
+    features = _features(config, workdir, training, say)
     task = Classification(tuple(labels))
     model = Classifier(
         loaded.config,
@@ -139,6 +160,7 @@ def build(
         dropout=config.model.dropout,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
+        num_features=len(features.names) if features else 0,
     )
     params, fresh = _initial_params(config, model, loaded.params, tokenizer, labels)
     factors = learning_rate_factors(config.optimizer, params, loaded.config.num_layers)
@@ -172,7 +194,12 @@ def build(
         frozen={},
         factors=trained,
         fresh=fresh,
-        fingerprints={"tokenizer": tokenizer.fingerprint, "pretrained": loaded.fingerprint},
+        fingerprints={
+            "tokenizer": tokenizer.fingerprint,
+            "pretrained": loaded.fingerprint,
+            **({"features": features.fingerprint} if features else {}),
+        },
+        features=features,
         say=say,
     )
     experiment.frozen = experiment.put({p: v for p, v in params.items() if p not in trained})
@@ -185,26 +212,119 @@ def build(
     return experiment
 
 
-def _tokenizer(
-    config: ConfigDict, workdir: Path, checkpoint: Path, training_texts: Sequence[str]
+def training_tokenizer(
+    config: ConfigDict, workdir: Path, training: Examples | None = None
 ) -> Tokenizer:
-    """Returns the checkpoint's tokeniser, another one, or one learned from the training texts."""
-    options = {"add_bos": config.tokenizer.add_bos, "add_eos": config.tokenizer.add_eos}
-    if config.tokenizer.model != "train":
-        path = Path(config.tokenizer.model or checkpoint)
-        if path.suffix == ".gguf" and path.is_file():
-            return tokenizer_from_gguf(pretrained.gguf.metadata(path), file=str(path), **options)
-        return load_tokenizer(path, **options)
-    if config.model.init != "scratch":
+    """Returns the tokeniser of a run; arguments and errors as of `build`."""
+    return _tokenizers(config, workdir, training)[1]
+
+
+def _texts(training: Examples | None) -> list[str]:
+    """Returns the first and second texts."""
+    if training is None:
+        return []
+    return [*training.texts_N, *(() if training.pairs_N is None else training.pairs_N)]
+
+
+def _tokenizers(
+    config: ConfigDict, workdir: Path, training: Examples | None
+) -> tuple[Tokenizer, Tokenizer]:
+    """Returns the tokeniser that is configured, and the run's; the same if it isn't changed."""
+    options, path = config.tokenizer, workdir / "tokenizer.model"
+    marks = {"add_bos": options.add_bos, "add_eos": options.add_eos}
+    fresh = not (workdir / "checkpoints").exists()  # a failed start's may be another config's
+    changed = options.keep_others >= 0 or options.new_pieces
+    if options.model != "train":
+        file = Path(options.model or pretrained.resolve(config.model.checkpoint))
+        if file.suffix == ".gguf" and file.is_file():
+            own = tokenizer_from_gguf(pretrained.gguf.metadata(file), file=str(file), **marks)
+        else:
+            own = load_tokenizer(file, **marks)
+        if not changed:
+            return own, own
+    elif config.model.init != "scratch":
         raise ValueError(
             "config.tokenizer.model is 'train' but the weights are pretrained with another "
             "vocabulary: set config.model.init=scratch or keep the checkpoint's tokeniser"
         )
-    path = workdir / "tokenizer.model"
-    if not (workdir / "checkpoints").exists():  # one of a failed start may be another config's
+    elif changed:
+        raise ValueError(
+            "config.tokenizer.keep_others and new_pieces change a vocabulary that exists, but "
+            "config.tokenizer.model='train' makes one: leave them out, and set vocab_size"
+        )
+    if fresh:
         workdir.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(list(training_texts), path, vocab_size=config.tokenizer.vocab_size)
-    return load_tokenizer(path, **options)
+        if changed:
+            path.write_bytes(_fitted_model(config, own, _texts(training)))
+        else:
+            train_tokenizer(_texts(training), path, vocab_size=options.vocab_size)
+    elif not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the vocabulary that this run's checkpoints were trained with. Put "
+            "it back, or train again with --config.train.on_config_change=overwrite"
+        )
+    tokenizer = load_tokenizer(path, **marks)
+    return (own if changed else tokenizer), tokenizer
+
+
+def _fitted_model(config: ConfigDict, tokenizer: Tokenizer, texts: Sequence[str]) -> bytes:
+    """Trims and extends a vocabulary, or takes that of the run that config.resume_from names."""
+    other_run = Path(config.resume_from, "tokenizer.model")
+    if config.resume_from and other_run.is_file():
+        return other_run.read_bytes()
+    template = re.split(r"\{(?:text|pair)\}", config.data.template)
+    texts, model = [*texts, *template, *config.model.label_words], tokenizer.model
+    if config.tokenizer.keep_others >= 0:
+        model = vocabulary.trim(model, texts, others=config.tokenizer.keep_others)
+    if config.tokenizer.new_pieces:
+        model = vocabulary.extend(model, texts, new_pieces=config.tokenizer.new_pieces)
+    return model
+
+
+def _follow_vocabulary(
+    loaded: pretrained.Pretrained,
+    own: Tokenizer,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+    *,
+    sample: Sequence[str],
+) -> pretrained.Pretrained:
+    """Rebuilds the embeddings for a changed tokeniser, and says what the change did."""
+    parts = vocabulary.parts(own.model, tokenizer.model)
+    config, params = follow_vocabulary(loaded.config, loaded.params, parts)
+    kept = sum(len(ids) == 1 for ids in parts)
+    before, after = (v * config.width / 1e6 for v in (loaded.config.vocab_size, len(parts)))
+    say(
+        f"Vocabulary: {kept:,} of {own.vocab_size:,} pieces kept and {len(parts) - kept:,} added; "
+        f"embeddings of {before:.1f}M parameters before, {after:.1f}M now."
+    )
+    if sample:
+        before, after = (
+            sum(map(len, each.encode_batch(sample))) / len(sample) for each in (own, tokenizer)
+        )
+        say(
+            f"The first {len(sample):,} training texts take {before:.1f} tokens each with the "
+            f"checkpoint's own vocabulary and {after:.1f} with this one."
+        )
+    return dataclasses.replace(loaded, config=config, params=params)
+
+
+def _features(
+    config: ConfigDict, workdir: Path, training: Examples | None, say: Callable[[str], None]
+) -> FeaturePipeline | None:
+    """Fits the features on the training split, or takes up those that the run fitted."""
+    if config.features.use == "none":
+        return None
+    path = workdir / "features.safetensors"
+    if training is not None and not (workdir / "checkpoints").exists():
+        fitted = feature_fitting.fit(
+            training, config.features, value_names=config.data.value_columns
+        )
+        workdir.mkdir(parents=True, exist_ok=True)
+        fitted.save(path)
+    fitted = feature_fitting.load(path)
+    say(fitted.prose())
+    return fitted
 
 
 def _initial_params(
@@ -218,8 +338,11 @@ def _initial_params(
     one = jnp.zeros((1, 1), jnp.int32)
     rng = random_stream(config.seed, "parameters")
 
+    few = jnp.zeros((1, model.num_features)) if model.num_features else None
+
     def draw(rng: jax.Array) -> dict:
-        return flatten(model.init(rng, one, one, one, num_examples=1, deterministic=True)["params"])
+        options = {"num_examples": 1, "deterministic": True, "features_BxK": few}
+        return flatten(model.init(rng, one, one, one, **options)["params"])
 
     if config.model.init == "scratch":
         params = jax.device_get(jax.jit(draw)(rng))
@@ -240,4 +363,4 @@ def _initial_params(
         params["backbone/embedder/embedding"], [tokenizer.piece_ids(word) for word in words]
     )
     params["head/kernel"] = np.asarray(kernel, np.float32)
-    return params, set()
+    return params, {path for path in heads if path.startswith("feature_head/")}

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 from evaluation import protocol
 from evaluation.metrics import NAMES, rank, summarise
-from input_pipeline.preparation import Examples, Prepared, load_split, prepare, prose
+from input_pipeline.examples import Examples
+from input_pipeline.preparation import Prepared, load_split, prepare, prose
 from training import optimizers
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
@@ -57,9 +58,33 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         name: load_split(prepared, name, limit=config.data[f"max_{name}_examples"])
         for name in ("train", "validation")
     }
-    experiment = build(config, workdir, prepared.labels, print, splits["train"].texts_N)
+    check_labels(splits["train"])
+    if (alone := encoder_alone(config, workdir)) and not (workdir / "results.json").exists():
+        print("First the encoder alone, to compare with.")
+        train(*alone)
+        print("Now the encoder with features.")
+    experiment = build(config, workdir, prepared.labels, print, splits["train"])
     Run(experiment, workdir, prepared, splits).train()
-    return protocol.finish(experiment, workdir, prepared, splits)
+    return protocol.finish(experiment, workdir, prepared, splits, alone)
+
+
+def check_labels(examples: Examples) -> None:
+    """Raises ValueError where there is not exactly one class label for each example."""
+    if examples.labels_N is None:
+        raise ValueError(
+            "these data have no single class label for each example, and classification is the "
+            "one task so far: set config.data.label_column, and leave out label_separator"
+        )
+
+
+def encoder_alone(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None:
+    """Returns the run that features are compared with: the same without, its test split shut."""
+    if config.features.use == "none" or not config.features.compare:
+        return None
+    alone = config.copy_and_resolve_references()
+    alone.features.use = "none"
+    alone.eval.test = False
+    return alone, workdir / "encoder_alone"
 
 
 class Durations:
@@ -92,7 +117,8 @@ class Run:
     ):
         config = experiment.config
         self._experiment, self._config, self._workdir = experiment, config, workdir
-        self._prepared, self._splits = prepared, splits
+        self._prepared = prepared
+        self._splits = {name: experiment.with_features(part) for name, part in splits.items()}
         self._durations = Durations(config, len(splits["train"]))
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)
         schedule = make_schedule(

@@ -9,10 +9,15 @@ from ml_collections import ConfigDict
 
 # What may differ between two starts in one workdir, since the trained weights don't depend on it.
 _FREE = ("eval.checkpoint", "eval.split", "predict.", "train.on_config_change")
-_FREE += ("train.compilation_cache", "data.prepared_dir", "integrate.")
+_FREE += ("train.compilation_cache", "data.prepared_dir", "integrate.", "inspect.")
 # What a run writes here, and all that 'overwrite' deletes.
 _OURS = ("checkpoints", "integrated", "tensorboard", "metrics.jsonl", "results.json", "curves.png")
-_OURS += ("errors_test.jsonl", "tokenizer.model")  # test_openings.jsonl stays: it is evidence
+_OURS += (
+    "errors_test.jsonl",
+    "tokenizer.model",
+    "features.safetensors",
+    "encoder_alone",
+)  # test_openings.jsonl stays: it is evidence
 
 
 def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:

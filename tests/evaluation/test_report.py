@@ -33,6 +33,7 @@ def write(workdir, rows, **changes):
         "split": "test",
         "metric": "accuracy",
         "integration": None,
+        "leaked_ids": np.arange(0),
         "extra": {"train_examples": 7},
     }
     return report.write_results(workdir, rows, **(options | changes))
@@ -79,6 +80,25 @@ def test_console_shows_all_rows_and_the_conclusion_unbroken(tmp_path, capsys):
         assert any(name in line and cell in line for line in shown.splitlines())
     assert report.show_results(tmp_path) == results
     assert capsys.readouterr().out == shown
+
+
+def test_leaked_examples_are_left_out_of_a_second_number(tmp_path, capsys):
+    rows = make_rows({report.TFIDF: 80, report.FINETUNED: 90})
+    results = write(tmp_path, rows, leaked_ids=np.arange(50))  # of which both rows know all
+    clean = [results["models"][name]["leak_free"]["accuracy"] for name in rows]
+    assert [(part["value"], part["count"]) for part in clean] == [(0.6, 50), (0.8, 50)]
+    assert results["models"][report.FINETUNED]["accuracy"]["value"] == 0.9
+    shown = capsys.readouterr().out
+    assert "without leaks" in shown and "80.0 ± 5.7" in shown
+    assert "leak_free" not in write(tmp_path, rows)["models"][report.FINETUNED]
+
+
+def test_a_gain_over_the_encoder_alone_is_said_beside_that_over_the_baseline(tmp_path):
+    rows = make_rows({report.TFIDF: 80, report.ENCODER: 89, report.FINETUNED: 90})
+    conclusion = write(tmp_path, rows)["conclusion"].split("\n")
+    assert "beats TF-IDF + logistic regression by 10.0 ± 3.0" in conclusion[0]
+    assert "beats the encoder alone by 1.0 ± 1.0" in conclusion[1]
+    assert "may be chance" in conclusion[1]
 
 
 def test_markdown_table_from_the_file_equals_that_from_the_run(tmp_path):

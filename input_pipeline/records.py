@@ -1,0 +1,41 @@
+"""One schema for whatever is read: what every offline stage takes and returns.
+
+Here: the types alone. sources.py and datasets/ make records; normalization.py, cleaning.py,
+splitting.py and audit.py work on them; storage.py writes them.
+"""
+
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """A stretch of a record's text, `text[start:stop]` in characters, and what it is."""
+
+    start: int
+    stop: int
+    label: str
+
+
+class Record(NamedTuple):
+    """One example.
+
+    Attributes:
+        text: the text; of reading comprehension, the context.
+        where: 'file:line' of its first line.
+        pair: the second text: a hypothesis, a question. '' where there is none.
+        labels: class names; several only where a text can have several, none where unlabelled.
+        spans: of `text`: entities, words, or the answers to the question.
+        group: what must not stand on two sides of a split: a premise, document or author.
+        time: when the text was written, in a form whose sorting is chronological.
+        values: numbers that come with the text, one per config.data.value_columns.
+        split: the split that the source puts it in; '' leaves it to splitting.py.
+    """
+
+    text: str
+    where: str
+    pair: str = ""
+    labels: tuple[str, ...] = ()
+    spans: tuple[Span, ...] = ()
+    group: str = ""
+    time: str = ""
+    values: tuple[float, ...] = ()
+    split: str = ""

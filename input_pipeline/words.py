@@ -1,0 +1,17 @@
+"""Where words end in Chinese text, by jieba's dictionary and hidden Markov model.
+
+Here: segmentation alone, with the Rust port rjieba, which is some ten times faster than jieba.
+Called by preparation.py, which stores the result for word-level augmentation and features.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+KINDS = ("none", "jieba")
+
+
+def word_stops(text: str) -> Sequence[int]:
+    """Returns the offset, in characters, at which each word stops; the words tile the text."""
+    import rjieba  # loads a dictionary of 5 MB
+
+    return list(accumulate(map(len, rjieba.cut(text))))

@@ -1,0 +1,17 @@
+"""Progress lines."""
+
+from input_pipeline import eta
+
+
+def test_all_items_pass_and_slow_work_says_what_is_left(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 2))  # two seconds an item
+    monkeypatch.setattr(eta.time, "monotonic", lambda: next(clock))
+    assert list(eta.track("一二三四五六七", 7, "Reading")) == list("一二三四五六七")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Reading: 2 of 7, 29%, about ") and lines[0].endswith(" left")
+    assert len(lines) == 2  # not more often than every five seconds
+
+
+def test_fast_work_is_silent_and_too_low_a_total_does_no_harm(capsys):
+    assert list(eta.track(range(5), 2, "Reading")) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,141 @@
+"""config.tokenizer.keep_others and new_pieces: from the config to a run that is restored."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation import protocol
+from input_pipeline.examples import Examples, object_array
+from input_pipeline.preparation import prepare
+from input_pipeline.tokenization import load_tokenizer
+from input_pipeline.vocabulary import parts
+from models.pretrained import load_pretrained, write_pretrained
+from training.experiment import build
+from training.state import merge
+from training.train import train
+
+EMBEDDING = "backbone/embedder/embedding"
+TEXTS = ["退机池包，太差", "我的退机池包", "价屏很好", "价屏！"]  # words the tokeniser doesn't know
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.tokenizer.update(keep_others=5, new_pieces=4)
+    return tiny_config
+
+
+def make(config, workdir):
+    prepared, lines = prepare(config.data), []
+    texts_N = object_array(TEXTS)
+    training = Examples(texts_N, np.zeros(len(TEXTS), np.int32), np.arange(len(TEXTS)))
+    return build(config, workdir, prepared.labels, lines.append, training), lines
+
+
+def parameters(experiment):
+    return {**experiment.initial, **{k: np.asarray(v) for k, v in experiment.frozen.items()}}
+
+
+def test_rows_follow_their_pieces_and_new_ones_are_means(config, tmp_path):
+    experiment, lines = make(config, tmp_path / "run")
+    loaded = load_pretrained(config.model.checkpoint)
+    own = load_tokenizer(config.model.checkpoint, add_bos=True, add_eos=False)
+    old, new = loaded.params["embedder"]["embedding"], parameters(experiment)[EMBEDDING]
+    pieces = experiment.tokenizer.processor.id_to_piece
+    assert len(new) == experiment.tokenizer.vocab_size < own.vocab_size < len(old)
+    for i in (0, 40, len(new) - 5):
+        np.testing.assert_array_equal(new[i], old[own.processor.piece_to_id(pieces(i))])
+    last = pieces(len(new) - 1)
+    ids = own.piece_ids(last)
+    assert len(ids) > 1
+    np.testing.assert_allclose(new[-1], old[ids].mean(0), rtol=1e-6)
+    text = "\n".join(lines)
+    assert f"{len(new) - 4:,} of 500 pieces kept and 4 added" in text
+    before, after = re.search(r"take ([\d.]+) tokens each with .* and ([\d.]+) with", text).groups()
+    assert float(after) < float(before)
+
+
+def test_template_and_label_words_keep_their_pieces(config, tmp_path):
+    config.tokenizer.update(keep_others=0, new_pieces=0)
+    config.data.template = "退货{text}包装\n"
+    config.model.label_words = ("差", "五星")
+    experiment, _ = make(config, tmp_path / "run")
+    own = load_tokenizer(config.model.checkpoint, add_bos=True, add_eos=False)
+    for text in ("退货", "包装\n", "差", "五星", *TEXTS):
+        spelled = [
+            [each.processor.id_to_piece(i) for i in each.piece_ids(text)]
+            for each in (own, experiment.tokenizer)
+        ]
+        assert spelled[0] == spelled[1]
+
+
+def test_logits_of_training_texts_are_those_of_the_whole_vocabulary(config, tmp_path):
+    config.tokenizer.update(keep_others=0, new_pieces=0)
+    trimmed, _ = make(config, tmp_path / "trimmed")
+    config.tokenizer.keep_others = -1
+    whole, _ = make(config, tmp_path / "whole")
+    split = Examples(object_array(TEXTS), None, np.arange(len(TEXTS)))
+    found, expected = (each.predict(each.put(each.initial), split) for each in (trimmed, whole))
+    assert trimmed.tokenizer.vocab_size < whole.tokenizer.vocab_size
+    np.testing.assert_array_equal(found.logits_NxC, expected.logits_NxC)
+
+
+def test_a_run_is_restored_without_its_training_texts(config, tmp_path):
+    results = train(config, tmp_path / "run")
+    value = protocol.evaluate(config, tmp_path / "run")["loss"]["value"]
+    logged = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert value in [row["validation/loss"] for row in logged if "validation/loss" in row]
+    integrated = protocol.integrate(config, tmp_path / "run")
+    assert integrated["alpha"] == results["integration"]["alpha"]
+    path = tmp_path / "run/tokenizer.model"
+    path.rename(tmp_path / "elsewhere.model")
+    with pytest.raises(FileNotFoundError, match="Put it back"):
+        protocol.evaluate(config, tmp_path / "run")
+    shutil.copy(f"{config.model.checkpoint}/tokenizer.model", path)
+    with pytest.raises(ValueError, match="was trained on another tokenizer"):
+        protocol.evaluate(config, tmp_path / "run")
+
+
+def test_a_run_that_starts_from_another_takes_its_vocabulary(config, tmp_path):
+    first, _ = make(config, tmp_path / "first")
+    config.data.template = "说实话，{text}糟糕"  # other texts, other pieces
+    second, _ = make(config, tmp_path / "second")
+    config.resume_from = str(tmp_path / "first")
+    third, _ = make(config, tmp_path / "third")
+    assert third.fingerprints == first.fingerprints != second.fingerprints
+
+
+def test_a_failed_start_leaves_no_vocabulary_behind_for_others(config, tmp_path):
+    make(config, tmp_path / "run")
+    config.tokenizer.new_pieces = 2
+    experiment, _ = make(config, tmp_path / "run")
+    stands_for = parts(
+        Path(config.model.checkpoint, "tokenizer.model").read_bytes(), experiment.tokenizer.model
+    )
+    assert sum(len(ids) > 1 for ids in stands_for) == 2
+
+
+def test_what_was_fitted_is_exported_as_a_checkpoint(config, tmp_path):
+    experiment, _ = make(config, tmp_path / "run")
+    backbone = {
+        path.removeprefix("backbone/"): value
+        for path, value in parameters(experiment).items()
+        if path.startswith("backbone/")
+    }
+    write_pretrained(tmp_path / "export", experiment.model.config, merge(backbone))
+    shutil.copy(tmp_path / "run/tokenizer.model", tmp_path / "export")
+    config.model.checkpoint = str(tmp_path / "export")
+    config.tokenizer.update(keep_others=-1, new_pieces=0)
+    again, _ = make(config, tmp_path / "again")
+    assert again.fingerprints["tokenizer"] == experiment.fingerprints["tokenizer"]
+    np.testing.assert_array_equal(parameters(again)[EMBEDDING], parameters(experiment)[EMBEDDING])
+
+
+def test_a_vocabulary_learned_here_is_not_changed(config, tmp_path):
+    config.tokenizer.model = "train"
+    config.model.init = "scratch"
+    with pytest.raises(ValueError, match="tokenizer.model='train' makes one: leave them out"):
+        make(config, tmp_path / "run")
