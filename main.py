@@ -6,6 +6,7 @@ Flags and process set-up only; the work is in training/ and evaluation/.
 import errno
 import os
 import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows a line when it is written
     logging.set_verbosity(logging.FATAL)  # what Orbax and TFDS log is raised too, or harmless
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # without our code
     sys.unraisablehook = lambda _: None  # a failed save is raised, and then mourned by a thread
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:

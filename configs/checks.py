@@ -45,7 +45,6 @@ _AT_LEAST = {
     "integrate.points": 2,
 }
 _SHARES = ("data.cleaning.min_chinese_share", "data.cleaning.max_repetition")
-_SHARES += ("data.cleaning.threshold", "data.audit.threshold", "augmentation.share")
 
 
 def check_values(config: ConfigDict) -> None:

@@ -133,15 +133,16 @@ def _augmentation() -> ConfigDict:
     augmentation.cutoff_rate = 0.0  # share of the text that is cut out in one piece (2009.13818)
     augmentation.mixing_rate = 0.0  # of examples joined with half of another of the same label
     augmentation.sampling_rate = 0.0  # of examples whose segmentation into pieces is drawn
-    augmentation.sampling_size = -1  # from how many of the best; -1 is all. BPE has no such list
-    augmentation.sampling_alpha = 0.1  # inverse temperature (1804.10959); BPE: merges left out
+    augmentation.sampling_size = 8  # from how many of the best; of no meaning with BPE
+    augmentation.sampling_alpha = 0.1  # inverse temperature (1804.10959); BPE: share of places cut
     return augmentation
 
 
 def _features() -> ConfigDict:
     """What the head reads beside the encoder."""
     features = ConfigDict()
-    features.use = "none"  # 'both' joins them with the encoder's pooled output
+    features.use = "none"  # 'both' joins them with the encoder's pooled output; their half of the
+    # head starts from zeros and wants a rate of its own in optimizer.lr_table, 100 or more
     features.extractors = ("lengths", "characters", "punctuation", "character_tfidf")
     # of lengths, characters, punctuation, lexicon, pinyin, radicals, character_tfidf, word_tfidf,
     # values (data.value_columns)

@@ -129,7 +129,8 @@ def finish(
         print(f"This run is finished; its results are in {workdir / 'results.json'}:")
         return report.show_results(workdir)
     restored = _restore(experiment, workdir, "best")
-    models, integration = {report.FINETUNED: restored.params}, None
+    trained = report.BOTH if experiment.features else report.FINETUNED
+    models, integration = {trained: restored.params}, None
     if config.train.integrate and config.model.init == "pretrained":
         alpha, curve, params = _integrate(experiment, workdir, restored, splits["validation"])
         integration = {"alpha": alpha, "curve": curve}
@@ -138,21 +139,13 @@ def finish(
     name = "validation"
     openings = []
     if config.eval.test:
-        name, opened_for = "test", f"{restored.name}: {', '.join(models)}"
+        rows = [*models, *([report.ENCODER] if alone else [])]
+        name, opened_for = "test", f"{restored.name}: {', '.join(rows)}"
         openings = _note_test_opening(workdir, prepared, opened_for)
     examples = load_split(prepared, name, limit=config.data[f"max_{name}_examples"])
-    classes = len(prepared.labels)
-    predictions = {
-        report.MAJORITY: baselines.majority(splits["train"], examples, num_classes=classes),
-        report.TFIDF: baselines.tfidf_logistic_regression(
-            splits["train"], examples, num_classes=classes
-        ),
-    }
+    examples = experiment.with_features(examples)
+    predictions = _baselines(experiment.with_features(splits["train"]), examples, prepared)
     if alone:
-        train, test = experiment.with_features(splits["train"]), experiment.with_features(examples)
-        predictions[report.FEATURES] = baselines.features_logistic_regression(
-            train, test, num_classes=classes
-        )
         predictions[report.ENCODER] = _encoder_alone(*alone, prepared, examples)
     for model, params in models.items():
         predictions[model] = experiment.predict(params, examples)
@@ -177,11 +170,24 @@ def finish(
     )
 
 
+def _baselines(train: Examples, examples: Examples, prepared: Prepared) -> dict[str, Predictions]:
+    """Returns what the models say that need no encoder, by the name of their row."""
+    models = {
+        report.MAJORITY: baselines.majority,
+        report.TFIDF: baselines.tfidf_logistic_regression,
+    }
+    if train.features_NxK is not None:
+        models[report.FEATURES] = baselines.features_logistic_regression
+    classes = len(prepared.labels)
+    return {name: fit(train, examples, num_classes=classes) for name, fit in models.items()}
+
+
 def _encoder_alone(
     config: ConfigDict, workdir: Path, prepared: Prepared, examples: Examples
 ) -> Predictions:
     """Returns what the finished run without features says, integrated if this run is."""
     experiment = build(config, workdir, prepared.labels, lambda line: None)
+    examples = dataclasses.replace(examples, features_NxK=None)
     integrated = config.train.integrate and config.model.init == "pretrained"
     restored = _restore(experiment, workdir, "integrated" if integrated else "best")
     return experiment.predict(restored.params, examples)
@@ -192,7 +198,7 @@ def _integrate(
 ) -> tuple[float, list[dict[str, float]], dict[str, jax.Array]]:
     config = experiment.config
     limit = config.integrate.max_examples or len(validation.ids_N)
-    chosen = validation.first(limit)
+    chosen = experiment.with_features(validation.first(limit))
 
     # A head that was drawn at random has no pretrained side: it is kept as trained.
     pretrained = experiment.put(

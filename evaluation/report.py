@@ -30,12 +30,13 @@ TFIDF = "TF-IDF + logistic regression"
 FEATURES = "features alone"
 ENCODER = "encoder alone"
 FINETUNED = "fine-tuned"
+BOTH = "encoder and features"
 INTEGRATED = "integrated"
 
 _SHOWN = {"accuracy": "accuracy, %", "macro_f1": "macro-F1, %", "loss": "loss"}
 _SCALE = {"accuracy": 100, "macro_f1": 100, "loss": 1}
 _COLUMNS = ("model", *(_SHOWN[metric] for metric in NAMES), "examples")
-_LEAK_FREE = "without leaks: accuracy, %"
+_LEAK_FREE = ("without leaks: accuracy, %", "macro-F1, %", "examples")
 
 
 def write_results(
@@ -250,10 +251,11 @@ def _cells(
         row = [name, *(_cell(summary[metric], metric) for metric in NAMES)]
         row.append(f"{summary['accuracy']['count']:,}")
         if leaks:
-            clean = summary["leak_free"]["accuracy"]
-            row += _cell(clean, "accuracy"), f"{clean['count']:,}"
+            clean = summary["leak_free"]
+            row += [_cell(clean[metric], metric) for metric in ("accuracy", "macro_f1")]
+            row.append(f"{clean['accuracy']['count']:,}")
         rows.append(tuple(row))
-    return _COLUMNS + ((_LEAK_FREE, "examples") if leaks else ()), rows
+    return _COLUMNS + (_LEAK_FREE if leaks else ()), rows
 
 
 def _cell(estimate: Mapping[str, Any], metric: str) -> str:

@@ -109,6 +109,11 @@ def audit(splits: Mapping[str, Sequence[Record]], audit: ConfigDict) -> Audit:
     """
     if audit.kind not in KINDS:
         raise ValueError(f"config.data.audit.kind={audit.kind!r}: expected one of {KINDS}")
+    if audit.kind == "off" and audit.on_leak == "stop":
+        raise ValueError(
+            "config.data.audit.on_leak='stop' with config.data.audit.kind='off' would find nothing "
+            "to stop at: set kind to 'exact' or 'near'"
+        )
     if not 0 < audit.threshold <= 1:
         raise ValueError(
             f"config.data.audit.threshold={audit.threshold}: expected a similarity above 0 and up "

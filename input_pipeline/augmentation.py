@@ -46,20 +46,27 @@ class Augmented(NamedTuple):
 
 def segmentation_draws(
     augmentation: ConfigDict, *, seed: int, epochs_B: np.ndarray, ids_B: np.ndarray
-) -> Sampling | None:
-    """Returns the draws of segmentations of examples in an epoch, or None where they are off."""
+) -> dict[str, Sampling]:
+    """Returns the draws of segmentations of examples in an epoch, by 'text' and 'pair'."""
     if not augmentation.sampling_rate:
-        return None
+        return {}
 
     def draw(name: str) -> np.ndarray:
         return uniforms(seed, epochs_B, ids_B, name)
 
-    return Sampling(
-        (draw("share") < augmentation.share) & (draw("sampling") < augmentation.sampling_rate),
-        draw("segmentation"),
-        augmentation.sampling_size,
-        augmentation.sampling_alpha,
-    )
+    def sampling(side: str) -> Sampling:
+        return Sampling(
+            (draw("share") < augmentation.share)
+            & (draw(f"sampling{side}") < augmentation.sampling_rate),
+            draw(f"segmentation{side}"),
+            augmentation.sampling_size,
+            augmentation.sampling_alpha,
+        )
+
+    apart = " of the pair" if augmentation.pair == "apart" else ""
+    sides = {"text": sampling(""), "pair": sampling(apart)}
+    only = augmentation.pair
+    return {only: sides[only]} if only in sides else sides
 
 
 class _Spans(NamedTuple):

@@ -248,10 +248,9 @@ def check(examples: Examples, augmentation: ConfigDict) -> None:
             f"{augmentation.mask_character!r}, which is {len(augmentation.mask_character)}"
         )
     if augmentation.sampling_rate:
-        if augmentation.sampling_size < 2 and augmentation.sampling_size != -1:
+        if augmentation.sampling_size < 2:
             raise ValueError(
-                "augmentation.sampling_size must be at least 2, or -1 to draw from all, found "
-                f"{augmentation.sampling_size}"
+                f"augmentation.sampling_size must be at least 2, found {augmentation.sampling_size}"
             )
         if not 0 < augmentation.sampling_alpha <= 1:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Progress of long offline work, as plain lines with the time that is left.
 
-Called by preparation.py and near_duplicates.py; training has training/progress.py.
+Called by preparation.py, near_duplicates.py and storage.py; training has training/progress.py.
 """
 
 import time
@@ -12,21 +12,24 @@ _EVERY = 5.0  # seconds between two lines; what is done sooner prints none
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yields `items`, printing every few seconds how many of about `total` are done.
+    """Yields `items`, printing every few seconds how many are done and the time that is left.
 
     Args:
         items: whatever is worked through.
-        total: how many there will be, if only by estimate.
+        total: how many there will be, if only by estimate; 0 where it is not known.
         what: the work, as in 'Reading'.
     """
     began = last = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if now - last >= _EVERY:
+        if done and now - last >= _EVERY:
             last = now
-            left = (now - began) / done * max(0, total - done)
-            share = f"{done:,} of {max(total, done):,}, {min(1, done / max(1, total)):.0%}"
-            print(f"{what}: {share}, about {_duration(left)} left", flush=True)
+            line = f"{what}: {done:,} in {_duration(now - began)}"
+            if total:
+                left = (now - began) / done * max(0, total - done)
+                share = f"{done:,} of {max(total, done):,}, {min(1, done / total):.0%}"
+                line = f"{what}: {share}, about {_duration(left)} left"
+            print(line, flush=True)
         yield item
 
 

@@ -14,11 +14,10 @@ import json
 import operator
 import re
 import reprlib
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from absl import logging
 
 from input_pipeline import encodings
 from input_pipeline.records import Span
@@ -107,6 +106,20 @@ def read_rows(
     return (_squad_rows if kind == "squad" else _json_list)(path, encoding, annotated)
 
 
+def label_name(label: str, where: str) -> str:
+    """Returns the name of a class or a kind of span, stripped.
+
+    Raises:
+        ValueError: it holds what the list of names of a data set cannot.
+    """
+    name = label.strip()
+    if not name.isprintable():  # a line break, or half of a surrogate pair
+        raise ValueError(
+            f"{where}: the label {label!r} holds a character that cannot be printed; remove it"
+        )
+    return name
+
+
 def parse_spans(value: Any, text: str, where: str) -> tuple[tuple[Span, ...], int]:
     """Returns the different spans of `text` that a column holds; they may overlap.
 
@@ -138,6 +151,7 @@ def parse_spans(value: Any, text: str, where: str) -> tuple[tuple[Span, ...], in
         ) from None
     spans = []
     for start, stop, label, name in found:
+        label = label_name(label, where)
         inside = 0 <= start < stop <= len(text)
         if inside and name in (None, text[start:stop]):
             spans.append(Span(start, stop, label))
@@ -177,7 +191,7 @@ def _written_spans(value: Any) -> Iterator[tuple[int, int, str, str | None]]:
             label = span["label"] if "label" in span else span["tag"]
             span = (span["start"], stop, label)
         start, stop, label = span
-        if not isinstance(label, str | int) or not str(label):
+        if not isinstance(label, str | int) or not str(label).strip():
             raise TypeError
         yield operator.index(start), operator.index(stop), str(label), None
 
@@ -227,7 +241,7 @@ def _json_list(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
 def _squad_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
     """Yields a row per question, whose place is 'line (id)'."""
     content = encodings.read_text(path, encoding)
-    line, counted = 1, 0
+    line, counted, found = 1, 0, 0
     try:
         for article in _document(content, path)["data"]:
             for paragraph in article["paragraphs"]:
@@ -235,7 +249,8 @@ def _squad_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
                 group = hashlib.sha256(str(context).encode(errors="replace")).hexdigest()[:16]
                 for question in paragraph["qas"]:
                     name = str(question.get("id", ""))
-                    found = content.find(f'"{name}"', counted)  # ids stand in the order of reading
+                    if found >= 0:  # ids stand in the order of reading, if they are to be found
+                        found = content.find(f'"{name}"', counted)
                     if name and found >= 0:
                         line, counted = line + content.count("\n", counted, found), found
                     row = {"context": context, "question": question["question"], "group": group}
@@ -299,10 +314,10 @@ def _warn_of_swallowed_rows(fields: list[str], width: int, delimiter: str, where
     """Warns of a field of several lines, all but the ends of which look like rows themselves."""
     inner = [line for field in fields for line in field.split("\n")[1:-1]]
     if inner and all(line.count(delimiter) == width - 1 for line in inner):
-        logging.warning(
-            "%s: a quoted field holds %d lines that look like rows; if they are, close the quote.",
-            where,
-            len(inner),
+        warnings.warn(
+            f"{where}: a quoted field holds {len(inner)} lines that look like rows; if they are, "
+            "close the quote",
+            stacklevel=2,
         )
 
 
@@ -341,8 +356,7 @@ def _conll_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
                 )
             sentences[-1].append((number, columns[0], columns[-1] if annotated else "O"))
     sentences = [sentence for sentence in sentences if sentence]
-    if numbered := bool(sentences) and all(map(_is_numbered, sentences)):
-        logging.info("%s: each token is a character with its place in the word, left out.", path)
+    numbered = bool(sentences) and all(map(_is_numbered, sentences))
     apart = not numbered and any(len(token) > 1 for rows in sentences for _, token, _ in rows)
     for sentence in sentences:
         yield sentence[0][0], _sentence(sentence, path, numbered, apart)

@@ -1,7 +1,7 @@
 """Examples as the stages leave them, as lines of plain text: what --mode=inspect prints.
 
 Here: rendering alone. Not here: any stage, which all are called as training calls them. Called by
-main.py's mode. The marks:
+training/inspection.py. The marks:
 
     ⟦旧→新⟧    what a stage changed; ⟦→新⟧ it put in, ⟦旧→⟧ it took out
     【江泽民|person】    a span and its label
@@ -13,9 +13,8 @@ main.py's mode. The marks:
 
 import difflib
 import itertools
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -190,7 +189,7 @@ def _tokens(
     tokenizer: Tokenizer,
     template: str,
     max_length: int,
-    sampling: Sampling | None,
+    sampling: Mapping[str, Sampling],
 ) -> list[tuple[str, str]]:
     """Returns a name and a line for the tokens of each example."""
     encoder = Encoder(tokenizer, template, max_length=max_length)
@@ -198,13 +197,12 @@ def _tokens(
     whole = Encoder(tokenizer, "{text}", max_length=1 << 30)
     fields = []
     for name in encoder.fields:
-        uncut = whole(getattr(stage, name), sampling=sampling)
+        drawn = {"text": sampling[name]} if name in sampling else {}
+        uncut = whole(getattr(stage, name), sampling=drawn)
         rows = np.split(uncut.tokens, np.cumsum(uncut.lengths_B)[:-1])
         last = -len(tokenizer.end_ids) or None
         fields.append([row[len(tokenizer.start_ids) : last].tolist() for row in rows])
-    around = tokenizer.encode_batch(re.split(r"\{(?:text|pair)\}", template))
-    around[0] = tokenizer.start_ids + around[0]
-    around[-1] = around[-1] + tokenizer.end_ids
+    around = encoder.around
     lines = []
     for i, tokens in enumerate(np.split(encoded.tokens, np.cumsum(encoded.lengths_B)[:-1])):
         parts = [field[i] for field in fields]
@@ -218,7 +216,7 @@ def _tokens(
                 line += f"✂{_pieces(tokenizer, ids[count:][:_CUT], marked[count:])}"
                 line += f"… {len(ids) - count} tokens cut✂"
             line += f"┃{_pieces(tokenizer, after)}"
-        drawn = sampling is not None and sampling.chosen_B[i]
+        drawn = any(side.chosen_B[i] for side in sampling.values())
         lines.append((f"{len(tokens)} {'drawn' if drawn else 'tokens'}", line))
     return lines
 

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
+from input_pipeline.eta import track
+
 # All but letters, digits and pictographs. Those stay, for a laughing face is not an angry one.
 _IGNORED = re.compile("[^\\w\u2600-\u27bf\U0001f000-\U0010ffff]+|_+")
 _PERMUTATIONS = 128
@@ -133,7 +135,8 @@ def near_duplicates(
         grams = parts[0] if len(parts) == 1 else _union(*parts)
         _, rows = bands(threshold)
         chunks = (grams[s : s + _CHUNK_TEXTS] for s in starts)
-        bands_BxN = np.concatenate(list(pool.map(lambda c: _bands(c, rows), chunks)), axis=1)
+        hashed = pool.map(lambda c: _bands(c, rows), chunks)
+        bands_BxN = np.concatenate([*track(hashed, len(starts), "Hashing 3-grams")], axis=1)
         compare = functools.partial(_similarity, parts, either_order)
 
         def similarity(pairs_Cx2: np.ndarray) -> np.ndarray:
@@ -144,7 +147,7 @@ def near_duplicates(
             return np.concatenate([np.zeros(0), *parts_C])
 
         found = np.zeros(0, np.int64)  # sorted pairs, as i * N + j
-        for band_N in bands_BxN:
+        for band_N in track(bands_BxN, len(bands_BxN), "Comparing texts, by band"):
             proposed = _candidates(band_N, sides_N)
             known_C = np.searchsorted(found, proposed) < np.searchsorted(found, proposed, "right")
             proposed = proposed[~known_C]

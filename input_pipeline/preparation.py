@@ -23,17 +23,19 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from input_pipeline import audit, cleaning, sources, splitting, storage, words
+from input_pipeline import audit, cleaning, sources, splitting, storage
 from input_pipeline.eta import track
-from input_pipeline.examples import Examples, object_array
+from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.lazy import tf
 from input_pipeline.normalization import Normalizer
 from input_pipeline.records import Record
+from input_pipeline.words import word_stops
 
 VERSION = "2.0.0"  # of what preparation does: a change of the result needs a new one
 _FREE = ("files", "validation_files", "test_files")  # fields of config.data that the result does
 _FREE += ("prepared_dir", "max_train_examples", "max_validation_examples", "max_test_examples")
 _FREE += ("batch_size", "template")  # not depend on, once the content of the files is known
+_LINES = (".csv", ".tsv", ".jsonl", ".txt")  # files with about a row a line
 _EXAMPLES = 3  # of what was dropped, in the manifest
 
 
@@ -58,15 +60,15 @@ def prepare(data: ConfigDict) -> Prepared:
         ValueError: if it cannot be read as asked, nothing is left of it, its splits leak and
             config.data.audit.on_leak is 'stop', or the folder cannot be written.
     """
-    _check(data)
     files = sources.files_of(data)
     digests = [_digest(file) for file in files]
     options = json.loads(data.to_json())
     for key in _FREE:
         del options[key]
     del options["audit"]["on_leak"]
+    roles = _roles(data)
     contents = [
-        (file.name, digest, _role(file, data))
+        (file.name, digest, roles.get(file, ""))
         for file, (digest, _) in zip(files, digests, strict=True)
     ]
     key = _sha256(json.dumps([VERSION, options, contents]).encode())[:12]
@@ -110,12 +112,25 @@ def prose(manifest: dict[str, Any]) -> str:
     others = {e for e in manifest["encodings"].values() if e != "utf-8"}
     if others:
         sentences.append(f"Encodings: {', '.join(sorted(others))}.")
+    if manifest["merged"]:
+        sentences.append(
+            "The source's own splits were merged and split anew: data.split.kind='given' keeps "
+            "them."
+        )
+    if manifest["lost_spans"]:
+        sentences.append(f"Recoding left nothing of {manifest['lost_spans']:,} spans.")
     leaked = {name: part["leaked"] for name, part in manifest["splits"].items() if part["leaked"]}
     if leaked:
         counts = " and ".join(f"{count:,} {name}" for name, count in leaked.items())
         sentences.append(
             f"Audit: {counts} examples have a copy or near-duplicate in another split; results "
             "are given with and without them."
+        )
+    shared = {name: part["shared_text"] for name, part in manifest["audit"].items()}
+    if any(shared.values()):
+        counts = " and ".join(f"{count:,} {name}" for name, count in shared.items() if count)
+        sentences.append(
+            f"{counts} pairs share one text with train: data.split.kind='group' keeps them apart."
         )
     return " ".join(sentences)
 
@@ -145,20 +160,22 @@ def read_unlabelled(path: str, data: ConfigDict) -> Examples:
     """
     normalizer = Normalizer(data.normalization)
     records = list(sources.read_unlabelled(path, data))
+    texts, pairs = (
+        [normalizer.text(text).strip() for text in side]
+        for side in ([r.text for r in records], [r.pair for r in records])
+    )
+    paired, words = bool(data.pair_column), data.words != "none"
     return Examples(
-        texts_N=object_array([normalizer.text(record.text).strip() for record in records]),
+        texts_N=object_array(texts),
         labels_N=None,
         ids_N=np.arange(len(records), dtype=np.int64),
-        pairs_N=object_array([normalizer.text(record.pair).strip() for record in records])
-        if data.pair_column
+        pairs_N=object_array(pairs) if paired else None,
+        words=Ragged.of([word_stops(text) for text in texts]) if words else None,
+        pair_words=Ragged.of([word_stops(t) for t in pairs]) if words and paired else None,
+        values_NxK=np.array([r.values for r in records], np.float32)
+        if data.value_columns
         else None,
     )
-
-
-def _check(data: ConfigDict) -> None:
-    """Raises ValueError for options that no stage checks itself."""
-    if data.words not in words.KINDS:
-        raise ValueError(f"config.data.words={data.words!r}: expected one of {words.KINDS}")
 
 
 def _name(data: ConfigDict) -> str:
@@ -167,22 +184,20 @@ def _name(data: ConfigDict) -> str:
     return name.strip("_") or "data"
 
 
-def _role(file: Path, data: ConfigDict) -> str:
-    """Returns which of the data's file lists names `file`: its content alone does not tell."""
-    for key in ("validation_files", "test_files"):
-        if data[key] and file in sources.find_files(data[key]):
-            return key
-    return "files"
+def _roles(data: ConfigDict) -> dict[Path, str]:
+    """Returns which list names each file of a given split: its content alone does not tell."""
+    keys = [key for key in ("validation_files", "test_files") if data[key]]
+    return {file: key for key in keys for file in sources.find_files(data[key])}
 
 
 def _digest(file: Path) -> tuple[str, int]:
-    """Returns the sha256 of a file and how many lines it has, for want of its number of rows."""
+    """Returns the sha256 of a file, and its number of lines for want of that of its rows."""
     digest, lines = hashlib.sha256(), 0
     with file.open("rb") as content:
         while chunk := content.read(1 << 22):
             digest.update(chunk)
             lines += chunk.count(b"\n")
-    return digest.hexdigest(), lines
+    return digest.hexdigest(), lines if file.suffix.lower() in _LINES else 0
 
 
 def _sha256(content: bytes) -> str:
@@ -199,7 +214,7 @@ class _Result:
 
 
 def _process(data: ConfigDict, *, lines: int) -> _Result:
-    """Runs all stages; `lines` is about how many rows there will be."""
+    """Runs all stages; `lines` is about how many rows there will be, 0 where that is not known."""
     problems: dict[str, list[str]] = {}
     records = list(track(sources.read(data, problems), lines, "Reading"))
     read = len(records) + sum(map(len, problems.values()))
@@ -208,9 +223,10 @@ def _process(data: ConfigDict, *, lines: int) -> _Result:
         recoded = [normalizer.record(r) for r in track(records, len(records), "Recoding")]
         records = [record for record, _ in recoded]
         lost_spans = sum(lost for _, lost in recoded)
-    if data.split.kind != "given":  # a split of the source's is then none of ours
+    merged = data.split.kind != "given" and any(record.split for record in records)
+    if merged:
         records = [record._replace(split="") for record in records]
-    cleaned = cleaning.clean(records, data.cleaning)
+    cleaned = cleaning.clean(track(records, len(records), "Cleaning"), data.cleaning)
     dropped = {reason: len(rows) for reason, rows in (problems | cleaned.dropped).items()}
     if not cleaned.kept:
         counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
@@ -232,8 +248,9 @@ def _process(data: ConfigDict, *, lines: int) -> _Result:
         {
             "encodings": sources.encodings_of(data),
             "read": read,
-            "recoded": normalizer.report(),
+            "recoded": normalizer.counts,
             "lost_spans": lost_spans,
+            "merged": merged,
             "dropped": dropped,
             "dropped_examples": examples | cleaned.examples,
             "labels": labels,

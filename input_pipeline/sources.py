@@ -10,11 +10,11 @@ import glob
 import math
 import re
 import reprlib
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from input_pipeline import encodings, formats
@@ -199,6 +199,11 @@ def _given_files(data: ConfigDict) -> dict[str, list[Path]]:
     if not data.files:
         raise ValueError("config.data.source='files' needs --config.data.files=PATH_OR_GLOB")
     given = {"validation": data.validation_files, "test": data.test_files}
+    if any(given.values()) and data.split.kind != "given":
+        raise ValueError(
+            f"config.data.split.kind={data.split.kind!r}, but config.data.validation_files or "
+            "test_files give splits: pass --config.data.split.kind=given, or leave them empty"
+        )
     patterns = {"train" if any(given.values()) else "": data.files} | given
     files = {split: find_files(pattern) for split, pattern in patterns.items() if pattern}
     split_of: dict[Path, str] = {}
@@ -226,7 +231,7 @@ def _file_source(
         text, pair, spans, group = formats.FIXED[kind]
         columns = _Columns(text, pair=pair, spans=spans, group=group)
     if not annotated:
-        columns = _Columns(columns.text, pair=columns.pair)
+        columns = _Columns(columns.text, pair=columns.pair, values=columns.values)
     rows = formats.read_rows(
         path, kind, encoding=encoding, columns=columns.named(), annotated=annotated
     )
@@ -267,12 +272,10 @@ def _records_of(
     if empty:
         raise ValueError(f"{source.name}: there is no row in it; fill it, or leave it out")
     if left_out:
-        logging.warning(
-            "%s: %d questions keep only those of their answers that stand at their place in the "
-            "context, the first at %s.",
-            source.name,
-            len(left_out),
-            left_out[0],
+        warnings.warn(
+            f"{source.name}: {len(left_out)} questions keep only those of their answers that stand "
+            f"at their place in the context, the first at {left_out[0]}",
+            stacklevel=2,
         )
 
 
@@ -341,7 +344,7 @@ def _labels(value: Any, column: str, separator: str, where: str) -> tuple[str, .
                 f"{where}: the label must be a string or an integer, found {reprlib.repr(label)} "
                 f"in column {column!r}; if it holds spans, pass --config.data.spans_column={column}"
             )
-        labels.append("" if label is None else _text(str(label), "label", where).strip())
+        labels.append("" if label is None else formats.label_name(str(label), where))
     if not any(labels):
         raise ValueError(f"{where}: no label in column {column!r}; fill it in or remove the row")
     return tuple(dict.fromkeys(label for label in labels if label))
@@ -360,8 +363,14 @@ def _time(value: Any, column: str, where: str) -> str:
     if hasattr(value, "isoformat"):  # a date of Parquet's
         return value.isoformat()
     time = _name(value, column, where).strip()
-    if time.isdecimal():  # a year, or seconds since 1970
-        return time.zfill(20)
+    if not time or time.isdecimal():  # a year, or seconds since 1970
+        return time and time.zfill(20)
+    if not re.match(r"\d{4}\D", time):
+        raise ValueError(
+            f"{where}: found the time {time!r} in column {column!r}, expected the year first, as "
+            "in 2020-09-01 12:30, or a whole number; write it so"
+        )
+    time = re.sub(r"(?<=\d)[/.年月](?=\d)", "-", time).replace("日", "")
     return re.sub(r"(?<!\d)\d(?!\d)", r"0\g<0>", time)
 
 
@@ -370,7 +379,7 @@ def _number(value: Any, column: str, where: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) < 3.4e38:  # is stored as float32; NaN is not less
         raise ValueError(
             f"{where}: expected a number in column {column!r}, found {value!r}; fill it in or "
             "leave that column out of config.data.value_columns"
@@ -400,7 +409,7 @@ def _tfds_builder(data: ConfigDict) -> Any:
             "dataset_info.json"
         ) from None
     if not builder.is_prepared():
-        logging.warning("%s is not prepared: TFDS prepares it now.", name)
+        warnings.warn(f"{name} is not prepared: TFDS prepares it now", stacklevel=2)
         try:
             builder.download_and_prepare()
         except (OSError, AssertionError, tfds.download.DownloadError) as error:

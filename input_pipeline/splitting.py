@@ -48,7 +48,8 @@ def split(records: Iterable[Record], split: ConfigDict) -> Splits:
     groups each, of which number `fold` is validation.
 
     Each split is stored in the order of another part of the hash, so that its first N are a random
-    sample. Copies of a text, as with several labels, are never on two sides.
+    sample. Copies of a text, as with several labels, are on one side, but for those of different
+    groups, times or given splits.
 
     Args:
         records: with texts as cleaning leaves them.
@@ -59,7 +60,7 @@ def split(records: Iterable[Record], split: ConfigDict) -> Splits:
             record lacks the group, time or split that the kind asks for.
     """
     records = list(records)
-    _check(split, len(records))
+    _check(split, len(records), grouped=any(record.group for record in records))
     sizes = {"test": split.test, "validation": 0 if split.folds else split.validation}
     if split.kind == "given":
         splits = _as_given(records, sizes, split)
@@ -130,7 +131,7 @@ def _named(split: ConfigDict) -> str:
     return f"config.data.split.kind={split.kind!r}, {values}"
 
 
-def _check(split: ConfigDict, total: int) -> None:
+def _check(split: ConfigDict, total: int, *, grouped: bool) -> None:
     if split.kind not in KINDS:
         raise ValueError(f"config.data.split.kind={split.kind!r}: expected one of {KINDS}")
     sizes = [split.test] if split.folds else [split.validation, split.test]
@@ -144,6 +145,11 @@ def _check(split: ConfigDict, total: int) -> None:
         raise ValueError(
             f"config.data.split.folds={split.folds} and config.data.split.fold={split.fold}: "
             "expected 2 or more folds, or 0 for none, and a fold from 0 to folds - 1"
+        )
+    if grouped and split.kind in ("stratified", "time"):
+        raise ValueError(
+            f"config.data.split.kind={split.kind!r} would put one group on several sides: pass "
+            "--config.data.split.kind=group, or --config.data.group_column= if groups don't matter"
         )
     if split.folds and split.kind == "time":
         raise ValueError(
@@ -199,7 +205,7 @@ def _strata(units: Iterable[_Unit]) -> list[list[_Unit]]:
 def _allot(size: float, counts: Sequence[int]) -> list[int]:
     """Returns how many of each stratum make a split of `size`.
 
-    A share is rounded within each stratum; a count is met exactly, by largest remainders.
+    A share is rounded within each stratum; a count is shared out by largest remainders.
     """
     if size < 1:
         return [int(size * count + 0.5) for count in counts]

@@ -149,11 +149,11 @@ def _examples(columns: Mapping[str, list], features: Mapping[str, Any], count: i
     """Makes examples of the batches of each column."""
 
     def dense(name: str, dtype: type) -> np.ndarray | None:
-        parts = [part.numpy() for part in columns.get(name, ())]
-        empty = features[name].np_dtype if name in features else None
-        if parts or empty is None:
-            return np.concatenate(parts).astype(dtype) if parts else None
-        return np.zeros((0, *features[name].shape), dtype)
+        if name not in features:
+            return None
+        empty = np.zeros((0, *features[name].shape), dtype)
+        parts = [part.numpy().astype(dtype) for part in columns.get(name, ())]
+        return np.concatenate([empty, *parts])
 
     def texts(name: str) -> np.ndarray | None:
         if name not in features:

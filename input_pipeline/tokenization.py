@@ -7,12 +7,12 @@ and training/experiment.py. Imports no TensorFlow.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
 import os
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
-
-_GENERATOR = threading.Lock()  # SentencePiece has one random generator for the whole process
 
 
 class Tokenizer:
@@ -97,28 +95,54 @@ class Tokenizer:
         size: int,
         alpha: float,
     ) -> list[list[int]]:
-        """Returns each text's ids in a segmentation that is drawn (1804.10959, 1910.13267).
+        """Returns each text's ids in a segmentation that is drawn: a function of text and uniform.
 
-        A unigram model draws one of the best in proportion to its probability ** alpha; a BPE
-        model, which has no list of the best, leaves out each merge with probability alpha. The draw
-        is a function of the text and its uniform, since SentencePiece 0.2.3: earlier ones take a
-        seed only once.
+        A unigram model draws one of the best in proportion to its probability ** alpha
+        (1804.10959). A BPE model, which has no list of the best, leaves out the merges across
+        places that are drawn between characters, a share of alpha (after 1910.13267).
+        SentencePiece's own sampling won't do: it draws differently in every process.
 
         Args:
             texts: str, or UTF-8 bytes.
             uniforms_B: float64 in [0, 1), a draw for each text.
-            size: how many best of a unigram model; -1 draws from all, which is faster.
-            alpha: inverse temperature, or the share of merges left out.
+            size: how many best of a unigram model.
+            alpha: inverse temperature, or the share of places.
+
+        Raises:
+            ValueError: a BPE model that changes the white space of a text.
         """
-        ids = []
-        with _GENERATOR:
-            for text, uniform in zip(texts, uniforms_B.tolist(), strict=True):
-                sentencepiece.set_random_generator_seed(int(uniform * 2**32))
-                drawn = self._processor.encode(
-                    text, out_type=int, enable_sampling=True, nbest_size=size, alpha=alpha
-                )
-                ids.append(drawn)
-        return ids
+        texts = [text if isinstance(text, str) else text.decode() for text in texts]
+        if self._is_unigram:
+            draws = zip(texts, uniforms_B, strict=True)
+            return [self._draw_best(text, draw, size, alpha) for text, draw in draws]
+        parts, counts = [], []
+        for text, draw in zip(texts, uniforms_B.tolist(), strict=True):
+            places = np.random.default_rng(int(draw * 2**53)).random(max(0, len(text) - 1)) < alpha
+            bounds = [0, *(np.flatnonzero(places) + 1).tolist(), len(text)]
+            parts += [text[start:stop] for start, stop in itertools.pairwise(bounds)]
+            counts.append(len(bounds) - 1)
+        ids = iter(self.encode_batch(parts, num_threads=1))
+        return [list(itertools.chain.from_iterable(itertools.islice(ids, n))) for n in counts]
+
+    @functools.cached_property
+    def _is_unigram(self) -> bool:
+        model = proto_lib.ModelProto.FromString(self._model)
+        normalizer = model.normalizer_spec
+        if model.trainer_spec.model_type == proto_lib.TrainerSpec.UNIGRAM:
+            return True
+        if normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces:
+            raise ValueError(
+                "augmentation.sampling_rate: this BPE tokeniser changes the white space at the "
+                "ends of a text, so that its pieces cannot be drawn; set the rate to 0, or use a "
+                "unigram tokeniser"
+            )
+        return False
+
+    def _draw_best(self, text: str, uniform: float, size: int, alpha: float) -> list[int]:
+        best = self._processor.nbest_encode(text, nbest_size=size, out_type=int)
+        scores = np.array([sum(map(self._processor.get_score, ids)) for ids in best])
+        weights = np.cumsum(np.exp(alpha * (scores - scores.max())))
+        return best[int(np.searchsorted(weights, uniform * weights[-1], side="right"))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text that `ids` spell; control pieces vanish."""
@@ -231,6 +255,10 @@ class Encoded:
     cut_B: np.ndarray
 
 
+NO_SAMPLING: Mapping[str, Sampling] = {}
+FIELD = re.compile(r"\{(text|pair)\}")  # of a template
+
+
 class Encoder:
     """Texts to token ids within a template, of at most `max_length` tokens.
 
@@ -246,17 +274,17 @@ class Encoder:
             ValueError: not exactly one {text}, or several {pair}, in the template, or no room for a
                 text beside it.
         """
-        self.fields = tuple(re.findall(r"\{(text|pair)\}", template))
+        self.fields = tuple(FIELD.findall(template))
         if sorted(self.fields) not in (["text"], ["pair", "text"]):
             raise ValueError(
                 f"data.template must hold {{text}} exactly once, and {{pair}} at most once, found "
                 f"{template!r}: write for example '评论：{{text}}'"
             )
-        around = tokenizer.encode_batch(re.split(r"\{(?:text|pair)\}", template), num_threads=1)
+        around = tokenizer.encode_batch(FIELD.split(template)[::2], num_threads=1)
         around[0] = tokenizer.start_ids + around[0]
         around[-1] = around[-1] + tokenizer.end_ids
         self._tokenizer = tokenizer
-        self._around = around
+        self.around = around  # the ids before, between and behind the fields
         self.max_length = max_length
         self._room = max_length - sum(map(len, around))
         if self._room < len(self.fields):
@@ -271,7 +299,7 @@ class Encoder:
         pairs: Sequence[str] | Sequence[bytes] | None = None,
         *,
         num_threads: int | None = None,
-        sampling: Sampling | None = None,
+        sampling: Mapping[str, Sampling] = NO_SAMPLING,
     ) -> Encoded:
         """Encodes texts, or pairs of them if the template holds {pair}.
 
@@ -279,7 +307,7 @@ class Encoder:
             texts: str, or UTF-8 bytes.
             pairs: the second texts.
             num_threads: as of Tokenizer.encode_batch.
-            sampling: draws the segmentation of the texts instead of taking the best.
+            sampling: by field, 'text' or 'pair': draws a segmentation, else the best is taken.
 
         Raises:
             ValueError: an example without any token: an empty text without template and marks; or
@@ -293,7 +321,7 @@ class Encoder:
             )
         parts = {"text": texts, "pair": pairs}
         ids = [
-            self._encode(parts[field], num_threads=num_threads, sampling=sampling)
+            self._encode(parts[field], num_threads=num_threads, sampling=sampling.get(field))
             for field in self.fields
         ]
         lengths_FxB = np.array([[len(part) for part in parts] for parts in ids], np.int64)
@@ -306,8 +334,8 @@ class Encoder:
             )
         stretches: list[list[int]] = []
         for *parts, kept in zip(*ids, kept_FxB.T.tolist(), strict=True):
-            stretches.append(self._around[0])
-            for part, count, after in zip(parts, kept, self._around[1:], strict=True):
+            stretches.append(self.around[0])
+            for part, count, after in zip(parts, kept, self.around[1:], strict=True):
                 stretches += part[:count], after
         tokens = np.fromiter(itertools.chain.from_iterable(stretches), np.int32, lengths_B.sum())
         return Encoded(tokens, lengths_B, cut_B=(kept_FxB < lengths_FxB).any(axis=0))

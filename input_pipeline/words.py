@@ -7,8 +7,6 @@ Called by preparation.py, which stores the result for word-level augmentation an
 from collections.abc import Sequence
 from itertools import accumulate
 
-KINDS = ("none", "jieba")
-
 
 def word_stops(text: str) -> Sequence[int]:
     """Returns the offset, in characters, at which each word stops; the words tile the text."""

@@ -65,7 +65,8 @@ class Classification:
                 is None where nothing is labelled. May hold more examples than were predicted.
 
         Yields:
-            {'id', 'text', 'label' (absent if unlabelled), 'prediction', 'probabilities'}.
+            {'id', 'text', 'pair' (of pairs), 'label' (absent if unlabelled), 'prediction',
+            'probabilities'}.
 
         Raises:
             ValueError: if a predicted id is not among the examples, or the logits do not have one
@@ -89,6 +90,8 @@ class Classification:
         for id_, probabilities_C in zip(predictions.ids_N, probabilities_NxC, strict=True):
             row = row_of[int(id_)]
             record: dict[str, Any] = {"id": int(id_), "text": examples.texts_N[row]}
+            if examples.pairs_N is not None:
+                record["pair"] = examples.pairs_N[row]
             if examples.labels_N is not None:
                 record["label"] = self.labels[examples.labels_N[row]]
             record["prediction"] = self.labels[probabilities_C.argmax()]

@@ -14,6 +14,7 @@ from configs import common
 from configs.checks import check_values
 from configs.overrides import check_overrides
 from evaluation import protocol
+from input_pipeline.features import load as load_features
 from input_pipeline.preparation import load_split, prepare
 from training.checkpoints import Checkpoints
 from training.train import train
@@ -253,7 +254,7 @@ def test_weights_of_another_run_are_a_start(tiny_config, tmp_path):
         ("train.microbatches", 0, "expected at least 1"),
         ("integrate.points", 1, "expected at least 2"),
         ("data.split.test", -0.1, "expected at least 0"),
-        ("data.audit.threshold", 1.5, "expected a share between 0 and 1"),
+        ("data.cleaning.max_repetition", 1.5, "expected a share between 0 and 1"),
         ("optimizer.lr_table", ((".*", "2"),), "expected (regex, number)"),
         ("optimizer.lr_table", (".*", 1.0), "expected (regex, number)"),
         ("optimizer.decay_table", ((".*", None),), "expected (regex, number)"),
@@ -393,3 +394,37 @@ def test_data_without_class_labels_are_refused_before_any_training(tiny_config, 
     with pytest.raises(ValueError, match=r"set config\.data\.label_column"):
         train(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_test_number_is_given_with_and_without_leaks(tiny_config, reviews, tmp_path):
+    path = tmp_path / "copies.csv"
+    rows = [f"{text}{end},{label}" for text, label in reviews for end in ("", "！！")]
+    path.write_text("text,label\n" + "\n".join(rows), "utf-8")
+    tiny_config.data.files = str(path)
+    tiny_config.train.update(duration="8 steps", checkpoint_every="100%", integrate=False)
+    tiny_config.eval.every = "100%"
+    results = train(tiny_config, tmp_path / "run")
+    leaked = prepare(tiny_config.data).manifest["splits"]["test"]["leaked"]
+    for row in results["models"].values():
+        assert row["leak_free"]["accuracy"]["count"] == row["accuracy"]["count"] - leaked
+    assert 0 < leaked < results["models"]["fine-tuned"]["accuracy"]["count"]
+    assert json.loads((tmp_path / "run" / "silent_loss.json").read_text())["texts"] == 96
+
+
+def test_a_failed_start_leaves_no_features_for_another_config(tiny_config, tmp_path):
+    features = {"use": "both", "compare": False, "extractors": ("character_tfidf",)}
+    tiny_config.features.update(features, svd=4)
+    tiny_config.optimizer.lr_table = (("feature_head/.*", None), (".*", 1.0))
+    with pytest.raises(ValueError, match="freezes feature_head/kernel"):
+        train(tiny_config, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()  # as a start leaves that is killed a little later
+    tiny_config.features.svd = 8
+    tiny_config.optimizer.lr_table = ((".*", 1.0),)
+    tiny_config.train.update(duration="2 steps", checkpoint_every="100%", integrate=False)
+    tiny_config.eval.every = "100%"
+    train(tiny_config, tmp_path / "run")
+    assert load_features(tmp_path / "run" / "features.safetensors").names[-1].endswith("svd_7")
+    tiny_config.features.svd = 6
+    tiny_config.train.on_config_change = "continue"
+    with pytest.raises(ValueError, match="features or a vocabulary other than"):
+        train(tiny_config, tmp_path / "run")

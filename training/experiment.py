@@ -4,7 +4,6 @@ Called by training/train.py and evaluation/protocol.py.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from ml_collections import ConfigDict
 from evaluation.evaluate import Predictions, predict
 from input_pipeline import features as feature_fitting
 from input_pipeline import vocabulary
+from input_pipeline.augmentation_tables import PUNCTUATION
 from input_pipeline.examples import Examples
 from input_pipeline.features import FeaturePipeline
 from input_pipeline.pipeline import TextPipeline
 from input_pipeline.tokenization import (
+    FIELD,
     Tokenizer,
     load_tokenizer,
     tokenizer_from_gguf,
@@ -34,6 +35,7 @@ from training.compilation import PerShape
 from training.optimizers import learning_rate_factors
 from training.sharding import make_mesh, put_batch, replicated
 from training.state import flatten, merge, random_stream
+from training.workdir import has_checkpoint
 
 _SAMPLE = 10_000  # texts whose length in tokens is told
 
@@ -150,8 +152,12 @@ def build(
             f"{loaded.config.vocab_size}: leave config.tokenizer.model empty to use its own"
         )
     if tokenizer is not own:
-        loaded = _follow_vocabulary(loaded, own, tokenizer, say, sample=_texts(training)[:_SAMPLE])
-    features = _features(config, workdir, training, say)
+        loaded = _follow_vocabulary(
+            loaded, own, tokenizer, say, sample=training_texts(training)[:_SAMPLE]
+        )
+    features = run_features(config, workdir, training)
+    if features:
+        say(features.prose())
     task = Classification(tuple(labels))
     model = Classifier(
         loaded.config,
@@ -219,8 +225,8 @@ def training_tokenizer(
     return _tokenizers(config, workdir, training)[1]
 
 
-def _texts(training: Examples | None) -> list[str]:
-    """Returns the first and second texts."""
+def training_texts(training: Examples | None) -> list[str]:
+    """Returns the first texts, then the second ones."""
     if training is None:
         return []
     return [*training.texts_N, *(() if training.pairs_N is None else training.pairs_N)]
@@ -232,7 +238,7 @@ def _tokenizers(
     """Returns the tokeniser that is configured, and the run's; the same if it isn't changed."""
     options, path = config.tokenizer, workdir / "tokenizer.model"
     marks = {"add_bos": options.add_bos, "add_eos": options.add_eos}
-    fresh = not (workdir / "checkpoints").exists()  # a failed start's may be another config's
+    fresh = not has_checkpoint(workdir)  # a failed start's may be another config's
     changed = options.keep_others >= 0 or options.new_pieces
     if options.model != "train":
         file = Path(options.model or pretrained.resolve(config.model.checkpoint))
@@ -255,9 +261,9 @@ def _tokenizers(
     if fresh:
         workdir.mkdir(parents=True, exist_ok=True)
         if changed:
-            path.write_bytes(_fitted_model(config, own, _texts(training)))
+            path.write_bytes(_fitted_model(config, own, training_texts(training)))
         else:
-            train_tokenizer(_texts(training), path, vocab_size=options.vocab_size)
+            train_tokenizer(training_texts(training), path, vocab_size=options.vocab_size)
     elif not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the vocabulary that this run's checkpoints were trained with. Put "
@@ -272,8 +278,9 @@ def _fitted_model(config: ConfigDict, tokenizer: Tokenizer, texts: Sequence[str]
     other_run = Path(config.resume_from, "tokenizer.model")
     if config.resume_from and other_run.is_file():
         return other_run.read_bytes()
-    template = re.split(r"\{(?:text|pair)\}", config.data.template)
-    texts, model = [*texts, *template, *config.model.label_words], tokenizer.model
+    augmentation = (config.augmentation.mask_character, *PUNCTUATION)
+    words = (*FIELD.split(config.data.template)[::2], *config.model.label_words, *augmentation)
+    texts, model = [*texts, *words], tokenizer.model
     if config.tokenizer.keep_others >= 0:
         model = vocabulary.trim(model, texts, others=config.tokenizer.keep_others)
     if config.tokenizer.new_pieces:
@@ -309,22 +316,25 @@ def _follow_vocabulary(
     return dataclasses.replace(loaded, config=config, params=params)
 
 
-def _features(
-    config: ConfigDict, workdir: Path, training: Examples | None, say: Callable[[str], None]
+def run_features(
+    config: ConfigDict, workdir: Path, training: Examples | None
 ) -> FeaturePipeline | None:
     """Fits the features on the training split, or takes up those that the run fitted."""
     if config.features.use == "none":
         return None
     path = workdir / "features.safetensors"
-    if training is not None and not (workdir / "checkpoints").exists():
+    if training is not None and not has_checkpoint(workdir):
         fitted = feature_fitting.fit(
             training, config.features, value_names=config.data.value_columns
         )
         workdir.mkdir(parents=True, exist_ok=True)
         fitted.save(path)
-    fitted = feature_fitting.load(path)
-    say(fitted.prose())
-    return fitted
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the features that this run's checkpoints were trained with. Put "
+            "it back, or train again with --config.train.on_config_change=overwrite"
+        )
+    return feature_fitting.load(path)
 
 
 def _initial_params(

@@ -13,7 +13,7 @@ from input_pipeline import silent_loss, sources
 from input_pipeline.inspection import show_examples, show_records
 from input_pipeline.normalization import Normalizer
 from input_pipeline.preparation import load_split, prepare, prose
-from training.experiment import training_tokenizer
+from training.experiment import training_texts, training_tokenizer
 
 
 def inspect(config: ConfigDict, workdir: Path) -> None:
@@ -26,7 +26,7 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     train = load_split(prepared, "train", limit=config.data.max_train_examples)
     tokenizer = training_tokenizer(config, workdir, train)
     print(prose(prepared.manifest))
-    print(silent_loss.measure(train.texts_N, tokenizer).prose())
+    print(silent_loss.measure(training_texts(train), tokenizer).prose())
     print("\nAs read, recoded and cleaned:\n")
     records = list(itertools.islice(sources.read(config.data, {}), count))
     normalizer = Normalizer(config.data.normalization)

@@ -18,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from evaluation import protocol
+from evaluation import protocol, report
 from evaluation.metrics import NAMES, rank, summarise
+from input_pipeline import silent_loss
 from input_pipeline.examples import Examples
 from input_pipeline.preparation import Prepared, load_split, prepare, prose
 from training import optimizers
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
-from training.experiment import Experiment, build
+from training.experiment import Experiment, build, run_features, training_texts
 from training.progress import Progress
 from training.schedules import make_schedule, parse_duration, to_steps
 from training.sharding import put_batch, replicated
@@ -59,11 +60,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         for name in ("train", "validation")
     }
     check_labels(splits["train"])
-    if (alone := encoder_alone(config, workdir)) and not (workdir / "results.json").exists():
+    if alone := encoder_alone(config, workdir):
+        run_features(config, workdir, splits["train"])  # its mistakes come out now
         print("First the encoder alone, to compare with.")
         train(*alone)
         print("Now the encoder with features.")
     experiment = build(config, workdir, prepared.labels, print, splits["train"])
+    loss = silent_loss.measure(training_texts(splits["train"]), experiment.tokenizer)
+    print(loss.prose())
+    report.write_json(workdir / "silent_loss.json", loss.to_json())
     Run(experiment, workdir, prepared, splits).train()
     return protocol.finish(experiment, workdir, prepared, splits, alone)
 
@@ -79,6 +84,11 @@ def check_labels(examples: Examples) -> None:
 
 def encoder_alone(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None:
     """Returns the run that features are compared with: the same without, its test split shut."""
+    if config.features.use != "none" and config.resume_from:
+        raise ValueError(
+            "config.resume_from: a head on features cannot start from another run, whose features "
+            "are others; set config.features.use='none', or leave resume_from empty"
+        )
     if config.features.use == "none" or not config.features.compare:
         return None
     alone = config.copy_and_resolve_references()

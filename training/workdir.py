@@ -12,12 +12,10 @@ _FREE = ("eval.checkpoint", "eval.split", "predict.", "train.on_config_change")
 _FREE += ("train.compilation_cache", "data.prepared_dir", "integrate.", "inspect.")
 # What a run writes here, and all that 'overwrite' deletes.
 _OURS = ("checkpoints", "integrated", "tensorboard", "metrics.jsonl", "results.json", "curves.png")
-_OURS += (
-    "errors_test.jsonl",
-    "tokenizer.model",
-    "features.safetensors",
-    "encoder_alone",
-)  # test_openings.jsonl stays: it is evidence
+_OURS += ("errors_test.jsonl", "tokenizer.model", "features.safetensors", "encoder_alone")
+_OURS += ("silent_loss.json",)  # test_openings.jsonl stays: it is evidence
+# What a run's weights belong to, beside the data and the model.
+_FITTED = ("features.", "tokenizer.")
 
 
 def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -29,31 +27,44 @@ def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Returns whether a run in `workdir` has saved something; a failed start has a folder too."""
+    return any(child.name.isdigit() for child in (workdir / "checkpoints").glob("*"))
+
+
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Makes sure that `workdir` may become, or is, the home of `config`.
 
     Raises:
-      ValueError: it holds a run of another config and train.on_config_change is 'refuse'.
+      ValueError: it holds a run of another config and train.on_config_change is 'refuse', or
+        'continue' where what was fitted for the run cannot follow the change.
     """
     path, choice = workdir / "config.json", config.train.on_config_change
-    started = (workdir / "checkpoints").is_dir() or (workdir / "results.json").exists()
-    if not path.exists() or not started or choice == "continue":
+    started = has_checkpoint(workdir) or (workdir / "results.json").exists()
+    if not path.exists() or not started:
         return
     old = flatten_config(json.loads(path.read_text()))
     new = flatten_config(json.loads(config.to_json()))
-    changed = [
-        f"  {key}: {old.get(key, '(absent)')!r} there, {new.get(key, '(absent)')!r} now"
+    changed = {
+        key: f"  {key}: {old.get(key, '(absent)')!r} there, {new.get(key, '(absent)')!r} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not key.startswith(_FREE)
-    ]
-    if changed and choice == "refuse":
+    }
+    if choice == "continue":
+        if fitted := [line for key, line in changed.items() if key.startswith(_FITTED)]:
+            raise ValueError(
+                f"{workdir} cannot go on with features or a vocabulary other than those its "
+                "weights were trained with:\n" + "\n".join(fitted) + "\nKeep them, choose another "
+                "--workdir, or pass --config.train.on_config_change=overwrite."
+            )
+    elif changed and choice == "refuse":
         raise ValueError(
-            f"{workdir} belongs to another config:\n" + "\n".join(changed) + "\n"
+            f"{workdir} belongs to another config:\n" + "\n".join(changed.values()) + "\n"
             "Choose another --workdir, go on from its checkpoint with this config "
             "(--config.train.on_config_change=continue), or delete what it holds and start "
             "again (--config.train.on_config_change=overwrite)."
         )
-    if changed:
+    elif changed:
         for name in _OURS:
             part = workdir / name
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)

@@ -3,7 +3,9 @@
 import io
 import itertools
 import re
-import threading
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,13 +445,15 @@ def sampler(request, reviews):
         model_type=request.param,
         vocab_size=380,
         byte_fallback=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
         minloglevel=2,
     )
     tokenizer = Tokenizer(model.getvalue(), file="trained", add_bos=False, add_eos=False)
     return tokenizer, {"unigram": 0.01, "bpe": 0.2}[request.param]
 
 
-def test_a_drawn_segmentation_depends_on_its_text_and_uniform_alone(sampler, reviews):
+def test_a_drawn_segmentation_depends_on_its_text_and_uniform_alone(sampler, reviews, tmp_path):
     sampler, alpha = sampler
     texts = [text for text, _ in reviews[:60]]
     draws = uniforms(0, np.zeros(60, np.int64), np.arange(60), "segmentation")
@@ -460,13 +464,29 @@ def test_a_drawn_segmentation_depends_on_its_text_and_uniform_alone(sampler, rev
     plain = sampler.encode_batch(texts)
     assert sum(a != b for a, b in zip(whole, plain, strict=True)) > 20
     assert [sampler.decode(ids) for ids in whole] == [sampler.decode(ids) for ids in plain]
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(sampler.sample_batch(texts, draws, **options)))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [whole] * 4
+    # In another process too: a run that is restarted draws the same.
+    sampler.save(tmp_path / "tokenizer.model")
+    program = f"""
+import numpy as np
+from input_pipeline.tokenization import load_tokenizer
+sampler = load_tokenizer({str(tmp_path)!r}, add_bos=False, add_eos=False)
+print(sampler.sample_batch({texts!r}, np.array({draws.tolist()!r}), **{options!r}))
+"""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert ended.stdout == f"{whole}\n"
+
+
+def test_a_bpe_tokeniser_that_strips_texts_cannot_be_drawn_from(reviews):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text for text, _ in reviews]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=380,
+        minloglevel=2,
+    )
+    tokenizer = Tokenizer(model.getvalue(), file="trained", add_bos=False, add_eos=False)
+    with pytest.raises(ValueError, match="changes the white space"):
+        tokenizer.sample_batch(["好"], np.array([0.5]), size=8, alpha=0.1)

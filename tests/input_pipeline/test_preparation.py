@@ -345,3 +345,85 @@ def test_rows_that_are_skipped_are_counted(tmp_path):
     assert (manifest["read"], manifest["dropped"]["skipped_label"]) == (42, 2)
     assert manifest["dropped_examples"]["skipped_label"][0] == {"where": f"{path}:42"}
     assert manifest["labels"] == ["0", "1"]
+
+
+def broken(folder, kind):
+    """Writes a bad file of a kind; returns options that name it."""
+    lines = [json.dumps({"text": f"第{i}条评论", "label": i % 2}) for i in range(60)]
+    path = folder / "bad.jsonl"
+    if kind == "directory":
+        return {"files": str(folder)}
+    if kind == "empty":
+        lines = []
+    if kind == "late":
+        lines[-1] = '{"text": "断'
+    if kind == "surrogate":
+        lines[41] = '{"text": "半\\ud83d个", "label": 1}'
+    if kind == "long":
+        lines[3] = json.dumps({"text": "长" * 10_000_001, "label": 1})
+    if kind == "quote":
+        path = folder / "bad.csv"
+        lines = ["text,label", '"没有闭合,1', "好,0"]
+    if kind == "newline":
+        lines[7] = json.dumps({"text": "换行", "label": "a\nb"})
+    path.write_text("\n".join(lines), "utf-8")
+    return {"files": str(path)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("directory", r"is a directory; name a file or a glob"),
+        ("empty", r"bad\.jsonl:1: the file is empty"),
+        ("late", r"bad\.jsonl:60: not JSON"),
+        ("surrogate", r"bad\.jsonl:42: character 2 of the text is half of a surrogate pair"),
+        ("long", r"bad\.jsonl:4: the line has more than 10,000,000 characters"),
+        ("quote", r"bad\.csv:2: not CSV"),
+        ("newline", r"bad\.jsonl:8: the label 'a\\nb' holds a character"),
+    ],
+)
+def test_bad_input_is_one_error_that_names_its_place_and_leaves_nothing(tmp_path, kind, message):
+    data = make_data(tmp_path / "data", source="files", **broken(tmp_path, kind))
+    with pytest.raises(ValueError, match=message):
+        preparation.prepare(data)
+    assert not (tmp_path / "data").exists()
+
+
+def test_spans_outside_their_text_are_counted_drops(tmp_path):
+    rows = [{"text": f"第{i}条江泽民", "spans": [[0, 2, "数"]]} for i in range(30)]
+    rows[4]["spans"] = [[3, 99, "人"]]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    options = {"source": "files", "files": str(path), "label_column": "", "spans_column": "spans"}
+    manifest = preparation.prepare(make_data(tmp_path / "data", **options)).manifest
+    assert (manifest["read"], manifest["dropped"]["span_outside_text"]) == (30, 1)
+    assert manifest["dropped_examples"]["span_outside_text"] == [{"where": f"{path}:5"}]
+
+
+def test_a_swallowed_row_is_warned_of_where_main_shows_it(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"第{i}条,{i % 2}" for i in range(40)]
+    rows[5], rows[9] = '"第5条,1', '第9条",1'
+    path.write_text("text,label\n" + "\n".join(rows), "utf-8")
+    with pytest.warns(UserWarning, match=r"a\.csv:7: a quoted field holds 3 lines"):
+        preparation.prepare(make_data(tmp_path / "data", source="files", files=str(path)))
+
+
+def test_groups_and_given_splits_are_not_passed_over(tmp_path, files):
+    path = tmp_path / "g.jsonl"
+    rows = [{"text": f"第{i}条", "label": i % 2, "author": i // 4} for i in range(80)]
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    grouped = {"source": "files", "files": str(path), "group_column": "author"}
+    with pytest.raises(ValueError, match=r"config\.data\.split\.kind=group"):
+        preparation.prepare(make_data(tmp_path / "data", **grouped))
+    assert preparation.prepare(make_data(tmp_path / "data", **grouped, split={"kind": "group"}))
+    with pytest.raises(ValueError, match=r"config\.data\.split\.kind=given"):
+        preparation.prepare(make_data(tmp_path / "data", **files, test_files=str(path)))
+
+
+def test_prediction_input_has_what_features_need(tmp_path):
+    (tmp_path / "a.csv").write_text("text,pair,stars\n房间很好,好吗,5\n", "utf-8")
+    data = make_data(tmp_path, words="jieba", pair_column="pair", value_columns=("stars",))
+    examples = preparation.read_unlabelled(str(tmp_path / "a.csv"), data)
+    assert examples.words.row(0)[-1] == 4 and examples.pair_words.row(0)[-1] == 2
+    assert examples.values_NxK.tolist() == [[5.0]]

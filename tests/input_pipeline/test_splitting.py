@@ -271,6 +271,8 @@ def test_too_little_data_for_a_share_is_an_error():
     with pytest.raises(ValueError, match=r"the test split is empty: 20 examples of 1 groups"):
         splits_of(one, kind="group", validation=0)
     with pytest.raises(ValueError, match=r"the test split is empty: 20 examples of 1 times"):
+        splits_of([r._replace(group="") for r in one], kind="time", validation=0)
+    with pytest.raises(ValueError, match=r"kind='time' would put one group on several sides"):
         splits_of(one, kind="time", validation=0)
 
 

@@ -1,4 +1,4 @@
-"""config.features: from the config to the table, to other modes, and through an interruption."""
+"""config.features: from the config to the table and to other modes."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def test_the_table_holds_encoder_features_and_both_on_the_same_examples(run):
         report.TFIDF,
         report.FEATURES,
         report.ENCODER,
-        report.FINETUNED,
+        report.BOTH,
     ]
     counts = {row["accuracy"]["count"] for row in results["models"].values()}
     assert len(counts) == 1 and all(
@@ -53,7 +53,7 @@ def test_the_table_holds_encoder_features_and_both_on_the_same_examples(run):
 
 
 def test_features_are_fitted_on_the_training_examples_alone(run):
-    """The fit is the same whatever stands in validation and test."""
+    """A fit on the 96 training examples alone gives the features that the run has stored."""
     config, workdir, _ = run
     prepared = prepare(config.data)
     training = load_split(prepared, "train", limit=config.data.max_train_examples)
@@ -95,7 +95,7 @@ def test_features_of_another_run_and_missing_ones_are_refused(run):
     config, workdir, _ = run
     path = workdir / "features.safetensors"
     path.rename(path.with_suffix(".away"))
-    with pytest.raises(FileNotFoundError, match="no fitted features at"):
+    with pytest.raises(FileNotFoundError, match="is missing: the features"):
         protocol.evaluate(config, workdir)
     config.features.svd = 4
     prepared = prepare(config.data)

@@ -79,7 +79,9 @@ def config(make_config, write_config, tmp_path_factory):
         microbatches=2,
     )
     config.model.dropout = 0.1
-    config.augmentation.update(deletion_rate=0.1, punctuation_rate=0.1)
+    config.augmentation.update(deletion_rate=0.1, punctuation_rate=0.1, sampling_rate=0.2)
+    config.features.update(use="both", compare=False, extractors=("character_tfidf",), svd=8)
+    config.tokenizer.keep_others = 0
     config.eval.every = "50 steps"
     config.data.max_test_examples = 16
     return write_config(config, folder / "config.py")
