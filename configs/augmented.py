@@ -4,7 +4,10 @@
         --workdir=runs/augmented
 
 `--mode=inspect` shows what it does to the texts. entity_rate is left out: it wants spans.
-RESULT
+
+Measured on two cores of an AMD EPYC, 8 min, on 500 test examples: 82.8 ± 1.7 % (interpolated, alpha
+0.1; 81.8 ± 1.7 fine-tuned), against 84.6 ± 1.6 without augmentation and 80.4 ± 1.8 for character
+TF-IDF + logistic regression. One epoch of 1,280 examples has no use for it.
 """
 
 from ml_collections import ConfigDict

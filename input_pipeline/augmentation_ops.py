@@ -28,13 +28,14 @@ def stream(name: str) -> int:
 
 def uniforms(seed: int, epochs_B: np.ndarray, ids_B: np.ndarray, name: str) -> np.ndarray:
     """Returns what the graph draws under `name` for examples: float64 [B] in [0, 1)."""
-    keys_B = _numpy_mix(np.full(len(ids_B), seed % 2**64, np.uint64))
+    keys_B = numpy_mix(np.full(len(ids_B), seed % 2**64, np.uint64))
     for part_B in (epochs_B, ids_B, np.full(len(ids_B), stream(name))):
-        keys_B = _numpy_mix(keys_B ^ np.asarray(part_B).astype(np.uint64))
+        keys_B = numpy_mix(keys_B ^ np.asarray(part_B).astype(np.uint64))
     return (keys_B >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-def _numpy_mix(x: np.ndarray) -> np.ndarray:
+def numpy_mix(x: np.ndarray) -> np.ndarray:
+    """Hashes uint64 to uint64, as `mix` does in the graph."""
     x = x + np.uint64(_GAMMA)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
@@ -69,7 +70,7 @@ def below(bits: "tf.Tensor", counts: "tf.Tensor") -> "tf.Tensor":
 
 def example_keys(seed: int, epochs_B: "tf.Tensor", ids_B: "tf.Tensor") -> "tf.Tensor":
     """Returns uint64 [B], of which all draws for an example derive."""
-    (key,) = _numpy_mix(np.array([seed % 2**64], np.uint64))
+    (key,) = numpy_mix(np.array([seed % 2**64], np.uint64))
     keys_B = mix(tf.bitcast(epochs_B, tf.uint64) ^ key)
     return mix(keys_B ^ tf.bitcast(ids_B, tf.uint64))
 

@@ -19,14 +19,16 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         total: how many there will be, if only by estimate; 0 where it is not known.
         what: the work, as in 'Reading'.
     """
-    began = last = time.monotonic()
+    began = first = last = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if done and now - last >= _EVERY:
+        if done == 1:
+            first = now  # the first item may wait for what is made once
+        if done > 1 and now - last >= _EVERY:
             last = now
             line = f"{what}: {done:,} in {_duration(now - began)}"
             if total:
-                left = (now - began) / done * max(0, total - done)
+                left = (now - first) / (done - 1) * max(0, total - done)
                 share = f"{done:,} of {max(total, done):,}, {min(1, done / total):.0%}"
                 line = f"{what}: {share}, about {_duration(left)} left"
             print(line, flush=True)

@@ -21,6 +21,8 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
+from input_pipeline.augmentation_ops import numpy_mix
+
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
 
@@ -115,12 +117,18 @@ class Tokenizer:
         if self._is_unigram:
             draws = zip(texts, uniforms_B, strict=True)
             return [self._draw_best(text, draw, size, alpha) for text, draw in draws]
-        parts, counts = [], []
-        for text, draw in zip(texts, uniforms_B.tolist(), strict=True):
-            places = np.random.default_rng(int(draw * 2**53)).random(max(0, len(text) - 1)) < alpha
-            bounds = [0, *(np.flatnonzero(places) + 1).tolist(), len(text)]
-            parts += [text[start:stop] for start, stop in itertools.pairwise(bounds)]
-            counts.append(len(bounds) - 1)
+        lengths_B = np.fromiter(map(len, texts), np.int64, len(texts))
+        first_B = np.cumsum(lengths_B) - lengths_B
+        places = np.arange(lengths_B.sum()) - np.repeat(first_B, lengths_B)
+        seeds = numpy_mix((uniforms_B * 2.0**53).astype(np.uint64))
+        draws = numpy_mix(np.repeat(seeds, lengths_B) + places.astype(np.uint64))
+        cut = (draws >> np.uint64(11)).astype(np.float64) < alpha * 2.0**53
+        cut |= places == 0
+        starts = np.flatnonzero(cut)
+        joined = "".join(texts)
+        bounds = [*starts.tolist(), len(joined)]
+        parts = [joined[start:stop] for start, stop in itertools.pairwise(bounds)]
+        counts = np.diff(np.searchsorted(starts, [*first_B, len(joined)])).tolist()
         ids = iter(self.encode_batch(parts, num_threads=1))
         return [list(itertools.chain.from_iterable(itertools.islice(ids, n))) for n in counts]
 
