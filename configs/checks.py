@@ -59,6 +59,11 @@ def check_values(config: ConfigDict) -> None:
     for key, least in _AT_LEAST.items():
         if (found := _value(config, key)) < least:
             raise ValueError(f"config.{key}: found {found}, expected at least {least}")
+    if "\\n" in config.data.template:
+        raise ValueError(
+            f"config.data.template: found {config.data.template!r} with a backslash and an n, "
+            "expected a line break: in a shell write --config.data.template=$'{text}\\n{pair}'"
+        )
     for key in _SHARES:
         if not 0 <= (found := _value(config, key)) <= 1:
             raise ValueError(f"config.{key}: found {found}, expected a share between 0 and 1")

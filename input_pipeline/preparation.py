@@ -129,9 +129,9 @@ def prose(manifest: dict[str, Any]) -> str:
     shared = {name: part["shared_text"] for name, part in manifest["audit"].items()}
     if any(shared.values()):
         counts = " and ".join(f"{count:,} {name}" for name, count in shared.items() if count)
-        sentences.append(
-            f"{counts} pairs share one text with train: data.split.kind='group' keeps them apart."
-        )
+        grouped = manifest["options"]["split"]["kind"] == "group"
+        remedy = "" if grouped else ": data.split.kind='group' keeps them apart"
+        sentences.append(f"{counts} pairs share one of their texts with train{remedy}.")
     return " ".join(sentences)
 
 

@@ -254,6 +254,7 @@ def test_weights_of_another_run_are_a_start(tiny_config, tmp_path):
         ("train.microbatches", 0, "expected at least 1"),
         ("integrate.points", 1, "expected at least 2"),
         ("data.split.test", -0.1, "expected at least 0"),
+        ("data.template", "{text}\\n{pair}", "expected a line break"),
         ("data.cleaning.max_repetition", 1.5, "expected a share between 0 and 1"),
         ("optimizer.lr_table", ((".*", "2"),), "expected (regex, number)"),
         ("optimizer.lr_table", (".*", 1.0), "expected (regex, number)"),

@@ -55,6 +55,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     check_workdir(workdir, config)
     prepared = prepare(config.data)
     print(prose(prepared.manifest))
+    print(f"Data: {prepared.directory}, described in its manifest.json.")
     splits = {
         name: load_split(prepared, name, limit=config.data[f"max_{name}_examples"])
         for name in ("train", "validation")
@@ -77,8 +78,9 @@ def check_labels(examples: Examples) -> None:
     """Raises ValueError where there is not exactly one class label for each example."""
     if examples.labels_N is None:
         raise ValueError(
-            "these data have no single class label for each example, and classification is the "
-            "one task so far: set config.data.label_column, and leave out label_separator"
+            "these data have no single class label for each example, and classification is the one "
+            "task so far: spans and several labels can be prepared and inspected, not trained on. "
+            "For classes, set config.data.label_column"
         )
 
 
