@@ -146,9 +146,13 @@ class Tokenizer:
             )
         return False
 
+    @functools.cached_property
+    def _scores_V(self) -> np.ndarray:
+        return np.array([self._processor.get_score(i) for i in range(self.vocab_size)])
+
     def _draw_best(self, text: str, uniform: float, size: int, alpha: float) -> list[int]:
         best = self._processor.nbest_encode(text, nbest_size=size, out_type=int)
-        scores = np.array([sum(map(self._processor.get_score, ids)) for ids in best])
+        scores = np.array([self._scores_V[ids].sum() for ids in best])
         weights = np.cumsum(np.exp(alpha * (scores - scores.max())))
         return best[int(np.searchsorted(weights, uniform * weights[-1], side="right"))]
 
