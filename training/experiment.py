@@ -169,15 +169,7 @@ def build(
         num_features=len(features.names) if features else 0,
     )
     params, fresh = _initial_params(config, model, loaded.params, tokenizer, labels)
-    factors = learning_rate_factors(config.optimizer, params, loaded.config.num_layers)
-    trained = {path: factor for path, factor in factors.items() if factor is not None}
-    if not trained:
-        raise ValueError("config.optimizer.lr_table freezes every parameter: nothing to train")
-    if frozen_fresh := sorted(fresh - trained.keys()):
-        raise ValueError(
-            f"config.optimizer.lr_table freezes {', '.join(frozen_fresh[:3])}, which no checkpoint "
-            "filled: give it a rate"
-        )
+    trained = _trained_factors(config, params, fresh, num_layers=loaded.config.num_layers)
     experiment = Experiment(
         config=config,
         task=task,
@@ -216,6 +208,22 @@ def build(
         f"pooling and a {config.model.head} head over {', '.join(labels)}."
     )
     return experiment
+
+
+def _trained_factors(
+    config: ConfigDict, params: Mapping[str, np.ndarray], fresh: set[str], *, num_layers: int
+) -> dict[str, float]:
+    """Returns the factor on the learning rate of each parameter that is not frozen."""
+    factors = learning_rate_factors(config.optimizer, params, num_layers)
+    trained = {path: factor for path, factor in factors.items() if factor is not None}
+    if not trained:
+        raise ValueError("config.optimizer.lr_table freezes every parameter: nothing to train")
+    if frozen_fresh := sorted(fresh - trained.keys()):
+        raise ValueError(
+            f"config.optimizer.lr_table freezes {', '.join(frozen_fresh[:3])}, which no checkpoint "
+            "filled: give it a rate"
+        )
+    return trained
 
 
 def training_tokenizer(

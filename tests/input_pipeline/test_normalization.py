@@ -1,3 +1,5 @@
+"""Recoding: every op and composition, and the way of spans through them."""
+
 import itertools
 import json
 import sys

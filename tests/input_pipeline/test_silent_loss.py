@@ -1,3 +1,5 @@
+"""The silent-loss meter: what it counts, on tokenisers that do harm and that do not."""
+
 import io
 import json
 
