@@ -1,4 +1,4 @@
-"""Fine-tunes, evaluates, integrates, predicts, inspects: `python main.py --config=configs/x.py`.
+"""`python main.py --config=configs/x.py --workdir=DIR --mode=MODE`: from the data to the number.
 
 Flags and process set-up only; the work is in training/ and evaluation/.
 """
@@ -25,7 +25,7 @@ flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, r
 flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "integrate", "inspect"],
+    ["train", "evaluate", "predict", "integrate", "inspect", "verify", "export"],
     "What to do; see README.md.",
 )
 flags.mark_flags_as_required(["config", "workdir"])
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
-    from evaluation import protocol
+    from evaluation import export, protocol, verification
     from training import inspection, train
 
     modes = {
@@ -51,6 +51,8 @@ def main(argv: list[str]) -> None:
         "predict": protocol.predict,
         "integrate": protocol.integrate,
         "inspect": inspection.inspect,
+        "verify": verification.verify,
+        "export": export.export,
     }
     try:
         modes[FLAGS.mode](config, workdir)

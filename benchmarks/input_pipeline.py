@@ -48,7 +48,7 @@ def ours(
     config.augmentation.update(rates)
     path = resolve("gemma3-270m")
     pipeline = TextPipeline(
-        tokenizer_from_gguf(gguf.metadata(path), file=str(path), add_bos=True, add_eos=False),
+        tokenizer_from_gguf(gguf.metadata(path), file=str(path), marks="bos"),
         template=TEMPLATE,
         layout=config.layout,
         augmentation=config.augmentation,

@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+ADAPTERS = ("full", "head", "bitfit", "norms", "last_layers")
+ADAPTERS += ("lora", "rslora", "dora", "ia3", "prompt")
 _CHOICES = {
     "data.words": ("none", "jieba"),
     "data.cleaning.label_conflicts": ("drop", "majority", "keep"),
@@ -22,7 +24,10 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.init": ("pretrained", "scratch"),
     "model.head": ("linear", "label_words"),
-    "model.pooling": ("first", "last", "mean"),
+    "model.pooling": ("first", "last", "mean", "pooler"),
+    "tokenizer.marks": ("auto", "none", "bos", "eos", "both"),
+    "adapt.kind": ADAPTERS,
+    "adapt.frozen_dtype": ("float32", "bfloat16", "int8"),
     "eval.metric": ("accuracy", "macro_f1", "loss"),
     "train.on_config_change": ("refuse", "continue", "overwrite"),
 }
@@ -35,6 +40,10 @@ _AT_LEAST = {
     "data.split.folds": 0,
     "tokenizer.keep_others": -1,
     "tokenizer.new_pieces": 0,
+    "adapt.rank": 1,
+    "adapt.layers": 1,
+    "adapt.prompt_length": 1,
+    "verify.examples": 1,
     "features.tfidf_terms": 1,
     "features.svd": 0,
     "features.max_features": 1,

@@ -20,6 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.augmentation = _augmentation()
     config.features = _features()
     config.model = _model()
+    config.adapt = _adapt()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
     config.train = _train()
@@ -27,6 +28,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.integrate = _integrate()
     config.predict = _predict()
     config.inspect = _inspect()
+    config.verify = _verify()
+    config.export = _export()
     return config
 
 
@@ -87,10 +90,10 @@ def _data() -> ConfigDict:
 def _tokenizer() -> ConfigDict:
     """Text to pieces."""
     tokenizer = ConfigDict()
-    tokenizer.model = ""  # .model or .gguf file; '' is the checkpoint's own; 'train' makes one
+    tokenizer.model = ""  # file or folder; '' is the checkpoint's own; 'train' makes one
     tokenizer.vocab_size = 8000  # with 'train': pieces learned from the training split
-    tokenizer.add_bos = True
-    tokenizer.add_eos = False
+    tokenizer.marks = "auto"  # around an example: 'auto' as its family does ([CLS] … [SEP] … [SEP],
+    # <bos> …), or 'none', 'bos', 'eos', 'both'
     tokenizer.keep_others = -1  # trims the vocabulary to what the training split uses and the N
     # most frequent others, in proportion of the scripts it is written in; -1 keeps all
     tokenizer.new_pieces = 0  # pieces to add for what the training split holds often; give the
@@ -160,15 +163,39 @@ def _features() -> ConfigDict:
 def _model() -> ConfigDict:
     """The pretrained model and its head."""
     model = ConfigDict()
-    model.checkpoint = "gemma3-270m"  # a .gguf file, a folder with safetensors, or the demo's name
+    model.checkpoint = "gemma3-270m"  # a folder (safetensors, .bin or bert_model.ckpt), a .gguf
+    # file, 'hf://owner/name', or one that a package carries: 'gemma3-270m', 'all-MiniLM-L6-v2'
+    model.hub = ""  # address of a mirror for 'hf://'; '' is $HF_ENDPOINT or huggingface.co
     model.init = "pretrained"  # 'scratch' keeps the checkpoint's shapes and draws random weights
     model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'; parameters are float32
     model.remat = False  # recompute layers in the backward pass: less memory, a third more time
-    model.pooling = "mean"  # 'first', 'last' or 'mean' of an example's positions
+    model.bidirectional = False  # a decoder whose positions see what follows them too
+    model.pooling = "mean"  # of an example's positions: 'first', 'last', 'mean', or 'pooler', which
+    # is the first one through BERT's own dense layer and tanh
     model.head = "linear"  # 'linear' is drawn fresh; 'label_words' starts from word embeddings
+    model.head_bias = True  # transformers' classifiers on decoders have none: False to export one
     model.label_words = ()  # with 'label_words': one word per label, in class order
     model.dropout = 0.0  # on the pooled vector, before the head
+    model.hidden_dropout = 0.0  # behind the embeddings and in each residual branch
     return model
+
+
+def _adapt() -> ConfigDict:
+    """Which parameters are trained, and what is added to those that are not."""
+    adapt = ConfigDict()
+    adapt.kind = "full"  # or 'head', 'bitfit', 'norms', 'last_layers'; 'lora', 'rslora', 'dora',
+    # 'ia3', 'prompt'. The head is trained in each; optimizer.lr_table may freeze more
+    adapt.targets = ""  # regex of the kernels that LoRA and IA3 change; "" is every linear map of
+    # attention and feed-forward, of IA3 the keys, values and what the last map reads
+    adapt.rank = 8  # of LoRA (2106.09685), rsLoRA (2312.03732) and DoRA (2402.09353)
+    adapt.alpha = 16.0  # their scale is alpha / rank, of rsLoRA alpha / sqrt(rank)
+    adapt.layers = 2  # with 'last_layers'
+    adapt.prompt_length = 20  # with 'prompt' (2104.08691): vectors put before each example
+    adapt.unfreeze_every = ""  # duration after which one more layer learns, from the top down
+    # (1801.06146); '' trains all at once
+    adapt.frozen_dtype = "float32"  # of weights that are not trained: or 'bfloat16', 'int8'
+    adapt.start = ""  # folder of a PEFT adapter to start from
+    return adapt
 
 
 def _optimizer() -> ConfigDict:
@@ -248,3 +275,21 @@ def _inspect() -> ConfigDict:
     inspect.examples = 3  # of the source and of the training split
     inspect.epoch = 0  # whose augmentation to show
     return inspect
+
+
+def _verify() -> ConfigDict:
+    """The parity certificate."""
+    verify = ConfigDict()
+    verify.golden = ""  # .npz of inputs and logits of the reference; '' is golden.npz in the
+    # checkpoint's folder, else live PyTorch
+    verify.examples = 8  # of the data, where PyTorch is asked
+    verify.tolerance = 1e-3  # largest difference of float32 logits that is passed
+    return verify
+
+
+def _export() -> ConfigDict:
+    """What leaves for others to load."""
+    export = ConfigDict()
+    export.output = ""  # '' is the folder export in the workdir
+    export.formats = ("huggingface", "stablehlo")  # and 'peft', for adapters
+    return export

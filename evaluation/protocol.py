@@ -24,8 +24,10 @@ from training.workdir import flatten_config
 
 # What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
 # compared by fingerprint.
-_BOUND = ("model.init", "model.head", "model.pooling", "model.label_words", "optimizer.lr_table")
-_BOUND += ("tokenizer.add_", "tokenizer.keep_others", "tokenizer.new_pieces", "features.use")
+_BOUND = ("model.init", "model.head", "model.pooling", "model.label_words", "model.bidirectional")
+_BOUND += ("adapt.kind", "adapt.targets", "adapt.rank", "adapt.alpha", "adapt.layers")
+_BOUND += ("adapt.prompt_length", "adapt.frozen_dtype", "optimizer.lr_table", "features.use")
+_BOUND += ("tokenizer.marks", "tokenizer.keep_others", "tokenizer.new_pieces")
 _BOUND += ("data.template", "data.normalization", "layout.max_length")
 
 
@@ -47,14 +49,14 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             f"config.eval.split: found {split!r}, expected one of "
             f"{sorted(prepared.manifest['splits'])}"
         )
-    meta = _read_meta(config, workdir)
+    meta = read_meta(config, workdir)
     if list(prepared.labels) != meta["labels"]:
         raise ValueError(
             f"the data has the labels {list(prepared.labels)} but the checkpoint was trained on "
             f"{meta['labels']}: set config.data.labels to the latter, or evaluate other data"
         )
     experiment = build(config, workdir, prepared.labels, print)
-    restored = _restore(experiment, workdir)
+    restored = restore(experiment, workdir)
     if split == "test":
         _note_test_opening(workdir, prepared, restored.name)
     examples = load_split(prepared, split, limit=config.data[f"max_{split}_examples"])
@@ -77,10 +79,10 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         raise ValueError(
             "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
         )
-    meta = _read_meta(config, workdir)
+    meta = read_meta(config, workdir)
     examples = read_unlabelled(config.predict.input, config.data)
     experiment = build(config, workdir, meta["labels"], print)
-    restored = _restore(experiment, workdir)
+    restored = restore(experiment, workdir)
     predictions = experiment.predict(restored.params, examples)
     output = Path(config.predict.output or workdir / "predictions.jsonl")
     report.write_jsonl(output, experiment.task.describe(predictions, examples))
@@ -95,9 +97,9 @@ def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "config.eval.checkpoint: an integrated checkpoint can't be integrated again"
         )
     prepared = prepare(config.data)
-    _read_meta(config, workdir)
+    read_meta(config, workdir)
     experiment = build(config, workdir, prepared.labels, print)
-    restored = _restore(experiment, workdir)
+    restored = restore(experiment, workdir)
     limit = config.data.max_validation_examples
     validation = load_split(prepared, "validation", limit=limit)
     alpha, curve, _ = _integrate(experiment, workdir, restored, validation)
@@ -128,7 +130,7 @@ def finish(
     if (workdir / "results.json").exists():
         print(f"This run is finished; its results are in {workdir / 'results.json'}:")
         return report.show_results(workdir)
-    restored = _restore(experiment, workdir, "best")
+    restored = restore(experiment, workdir, "best")
     trained = report.BOTH if experiment.features else report.FINETUNED
     models, integration = {trained: restored.params}, None
     if config.train.integrate and config.model.init == "pretrained":
@@ -189,7 +191,7 @@ def _encoder_alone(
     experiment = build(config, workdir, prepared.labels, lambda line: None)
     examples = dataclasses.replace(examples, features_NxK=None)
     integrated = config.train.integrate and config.model.init == "pretrained"
-    restored = _restore(experiment, workdir, "integrated" if integrated else "best")
+    restored = restore(experiment, workdir, "integrated" if integrated else "best")
     return experiment.predict(restored.params, examples)
 
 
@@ -200,14 +202,9 @@ def _integrate(
     limit = config.integrate.max_examples or len(validation.ids_N)
     chosen = experiment.with_features(validation.first(limit))
 
-    # A head that was drawn at random has no pretrained side: it is kept as trained.
-    pretrained = experiment.put(
-        {path: value for path, value in experiment.initial.items() if path not in experiment.fresh}
-    )
-    pretrained |= {path: restored.params[path] for path in experiment.fresh}
     alpha, curve, params = interpolate(
         lambda params: experiment.predict(params, chosen),
-        pretrained,
+        experiment.pretrained_end(restored.params),
         restored.params,
         points=config.integrate.points,
         metric=config.eval.metric,
@@ -230,7 +227,7 @@ def _open(config: ConfigDict, workdir: Path, name: str) -> tuple[Checkpoints, in
     return checkpoints, checkpoints.resolve("latest" if name == "integrated" else name)
 
 
-def _read_meta(config: ConfigDict, workdir: Path) -> Meta:
+def read_meta(config: ConfigDict, workdir: Path) -> Meta:
     """Returns a checkpoint's meta after a check that the config describes the same model."""
     checkpoints, step = _open(config, workdir, config.eval.checkpoint)
     meta = checkpoints.meta(step)
@@ -251,7 +248,12 @@ def _read_meta(config: ConfigDict, workdir: Path) -> Meta:
     return meta
 
 
-def _restore(experiment: Experiment, workdir: Path, name: str | None = None) -> Restored:
+def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> Restored:
+    """Restores the checkpoint `name`, or the one config.eval.checkpoint names.
+
+    Raises:
+      ValueError: there is none, or it was trained on other files than the experiment has.
+    """
     config = experiment.config
     name = name or config.eval.checkpoint
     checkpoints, step = _open(config, workdir, name)

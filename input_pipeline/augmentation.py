@@ -2,7 +2,7 @@
 
 Here: the order of the ops that config.augmentation asks for, in the TensorFlow graph on a batch of
 texts. Not here: what they do to arrays (augmentation_ops.py), the checks and tables behind them
-(augmentation_tables.py), the draw of a segmentation (tokenization.py), or anything random in the
+(augmentation_tables.py), the draw of a segmentation (template.py), or anything random in the
 model. Called by pipeline.py and inspection.py while they build their graphs. What happens to a text
 is a function of (seed, epoch, example id) and of the corpus alone: the batch, its size and order, a
 restart and the number of hosts change nothing.
@@ -24,7 +24,7 @@ from input_pipeline.augmentation_ops import Draws, Items, uniforms
 from input_pipeline.augmentation_tables import CHARACTER_OPS, IN_PLACE_OPS, PUNCTUATION, WORD_OPS
 from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
-from input_pipeline.tokenization import Sampling
+from input_pipeline.template import Sampling
 
 __all__ = ["Augmented", "Augmenter", "segmentation_draws", "uniforms"]
 

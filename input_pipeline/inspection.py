@@ -26,12 +26,12 @@ from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
 from input_pipeline.normalization import Normalizer
 from input_pipeline.records import Record
-from input_pipeline.tokenization import Encoder, Sampling, Tokenizer
+from input_pipeline.template import Encoder, Sampling
+from input_pipeline.tokenization import Tokenizer
 
 _SHOWN = 400  # characters of a text
 _NAME = 17  # columns of a line's name
 _VISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
-_SPACE = "\u2581"  # what SentencePiece writes for a space
 _CUT = 20  # tokens shown of what is cut off
 
 _Span = tuple[int, int, str]  # start, stop, label
@@ -237,24 +237,15 @@ def _kept(tokens: list[int], parts: list[list[int]], around: list[list[int]]) ->
 def _in_spans(
     tokenizer: Tokenizer, ids: Sequence[int], text: str, spans: Sequence[_Span]
 ) -> list[bool]:
-    """Returns which tokens reach into a span; none if the tokeniser rewrites the text."""
-    processor = tokenizer.processor
-    sizes = [
-        1 if processor.is_byte(i) else len(processor.id_to_piece(i).replace(_SPACE, " ").encode())
-        for i in ids
-    ]
-    if sum(sizes) != len(text.encode()):
+    """Returns which tokens reach into a span; none if their segmentation is drawn."""
+    [(best, offsets)] = tokenizer.encode_with_offsets([text])
+    if best != list(ids):
         return [False] * len(ids)
-    bounds = [[len(text[:place].encode()) for place in span[:2]] for span in spans]
-    stops = list(itertools.accumulate(sizes))
-    return [
-        any(start < b and a < stop for start, stop in bounds)
-        for a, b in itertools.pairwise([0, *stops])
-    ]
+    return [any(start < b and a < stop for start, stop, _ in spans) for a, b in offsets]
 
 
 def _pieces(tokenizer: Tokenizer, ids: Sequence[int], marked: Iterable[bool] = ()) -> str:
-    pieces = (_visible(tokenizer.processor.id_to_piece(i)) for i in ids)
+    pieces = (_visible(tokenizer.piece(i)) for i in ids)
     flags = itertools.chain(marked, itertools.repeat(False))
     return "│".join("*" * flag + piece for piece, flag in zip(pieces, flags, strict=False))
 

@@ -71,6 +71,7 @@ def place(kind: str, lengths_B: np.ndarray, shape: Shape) -> tuple[np.ndarray, n
 
 def fill(
     tokens: np.ndarray,
+    types: np.ndarray,
     lengths_B: np.ndarray,
     starts_B: np.ndarray,
     segments_B: np.ndarray,
@@ -81,21 +82,23 @@ def fill(
 
     Args:
         tokens: the examples' ids, end to end.
+        types: their types, 0 of a first text, likewise.
         lengths_B: how many of them each example has.
         starts_B: where each example starts.
         segments_B: number of each example's segment, from 1.
         size: positions of all rows.
 
     Returns:
-        int32 [3, size]: tokens, positions within the example, segments; 0 where padding.
+        int32 [4, size]: tokens, positions within the example, segments, types; 0 where padding.
     """
-    arrays = np.zeros((3, size), np.int32)
+    arrays = np.zeros((4, size), np.int32)
     source = np.arange(len(tokens))
     first_B = np.cumsum(lengths_B) - lengths_B
     targets = source + np.repeat(starts_B - first_B, lengths_B)
     arrays[0, targets] = tokens
     arrays[1, targets] = source - np.repeat(first_B, lengths_B)
     arrays[2, targets] = np.repeat(segments_B, lengths_B)
+    arrays[3, targets] = types
     return arrays
 
 

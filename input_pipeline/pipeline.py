@@ -6,7 +6,8 @@ of batch shapes, and the batches of evaluation and prediction. Not here: reading
 Called by training/, evaluation/ and main.py. Every stage works on whole batches.
 
 A batch is a dict of tokens_RxL, positions_RxL, segments_RxL (int32; segment = 1 + index of the
-example, 0 is padding), labels_B (int32), weights_B (float32; 0 for padding and masked examples),
+example, 0 is padding), types_RxL (int32; 1 in second texts, where a family tells them apart),
+labels_B (int32), weights_B (float32; 0 for padding and masked examples),
 ids_B (int64; -1 for padding) and, where examples have features, features_BxK (float32). Training
 batches have a leading axis M of microbatches.
 """
@@ -14,7 +15,7 @@ batches have a leading axis M of microbatches.
 import dataclasses
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,12 @@ from input_pipeline.augmentation import Augmenter, segmentation_draws
 from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
 from input_pipeline.stream import Stream
-from input_pipeline.tokenization import Encoded, Encoder, Tokenizer
+from input_pipeline.template import Encoded, Encoder
+from input_pipeline.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
-_POSITIONS = ("tokens_RxL", "positions_RxL", "segments_RxL")
+_POSITIONS = ("tokens_RxL", "positions_RxL", "segments_RxL", "types_RxL")
 _SIMULATED = 16_384  # examples of the stream that the shapes are chosen from
 _CHUNK = 256  # examples per pass through the stages: several steps at once, where they are small
 _MEAN_TOKENS = 16  # evaluation's B: what its rows hold at this mean length
@@ -83,6 +85,7 @@ class TextPipeline:
         row_multiple: int,
         seed: int,
         eval_rows: int,
+        prefix_ids: Sequence[int] = (),
     ):
         """Checks the configuration.
 
@@ -96,12 +99,15 @@ class TextPipeline:
             row_multiple: R is a multiple of this; the number of devices.
             seed: config.seed.
             eval_rows: rows per evaluation batch, rounded up to a multiple of `row_multiple`.
+            prefix_ids: put before every example: the virtual tokens of prompt tuning.
 
         Raises:
             ValueError: a value that cannot work, naming its key.
         """
         _check(layout, batch_size, microbatches, seed)
-        self._encoder = Encoder(tokenizer, template, max_length=layout.max_length)
+        self._encoder = Encoder(
+            tokenizer, template, max_length=layout.max_length, prefix_ids=prefix_ids
+        )
         self._layout = layout
         self._augmentation = augmentation
         self._batch_size = batch_size
@@ -216,7 +222,7 @@ class TextPipeline:
         length, per_row = self._layout.row_length, self._layout.row_length // _MEAN_TOKENS
         if self._layout.kind == "pad":
             length, per_row = self._layout.max_length, 1
-        tokens, lengths_N = self._encode_all(examples)
+        tokens, types, lengths_N = self._encode_all(examples)
         starts_N = np.cumsum(lengths_N) - lengths_N
         rows_N, offsets_N = layouts.pack_rows(lengths_N, length, max_per_row=max(1, per_row))
         by_row = np.argsort(rows_N, kind="stable")
@@ -226,12 +232,13 @@ class TextPipeline:
             chosen = by_row[low:high]
             arrays = layouts.fill(
                 np.concatenate([tokens[starts_N[i] :][: lengths_N[i]] for i in chosen]),
+                np.concatenate([types[starts_N[i] :][: lengths_N[i]] for i in chosen]),
                 lengths_N[chosen],
                 (rows_N[chosen] - first) * length + offsets_N[chosen],
                 np.arange(1, len(chosen) + 1),
                 size=self._eval_rows * length,
             )
-            arrays = arrays.reshape(3, self._eval_rows, length)
+            arrays = arrays.reshape(len(_POSITIONS), self._eval_rows, length)
             targets = _targets(examples, chosen, size=self._eval_rows * max(1, per_row))
             yield dict(zip(_POSITIONS, arrays, strict=True)) | targets
 
@@ -282,7 +289,7 @@ class TextPipeline:
         """Tokenises and lays out the examples of S steps; runs in several threads at once.
 
         Returns:
-            tokens, positions and segments of all steps end to end, int32 [3, positions]; the shape
+            what `_POSITIONS` names of all steps end to end, int32 [4, positions]; the shape
             of each step, int64 [S, 2]; then what `_targets` names, [S, M, B, ...].
         """
         indices = chunk[2]
@@ -297,6 +304,7 @@ class TextPipeline:
                 size += rows * length
         arrays = layouts.fill(
             encoded.tokens,
+            encoded.types,
             encoded.lengths_B,
             np.concatenate(starts),
             1 + np.arange(len(indices)) % self._step_shape[1],
@@ -316,8 +324,8 @@ class TextPipeline:
                 return shape, places
         raise ValueError(f"no shape of {shapes} holds examples of {lengths_MxB.tolist()} tokens")
 
-    def _encode_all(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the tokens of all examples end to end, and their lengths."""
+    def _encode_all(self, examples: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns tokens and types of all examples end to end, and their lengths."""
         pairs_N = examples.pairs_N
         slices = [slice(first, first + _CHUNK) for first in range(0, len(examples), _CHUNK)]
         chunks = [
@@ -326,6 +334,7 @@ class TextPipeline:
         ]
         return (
             np.concatenate([chunk.tokens for chunk in chunks]),
+            np.concatenate([chunk.types for chunk in chunks]),
             np.concatenate([chunk.lengths_B for chunk in chunks]),
         )
 

@@ -1,8 +1,9 @@
 """The silent-loss meter: what of a text a tokeniser does not pass on to the model as it is.
 
 Here: counting, over the texts of a data set, the characters that a tokeniser's own normaliser
-changes or drops, those that its vocabulary does not know, and those that fall back to bytes. The
-normaliser of XLM-R and mT5, for example, turns ， into , without a word; this says so at start-up.
+changes or drops, those that its vocabulary does not know, and those that are spelled in bytes. The
+normaliser of XLM-R and mT5, for example, turns ， into , without a word, and BERT's lower-cases and
+takes off accents; this says so at start-up.
 Not here: the recoding that the config asks for (normalization.py counts its own). Called by
 preparation.py and training/experiment.py.
 """
@@ -15,11 +16,9 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-import sentencepiece
 
-from input_pipeline.tokenization import Tokenizer
+from input_pipeline.tokenization import SPACE, Tokenizer
 
-_SPACE = "\u2581"  # what SentencePiece writes for a space
 _BATCH = 10_000  # texts at a time, to bound memory
 _VERBS = {
     "changed": "changes",
@@ -34,7 +33,7 @@ class Loss:
     """What happens to one character.
 
     Attributes:
-        character: as it stands in the texts; of unknown ones, after normalisation.
+        character: as it stands in the texts.
         code: 'U+FF0C'.
         what: 'changed', 'dropped', 'unknown' or 'byte_fallback'.
         count: how often.
@@ -55,8 +54,8 @@ class SilentLoss:
     Attributes:
         texts, characters: how many were measured.
         changed, dropped: characters of the texts that the normaliser replaces, or leaves out.
-        unknown, byte_fallback: characters, as normalised, without a piece: of these, the model
-            sees one and the same mark, or the bytes of UTF-8.
+        unknown, byte_fallback: characters without a piece: of these, the model sees one and the
+            same mark, for whole words in WordPiece, or the bytes of UTF-8.
         worst: the most frequent losses of each kind, of all kinds by frequency.
     """
 
@@ -96,7 +95,7 @@ def measure(
 ) -> SilentLoss:
     """Counts what `tokenizer` does to the characters of `texts`.
 
-    That a space becomes U+2581, and that one is put before a text, is no loss.
+    That a space becomes U+2581 or only bounds words, and that some are put in, is no loss.
 
     Args:
         texts: without lone surrogates.
@@ -110,7 +109,7 @@ def measure(
     while batch := list(islice(remaining, _BATCH)):
         count += len(batch)
         characters += sum(map(len, batch))
-        losses += _normalizer_losses(batch, tokenizer.processor)
+        losses += _normalizer_losses(batch, tokenizer)
         losses += _vocabulary_losses(batch, tokenizer)
     totals: Counter[str] = Counter()
     by_character: Counter[tuple[str, str]] = Counter()
@@ -131,29 +130,19 @@ def measure(
     return SilentLoss(count, characters, **totals_by_kind, worst=tuple(worst))
 
 
-def _normalizer_losses(
-    texts: list[str], processor: sentencepiece.SentencePieceProcessor
-) -> Counter[tuple[str, str, str]]:
-    """Counts the characters that SentencePiece's normaliser changes and drops."""
+def _normalizer_losses(texts: list[str], tokenizer: Tokenizer) -> Counter[tuple[str, str, str]]:
+    """Counts the characters that the tokeniser's normaliser changes and drops."""
     losses: Counter[tuple[str, str, str]] = Counter()
-    prefix = processor.normalize("a").index("a")  # 1 where a space is put before every text
 
     @cache
     def alone(character: str) -> str:
-        return processor.normalize(f"a{character}a")[prefix + 1 : -1].replace(_SPACE, " ")
+        return tokenizer.normalize([f"a{character}a"])[0][1:-1]
 
-    for text, result in zip(texts, processor.normalize(texts), strict=True):
-        if result[prefix:].replace(_SPACE, " ") == text.replace(_SPACE, " "):
-            continue
-        result, offsets = processor.normalize(text, with_offsets=True)
-        piece, start = "", 0
-        for character, stop in zip(result[prefix:], offsets[prefix + 1 :], strict=True):
-            piece += " " if character == _SPACE else character
-            if stop > start:  # else more comes of the same source
-                if (source := text[start:stop]) != piece:
+    for text, result in zip(texts, tokenizer.normalize(texts), strict=True):
+        if result != text.replace(SPACE, " "):
+            for source, piece in tokenizer.normalized_parts(text):
+                if source != piece:
                     losses.update(_pairs(source, piece, alone))
-                piece, start = "", stop
-        losses.update(_pairs(text[start:], "", alone))
     return losses
 
 
@@ -171,31 +160,24 @@ def _pairs(source: str, result: str, alone: Callable[[str], str]) -> Iterator[tu
 
 def _vocabulary_losses(texts: list[str], tokenizer: Tokenizer) -> Counter[tuple[str, str, str]]:
     """Counts the characters that are encoded as the unknown piece, or as bytes."""
-    processor = tokenizer.processor
+    rare = np.zeros(tokenizer.vocab_size, bool)
+    rare[[i for i in (tokenizer.unk_id, *tokenizer.fragments) if i >= 0]] = True
     ids = tokenizer.encode_batch(texts)
-    values = np.full(tokenizer.vocab_size, -1, np.int16)  # of byte pieces, which byte
-    for byte in range(256):
-        piece_id = processor.piece_to_id(f"<0x{byte:02X}>")
-        if processor.is_byte(piece_id):
-            values[piece_id] = byte
-    found = values[np.fromiter(chain.from_iterable(ids), np.int64, sum(map(len, ids)))]
-    spelled = found[found >= 0].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
-    unknown: Counter[str] = Counter()
-    unknown_id = processor.unk_id()
-    rare = [
-        (text, text_ids)
-        for text, text_ids in zip(texts, ids, strict=True)
-        if unknown_id in text_ids
-    ]
-    pieces = processor.encode([text for text, _ in rare], out_type=str)
-    for (_, text_ids), text_pieces in zip(rare, pieces, strict=True):
-        for piece_id, piece in zip(text_ids, text_pieces, strict=True):
-            if piece_id == unknown_id:
-                unknown.update(piece)
-    counts = {("unknown", character, ""): number for character, number in unknown.items()}
-    for character, number in Counter(spelled).items():
-        counts["byte_fallback", character, ""] = number
-    return Counter(counts)
+    found = rare[np.fromiter(chain.from_iterable(ids), np.int64, sum(map(len, ids)))]
+    text_of = np.repeat(np.arange(len(ids)), [len(row) for row in ids])[found]
+    chosen = [texts[i] for i in np.unique(text_of)]
+    losses: Counter[tuple[str, str, str]] = Counter()
+    encoded = tokenizer.encode_with_offsets(chosen)
+    for text, (text_ids, offsets) in zip(chosen, encoded, strict=True):
+        pieces = Counter(chain.from_iterable(range(*offset) for offset in offsets))
+        spelled = set()
+        for piece_id, (start, stop) in zip(text_ids, offsets, strict=True):
+            if piece_id == tokenizer.unk_id:
+                losses.update(("unknown", character, "") for character in text[start:stop])
+            elif piece_id in tokenizer.fragments:  # it may hold a whole character beside a part
+                spelled |= {i for i in range(start, stop) if stop - start == 1 or pieces[i] > 1}
+        losses.update(("byte_fallback", text[i], "") for i in spelled)
+    return losses
 
 
 def _code(character: str) -> str:

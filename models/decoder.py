@@ -1,20 +1,22 @@
-"""Decoder-only language models in Linen: Gemma 3 text.
+"""Decoder-only language models in Linen: Gemma 2 and 3, Llama 2 and 3, Qwen 2 to 3, Mistral.
 
-The architecture's choices are fields of `DecoderConfig`, so that relatives (Llama, Qwen, Gemma 2)
-are other values of the same fields. Layers are unrolled: parameter paths name their layer, which is
-what regex tables and layer-wise decay match. Every RMSNorm stores its effective scale, one where
-nothing is scaled; checkpoints of scale - 1 are shifted on reading (models/pretrained/tables.py).
-Pooling and classification live in models/heads.py, reading of checkpoints in models/pretrained/.
+The architectures' choices are fields of `DecoderConfig`. Layers are unrolled: parameter paths name
+their layer, which is what regex tables and layer-wise decay match. Every RMSNorm stores its
+effective scale, one where nothing is scaled; checkpoints of scale - 1 are shifted on reading.
+Which checkpoint has which choices is known to models/pretrained/decoder.py; pooling and
+classification live in models/heads.py. Called through models/backbone.py.
 """
 
 import dataclasses
-import re
+import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from models import layers
+from models.layers import Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,25 +24,34 @@ class DecoderConfig:
     """Shapes and choices of a decoder. Defaults are those of Gemma 3.
 
     Attributes:
+        model_type: of config.json, which family's checkpoints this is written as.
         vocab_size: V.
         width: D.
         num_layers: number of layers.
         num_heads: H.
         num_kv_heads: K, a divisor of H.
-        head_size: N; not tied to D / H.
+        head_size: N, even; not tied to D / H.
         hidden: F, feed-forward width.
-        windows: for each layer the positions it sees, itself included; 0 is all.
-        rope_bases: for each layer the base of its rotary positions.
+        windows: for each layer the positions it sees, itself included; 0 is all. If bidirectional,
+            half a window on each side.
+        ropes: for each layer its rotary positions.
         attention_scale: factor on query times key.
+        embedding_scale: factor on the embeddings at the input; the output reads them unscaled.
+        max_length: positions it was trained for; 0 is unknown.
         norm_epsilon: of every RMSNorm.
         activation: key of layers.ACTIVATIONS.
-        embedding_scale: factor on the embeddings at the input; the output reads them unscaled.
         query_key_norm: RMSNorm over each head of queries and keys.
         post_norms: RMSNorm also behind attention and feed-forward ("sandwich").
+        attention_bias: biases of queries, keys and values.
+        output_bias: bias of attention's output.
+        mlp_bias: biases of the feed-forward block.
         attention_cap: soft cap of attention scores; 0 is off.
         logit_cap: soft cap of the logits; 0 is off.
+        tied: the embedding is the output projection too; else 'lm_head' is.
+        bidirectional: positions see what follows them too, as in an encoder.
     """
 
+    model_type: str = "gemma3_text"
     vocab_size: int
     width: int
     num_layers: int
@@ -49,18 +60,24 @@ class DecoderConfig:
     head_size: int
     hidden: int
     windows: tuple[int, ...]
-    rope_bases: tuple[float, ...]
+    ropes: tuple[Rope, ...]
     attention_scale: float
     embedding_scale: float
+    max_length: int = 0
     norm_epsilon: float = 1e-6
     activation: str = "gelu_tanh"
     query_key_norm: bool = True
     post_norms: bool = True
+    attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     attention_cap: float = 0.0
     logit_cap: float = 0.0
+    tied: bool = True
+    bidirectional: bool = False
 
     def __post_init__(self):
-        for name in ("windows", "rope_bases"):
+        for name in ("windows", "ropes"):
             if (found := len(getattr(self, name))) != self.num_layers:
                 raise ValueError(
                     f"DecoderConfig.{name} has {found} entries for {self.num_layers} layers: give "
@@ -93,7 +110,8 @@ class Attention(nn.Module):
         rows, length, _ = mask_RxLxL.shape
 
         def project(name: str, heads: int) -> jax.Array:
-            dense = nn.Dense(heads * config.head_size, use_bias=False, dtype=self.dtype, name=name)
+            width, bias = heads * config.head_size, config.attention_bias
+            dense = nn.Dense(width, use_bias=bias, dtype=self.dtype, name=name)
             return dense(x_PxD).reshape(rows, length, heads, config.head_size)
 
         query_RxLxHxN = project("query", config.num_heads)
@@ -110,7 +128,9 @@ class Attention(nn.Module):
             scale=config.attention_scale,
             cap=config.attention_cap,
         )
-        output = nn.Dense(config.width, use_bias=False, dtype=self.dtype, name="output")
+        output = nn.Dense(
+            config.width, use_bias=config.output_bias, dtype=self.dtype, name="output"
+        )
         return output(mixed_RxLxHxN.reshape(rows * length, -1))
 
 
@@ -119,48 +139,76 @@ class Layer(nn.Module):
 
     config: DecoderConfig
     dtype: jnp.dtype
+    dropout: float
 
     @nn.compact
     def __call__(
-        self, x_PxD: jax.Array, mask_RxLxL: jax.Array, rope: tuple[jax.Array, jax.Array]
+        self,
+        x_PxD: jax.Array,
+        mask_RxLxL: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        deterministic: bool,
     ) -> jax.Array:
         """Maps [P, D] to [P, D]."""
         config = self.config
+        attention = Attention(config, self.dtype, name="attention")
+        mlp = layers.FeedForward(
+            config.hidden, config.activation, self.dtype, config.mlp_bias, name="mlp"
+        )
 
-        def norm(name: str) -> nn.RMSNorm:
-            return rms_norm(config, self.dtype, name)
+        def norm(name: str, x_PxD: jax.Array) -> jax.Array:
+            return rms_norm(config, self.dtype, name)(x_PxD)
 
-        y_PxD = norm("pre_attention_norm")(x_PxD)
-        y_PxD = Attention(config, self.dtype, name="attention")(y_PxD, mask_RxLxL, rope)
-        x_PxD += norm("post_attention_norm")(y_PxD) if config.post_norms else y_PxD
-        y_PxD = norm("pre_mlp_norm")(x_PxD)
-        y_PxD = layers.FeedForward(config.hidden, config.activation, self.dtype, name="mlp")(y_PxD)
-        return x_PxD + (norm("post_mlp_norm")(y_PxD) if config.post_norms else y_PxD)
+        def branch(name: str, y_PxD: jax.Array) -> jax.Array:
+            y_PxD = norm(name, y_PxD) if config.post_norms else y_PxD
+            return nn.Dropout(self.dropout)(y_PxD, deterministic=deterministic)
+
+        y_PxD = attention(norm("pre_attention_norm", x_PxD), mask_RxLxL, rope)
+        x_PxD += branch("post_attention_norm", y_PxD)
+        return x_PxD + branch("post_mlp_norm", mlp(norm("pre_mlp_norm", x_PxD)))
 
 
 class Decoder(nn.Module):
-    """A decoder without its output projection; `logits` adds it, tied to the embedding.
+    """A decoder; `logits` is its output projection, tied to the embedding or the part 'lm_head'.
 
     Attributes:
         config: shapes and choices.
         dtype: of the computation; parameters are float32.
         remat: recompute each layer in the backward pass instead of storing its activations.
+        dropout: rate behind the embeddings and in each residual branch (rng 'dropout').
     """
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    dropout: float = 0.0
+
+    PARTS: ClassVar[tuple[str, ...]] = ("lm_head",)
 
     def setup(self):
-        """Declares the parameters: embedder/embedding, layer_0/..., final_norm/scale."""
+        """Declares the parameters: embedder/embedding, layer_0/..., final_norm/scale, lm_head."""
         config = self.config
-        self.embedder = nn.Embed(config.vocab_size, config.width)
-        layer_class = nn.remat(Layer) if self.remat else Layer
-        self.layer = [layer_class(config, self.dtype) for _ in range(config.num_layers)]
+        self.embedder = layers.Embedder(config.vocab_size, config.width)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        layer_class = nn.remat(Layer, static_argnums=(4,)) if self.remat else Layer
+        self.layer = [
+            layer_class(config, self.dtype, self.dropout) for _ in range(config.num_layers)
+        ]
         self.final_norm = rms_norm(config, self.dtype, None)
+        if not config.tied:
+            dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+            self.lm_head = nn.Dense(
+                config.vocab_size, use_bias=False, dtype=self.dtype, dot_general=dot
+            )
 
     def __call__(
-        self, tokens_RxL: jax.Array, positions_RxL: jax.Array, segments_RxL: jax.Array
+        self,
+        tokens_RxL: jax.Array,
+        positions_RxL: jax.Array,
+        segments_RxL: jax.Array,
+        types_RxL: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
     ) -> jax.Array:
         """Returns the hidden states behind the final norm, [R, L, D] in the compute dtype.
 
@@ -168,50 +216,42 @@ class Decoder(nn.Module):
             tokens_RxL: int32; an id outside the vocabulary gives NaN, never another token's vector.
             positions_RxL: int32, restarting at 0 in each segment, 0 where padding.
             segments_RxL: int32, 0 where padding. Segments never attend to each other.
+            types_RxL: of no meaning to decoders.
+            deterministic: False applies dropout.
         """
         config = self.config
         rows, length = tokens_RxL.shape
-        # A window as long as the row is none: 1 mask serves all layers of short rows.
-        windows = [window if window < length else 0 for window in config.windows]
+        # A window that reaches over the row is none: 1 mask serves all layers of short rows.
+        reach = 2 * length if config.bidirectional else length
+        windows = [window if window < reach else 0 for window in config.windows]
         masks = {
-            window: layers.attention_mask(positions_RxL, segments_RxL, window=window)
+            window: layers.attention_mask(
+                positions_RxL, segments_RxL, window=window, causal=not config.bidirectional
+            )
             for window in set(windows)
         }
         ropes = {
-            base: layers.rope_tables(positions_RxL, config.head_size, base=base)
-            for base in set(config.rope_bases)
+            rope: layers.rope_tables(positions_RxL, config.head_size, rope)
+            for rope in set(config.ropes)
         }
-        # Cast behind the look-up, not the whole table before it. Positions are flattened because a
-        # weight gradient that contracts two axes is slow on CPU (178 against 123 GFLOP/s).
-        x_PxD = jnp.take(self.embedder.embedding, tokens_RxL.reshape(-1), axis=0)
-        x_PxD = (x_PxD * config.embedding_scale).astype(self.dtype)
-        for layer, window, base in zip(self.layer, windows, config.rope_bases, strict=True):
-            x_PxD = layer(x_PxD, masks[window], ropes[base])
+        # Positions are flattened because a weight gradient that contracts two axes is slow on CPU
+        # (123 against 178 GFLOP/s).
+        x_PxD = self.embedder(tokens_RxL.reshape(-1)) * config.embedding_scale
+        x_PxD = self.embedding_dropout(x_PxD.astype(self.dtype), deterministic=deterministic)
+        for layer, window, rope in zip(self.layer, windows, config.ropes, strict=True):
+            x_PxD = layer(x_PxD, masks[window], ropes[rope], deterministic)
         return self.final_norm(x_PxD).reshape(rows, length, config.width)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, float32 [..., V], of hidden states [..., D] from `__call__`."""
-        logits = jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            self.embedder.embedding.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return layers.soft_cap(logits, self.config.logit_cap)
+        project = self.embedder.attend if self.config.tied else self.lm_head
+        return layers.soft_cap(project(hidden), self.config.logit_cap)
+
+    def everything(self, *batch: jax.Array) -> None:
+        """Calls all submodules on what `__call__` takes, so that `init` makes all parameters."""
+        self.logits(self(*batch))
 
 
 def rms_norm(config: DecoderConfig, dtype: jnp.dtype, name: str | None) -> nn.RMSNorm:
     """RMSNorm (1910.07467) over the last axis, computed in float32; parameter `scale`."""
     return nn.RMSNorm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
-
-
-def parameter_shapes(config: DecoderConfig) -> dict:
-    """Nested dict of jax.ShapeDtypeStruct that a Decoder of this config holds; computes nothing."""
-    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(Decoder(config).init, jax.random.key(0), one, one, one)["params"]
-
-
-def layer_of(path: str) -> int | None:
-    """Layer number in a parameter path such as 'backbone/layer_3/mlp/up/kernel', else None."""
-    match = re.search(r"layer_(\d+)/", path)
-    return int(match[1]) if match else None

@@ -1,6 +1,6 @@
-"""Sequence classification on a decoder: pooling by segment, the classifier, heads from words.
+"""Sequence classification on any backbone: pooling by segment, the classifier, heads from words.
 
-Pooling and head see hidden states behind the final norm. Losses and metrics are in tasks/. Called
+Pooling and head see hidden states behind the last norm. Losses and metrics are in tasks/. Called
 by training/ (parameters, step) and, through the classifier's apply, by evaluation/.
 """
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decoder import Decoder, DecoderConfig
+from models.backbone import BackboneConfig, make_backbone
 
 POOLINGS = ("first", "last", "mean")
 
@@ -59,27 +59,31 @@ def pool(
 
 
 class Classifier(nn.Module):
-    """Decoder, pooling, dropout and a linear head, to which features may add their logits.
+    """Backbone, pooling, dropout and a linear head, to which features may add their logits.
 
-    Parameters: 'backbone' (the tree of `Decoder`), 'head' {'kernel': [D, C], 'bias': [C]} and, with
-    features, 'feature_head' {'kernel': [K, C]}. The last starts as zeros: the model starts as the
-    encoder alone, whichever head it has. Both halves are linear, so that this is a head on pooled
-    output and features side by side, in two parameters that can have a learning rate each.
+    Parameters: 'backbone' (its tree), 'head' {'kernel': [D, C], 'bias': [C]} and, with features,
+    'feature_head' {'kernel': [K, C]}. The last starts as zeros: the model starts as the encoder
+    alone, whichever head it has. Both halves are linear, so that this is a head on pooled output
+    and features side by side, in two parameters that can have a learning rate each.
 
     Attributes:
-        config: of the decoder.
+        config: of the backbone.
         num_classes: C.
-        pooling: one of POOLINGS.
+        pooling: one of POOLINGS, or 'pooler': the first position through BERT's pooler.
         dropout: share of the pooled vector dropped while training; features are not dropped.
-        dtype: of the decoder's computation; the head computes in float32.
-        remat: see `Decoder`.
+        hidden_dropout: of the backbone, while training.
+        dtype: of the backbone's computation; the head computes in float32.
+        remat: recompute each layer in the backward pass instead of storing its activations.
+        head_bias: whether the head has a bias.
         num_features: K; 0 is a head without features.
     """
 
-    config: DecoderConfig
+    config: BackboneConfig
     num_classes: int
     pooling: str = "mean"
     dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    head_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     num_features: int = 0
@@ -90,6 +94,7 @@ class Classifier(nn.Module):
         tokens_RxL: jax.Array,
         positions_RxL: jax.Array,
         segments_RxL: jax.Array,
+        types_RxL: jax.Array | None = None,
         *,
         num_examples: int,
         deterministic: bool,
@@ -101,6 +106,7 @@ class Classifier(nn.Module):
             tokens_RxL: int32.
             positions_RxL: int32, restarting in each example.
             segments_RxL: int32, 1 + example index, 0 where padding.
+            types_RxL: int32, of first and second texts; None is all 0.
             num_examples: B, static.
             deterministic: False applies dropout, which then needs the rng 'dropout'.
             features_BxK: float32, scaled; just where `num_features` is not 0.
@@ -108,12 +114,29 @@ class Classifier(nn.Module):
         Raises:
             ValueError: there are other features than `num_features`, or none.
         """
-        backbone = Decoder(self.config, self.dtype, self.remat, name="backbone")
-        hidden_RxLxD = backbone(tokens_RxL, positions_RxL, segments_RxL)
-        pooled_BxD = pool(hidden_RxLxD, segments_RxL, num_examples=num_examples, kind=self.pooling)
+        backbone = make_backbone(
+            self.config,
+            dtype=self.dtype,
+            remat=self.remat,
+            dropout=self.hidden_dropout,
+            name="backbone",
+        )
+        hidden_RxLxD = backbone(
+            tokens_RxL, positions_RxL, segments_RxL, types_RxL, deterministic=deterministic
+        )
+        kind = "first" if self.pooling == "pooler" else self.pooling
+        pooled_BxD = pool(hidden_RxLxD, segments_RxL, num_examples=num_examples, kind=kind)
+        if self.pooling == "pooler":
+            if "pooler" not in backbone.PARTS:
+                raise ValueError(
+                    f"config.model.pooling is 'pooler', which a {self.config.model_type} has none "
+                    f"of: choose from {POOLINGS}"
+                )
+            pooled_BxD = backbone.pooled(pooled_BxD).astype(jnp.float32)
         pooled_BxD = nn.Dropout(self.dropout, deterministic=deterministic)(pooled_BxD)
         init = nn.initializers.normal(HEAD_STDDEV)
-        logits_BxC = nn.Dense(self.num_classes, kernel_init=init, name="head")(pooled_BxD)
+        head = nn.Dense(self.num_classes, use_bias=self.head_bias, kernel_init=init, name="head")
+        logits_BxC = head(pooled_BxD)
         found = 0 if features_BxK is None else features_BxK.shape[-1]
         if found != self.num_features:
             raise ValueError(
@@ -132,7 +155,7 @@ class Classifier(nn.Module):
 
 
 def label_word_kernel(
-    embedding_VxD: np.ndarray, token_ids_per_label: Sequence[Sequence[int]]
+    output_VxD: np.ndarray, token_ids_per_label: Sequence[Sequence[int]]
 ) -> np.ndarray:
     """Head kernel that starts from the language model's own output vectors of one word per label.
 
@@ -140,7 +163,7 @@ def label_word_kernel(
     model's next-token logits of those words, so it ranks before any training.
 
     Args:
-        embedding_VxD: the tied embedding, unscaled.
+        output_VxD: the output vectors: the tied embedding, unscaled, or the output layer's.
         token_ids_per_label: pieces of each label's word; several are averaged.
 
     Returns:
@@ -155,4 +178,4 @@ def label_word_kernel(
             f"Label words must be distinct and not empty, found token ids {words}: change "
             "config.model.label_words"
         )
-    return np.stack([embedding_VxD[list(ids)].mean(0) for ids in words], axis=1).astype(np.float32)
+    return np.stack([output_VxD[list(ids)].mean(0) for ids in words], axis=1).astype(np.float32)

@@ -14,7 +14,9 @@ import pytest
 
 from configs import common
 from input_pipeline.tokenization import train_tokenizer
-from models.decoder import DecoderConfig, parameter_shapes
+from models.backbone import parameter_shapes
+from models.decoder import DecoderConfig
+from models.layers import Rope
 from models.pretrained import write_pretrained
 
 THINGS = ("房间", "早餐", "书的内容", "快递", "手机屏幕", "电池", "服务态度", "价格", "包装")
@@ -56,7 +58,7 @@ def tiny_checkpoint(reviews, tmp_path_factory) -> Path:
         head_size=16,
         hidden=64,
         windows=(16, 0),
-        rope_bases=(1e4, 1e6),
+        ropes=(Rope(base=1e4), Rope(base=1e6)),
         attention_scale=0.25,
         embedding_scale=32**0.5,
     )

@@ -1,6 +1,6 @@
 """What all modes share, built once from a config: tokeniser, pipeline, model, weights, predictions.
 
-Called by training/train.py and evaluation/protocol.py.
+Called by training/train.py, evaluation/protocol.py and evaluation/export.py.
 """
 
 import dataclasses
@@ -15,29 +15,25 @@ from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions, predict
 from input_pipeline import features as feature_fitting
-from input_pipeline import vocabulary
-from input_pipeline.augmentation_tables import PUNCTUATION
 from input_pipeline.examples import Examples
 from input_pipeline.features import FeaturePipeline
 from input_pipeline.pipeline import TextPipeline
-from input_pipeline.tokenization import (
-    FIELD,
-    Tokenizer,
-    load_tokenizer,
-    tokenizer_from_gguf,
-    train_tokenizer,
-)
-from models import pretrained
+from input_pipeline.tokenization import Tokenizer, check_belongs
+from models import adapters, pretrained
+from models.backbone import BackboneConfig
+from models.decoder import DecoderConfig
 from models.heads import Classifier, label_word_kernel
-from models.pretrained.vocabulary import follow_vocabulary
+from models.pretrained import peft
 from tasks.classification import Classification
+from training import run_tokenizer
 from training.compilation import PerShape
 from training.optimizers import learning_rate_factors
 from training.sharding import make_mesh, put_batch, replicated
-from training.state import flatten, merge, random_stream
+from training.state import flatten, random_stream
 from training.workdir import has_checkpoint
 
-_SAMPLE = 10_000  # texts whose length in tokens is told
+# Leaves that a changed vocabulary and label words need on the host, before they find their place.
+_VOCABULARY = ("embedder/embedding", "lm_head/kernel")
 
 
 @dataclasses.dataclass
@@ -46,8 +42,9 @@ class Experiment:
 
     Attributes:
       model: the Linen module.
+      checkpoint: where its weights come from.
       initial: the trained parameters before training, flat, on the host.
-      frozen: the other parameters, flat, on the devices.
+      frozen: the other parameters, flat, on the devices, in config.adapt.frozen_dtype.
       factors: factor on the learning rate of every trained path.
       fresh: paths that no checkpoint filled; interpolation leaves them as trained.
       fingerprints: of the tokeniser, the pretrained weights and the features; they travel in
@@ -60,10 +57,10 @@ class Experiment:
     tokenizer: Tokenizer
     pipeline: TextPipeline
     model: Classifier
-    num_layers: int
+    checkpoint: pretrained.Checkpoint
     mesh: jax.sharding.Mesh
     initial: dict[str, np.ndarray]
-    frozen: dict[str, jax.Array]
+    frozen: dict[str, Any]
     factors: dict[str, float]
     fresh: set[str]
     fingerprints: dict[str, str]
@@ -71,21 +68,29 @@ class Experiment:
     say: Callable[[str], None]
 
     def __post_init__(self):
+        self.apply = adapters.adapted(self.config.adapt, self._apply)
+
         def forward(frozen: Mapping, params: Mapping, batch: Mapping[str, jax.Array]) -> jax.Array:
-            logits_BxC = self.apply(merge(frozen, params), batch)
+            logits_BxC = self.apply({**frozen, **params}, batch)
             return jax.lax.with_sharding_constraint(logits_BxC, replicated(self.mesh))
 
         self._forward = PerShape(forward, "the evaluation step", self.say)
 
-    def apply(
+    @property
+    def num_layers(self) -> int:
+        """Number of layers with parameters of their own."""
+        return num_layers(self.model.config)
+
+    def _apply(
         self, params: Mapping, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
     ) -> jax.Array:
-        """Returns logits_BxC; with `rng`, dropout is on."""
+        """Returns logits_BxC; `self.apply` takes flat parameters. With `rng`, dropout is on."""
         return self.model.apply(
             {"params": params},
             batch["tokens_RxL"],
             batch["positions_RxL"],
             batch["segments_RxL"],
+            batch["types_RxL"],
             num_examples=batch["labels_B"].shape[-1],
             deterministic=rng is None,
             features_BxK=batch.get("features_BxK"),
@@ -113,6 +118,31 @@ class Experiment:
             path: jax.device_put(jnp.array(value, copy=True), replicated(self.mesh))
             for path, value in params.items()
         }
+
+    def pretrained_end(self, trained: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the pretrained side of the line to `trained`.
+
+        A head that was drawn at random has no such side: it is kept as trained.
+        """
+        added = {path: value for path, value in trained.items() if adapters.is_added(path)}
+        own = {
+            path: value
+            for path, value in self.initial.items()
+            if path not in self.fresh and path not in added
+        }
+        end = self.put(adapters.pretrained_end(self.config.adapt, added, params=self.frozen))
+        return {path: trained[path] for path in self.fresh} | self.put(own) | end
+
+    def gates(self, period_examples: int | str) -> Callable | None:
+        """Returns the gates of gradual unfreezing for the train step; None without a period."""
+        if not period_examples:
+            return None
+        return adapters.gates(
+            self.config.adapt,
+            self.initial,
+            num_layers=self.num_layers,
+            period_examples=period_examples,
+        )
 
     def like(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Describes the trained parameters for restoring."""
@@ -143,185 +173,248 @@ def build(
       ValueError: parts that don't fit each other, naming both.
     """
     mesh = make_mesh()
-    path = pretrained.resolve(config.model.checkpoint)
-    loaded = pretrained.load_pretrained(path)
-    own, tokenizer = _tokenizers(config, workdir, training)
-    if own.vocab_size > loaded.config.vocab_size:
-        raise ValueError(
-            f"the tokeniser has {own.vocab_size} pieces but {path} has embeddings for "
-            f"{loaded.config.vocab_size}: leave config.tokenizer.model empty to use its own"
-        )
-    if tokenizer is not own:
-        loaded = _follow_vocabulary(
-            loaded, own, tokenizer, say, sample=training_texts(training)[:_SAMPLE]
-        )
+    checkpoint = pretrained.open_checkpoint(
+        pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
+    )
+    if checkpoint.note:
+        say(checkpoint.note)
+    own, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training)
+    if config.tokenizer.model != "train":
+        belongs = {"vocab_size": checkpoint.config.vocab_size, "file": str(checkpoint.path)}
+        if note := check_belongs(own, special_ids=checkpoint.special_ids, **belongs):
+            say(note)
     features = run_features(config, workdir, training)
     if features:
         say(features.prose())
-    task = Classification(tuple(labels))
     model = Classifier(
-        loaded.config,
+        _backbone_config(config, checkpoint.config, tokenizer, own),
         num_classes=len(labels),
         pooling=config.model.pooling,
         dropout=config.model.dropout,
+        hidden_dropout=config.model.hidden_dropout,
+        head_bias=config.model.head_bias,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
         num_features=len(features.names) if features else 0,
     )
-    params, fresh = _initial_params(config, model, loaded.params, tokenizer, labels)
-    trained = _trained_factors(config, params, fresh, num_layers=loaded.config.num_layers)
+    weights = _Weights(config, model, checkpoint, mesh, say)
+    weights.read(own, tokenizer, training)
+    weights.add_heads(tokenizer, labels)
+    weights.add_adapters()
     experiment = Experiment(
         config=config,
-        task=task,
+        task=Classification(tuple(labels)),
         tokenizer=tokenizer,
-        pipeline=TextPipeline(
-            tokenizer,
-            template=config.data.template,
-            layout=config.layout,
-            augmentation=config.augmentation,
-            batch_size=config.data.batch_size,
-            microbatches=config.train.microbatches,
-            row_multiple=mesh.size,
-            seed=config.seed,
-            eval_rows=config.eval.rows,
-        ),
+        pipeline=_pipeline(config, tokenizer, model.config, mesh),
         model=model,
-        num_layers=loaded.config.num_layers,
+        checkpoint=checkpoint,
         mesh=mesh,
-        initial={path: params[path] for path in trained},
-        frozen={},
-        factors=trained,
-        fresh=fresh,
+        initial=weights.initial,
+        frozen=weights.frozen,
+        factors=weights.factors,
+        fresh=weights.fresh,
         fingerprints={
             "tokenizer": tokenizer.fingerprint,
-            "pretrained": loaded.fingerprint,
+            "pretrained": checkpoint.fingerprint,
             **({"features": features.fingerprint} if features else {}),
         },
         features=features,
         say=say,
     )
-    experiment.frozen = experiment.put({p: v for p, v in params.items() if p not in trained})
-    size = sum(value.size for value in params.values())
     say(
-        f"Model: {path.name}, {loaded.config.num_layers} layers, {size / 1e6:.1f}M parameters "
-        f"computed in {config.model.dtype}, {config.model.init} weights; {config.model.pooling} "
-        f"pooling and a {config.model.head} head over {', '.join(labels)}."
+        f"Model: {checkpoint.path.name} ({model.config.model_type}), {model.config.num_layers} "
+        f"layers, computed in {config.model.dtype}, {config.model.init} weights; "
+        f"{config.model.pooling} pooling and a {config.model.head} head over {', '.join(labels)}."
     )
     return experiment
 
 
-def _trained_factors(
-    config: ConfigDict, params: Mapping[str, np.ndarray], fresh: set[str], *, num_layers: int
-) -> dict[str, float]:
-    """Returns the factor on the learning rate of each parameter that is not frozen."""
-    factors = learning_rate_factors(config.optimizer, params, num_layers)
-    trained = {path: factor for path, factor in factors.items() if factor is not None}
-    if not trained:
-        raise ValueError("config.optimizer.lr_table freezes every parameter: nothing to train")
-    if frozen_fresh := sorted(fresh - trained.keys()):
+def num_layers(config: BackboneConfig) -> int:
+    """Number of layers with parameters of their own; ALBERT's share theirs."""
+    return getattr(config, "num_distinct_layers", config.num_layers)
+
+
+def _backbone_config(
+    config: ConfigDict, found: BackboneConfig, tokenizer: Tokenizer, own: Tokenizer
+) -> BackboneConfig:
+    """Returns the checkpoint's config with what this run changes about it."""
+    if config.model.bidirectional:
+        if not isinstance(found, DecoderConfig):
+            raise ValueError(
+                "config.model.bidirectional is for decoders, but "
+                f"{config.model.checkpoint} is a {found.model_type}: leave it False"
+            )
+        found = dataclasses.replace(found, bidirectional=True)
+    if tokenizer is not own:
+        found = dataclasses.replace(found, vocab_size=tokenizer.vocab_size)
+    if found.max_length and config.layout.max_length > found.max_length:
         raise ValueError(
-            f"config.optimizer.lr_table freezes {', '.join(frozen_fresh[:3])}, which no checkpoint "
-            "filled: give it a rate"
+            f"config.layout.max_length={config.layout.max_length}, but {config.model.checkpoint} "
+            f"has positions for {found.max_length} tokens only: lower it"
         )
-    return trained
+    return found
 
 
-def training_tokenizer(
-    config: ConfigDict, workdir: Path, training: Examples | None = None
-) -> Tokenizer:
-    """Returns the tokeniser of a run; arguments and errors as of `build`."""
-    return _tokenizers(config, workdir, training)[1]
-
-
-def training_texts(training: Examples | None) -> list[str]:
-    """Returns the first texts, then the second ones."""
-    if training is None:
-        return []
-    return [*training.texts_N, *(() if training.pairs_N is None else training.pairs_N)]
-
-
-def _tokenizers(
-    config: ConfigDict, workdir: Path, training: Examples | None
-) -> tuple[Tokenizer, Tokenizer]:
-    """Returns the tokeniser that is configured, and the run's; the same if it isn't changed."""
-    options, path = config.tokenizer, workdir / "tokenizer.model"
-    marks = {"add_bos": options.add_bos, "add_eos": options.add_eos}
-    fresh = not has_checkpoint(workdir)  # a failed start's may be another config's
-    changed = options.keep_others >= 0 or options.new_pieces
-    if options.model != "train":
-        file = Path(options.model or pretrained.resolve(config.model.checkpoint))
-        if file.suffix == ".gguf" and file.is_file():
-            own = tokenizer_from_gguf(pretrained.gguf.metadata(file), file=str(file), **marks)
-        else:
-            own = load_tokenizer(file, **marks)
-        if not changed:
-            return own, own
-    elif config.model.init != "scratch":
-        raise ValueError(
-            "config.tokenizer.model is 'train' but the weights are pretrained with another "
-            "vocabulary: set config.model.init=scratch or keep the checkpoint's tokeniser"
-        )
-    elif changed:
-        raise ValueError(
-            "config.tokenizer.keep_others and new_pieces change a vocabulary that exists, but "
-            "config.tokenizer.model='train' makes one: leave them out, and set vocab_size"
-        )
-    if fresh:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if changed:
-            path.write_bytes(_fitted_model(config, own, training_texts(training)))
-        else:
-            train_tokenizer(training_texts(training), path, vocab_size=options.vocab_size)
-    elif not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: the vocabulary that this run's checkpoints were trained with. Put "
-            "it back, or train again with --config.train.on_config_change=overwrite"
-        )
-    tokenizer = load_tokenizer(path, **marks)
-    return (own if changed else tokenizer), tokenizer
-
-
-def _fitted_model(config: ConfigDict, tokenizer: Tokenizer, texts: Sequence[str]) -> bytes:
-    """Trims and extends a vocabulary, or takes that of the run that config.resume_from names."""
-    other_run = Path(config.resume_from, "tokenizer.model")
-    if config.resume_from and other_run.is_file():
-        return other_run.read_bytes()
-    augmentation = (config.augmentation.mask_character, *PUNCTUATION)
-    words = (*FIELD.split(config.data.template)[::2], *config.model.label_words, *augmentation)
-    texts, model = [*texts, *words], tokenizer.model
-    if config.tokenizer.keep_others >= 0:
-        model = vocabulary.trim(model, texts, others=config.tokenizer.keep_others)
-    if config.tokenizer.new_pieces:
-        model = vocabulary.extend(model, texts, new_pieces=config.tokenizer.new_pieces)
-    return model
-
-
-def _follow_vocabulary(
-    loaded: pretrained.Pretrained,
-    own: Tokenizer,
-    tokenizer: Tokenizer,
-    say: Callable[[str], None],
-    *,
-    sample: Sequence[str],
-) -> pretrained.Pretrained:
-    """Rebuilds the embeddings for a changed tokeniser, and says what the change did."""
-    parts = vocabulary.parts(own.model, tokenizer.model)
-    config, params = follow_vocabulary(loaded.config, loaded.params, parts)
-    kept = sum(len(ids) == 1 for ids in parts)
-    before, after = (v * config.width / 1e6 for v in (loaded.config.vocab_size, len(parts)))
-    say(
-        f"Vocabulary: {kept:,} of {own.vocab_size:,} pieces kept and {len(parts) - kept:,} added; "
-        f"embeddings of {before:.1f}M parameters before, {after:.1f}M now."
+def _pipeline(
+    config: ConfigDict, tokenizer: Tokenizer, backbone: BackboneConfig, mesh: jax.sharding.Mesh
+) -> TextPipeline:
+    length = config.adapt.prompt_length if config.adapt.kind == "prompt" else 0
+    return TextPipeline(
+        tokenizer,
+        template=config.data.template,
+        layout=config.layout,
+        augmentation=config.augmentation,
+        batch_size=config.data.batch_size,
+        microbatches=config.train.microbatches,
+        row_multiple=mesh.size,
+        seed=config.seed,
+        eval_rows=config.eval.rows,
+        prefix_ids=range(backbone.vocab_size, backbone.vocab_size + length),
     )
-    if sample:
-        before, after = (
-            sum(map(len, each.encode_batch(sample))) / len(sample) for each in (own, tokenizer)
+
+
+class _Weights:
+    """The parameters of a run while they are put together.
+
+    Attributes:
+      initial, frozen, factors, fresh: as of Experiment.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Classifier,
+        checkpoint: pretrained.Checkpoint,
+        mesh: jax.sharding.Mesh,
+        say: Callable[[str], None],
+    ):
+        self._config, self._model, self._checkpoint = config, model, checkpoint
+        self._mesh, self._say = mesh, say
+        self._layers = num_layers(model.config)
+        self._shapes = jax.eval_shape(self._draw, jax.random.key(0))
+        trained = adapters.trained_paths(config.adapt, self._shapes, num_layers=self._layers)
+        self.initial: dict[str, np.ndarray] = {}
+        self.frozen: dict[str, Any] = {}
+        self.fresh: set[str] = set()
+        factors = learning_rate_factors(config.optimizer, self._shapes, self._layers)
+        self.factors = {path: factors[path] for path in trained if factors[path] is not None}
+
+    def read(self, own: Tokenizer, tokenizer: Tokenizer, training: Examples | None) -> None:
+        """Takes the backbone from the checkpoint, or draws it."""
+        config, checkpoint = self._config, self._checkpoint
+        if config.model.init == "scratch":
+            drawn = jax.device_get(jax.jit(self._draw)(self._rng()))
+            self.fresh |= set(drawn)
+            for path, value in drawn.items():
+                self._place(path, value)
+            return
+        # One tensor at a time finds its place, in the dtype it keeps: no second copy of all.
+        params = checkpoint.read(
+            self._parts(),
+            place=lambda path, value: (
+                np.asarray(value, np.float32)
+                if path in _VOCABULARY
+                else self._place(f"backbone/{path}", value)
+            ),
         )
-        say(
-            f"The first {len(sample):,} training texts take {before:.1f} tokens each with the "
-            f"checkpoint's own vocabulary and {after:.1f} with this one."
-        )
-    return dataclasses.replace(loaded, config=config, params=params)
+        if tokenizer is not own:
+            _, params = run_tokenizer.follow(
+                checkpoint.config, params, own, tokenizer, training=training, say=self._say
+            )
+        self._output_VxD = params["embedder"]["embedding"]
+        if "lm_head" in params:
+            self._output_VxD = params["lm_head"]["kernel"].T
+        self._place("backbone/embedder/embedding", params["embedder"]["embedding"])
+
+    def add_heads(self, tokenizer: Tokenizer, labels: Sequence[str]) -> None:
+        """Adds what no checkpoint fills: a drawn head, or one that starts from label words."""
+        config = self._config
+        if config.model.init == "scratch":
+            return
+        known = self.initial.keys() | self.frozen.keys()
+        # jit removes what is not returned, so that only the head is drawn.
+        heads = jax.jit(lambda rng: {p: v for p, v in self._draw(rng).items() if p not in known})
+        heads = jax.device_get(heads(self._rng()))
+        self.fresh |= set(heads)
+        if config.model.head == "label_words":
+            words = tuple(config.model.label_words)
+            if len(words) != len(labels):
+                raise ValueError(
+                    f"config.model.label_words: found {len(words)} words {words} for "
+                    f"{len(labels)} labels {tuple(labels)}; give one word per label, in this order"
+                )
+            ids = [tokenizer.piece_ids(word) for word in words]
+            heads["head/kernel"] = label_word_kernel(self._output_VxD, ids)
+            self.fresh = {path for path in heads if path.startswith("feature_head/")}
+        del self._output_VxD
+        for path, value in heads.items():
+            self._place(path, value)
+        if frozen_fresh := sorted(self.fresh & self.frozen.keys()):
+            raise ValueError(
+                f"config.optimizer.lr_table freezes {', '.join(frozen_fresh[:3])}, which no "
+                "checkpoint filled: give it a rate"
+            )
+
+    def add_adapters(self) -> None:
+        """Adds the leaves of an adapter, drawn or read from config.adapt.start."""
+        config, params = self._config, {**self.frozen, **self.initial}
+        rng = random_stream(config.seed, "adapters")
+        added = adapters.init(config.adapt, self._shapes, rng, params=params)
+        if config.adapt.start:
+            started = peft.read_peft(config.adapt.start, self._model.config, config.adapt)
+            if unknown := sorted(started.keys() - added.keys() - self._shapes.keys()):
+                raise ValueError(
+                    f"config.adapt.start: {config.adapt.start} adapts {', '.join(unknown[:3])} "
+                    f"({len(unknown)} in all), which this model does not have or config.adapt does "
+                    "not name: set config.adapt.targets, and the checkpoint it was made for"
+                )
+            added |= {path: value for path, value in started.items() if path in added}
+            self.initial |= {p: v for p, v in started.items() if p in self.initial}
+            self.fresh -= started.keys()
+        factors = learning_rate_factors(config.optimizer, added, self._layers)
+        self.factors |= {path: factor for path, factor in factors.items() if factor is not None}
+        for path, value in added.items():
+            self._place(path, value)
+        if not self.factors:
+            raise ValueError("config.optimizer.lr_table freezes every parameter: nothing to train")
+
+    def _place(self, path: str, value: Any) -> None:
+        """Keeps a trained parameter on the host, puts a frozen one on the devices."""
+        if path in self.factors:
+            self.initial[path] = np.array(value, np.float32)
+        else:
+            kept = adapters.freeze(self._config.adapt, path, value)
+            self.frozen[path] = jax.device_put(kept, replicated(self._mesh))
+
+    def _parts(self) -> list[str]:
+        """Names what is needed of the checkpoint beside the backbone."""
+        config, held = self._config, self._checkpoint.parts
+        parts = []
+        if config.model.pooling == "pooler":
+            parts.append("pooler")
+        if config.model.head == "label_words":
+            if not isinstance(self._model.config, DecoderConfig):
+                raise ValueError(
+                    "config.model.head='label_words' reads a decoder's output vectors, but "
+                    f"{config.model.checkpoint} is a {self._model.config.model_type}: set it to "
+                    "'linear'"
+                )
+            parts += [part for part in held if part == "lm_head"]
+        return parts
+
+    def _rng(self) -> jax.Array:
+        return random_stream(self._config.seed, "parameters")
+
+    def _draw(self, rng: jax.Array) -> dict:
+        """Draws all parameters of the model; flat."""
+        one = jnp.zeros((1, 1), jnp.int32)
+        count = self._model.num_features
+        options = {
+            "num_examples": 1,
+            "deterministic": True,
+            "features_BxK": jnp.zeros((1, count)) if count else None,
+        }
+        return flatten(self._model.init(rng, one, one, one, one, **options)["params"])
 
 
 def run_features(
@@ -343,42 +436,3 @@ def run_features(
             "it back, or train again with --config.train.on_config_change=overwrite"
         )
     return feature_fitting.load(path)
-
-
-def _initial_params(
-    config: ConfigDict,
-    model: Classifier,
-    backbone: Mapping,
-    tokenizer: Tokenizer,
-    labels: Sequence[str],
-) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Returns all parameters, flat, and the paths among them that no checkpoint filled."""
-    one = jnp.zeros((1, 1), jnp.int32)
-    rng = random_stream(config.seed, "parameters")
-
-    few = jnp.zeros((1, model.num_features)) if model.num_features else None
-
-    def draw(rng: jax.Array) -> dict:
-        options = {"num_examples": 1, "deterministic": True, "features_BxK": few}
-        return flatten(model.init(rng, one, one, one, **options)["params"])
-
-    if config.model.init == "scratch":
-        params = jax.device_get(jax.jit(draw)(rng))
-        return params, set(params)
-    params = flatten({"backbone": backbone})
-    # jit removes what is not returned, so that only the head is drawn.
-    heads = jax.jit(lambda rng: {p: v for p, v in draw(rng).items() if p not in params})(rng)
-    params |= jax.device_get(heads)
-    if config.model.head == "linear":
-        return params, set(heads)
-    words = tuple(config.model.label_words)
-    if len(words) != len(labels):
-        raise ValueError(
-            f"config.model.label_words: found {len(words)} words {words} for {len(labels)} labels "
-            f"{tuple(labels)}; give one word per label, in this order"
-        )
-    kernel = label_word_kernel(
-        params["backbone/embedder/embedding"], [tokenizer.piece_ids(word) for word in words]
-    )
-    params["head/kernel"] = np.asarray(kernel, np.float32)
-    return params, {path for path in heads if path.startswith("feature_head/")}

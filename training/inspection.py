@@ -13,7 +13,7 @@ from input_pipeline import silent_loss, sources
 from input_pipeline.inspection import show_examples, show_records
 from input_pipeline.normalization import Normalizer
 from input_pipeline.preparation import load_split, prepare, prose
-from training.experiment import training_texts, training_tokenizer
+from training.run_tokenizer import run_tokenizers, training_texts
 
 
 def inspect(config: ConfigDict, workdir: Path) -> None:
@@ -24,7 +24,7 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     count = config.inspect.examples
     prepared = prepare(config.data)
     train = load_split(prepared, "train", limit=config.data.max_train_examples)
-    tokenizer = training_tokenizer(config, workdir, train)
+    _, tokenizer = run_tokenizers(config, workdir, train)
     print(prose(prepared.manifest))
     print(silent_loss.measure(training_texts(train), tokenizer).prose())
     print("\nAs read, recoded and cleaned:\n")

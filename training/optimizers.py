@@ -49,7 +49,7 @@ def layer_decay_table(num_layers: int, decay: float) -> Table:
     layers = [
         (rf"backbone/layer_{i}/.*", decay ** (num_layers - i)) for i in reversed(range(num_layers))
     ]
-    return [*layers, (r"backbone/embedder/.*", decay ** (num_layers + 1)), (".*", 1.0)]
+    return [*layers, (r"backbone/embedder.*", decay ** (num_layers + 1)), (".*", 1.0)]
 
 
 def learning_rate_factors(
@@ -96,7 +96,7 @@ def describe(config: ConfigDict, params: Mapping[str, jax.Array], num_layers: in
         left = dict(params)
         for pattern, value in config[key]:
             taken = [path for path in left if re.fullmatch(pattern, path)]
-            size = sum(left.pop(path).size for path in taken)
+            size = sum(jax.tree.leaves(left.pop(path))[0].size for path in taken)
             effect = "frozen" if value is None else f"x{value:g}"
             lines.append(
                 f"optimizer.{key}: {pattern!r} ({effect}) took {len(taken)} parameters, "

@@ -4,6 +4,7 @@ Start order: the workdir's own latest checkpoint, config.resume_from, pretrained
 """
 
 import contextlib
+import itertools
 import json
 import signal
 import sys
@@ -23,11 +24,12 @@ from evaluation.metrics import NAMES, rank, summarise
 from input_pipeline import silent_loss
 from input_pipeline.examples import Examples
 from input_pipeline.preparation import Prepared, load_split, prepare, prose
-from training import optimizers
+from training import cost, optimizers
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
-from training.experiment import Experiment, build, run_features, training_texts
+from training.experiment import Experiment, build, run_features
 from training.progress import Progress
+from training.run_tokenizer import training_texts
 from training.schedules import make_schedule, parse_duration, to_steps
 from training.sharding import put_batch, replicated
 from training.state import TrainState
@@ -115,6 +117,8 @@ class Durations:
         self.evaluate_every = steps(config.eval.every, "eval.every")
         self.warmup = parse_duration(config.schedule.warmup, "schedule.warmup", **units)
         self.cooldown = parse_duration(config.schedule.cooldown, "schedule.cooldown", **units)
+        period = config.adapt.unfreeze_every
+        self.unfreeze_every = period and parse_duration(period, "adapt.unfreeze_every", **units)
 
 
 class Run:
@@ -139,20 +143,17 @@ class Run:
             cooldown=self._durations.cooldown,
             total=self._durations.total_examples,
         )
-        self._train_step = PerShape(
-            make_train_step(
-                experiment.apply,
-                experiment.task.loss,
-                self._optimizer,
-                learning_rate=config.optimizer.learning_rate,
-                schedule=schedule,
-                batch_size=config.data.batch_size,
-                seed=config.seed,
-            ),
-            "the train step",
-            print,
-            donate=(0,),
+        self._step_function = make_train_step(
+            experiment.apply,
+            experiment.task.loss,
+            self._optimizer,
+            learning_rate=config.optimizer.learning_rate,
+            schedule=schedule,
+            batch_size=config.data.batch_size,
+            seed=config.seed,
+            gates=experiment.gates(self._durations.unfreeze_every),
         )
+        self._train_step = PerShape(self._step_function, "the train step", print, donate=(0,))
         self._meta = {
             "config": json.loads(config.to_json()),
             "labels": list(prepared.labels),
@@ -182,6 +183,16 @@ class Run:
             (self._workdir / "results.json").unlink(missing_ok=True)  # of a shorter training
             print(self._experiment.pipeline.plan(self._splits["train"]).prose())
             batches = self._experiment.pipeline.train(self._splits["train"], first_example=seen)
+            first = next(batches)
+            lines = cost.describe(
+                state,
+                self._experiment.frozen,
+                {name: array for name, array in first.items() if name != "ids_B"},
+                forward=self._experiment.apply,
+                train_step=self._step_function,
+            )
+            print("\n".join(lines))
+            batches = itertools.chain([first], batches)
             with (
                 Progress(self._workdir, total, resume_step=first_step or None) as progress,
                 stop_signals() as stopped,
@@ -278,18 +289,10 @@ class Run:
             f"evaluation on {len(self._splits['validation']):,} examples every "
             f"{durations.evaluate_every} steps, checkpoint every {durations.checkpoint_every}."
         )
-        shown = {**experiment.initial, **experiment.frozen}
+        frozen = experiment.frozen if config.adapt.kind == "full" else {}
+        shown = {**experiment.initial, **frozen}
         for line in optimizers.describe(config.optimizer, shown, experiment.num_layers):
             print(line)
-        trained, frozen, optimizer = (
-            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20
-            for tree in (state.params, experiment.frozen, state.optimizer)
-        )
-        print(
-            f"Memory: parameters {trained:,.0f} MiB trained and {frozen:,.0f} MiB frozen, "
-            f"gradients {trained:,.0f} MiB, optimiser state {optimizer:,.0f} MiB; activations are "
-            "the most of the temporaries that each compilation below reports."
-        )
 
     def _loop(
         self,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from training.state import Params, TrainState, merge, random_stream
+from training.state import Params, TrainState, random_stream
 
 Batch = Mapping[str, jax.Array]
 Apply = Callable[..., jax.Array]
@@ -23,17 +23,19 @@ def make_train_step(
     schedule: Callable[[jax.Array], jax.Array],
     batch_size: int,
     seed: int,
+    gates: Callable[[jax.Array], Mapping[str, jax.Array]] | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, frozen, batch) -> (state, metrics)`; jit it with `state` donated.
 
     Args:
-      apply: `apply(params_tree, batch, rng) -> logits_BxC`, with dropout where rng is given.
+      apply: `apply(flat_params, batch, rng) -> logits_BxC`, with dropout where rng is given.
       loss: `loss(logits_BxC, batch) -> (sum, weight, sums)` over the batch's examples.
       optimizer: its updates are for a learning rate of 1.
       learning_rate: the peak.
       schedule: factor on it, as a function of the examples seen.
       batch_size: examples a step, over all microbatches.
       seed: of the dropout stream.
+      gates: factor 0 or 1 on each path's update, as a function of the examples seen.
 
     The batch's arrays start with the microbatch axis M. Sums are divided by the total weight once,
     so that M microbatches equal one large batch.
@@ -46,7 +48,7 @@ def make_train_step(
 
         def microbatch_loss(params: Params, part: Batch, index: jax.Array) -> Any:
             rng = jax.random.fold_in(step_rng, index)
-            total, weight, sums = loss(apply(merge(frozen, params), part, rng), part)
+            total, weight, sums = loss(apply({**frozen, **params}, part, rng), part)
             return total, {"weight": weight, **sums}
 
         gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
@@ -71,6 +73,8 @@ def make_train_step(
         # The rate of a step is the schedule at the middle of its examples: neither the first nor
         # the last step is wasted on a rate of zero, whatever the batch size.
         rate = learning_rate * schedule(state.examples + batch_size / 2)
+        if gates:
+            updates = {path: updates[path] * gate for path, gate in gates(state.examples).items()}
         params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
         metrics = {
             "loss": total / weight,

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 # What may differ between two starts in one workdir, since the trained weights don't depend on it.
 _FREE = ("eval.checkpoint", "eval.split", "predict.", "train.on_config_change")
 _FREE += ("train.compilation_cache", "data.prepared_dir", "integrate.", "inspect.")
+_FREE += ("verify.", "export.", "model.hub")
 # What a run writes here, and all that 'overwrite' deletes.
 _OURS = ("checkpoints", "integrated", "tensorboard", "metrics.jsonl", "results.json", "curves.png")
 _OURS += ("errors_test.jsonl", "tokenizer.model", "features.safetensors", "encoder_alone")
-_OURS += ("silent_loss.json",)  # test_openings.jsonl stays: it is evidence
+_OURS += ("silent_loss.json", "export")  # test_openings.jsonl stays: it is evidence
 # What a run's weights belong to, beside the data and the model.
 _FITTED = ("features.", "tokenizer.")
 

@@ -1,10 +1,10 @@
-"""Reads GGUF files: metadata, and tensors dequantised to float32.
+"""Reads GGUF files: metadata, and tensors, dequantised to float32 if they are quantised.
 
 The header is parsed here instead of by gguf.GGUFReader, which takes 8 seconds for a vocabulary of
 262,144 pieces (this takes 0.15) and shows a truncated file as an error from within numpy. Blocks
-are dequantised by the gguf package. What the metadata says of a tokeniser is the business of
-input_pipeline/tokenization.py. Called by `load_pretrained`, and for `metadata` by whoever builds
-that tokeniser.
+are dequantised by the gguf package. What the metadata says of a model is the business of its
+family, what it says of a tokeniser that of input_pipeline/tokenization.py. Called by
+`open_checkpoint`, and for `metadata` by whoever builds that tokeniser.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -14,20 +14,24 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
-from models.decoder import DecoderConfig
+from models.pretrained.files import mapped, truncated
 from models.pretrained.tables import StoredTensor
 
 # Metadata value types of the specification; those of numbers as struct codes.
 _UINT32, _STRING, _ARRAY, _UINT64 = 4, 8, 9, 10
 _NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _LENGTH = struct.Struct("<Q")
-# What Gemma 3's metadata leaves out (technical report, 2503.19786): every sixth layer is global,
-# and the others have this rotary base.
-_GLOBAL_EVERY = 6
-_LOCAL_ROPE_BASE = 10_000.0
+_PLAIN = {
+    GGMLQuantizationType.F32: np.float32,
+    GGMLQuantizationType.F16: np.float16,
+    GGMLQuantizationType.BF16: ml_dtypes.bfloat16,
+}
+_BLOCKS = 1 << 13  # dequantised at a time: what that takes in passing stays in the cache
+_TOKENS, _EMBEDDING = "tokenizer.ggml.tokens", "token_embd.weight"
 
 
 class _Header:
@@ -107,10 +111,11 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Reads the header of a GGUF file.
 
     Returns:
-        Metadata by key (arrays are left out), and tensors by name.
+        Metadata by key (arrays are lists), and tensors by name.
 
     Raises:
-        ValueError: as `metadata`, or a quantisation that can't be dequantised.
+        ValueError: as `metadata`, a quantisation that can't be dequantised, or a vocabulary of
+            another size than the embedding.
     """
     header = _Header(path)
     infos = {}
@@ -128,74 +133,17 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         first = start + offset
         last = first + math.prod(shape) // block * block_bytes
         end = max(end, last)
-        stored[name] = StoredTensor(
-            shape, functools.partial(_dequantise, header.data, first, last, kind, shape)
-        )
+        stored[name] = StoredTensor(shape, functools.partial(_read, path, first, kind, shape))
     if end > header.size:
         raise truncated(path, found=header.size, expected=end)
-    return {k: v for k, v in header.metadata.items() if not isinstance(v, list)}, stored
-
-
-def gemma3_config(
-    metadata: dict[str, Any], stored: dict[str, StoredTensor], *, file: str
-) -> DecoderConfig:
-    """Builds the config of a Gemma 3 text model from GGUF metadata.
-
-    Raises:
-        ValueError: another architecture, a key that is missing, or one that this reader would have
-            to honour and doesn't know.
-    """
-    architecture = metadata.get("general.architecture")
-    if architecture != "gemma3":
+    pieces = header.metadata.get(_TOKENS)
+    if pieces and _EMBEDDING in stored and len(pieces) != stored[_EMBEDDING].shape[0]:
         raise ValueError(
-            f"{file} holds architecture {architecture!r}, expected 'gemma3': use a GGUF of a Gemma "
-            "3 text model"
+            f"{path}: {_TOKENS} has {len(pieces)} pieces, but {_EMBEDDING} has "
+            f"{stored[_EMBEDDING].shape[0]} rows: the vocabulary is another model's. Convert it "
+            "again, or fetch another file."
         )
-    names = {
-        "embedding_length": "width",
-        "block_count": "num_layers",
-        "feed_forward_length": "hidden",
-        "attention.head_count": "num_heads",
-        "attention.head_count_kv": "num_kv_heads",
-        "attention.key_length": "head_size",
-        "attention.value_length": "value_size",
-        "attention.layer_norm_rms_epsilon": "norm_epsilon",
-        "attention.sliding_window": "window",
-        "rope.freq_base": "rope_base",
-    }
-    prefix, unused = "gemma3.", {"context_length"}
-    found = {key[len(prefix) :] for key in metadata if key.startswith(prefix)} - unused
-    has_embedding = "token_embd.weight" in stored
-    if found != names.keys() or not has_embedding:
-        raise ValueError(
-            f"{file}: metadata of another Gemma 3 than the text models read here. Missing: "
-            f"{sorted(names.keys() - found)}; unknown: {sorted(found - names.keys())} (each under "
-            f"{prefix!r}); token_embd.weight {'is' if has_embedding else 'is not'} there. Use a "
-            "GGUF converted from a Gemma 3 text model of up to 1B parameters."
-        )
-    values = {name: metadata[prefix + key] for key, name in names.items()}
-    if (value_size := values.pop("value_size")) != values["head_size"]:
-        raise ValueError(f"{file}: value heads of {value_size}, expected {values['head_size']}")
-    window, base = values.pop("window"), values.pop("rope_base")
-    is_global = [
-        layer % _GLOBAL_EVERY == _GLOBAL_EVERY - 1 for layer in range(values["num_layers"])
-    ]
-    return DecoderConfig(
-        vocab_size=stored["token_embd.weight"].shape[0],
-        windows=tuple(0 if g else window for g in is_global),
-        rope_bases=tuple(base if g else _LOCAL_ROPE_BASE for g in is_global),
-        attention_scale=values["head_size"] ** -0.5,
-        embedding_scale=values["width"] ** 0.5,
-        **values,
-    )
-
-
-def truncated(path: Path, *, found: int, expected: int, at_least: bool = False) -> ValueError:
-    """The one error for a file that ends early; safetensors.py raises it too."""
-    return ValueError(
-        f"{path} is truncated: found {found:,} bytes, expected {'at least ' * at_least}"
-        f"{expected:,}. Delete it and fetch it again."
-    )
+    return header.metadata, stored
 
 
 def _quantisation(path: Path, name: str, code: int) -> GGMLQuantizationType:
@@ -211,12 +159,16 @@ def _quantisation(path: Path, name: str, code: int) -> GGMLQuantizationType:
     return kind
 
 
-def _dequantise(
-    data: np.ndarray, first: int, last: int, kind: GGMLQuantizationType, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Reads bytes [first, last) as float32 of `shape`."""
-    rows = math.prod(shape[:-1])
-    # The gguf package loops over groups of 16 rows. Blocks don't cross rows, so that rows can be
-    # joined: fewer, longer rows make the embedding 9 times faster (0.4 s).
-    block = data[first:last].reshape(rows // math.gcd(rows, 16), -1)
-    return quants.dequantize(block, kind).reshape(shape)
+def _read(path: Path, first: int, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads the tensor at byte `first`: mapped if it isn't quantised, else as float32."""
+    if kind in _PLAIN:
+        return mapped(path, _PLAIN[kind], shape, first)
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    count = math.prod(shape) // block
+    data = mapped(path, np.uint8, (count, block_bytes), first)
+    values = np.empty((count, block), np.float32)
+    for start in range(0, count, _BLOCKS):
+        part = slice(start, start + _BLOCKS)
+        # As one row: the gguf package loops over groups of 16.
+        values[part] = quants.dequantize(data[part].reshape(1, -1), kind).reshape(-1, block)
+    return values.reshape(shape)

@@ -18,7 +18,7 @@ from configs import common
 from input_pipeline.augmentation import Augmenter, uniforms
 from input_pipeline.augmentation_tables import CHARACTER_OPS, OPS, PUNCTUATION, WORD_OPS
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.tokenization import Tokenizer
+from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 
 MARKS = re.compile("[" + "".join(PUNCTUATION) + "]")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -449,7 +449,7 @@ def sampler(request, reviews):
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    tokenizer = Tokenizer(model.getvalue(), file="trained", add_bos=False, add_eos=False)
+    tokenizer = SentencePieceTokenizer(model.getvalue(), file="trained", marks="none")
     return tokenizer, {"unigram": 0.01, "bpe": 0.2}[request.param]
 
 
@@ -465,11 +465,11 @@ def test_a_drawn_segmentation_depends_on_its_text_and_uniform_alone(sampler, rev
     assert sum(a != b for a, b in zip(whole, plain, strict=True)) > 20
     assert [sampler.decode(ids) for ids in whole] == [sampler.decode(ids) for ids in plain]
     # In another process too: a run that is restarted draws the same.
-    sampler.save(tmp_path / "tokenizer.model")
+    sampler.save(tmp_path)
     program = f"""
 import numpy as np
 from input_pipeline.tokenization import load_tokenizer
-sampler = load_tokenizer({str(tmp_path)!r}, add_bos=False, add_eos=False)
+sampler = load_tokenizer({str(tmp_path)!r}, marks='none')
 print(sampler.sample_batch({texts!r}, np.array({draws.tolist()!r}), **{options!r}))
 """
     root = Path(__file__).parents[2]
@@ -487,6 +487,6 @@ def test_a_bpe_tokeniser_that_strips_texts_cannot_be_drawn_from(reviews):
         vocab_size=380,
         minloglevel=2,
     )
-    tokenizer = Tokenizer(model.getvalue(), file="trained", add_bos=False, add_eos=False)
+    tokenizer = SentencePieceTokenizer(model.getvalue(), file="trained", marks="none")
     with pytest.raises(ValueError, match="changes the white space"):
         tokenizer.sample_batch(["好"], np.array([0.5]), size=8, alpha=0.1)

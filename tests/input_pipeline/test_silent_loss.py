@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import silent_loss
+from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 from input_pipeline.silent_loss import measure
-from input_pipeline.tokenization import Tokenizer
 
 CORPUS = ["这家酒店，很好！下次还来。", "房间太小；不好？", "abc 1 2 m , ! ? ; . 好好好 酒店"] * 20
 
 
-def tokenizer(**options) -> Tokenizer:
+def tokenizer(**options) -> SentencePieceTokenizer:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS),
@@ -25,17 +25,17 @@ def tokenizer(**options) -> Tokenizer:
         num_threads=1,
         **options,
     )
-    return Tokenizer(model.getvalue(), file="test.model", add_bos=False, add_eos=False)
+    return SentencePieceTokenizer(model.getvalue(), file="test.model")
 
 
 @pytest.fixture(scope="module")
-def rewriting() -> Tokenizer:
+def rewriting() -> SentencePieceTokenizer:
     """As XLM-R's: nmt_nfkc, a space put before, runs of spaces shortened, no bytes."""
     return tokenizer(vocab_size=60, model_type="unigram", normalization_rule_name="nmt_nfkc")
 
 
 @pytest.fixture(scope="module")
-def faithful() -> Tokenizer:
+def faithful() -> SentencePieceTokenizer:
     """Identity, and bytes for what the vocabulary lacks."""
     return tokenizer(
         vocab_size=320,

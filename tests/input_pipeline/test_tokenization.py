@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from input_pipeline.sentencepiece_tokenizer import model_from_gguf
 from input_pipeline.tokenization import (
-    Encoder,
     load_tokenizer,
-    model_from_gguf,
     tokenizer_from_gguf,
     train_tokenizer,
 )
@@ -26,8 +25,8 @@ GOLDEN = Path(__file__).parents[1] / "fixtures" / "tokenizer" / "gemma3_golden.j
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"))
 
 
-def load_gguf(path, *, add_eos=False):
-    return tokenizer_from_gguf(gguf.metadata(path), file=str(path), add_bos=True, add_eos=add_eos)
+def load_gguf(path, *, marks="auto"):
+    return tokenizer_from_gguf(gguf.metadata(path), file=str(path), marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def trained_path(reviews, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(trained_path):
-    return load_tokenizer(trained_path, add_bos=True, add_eos=True)
+    return load_tokenizer(trained_path, marks="both")
 
 
 def test_ids_of_every_review_equal_the_reference_tokenizer(gemma):
@@ -98,8 +97,9 @@ def test_training_twice_gives_the_same_file(reviews, trained_path, tmp_path):
 
 
 def test_saving_keeps_ids_and_fingerprint(gemma, tmp_path):
-    gemma.save(tmp_path / "tokenizer.model")
-    again = load_tokenizer(tmp_path, add_bos=True, add_eos=False)
+    gemma.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.start_ids == gemma.start_ids == [gemma.bos_id]
     assert again.fingerprint == gemma.fingerprint
     assert again.piece_ids("中国的首都是") == gemma.piece_ids("中国的首都是")
 
@@ -109,69 +109,11 @@ def test_encoding_bytes_equals_encoding_text(trained):
     assert trained.encode_batch([text.encode() for text in texts]) == trained.encode_batch(texts)
 
 
-def test_a_long_text_is_cut_and_its_template_is_not(trained):
-    encoder = Encoder(trained, "评论：{text}\n总的来说，很", max_length=40)
-    encoded = encoder(["房间" * 100, "好", ""])
-    first, second, third = np.split(encoded.tokens, np.cumsum(encoded.lengths_B)[:-1])
-    assert encoded.cut_B.tolist() == [True, False, False]
-    assert len(first) == 40
-    for ids in (first, second, third):
-        assert (ids[0], ids[-1]) == (trained.bos_id, trained.eos_id)
-        assert trained.decode(ids).startswith("评论：")
-        assert trained.decode(ids).endswith("\n总的来说，很")
-    assert "房间房间" in trained.decode(first)
-    assert trained.decode(second) == "评论：好\n总的来说，很"
-
-
-@pytest.mark.parametrize("template", ["", "评论：", "{text}{text}", "{Text}"])
-def test_a_template_without_exactly_one_text_is_refused(trained, template):
-    with pytest.raises(ValueError, match=r"data\.template .* exactly once"):
-        Encoder(trained, template, max_length=40)
-
-
-@given(st.integers(0, 60), st.integers(0, 60), st.integers(12, 50))
-@settings(max_examples=50, deadline=None)
-def test_of_a_pair_the_longer_text_is_cut_first_and_no_room_is_wasted(
-    trained, first, second, max_length
-):
-    encoder = Encoder(trained, "{text}\n{pair}", max_length=max_length)
-    texts = ["好" * first, "差" * second]
-    good, bad = (trained.piece_ids(text) for text in texts)
-    encoded = encoder(texts[:1], texts[1:])
-    newline = trained.piece_ids("\n")
-    tokens = encoded.tokens.tolist()
-    kept_good = sum(token in good for token in tokens)
-    kept_bad = sum(token in bad for token in tokens)
-    start, end = [trained.bos_id], [trained.eos_id]
-    assert tokens == start + good[:kept_good] + newline + bad[:kept_bad] + end
-    assert len(tokens) == min(max_length, len(good) + len(bad) + 2 + len(newline))
-    cut = kept_good < len(good), kept_bad < len(bad)
-    assert encoded.cut_B.tolist() == [any(cut)]
-    if any(cut):  # the one that lost something is not the shorter one by more than rounding
-        assert kept_good >= kept_bad - 1 if cut[0] else kept_bad >= kept_good - 1
-
-
-def test_pairs_and_their_template_belong_together(trained):
-    with pytest.raises(ValueError, match=r"data are pairs, but data\.template is for text"):
-        Encoder(trained, "{text}", max_length=8)(["好"], ["差"])
-    with pytest.raises(ValueError, match=r"no second text, but .* is for text and pair"):
-        Encoder(trained, "{text}{pair}", max_length=8)(["好"])
-
-
-def test_a_template_that_leaves_no_room_is_refused(trained):
-    with pytest.raises(ValueError, match=r"layout\.max_length=3 leaves no room"):
-        Encoder(trained, "评论：{text}\n总的来说，很", max_length=3)
-
-
-def test_an_example_without_any_token_is_refused(trained_path):
-    bare = load_tokenizer(trained_path, add_bos=False, add_eos=False)
-    with pytest.raises(ValueError, match="text 1 of 2 is empty"):
-        Encoder(bare, "{text}", max_length=8)(["好", ""])
-
-
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "tokenizer.model"))):
-        load_tokenizer(tmp_path, add_bos=True, add_eos=False)
+    with pytest.raises(
+        FileNotFoundError, match=rf"{re.escape(str(tmp_path))}: expected tokenizer\.model, "
+    ):
+        load_tokenizer(tmp_path)
 
 
 def test_a_truncated_model_is_named(trained_path, tmp_path):
@@ -179,7 +121,7 @@ def test_a_truncated_model_is_named(trained_path, tmp_path):
     for size in (0, 100, 3000):
         path.write_bytes(trained_path.read_bytes()[:size])
         with pytest.raises(ValueError, match=r"short\.model .* is not a whole SentencePiece model"):
-            load_tokenizer(path, add_bos=True, add_eos=False)
+            load_tokenizer(path)
 
 
 def gguf_bytes(pieces, *, model="llama"):
@@ -225,8 +167,8 @@ def test_a_gguf_vocabulary_becomes_a_tokenizer(tmp_path):
         *(ids[p] for p in ("很好", "\u2581", "好", "  ", "很")),
     ]
     assert tokenizer.piece_ids("é") == [ids["<0xC3>"], ids["<0xA9>"]]
-    with pytest.raises(ValueError, match=r"set tokenizer\.add_eos=False"):
-        load_gguf(path, add_eos=True)
+    with pytest.raises(ValueError, match=r"config\.tokenizer\.marks asks for a mark 'eos'"):
+        load_gguf(path, marks="both")
 
 
 def test_a_damaged_gguf_is_named(tmp_path):
@@ -242,8 +184,8 @@ def test_a_damaged_gguf_is_named(tmp_path):
     path.write_bytes(whole.replace("很好".encode(), b"\xff" * 6))
     with pytest.raises(ValueError, match=r"cut\.gguf is damaged: string that is no UTF-8"):
         load_gguf(path)
-    path.write_bytes(gguf_bytes(PIECES, model="gpt2"))
-    with pytest.raises(ValueError, match=r"cut\.gguf .* kind 'gpt2', expected 'llama'"):
+    path.write_bytes(gguf_bytes(PIECES, model="bert"))
+    with pytest.raises(ValueError, match=r"cut\.gguf .* kind 'bert', expected 'llama'"):
         load_gguf(path)
     metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}
     with pytest.raises(ValueError, match=r"x\.gguf lacks tokenizer\.ggml\.scores, .*token_type"):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
-from input_pipeline.tokenization import model_from_gguf
+from input_pipeline.sentencepiece_tokenizer import model_from_gguf
 from input_pipeline.vocabulary import extend, parts, trim
 from models.pretrained import gguf
 

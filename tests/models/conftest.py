@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoder import Decoder, DecoderConfig, parameter_shapes
+from models.backbone import parameter_shapes
+from models.decoder import Decoder, DecoderConfig
+from models.layers import Rope
 from models.pretrained import Pretrained, load_pretrained
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -52,7 +54,7 @@ def make_config(**changes) -> DecoderConfig:
         "head_size": 8,
         "hidden": 24,
         "windows": (3, 0),
-        "rope_bases": (1e4, 1e6),
+        "ropes": (Rope(base=1e4), Rope(base=1e6)),
         "attention_scale": 8**-0.5,
         "embedding_scale": 4.0,
     }

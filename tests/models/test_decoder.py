@@ -1,12 +1,16 @@
 """Properties of models/decoder.py and models/layers.py that need no reference."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from models import layers
-from models.decoder import Decoder, layer_of, parameter_shapes
+from models.backbone import layer_of, parameter_shapes
+from models.decoder import Decoder
+from models.layers import Rope
 
 LENGTHS = [[9, 5, 4], [16]]
 
@@ -82,15 +86,47 @@ def test_a_window_hides_what_is_further_away(make_config, random_params, pack):
     np.testing.assert_array_equal(np.flatnonzero(differs), [2, 3, 4, 5, 6])
 
 
-def test_mask_equals_its_definition(pack):
+@pytest.mark.parametrize("causal", [True, False])
+def test_mask_equals_its_definition(pack, causal):
     _, positions, segments = pack([[4, 3], [6]], 8)
-    mask = np.asarray(layers.attention_mask(positions, segments, window=2))
+    mask = np.asarray(layers.attention_mask(positions, segments, window=2, causal=causal))
     for row in range(2):
         for query in range(8):
             for key in range(8):
                 distance = positions[row, query] - positions[row, key]
                 same = segments[row, query] == segments[row, key]
-                assert mask[row, query, key] == (same and 0 <= distance < 2)
+                near = 0 <= distance < 2 if causal else abs(distance) <= 1
+                assert mask[row, query, key] == (same and near)
+
+
+def test_attention_equals_its_definition_for_each_query_head():
+    rng = np.random.default_rng(0)
+    query, key, value = (
+        rng.normal(size=(2, length, heads, 8)).astype(np.float32)
+        for length, heads in ((5, 6), (7, 2), (7, 2))
+    )
+    mask, bias = rng.random((2, 5, 7)) < 0.7, rng.normal(size=(1, 6, 5, 7)).astype(np.float32)
+    mask[:, :, 0] = True
+    found = layers.attend(query, key, value, mask, scale=0.5, cap=2.0, bias=bias)
+    for row in range(2):
+        for head in range(6):
+            scores = 0.5 * query[row, :, head] @ key[row, :, head // 3].T
+            scores = np.where(mask[row], 2 * np.tanh(scores / 2) + bias[0, head], -np.inf)
+            weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+            expected = weights @ value[row, :, head // 3]
+            np.testing.assert_allclose(found[row, :, head], expected, rtol=0, atol=1e-5)
+
+
+def test_attention_stays_exact_for_large_scores():
+    query = jnp.full((1, 2, 1, 4), 1e3)
+    mask = jnp.tril(jnp.ones((1, 2, 2), bool))
+    value = jnp.arange(8.0).reshape(1, 2, 1, 4)
+
+    def mixed(query):
+        return layers.attend(query, query, value, mask, scale=1.0)
+
+    np.testing.assert_allclose(mixed(query)[0, :, 0, 0], [0.0, 2.0])
+    assert np.all(np.isfinite(jax.grad(lambda query: mixed(query).sum())(query)))
 
 
 def test_all_padding_rows_give_finite_gradients(model, pack):
@@ -115,8 +151,13 @@ def test_remat_gives_the_same_parameters_and_gradients(model, pack):
 
 def test_bfloat16_computes_near_float32_with_float32_parameters(tiny, model, hidden_of, pack):
     batch = pack(LENGTHS, 20)
-    low = jax.jit(Decoder(tiny.config, dtype=jnp.bfloat16).apply)({"params": tiny.params}, *batch)
+    decoder = Decoder(tiny.config, dtype=jnp.bfloat16)
+    low = jax.jit(decoder.apply)({"params": tiny.params}, *batch)
     assert low.dtype == jnp.bfloat16
+    for each in (decoder, Decoder(dataclasses.replace(tiny.config, tied=False), dtype=low.dtype)):
+        params = {**tiny.params, "lm_head": {"kernel": tiny.params["embedder"]["embedding"].T}}
+        logits = each.apply({"params": params}, low, method="logits")
+        assert logits.dtype == jnp.float32
     high = hidden_of(*batch)
     assert np.abs(np.asarray(low, np.float32) - high).mean() < 0.03 * np.abs(high).mean()
     gradients = jax.tree.leaves(gradient(*model, batch, dtype=jnp.bfloat16))
@@ -125,7 +166,41 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(tiny, model, hid
 
 def test_a_token_outside_the_vocabulary_gives_nan(hidden_of, pack):
     tokens, positions, segments = pack([[3]], 3)
-    assert np.all(np.isnan(hidden_of(tokens + 64, positions, segments)))
+    for outside in (tokens + 64, tokens - 64):
+        assert np.all(np.isnan(hidden_of(outside, positions, segments)))
+
+
+def test_a_prompt_in_the_tree_is_read_by_ids_behind_the_vocabulary():
+    embedder = layers.Embedder(vocab_size=4, size=2)
+    table = {"embedding": jnp.arange(8.0).reshape(4, 2)}
+    ids = jnp.array([1, 4, 5, 6, -1])
+    plain = embedder.apply({"params": table}, ids)
+    np.testing.assert_array_equal(plain[0], [2.0, 3.0])
+    assert np.all(np.isnan(plain[1:]))
+    prompted = {**table, "prompt": jnp.array([[7.0, 8.0], [9.0, 10.0]], jnp.bfloat16)}
+    found = embedder.apply({"params": prompted}, ids)
+    np.testing.assert_array_equal(found[:3], [[2.0, 3.0], [7.0, 8.0], [9.0, 10.0]])
+    assert np.all(np.isnan(found[3:])) and found.dtype == jnp.float32
+    gradient = jax.grad(lambda params: embedder.apply({"params": params}, ids[:3]).sum())(prompted)
+    np.testing.assert_array_equal(gradient["embedding"][:, 0], [0.0, 1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(gradient["prompt"], np.ones((2, 2)))
+
+
+def test_dropout_acts_only_in_training_and_by_its_rng(make_config, random_params, pack):
+    config = make_config(num_layers=1, windows=(0,), ropes=(Rope(base=1e4),))
+    params, batch = random_params(config), pack([[8]], 8)
+
+    @jax.jit(static_argnums=(0, 1))
+    def hidden(decoder, deterministic, seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return decoder.apply({"params": params}, *batch, deterministic=deterministic, rngs=rngs)
+
+    decoder = Decoder(config, dropout=0.5, remat=True)
+    np.testing.assert_allclose(
+        hidden(decoder, True, 0), hidden(Decoder(config), True, 0), atol=1e-5
+    )
+    np.testing.assert_array_equal(hidden(decoder, False, 0), hidden(decoder, False, 0))
+    assert np.abs(hidden(decoder, False, 0) - hidden(decoder, False, 1)).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -136,12 +211,15 @@ def test_a_token_outside_the_vocabulary_gives_nan(hidden_of, pack):
         {"post_norms": False},
         {"attention_cap": 0.05},
         {"logit_cap": 0.5},
-        {"rope_bases": (1e2,)},
+        {"ropes": (Rope(base=1e2),)},
+        {"ropes": (Rope(base=1e4, kind="linear", factor=2.0),)},
+        {"bidirectional": True},
         {"embedding_scale": 1.0},
     ],
 )
 def test_each_option_changes_the_logits(make_config, random_params, pack, change):
-    batch, one_layer = pack([[8]], 8), {"num_layers": 1, "windows": (0,), "rope_bases": (1e4,)}
+    batch = pack([[8]], 8)
+    one_layer = {"num_layers": 1, "windows": (0,), "ropes": (Rope(base=1e4),)}
 
     def logits(**change):
         config = make_config(**one_layer | change)

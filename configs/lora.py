@@ -1,0 +1,28 @@
+"""The reviews with LoRA: 0.7 % of Gemma 3 270M is trained, the rest stays frozen in bfloat16.
+
+    pip install -e '.[demo]' && python main.py --config=configs/lora.py --workdir=runs/lora
+
+The adapter leaves in PEFT's format, or merged, with
+
+    python main.py --config=configs/lora.py --workdir=runs/lora --mode=export \\
+        --config.export.formats="('peft','huggingface')"
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from configs import reviews
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the recipe; `arg` is that of configs/reviews.py."""
+    config = reviews.get_config(arg)
+    config.adapt.kind = "lora"
+    config.adapt.rank = 8
+    config.adapt.alpha = 16.0
+    config.adapt.frozen_dtype = "bfloat16"
+    config.model.head_bias = False  # so that transformers can load the export as a classifier
+    config.optimizer.lr_table = ((".*", 1.0),)
+    config.optimizer.learning_rate = 2e-4
+    return config

@@ -1,0 +1,415 @@
+"""WordPiece, byte-level BPE and all else that a tokenizer.json can say, through `tokenizers`.
+
+Here: the tokeniser, and how a tokenizer.json comes about from a vocab.txt (BERT), from vocab.json
+and merges.txt (RoBERTa) or from a GGUF file (Qwen, Llama 3). Called by tokenization.py. Imports no
+TensorFlow.
+"""
+
+import functools
+import io
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+from input_pipeline.tokenization import (
+    SPACE,
+    Marks,
+    Offsets,
+    Tokenizer,
+    parse_json,
+    special_pieces,
+)
+
+Spec = dict[str, Any]  # what a tokenizer.json holds
+
+_BERT = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
+_ROBERTA = {
+    **{"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>"},
+    **{"pad": "<pad>", "unk": "<unk>", "mask": "<mask>"},
+}
+_GGUF_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "mask": "mask"}
+# What texts are cut into before BPE, as the publishers of the models give it; digits one by one in
+# Qwen, up to three in Llama 3.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_HIDDEN = "\ufdd0 "  # a noncharacter and a space: no normalised text holds them
+_EMPTY: Spec = {
+    "version": "1.0",
+    **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor")),
+    "decoder": None,
+    "added_tokens": [],
+    "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+}
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """What a tokenizer.json says, with special pieces in a text taken for text."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        file: str,
+        marks: str = "auto",
+        names: Mapping[str, str],
+        contents: Mapping[str, bytes],
+    ):
+        """Takes a parsed tokenizer.json.
+
+        Args:
+            spec: as it is in the file; padding and truncation in it are left out.
+            file: where it comes from, for messages.
+            marks: config.tokenizer.marks.
+            names: special pieces by role, as of `special_pieces`.
+            contents: the files it was read from, by name.
+
+        Raises:
+            ValueError: no tokenizer.json, or a mark is asked for that there is not.
+        """
+        if absent := sorted(_EMPTY.keys() - {"version"} - spec.keys()):
+            raise ValueError(f"{file} lacks {', '.join(absent)}: it is no whole tokenizer.json")
+        bare = spec | dict.fromkeys(("padding", "truncation", "post_processor"))
+        self._tokenizer = _made(_unreachable(bare), file)
+        self._normalizer = _normalizer(spec, file)
+        family = _family(spec["post_processor"], file)
+        self._tokenizer.encode_special_tokens = True
+        vocabulary = {
+            piece.removeprefix(_HIDDEN): i for piece, i in self._tokenizer.get_vocab().items()
+        }
+        self._pieces = {i: piece for piece, i in vocabulary.items()}
+        self._added = {token["id"] for token in spec["added_tokens"]}
+        self._byte_level = '"ByteLevel"' in json.dumps([spec["pre_tokenizer"], spec["decoder"]])
+        ids = {role: vocabulary[piece] for role, piece in names.items() if piece in vocabulary}
+        model = spec["model"]
+        unknown = vocabulary.get(model.get("unk_token"), -1)
+        ids["unk"] = model["unk_id"] if isinstance(model.get("unk_id"), int) else unknown
+        super().__init__(
+            ids,
+            vocab_size=max(self._pieces) + 1,
+            family=family,
+            marks=marks,
+            files=contents,
+            file=file,
+        )
+        byte = re.compile("<0x[0-9A-F]{2}>" if model.get("byte_fallback") else "(?!)")
+        self.fragments = frozenset(
+            i
+            for i, piece in self._pieces.items()
+            if i not in self._added
+            and (byte.fullmatch(piece) or (self._byte_level and "\ufffd" in _read(piece)))
+        )
+
+    @property
+    def json(self) -> str:
+        """The tokenizer.json as it is used here, with which `tokenizers` gives the same ids."""
+        return self._tokenizer.to_str()
+
+    def encode_batch(
+        self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int | None = None
+    ) -> list[list[int]]:
+        """As of Tokenizer; the package has one pool of threads, whatever `num_threads` says."""
+        texts = [text if isinstance(text, str) else text.decode() for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
+        """As of Tokenizer."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As of Tokenizer."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def piece(self, token_id: int) -> str:
+        """As of Tokenizer."""
+        piece = self._pieces.get(int(token_id), "")
+        if not self._byte_level or token_id in self._added:
+            return piece
+        if token_id in self.fragments:
+            return "".join(f"<0x{_BYTES[c]:02X}>" if c in _BYTES else c for c in piece)
+        return _read(piece)
+
+    @functools.cached_property
+    def _prefix(self) -> int:
+        return self._normalizer.normalize_str("a").index("a") if self._normalizer else 0
+
+    def normalize(self, texts: Sequence[str]) -> list[str]:
+        """As of Tokenizer."""
+        if self._normalizer is None:
+            return list(texts)
+        results = map(self._normalizer.normalize_str, texts)
+        return [result[self._prefix :].replace(SPACE, " ") for result in results]
+
+    def normalized_parts(self, text: str) -> list[tuple[str, str]]:
+        """As of Tokenizer: characters with the marks that combine with them."""
+        sources = re.findall(r".[\u0300-\u036f\u3099\u309a\uff9e\uff9f]*", text, re.DOTALL)
+        parts = list(zip(sources, self._alone(sources), strict=True))
+        [whole] = self.normalize([text])
+        return parts if "".join(result for _, result in parts) == whole else [(text, whole)]
+
+    def _alone(self, sources: Sequence[str]) -> list[str]:
+        results = self.normalize([f"a{source}a" for source in sources])
+        return [result[1:-1] for result in results]
+
+
+def from_files(
+    contents: Mapping[str, bytes], *, model_type: str, file: str, marks: str = "auto"
+) -> HuggingFaceTokenizer:
+    """Makes the tokeniser of a folder.
+
+    Args:
+        contents: the folder's tokeniser files, by name.
+        model_type: of config.json; '' without one.
+        file: where it comes from, for messages.
+        marks: config.tokenizer.marks.
+
+    Raises:
+        ValueError: a file is damaged, or of a kind that isn't known.
+    """
+    names = special_pieces(contents, file=file)
+    name = "tokenizer_config.json"
+    config = parse_json(contents[name], f"{file}: {name}") if name in contents else {}
+    if "tokenizer.json" in contents:
+        name = "tokenizer.json"
+        spec = parse_json(contents[name], f"{file}: {name}")
+        names = _named_in(spec) | names
+        _set_bert_options(spec.get("normalizer"), config)
+    elif "vocab.txt" in contents:
+        name, names = "vocab.txt", _BERT | names
+        spec = _wordpiece(contents[name], names, config, file=f"{file}: {name}")
+    else:
+        kind = model_type or str(config.get("tokenizer_class", "")).lower()
+        if not kind.startswith("roberta"):
+            raise ValueError(
+                f"{file} holds vocab.json and merges.txt of a {kind or 'model of unknown kind'}; "
+                "these are read for RoBERTa (model_type in config.json): put tokenizer.json there"
+            )
+        name, names = "vocab.json", _ROBERTA | names
+        merges = contents["merges.txt"].decode().split("\n")
+        spec = _byte_level(
+            parse_json(contents[name], f"{file}: {name}"),
+            [line for line in merges if line and not line.startswith("#version")],
+            special=names.values(),
+            prefix=bool(config.get("add_prefix_space", False)),
+        )
+        around = [names["cls"], "A", names["sep"], names["sep"], "B", names["sep"]]
+        spec["post_processor"] = _template(spec, around)
+    return HuggingFaceTokenizer(
+        spec, file=f"{file}: {name}", marks=marks, names=names, contents=contents
+    )
+
+
+def from_gguf(
+    metadata: Mapping[str, Any], *, file: str, marks: str = "auto"
+) -> HuggingFaceTokenizer:
+    """Makes the byte-level BPE whose vocabulary and merges a GGUF file carries.
+
+    Args:
+        metadata: of the file, by key.
+        file: its name, for messages.
+        marks: config.tokenizer.marks.
+
+    Raises:
+        ValueError: the metadata are not all there, or cut texts in a way that isn't known.
+    """
+    keys = [f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type")]
+    if absent := [key for key in keys if key not in metadata]:
+        raise ValueError(
+            f"{file} lacks {', '.join(absent)}, of which a byte-level BPE is made: set "
+            "config.tokenizer.model to a folder with tokenizer.json"
+        )
+    cut = metadata.get("tokenizer.ggml.pre")
+    if cut not in ("qwen2", "llama-bpe"):
+        raise ValueError(
+            f"{file} has tokenizer.ggml.pre={cut!r}, expected 'qwen2' or 'llama-bpe': set "
+            "config.tokenizer.model to a folder with tokenizer.json"
+        )
+    tokens, merges, types = (metadata[key] for key in keys)
+    control, user_defined = 3, 4  # of llama.cpp's token types
+    spec = _byte_level(
+        {token: i for i, token in enumerate(tokens)},
+        merges,
+        special=[token for token, kind in zip(tokens, types, strict=True) if kind == control],
+        words=_WORDS % ("{1,3}" if cut == "llama-bpe" else ""),
+    )
+    added = [token for token, kind in zip(tokens, types, strict=True) if kind == user_defined]
+    spec["added_tokens"] += [_added(token, spec, special=False) for token in added]
+    spec["added_tokens"].sort(key=lambda token: token["id"])
+    spec["normalizer"] = {"type": "NFC"} if cut == "qwen2" else None
+    spec["model"]["ignore_merges"] = cut == "llama-bpe"
+    ids = {r: metadata.get(f"tokenizer.ggml.{key}_token_id", -1) for r, key in _GGUF_ROLES.items()}
+    names = {role: tokens[i] for role, i in ids.items() if 0 <= i < len(tokens)}
+    with_bos = metadata.get("tokenizer.ggml.add_bos_token", cut == "llama-bpe")
+    if with_bos and "bos" in names:
+        spec["post_processor"] = _template(spec, [names["bos"], "A", names["bos"], "B"])
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config |= {f"{role}_token": piece for role, piece in names.items()}
+    contents = {
+        "tokenizer.json": json.dumps(spec, ensure_ascii=False).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n",
+    }
+    return HuggingFaceTokenizer(spec, file=file, marks=marks, names=names, contents=contents)
+
+
+def _wordpiece(
+    data: bytes, names: Mapping[str, str], config: Mapping[str, Any], *, file: str
+) -> Spec:
+    """BERT's tokeniser of a vocab.txt, a piece a line."""
+    try:
+        lines = io.StringIO(data.decode(), newline=None)  # U+2028 is a piece, no end of a line
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text ({error}): copy it again") from None
+    vocab = {line.rstrip("\n"): i for i, line in enumerate(lines)}
+    if absent := [names[role] for role in ("cls", "sep", "unk") if names[role] not in vocab]:
+        raise ValueError(
+            f"{file} has no piece {', '.join(absent)}: it is no vocabulary of a BERT, or "
+            "tokenizer_config.json should name its special pieces"
+        )
+    model = {"type": "WordPiece", "unk_token": names["unk"], "continuing_subword_prefix": "##"}
+    model |= {"max_input_chars_per_word": 100, "vocab": vocab}
+    spec = _EMPTY | {"model": model, "pre_tokenizer": {"type": "BertPreTokenizer"}}
+    spec["normalizer"] = {
+        **{"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True},
+        **{"strip_accents": None, "lowercase": True},
+    }
+    _set_bert_options(spec["normalizer"], config)
+    spec["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    special = {names[role] for role in _BERT if names[role] in vocab}
+    spec["added_tokens"] = [_added(piece, spec) for piece in sorted(special, key=vocab.get)]
+    around = [names["cls"], "A", names["sep"], "B", names["sep"]]
+    spec["post_processor"] = _template(spec, around, second_type=1)
+    return spec
+
+
+def _set_bert_options(normalizer: Spec | None, config: Mapping[str, Any]) -> None:
+    """Takes from tokenizer_config.json what it says, as transformers does."""
+    keys = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
+    keys["tokenize_chinese_chars"] = "handle_chinese_chars"
+    if normalizer and normalizer.get("type") == "BertNormalizer":
+        normalizer |= {ours: config[key] for key, ours in keys.items() if key in config}
+
+
+def _byte_level(
+    vocab: Mapping[str, int],
+    merges: Sequence[str],
+    *,
+    special: Sequence[str],
+    words: str = "",
+    prefix: bool = False,
+) -> Spec:
+    """Byte-level BPE; `words` is a regex that cuts texts, '' cuts as GPT-2 does."""
+    model = {"type": "BPE", "vocab": vocab, "merges": [line.split(" ") for line in merges]}
+    model |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    step = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True}
+    step["use_regex"] = not words
+    split = {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
+    spec = _EMPTY | {"model": model, "decoder": step}
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, step]} if words else step
+    pieces = sorted({piece for piece in special if piece in vocab}, key=vocab.__getitem__)
+    spec["added_tokens"] = [_added(piece, spec) for piece in pieces]
+    return spec
+
+
+def _added(piece: str, spec: Spec, *, special: bool = True) -> Spec:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": spec["model"]["vocab"][piece], "content": piece, "special": special, **flags}
+
+
+def _template(spec: Spec, around: Sequence[str], *, second_type: int = 0) -> Spec:
+    """The post-processor that puts special pieces around texts 'A' and 'B'."""
+    items, type_id = [], 0
+    for piece in around:
+        type_id = second_type if piece == "B" else type_id
+        kind = "Sequence" if piece in ("A", "B") else "SpecialToken"
+        items.append({kind: {"id": piece, "type_id": type_id}})
+    first = around.index("A")
+    # One text has the marks before it, and behind it as many as stand at a pair's end.
+    behind = len(around) - 1 - around.index("B")
+    single = [*items[: first + 1], *items[first + 1 : first + 1 + behind]]
+    ids = {piece: spec["model"]["vocab"][piece] for piece in around if piece not in ("A", "B")}
+    special = {piece: {"id": piece, "ids": [i], "tokens": [piece]} for piece, i in ids.items()}
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": items,
+        "special_tokens": special,
+    }
+
+
+def _made(spec: Spec, file: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except Exception as error:  # the package raises no narrower one
+        raise ValueError(
+            f"{file} is no tokeniser that the package tokenizers {tokenizers.__version__} "
+            f"understands ({error}): update the package, or copy the file again"
+        ) from None
+
+
+def _family(post_processor: Spec | None, file: str) -> Marks:
+    """Reads off a post-processor's result, whatever its kind, what it puts around two texts.
+
+    Marks between two texts that only repeat the start (the <bos> of decoders) are left out: what
+    joins their texts is the template.
+    """
+    if post_processor is None:
+        return Marks()
+    pair = _made(_EMPTY | {"post_processor": post_processor}, file).encode("a", "a")
+    first, second = (pair.sequence_ids.index(text) for text in (0, 1))
+    ids, second_type = pair.ids, pair.type_ids[second]
+    start, between, end = ids[:first], ids[first + 1 : second], ids[second + 1 :]
+    if between == start:
+        between, second_type = [], 0
+    return Marks(tuple(start), tuple(between), tuple(end), second_type)
+
+
+def _named_in(spec: Spec) -> dict[str, str]:
+    """Finds special pieces with the usual names, for folders that do not say which they are."""
+    special = {token["content"] for token in spec.get("added_tokens", ()) if token["special"]}
+    found = {role: piece for role, piece in _ROBERTA.items() if piece in special}
+    return found | {role: piece for role, piece in _BERT.items() if piece in special}
+
+
+def _unreachable(spec: Spec) -> Spec:
+    """Renames the special pieces of a unigram model, whose trie would find them in texts."""
+    if spec["model"].get("type") != "Unigram":
+        return spec
+    special = {token["content"] for token in spec["added_tokens"] if token["special"]}
+
+    def renamed(piece: str) -> str:
+        return _HIDDEN + piece if piece in special else piece
+
+    vocab = [[renamed(piece), score] for piece, score in spec["model"]["vocab"]]
+    added = [token | {"content": renamed(token["content"])} for token in spec["added_tokens"]]
+    return spec | {"model": spec["model"] | {"vocab": vocab}, "added_tokens": added}
+
+
+def _normalizer(spec: Spec, file: str) -> tokenizers.normalizers.Normalizer | None:
+    """The normaliser as a text's losses are seen by: spaces around characters are none."""
+    shown = json.dumps(spec["normalizer"])
+    shown = re.sub(r'("handle_chinese_chars": )true', r"\1false", shown)
+    return _made(_EMPTY | {"normalizer": json.loads(shown)}, file).normalizer
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """What byte-level BPE writes for each byte: itself if printable, else from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = itertools.count(256)
+    return {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _read(piece: str) -> str:
+    """Returns the text of a byte-level piece, with U+FFFD for what is no whole character."""
+    if not _BYTES.keys() >= set(piece):
+        return piece
+    return bytes(_BYTES[character] for character in piece).decode("utf-8", errors="replace")

@@ -1,0 +1,397 @@
+"""SentencePiece: the tokenisers of Gemma, Llama 2, Mistral, T5 and XLM-R.
+
+Here: the tokeniser, models from folders and from GGUF metadata, and the ids of XLM-R and T5, which
+are arranged in the model itself: SentencePiece gives them, and all else (vocabulary.py, draws of
+segmentations) need not know. Called by tokenization.py. Imports no TensorFlow.
+"""
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2 as proto_lib
+from sentencepiece import sentencepiece_pb2 as text_lib
+
+from input_pipeline.augmentation_ops import numpy_mix
+from input_pipeline.tokenization import (
+    MODEL_FILES,
+    SPACE,
+    Marks,
+    Offsets,
+    Tokenizer,
+    parse_json,
+    special_pieces,
+)
+
+_TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
+_FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of XLM-R; <mask> is the last one
+_SENTINEL = "<extra_id_{}>"
+_SENTINELS = 100  # what T5's tokenisers add where nothing is said
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model with its marks."""
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        file: str,
+        marks: str = "auto",
+        contents: Mapping[str, bytes] | None = None,
+    ):
+        """Takes a serialised ModelProto whose ids are the embedding's.
+
+        Args:
+            model: with XLM-R's and T5's ids in it, as `from_files` puts them.
+            file: where it comes from, for messages.
+            marks: config.tokenizer.marks.
+            contents: the files it was read from, by name; None makes them of the model.
+
+        Raises:
+            ValueError: `model` is no SentencePiece model, or lacks a mark that is asked for.
+        """
+        self._model = model
+        try:
+            if not model:  # SentencePiece takes it for a model yet to come
+                raise RuntimeError
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:  # what SentencePiece raises, with a C++ source line for a message
+            raise _not_whole(model, file) from None
+        processor, size = self._processor, self._processor.vocab_size()
+        names = special_pieces(contents or {}, file=file)
+        ids = {role: getattr(processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
+        for role, piece in ({"mask": "<mask>"} | names).items():
+            if ids.get(role, -1) < 0 and processor.id_to_piece(i := processor[piece]) == piece:
+                ids[role] = i
+        super().__init__(
+            ids,
+            vocab_size=size,
+            family=_family(processor, contents or {}, file),
+            marks=marks,
+            files=contents or _stored(model),
+            file=file,
+        )
+        self.fragments = frozenset(i for i in range(size) if processor.is_byte(i))
+
+    @property
+    def processor(self) -> sentencepiece.SentencePieceProcessor:
+        """SentencePiece's own object, for what this class does not offer."""
+        return self._processor
+
+    @property
+    def model(self) -> bytes:
+        """The serialised ModelProto."""
+        return self._model
+
+    def encode_batch(
+        self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int | None = None
+    ) -> list[list[int]]:
+        """As of Tokenizer."""
+        threads = num_threads or os.cpu_count() or 1
+        return self._processor.encode(list(texts), out_type=int, num_threads=threads)
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
+        """As of Tokenizer."""
+        # The one output whose offsets are the same, bytes, in all releases.
+        found = self._processor.encode(list(texts), out_type="serialized_proto")
+        return [_offsets(data, text) for data, text in zip(found, texts, strict=True)]
+
+    def sample_batch(
+        self,
+        texts: Sequence[str] | Sequence[bytes],
+        uniforms_B: np.ndarray,
+        *,
+        size: int,
+        alpha: float,
+    ) -> list[list[int]]:
+        """Returns each text's ids in a segmentation that is drawn: a function of text and uniform.
+
+        A unigram model draws one of the best in proportion to its probability ** alpha
+        (1804.10959). A BPE model, which has no list of the best, leaves out the merges across
+        places that are drawn between characters, a share of alpha (after 1910.13267).
+        SentencePiece's own sampling won't do: it draws differently in every process.
+
+        Args:
+            texts: str, or UTF-8 bytes.
+            uniforms_B: float64 in [0, 1), a draw for each text.
+            size: how many best of a unigram model.
+            alpha: inverse temperature, or the share of places.
+
+        Raises:
+            ValueError: a BPE model that changes the white space of a text.
+        """
+        texts = [text if isinstance(text, str) else text.decode() for text in texts]
+        if self._is_unigram:
+            draws = zip(texts, uniforms_B, strict=True)
+            return [self._draw_best(text, draw, size, alpha) for text, draw in draws]
+        lengths_B = np.fromiter(map(len, texts), np.int64, len(texts))
+        first_B = np.cumsum(lengths_B) - lengths_B
+        places = np.arange(lengths_B.sum()) - np.repeat(first_B, lengths_B)
+        seeds = numpy_mix((uniforms_B * 2.0**53).astype(np.uint64))
+        draws = numpy_mix(np.repeat(seeds, lengths_B) + places.astype(np.uint64))
+        cut = (draws >> np.uint64(11)).astype(np.float64) < alpha * 2.0**53
+        cut |= places == 0
+        starts = np.flatnonzero(cut)
+        joined = "".join(texts)
+        bounds = [*starts.tolist(), len(joined)]
+        parts = [joined[start:stop] for start, stop in itertools.pairwise(bounds)]
+        counts = np.diff(np.searchsorted(starts, [*first_B, len(joined)])).tolist()
+        ids = iter(self.encode_batch(parts, num_threads=1))
+        return [list(itertools.chain.from_iterable(itertools.islice(ids, n))) for n in counts]
+
+    @functools.cached_property
+    def _is_unigram(self) -> bool:
+        model = proto_lib.ModelProto.FromString(self._model)
+        normalizer = model.normalizer_spec
+        if model.trainer_spec.model_type == proto_lib.TrainerSpec.UNIGRAM:
+            return True
+        if normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces:
+            raise ValueError(
+                "augmentation.sampling_rate: this BPE tokeniser changes the white space at the "
+                "ends of a text, so that its pieces cannot be drawn; set the rate to 0, or use a "
+                "unigram tokeniser"
+            )
+        return False
+
+    @functools.cached_property
+    def _scores_V(self) -> np.ndarray:
+        return np.array([self._processor.get_score(i) for i in range(self.vocab_size)])
+
+    def _draw_best(self, text: str, uniform: float, size: int, alpha: float) -> list[int]:
+        best = self._processor.nbest_encode(text, nbest_size=size, out_type=int)
+        scores = np.array([self._scores_V[ids].sum() for ids in best])
+        weights = np.cumsum(np.exp(alpha * (scores - scores.max())))
+        return best[int(np.searchsorted(weights, uniform * weights[-1], side="right"))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As of Tokenizer."""
+        return self._processor.decode([int(i) for i in ids])
+
+    def piece(self, token_id: int) -> str:
+        """As of Tokenizer; U+2581 for a space."""
+        return self._processor.id_to_piece(int(token_id))
+
+    @functools.cached_property
+    def _prefix(self) -> int:
+        return self._processor.normalize("a").index("a")  # 1 where a space is put before every text
+
+    def normalize(self, texts: Sequence[str]) -> list[str]:
+        """As of Tokenizer."""
+        results = self._processor.normalize(list(texts))
+        return [result[self._prefix :].replace(SPACE, " ") for result in results]
+
+    def normalized_parts(self, text: str) -> list[tuple[str, str]]:
+        """As of Tokenizer."""
+        result, offsets = self._processor.normalize(text, with_offsets=True)
+        parts, piece, start = [], "", 0
+        characters = result[self._prefix :].replace(SPACE, " ")
+        for character, stop in zip(characters, offsets[self._prefix + 1 :], strict=True):
+            piece += character
+            if stop > start:  # else more comes of the same source
+                parts.append((text[start:stop], piece))
+                piece, start = "", stop
+        return [*parts, (text[start:], "")]
+
+
+def _offsets(data: bytes, text: str) -> tuple[list[int], Offsets]:
+    """Returns the ids of a serialised SentencePieceText and their slices in characters."""
+    pieces = text_lib.SentencePieceText.FromString(data).pieces
+    utf8 = np.frombuffer(text.encode(), np.uint8)
+    # How many characters start before each byte.
+    place = np.concatenate([[0], np.cumsum((utf8 & 0xC0) != 0x80)]).tolist()
+    slices: Offsets = []
+    following = (-1, -1)
+    for piece in reversed(pieces):
+        start, stop = place[piece.begin], place[piece.end]
+        if start == stop == following[0] and piece.piece != SPACE:
+            stop = following[1]  # bytes of one character, or several pieces of what it became
+        following = (start, stop)
+        slices.append(following)
+    return [piece.id for piece in pieces], slices[::-1]
+
+
+def _family(
+    processor: sentencepiece.SentencePieceProcessor, contents: Mapping[str, bytes], file: str
+) -> Marks:
+    """Tells the marks by the pieces: those of XLM-R, of T5 (which has no bos), or one bos."""
+    bos, eos = processor.bos_id(), processor.eos_id()
+    if _is_fairseq([processor.id_to_piece(i) for i in range(min(4, len(processor)))]):
+        return Marks((bos,), (eos, eos), (eos,))
+    if bos < 0:
+        return Marks((), (eos,), (eos,)) if eos >= 0 else Marks()
+    config = _tokenizer_config(contents, file)
+    add_bos, add_eos = (config.get(f"add_{name}_token") for name in ("bos", "eos"))
+    return Marks((bos,) if add_bos is not False else (), (), (eos,) if add_eos else ())
+
+
+def _tokenizer_config(contents: Mapping[str, bytes], file: str) -> dict[str, Any]:
+    name = "tokenizer_config.json"
+    return parse_json(contents[name], f"{file}: {name}") if name in contents else {}
+
+
+def _is_fairseq(pieces: Sequence[str]) -> bool:
+    return tuple(pieces) == _FAIRSEQ
+
+
+def _not_whole(model: bytes, file: str) -> ValueError:
+    return ValueError(
+        f"{file} ({len(model):,} bytes) is not a whole SentencePiece model: copy it again, "
+        "or set config.tokenizer.model to another file"
+    )
+
+
+def from_files(
+    contents: Mapping[str, bytes], *, model_type: str, file: str, marks: str = "auto"
+) -> SentencePieceTokenizer:
+    """Makes the tokeniser of a folder.
+
+    Args:
+        contents: the folder's tokeniser files, by name.
+        model_type: of config.json; '' without one.
+        file: where it comes from, for messages.
+        marks: config.tokenizer.marks.
+
+    Raises:
+        ValueError: as of SentencePieceTokenizer.
+    """
+    name = next(name for name in MODEL_FILES if name in contents)
+    where = f"{file}/{name}" if len(contents) > 1 or not file.endswith(".model") else file
+    try:
+        proto = proto_lib.ModelProto.FromString(contents[name])
+    except DecodeError:
+        raise _not_whole(contents[name], where) from None
+    config = _tokenizer_config(contents, file)
+    kind = model_type or str(config.get("tokenizer_class", "")).lower()
+    known = {piece.piece for piece in proto.pieces}
+    model, kept = contents[name], contents
+    if kind.startswith(("xlm-roberta", "xlmroberta")) or (not kind and "bpe" in name):
+        if not _is_fairseq([piece.piece for piece in proto.pieces[:4]]):
+            model = _with_fairseq_ids(proto)
+    elif kind.startswith(("t5", "mt5", "umt5")) or (not kind and name == "spiece.model"):
+        if not known & {_SENTINEL.format(0), SPACE + _SENTINEL.format(0)}:
+            model = _with_sentinels(proto, config.get("extra_ids", _SENTINELS))
+    elif name == "tokenizer.model" and len(contents) == 1:
+        kept = None  # a model of ours, whose ids may be arranged already
+    return SentencePieceTokenizer(model, file=where, marks=marks, contents=kept)
+
+
+def _serialised(proto: proto_lib.ModelProto, pieces: Sequence[_TYPES]) -> bytes:
+    pieces = [_TYPES.FromString(piece.SerializeToString()) for piece in pieces]
+    del proto.pieces[:]
+    proto.pieces.extend(pieces)
+    proto.trainer_spec.vocab_size = len(pieces)
+    return proto.SerializeToString(deterministic=True)
+
+
+def _with_fairseq_ids(proto: proto_lib.ModelProto) -> bytes:
+    """Puts XLM-R's first ids in place and <mask> at the end; other pieces move up by one."""
+    first = {piece.piece: piece for piece in proto.pieces[:3]}
+    first["<pad>"] = _TYPES(piece="<pad>", type=_TYPES.CONTROL)
+    mask = _TYPES(piece="<mask>", type=_TYPES.CONTROL)
+    try:
+        front = [first[piece] for piece in _FAIRSEQ]
+    except KeyError as error:
+        raise ValueError(
+            f"the SentencePiece model of an XLM-R starts with {', '.join(first)}, without {error}: "
+            "it belongs to another model; set config.tokenizer.model to the checkpoint's folder"
+        ) from None
+    return _serialised(proto, [*front, *proto.pieces[3:], mask])
+
+
+def _with_sentinels(proto: proto_lib.ModelProto, count: int) -> bytes:
+    """Puts T5's sentinels at the end, counting down; as control pieces no text reaches them."""
+    last = [_TYPES(piece=_SENTINEL.format(i), type=_TYPES.CONTROL) for i in reversed(range(count))]
+    return _serialised(proto, [*proto.pieces, *last])
+
+
+def _stored(model: bytes) -> dict[str, bytes]:
+    """Undoes the arrangements above, since transformers and `from_files` make them anew."""
+    proto = proto_lib.ModelProto.FromString(model)
+    pieces = [piece.piece for piece in proto.pieces]
+    if _is_fairseq(pieces[:4]) and pieces[-1] == "<mask>":
+        first = [proto.pieces[i] for i in (3, 0, 2)]
+        stored = _serialised(proto, [*first, *proto.pieces[4:-1]])
+        return {"sentencepiece.bpe.model": stored, **_config("XLMRobertaTokenizer")}
+    count = 0
+    while count < len(pieces) and pieces[-1 - count] == _SENTINEL.format(count):
+        count += proto.pieces[-1 - count].type == _TYPES.CONTROL or len(pieces)
+    if 0 < count < len(pieces):
+        stored = _serialised(proto, proto.pieces[:-count])
+        return {"spiece.model": stored, **_config("T5Tokenizer", extra_ids=count)}
+    return {"tokenizer.model": model}
+
+
+def _config(name: str, **fields: Any) -> dict[str, bytes]:
+    config = {"tokenizer_class": name, **fields}
+    return {"tokenizer_config.json": json.dumps(config, indent=2).encode() + b"\n"}
+
+
+def from_gguf(
+    metadata: Mapping[str, Any], *, file: str, marks: str = "auto"
+) -> SentencePieceTokenizer:
+    """Makes the tokeniser of a GGUF file; errors as of `model_from_gguf`."""
+    model = model_from_gguf(metadata, file=file)
+    flags = {f"add_{name}_token": f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos")}
+    config = {name: bool(metadata[key]) for name, key in flags.items() if key in metadata}
+    contents = {"tokenizer.model": model}
+    if config:
+        contents["tokenizer_config.json"] = json.dumps(config, indent=2).encode() + b"\n"
+    return SentencePieceTokenizer(model, file=file, marks=marks, contents=contents)
+
+
+def model_from_gguf(metadata: Mapping[str, Any], *, file: str) -> bytes:
+    """Rebuilds the SentencePiece model whose vocabulary a GGUF file carries.
+
+    GGUF keeps pieces, scores and types, and drops the rest of the model: BPE with byte fallback and
+    without normalisation is what its 'llama' tokenisers are.
+
+    Args:
+        metadata: of the file, by key.
+        file: its name, for messages.
+
+    Returns:
+        A serialised ModelProto.
+
+    Raises:
+        ValueError: the tokeniser is of another kind, or not all there.
+    """
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind != "llama":
+        raise ValueError(
+            f"{file} holds a tokeniser of kind {kind!r}, expected 'llama' (SentencePiece BPE) or "
+            "'gpt2' (byte-level BPE): set config.tokenizer.model to a tokeniser's file or folder"
+        )
+    keys = [f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type")]
+    if absent := [key for key in keys if key not in metadata]:
+        raise ValueError(
+            f"{file} lacks {', '.join(absent)}, of which a SentencePiece model is made: set "
+            "config.tokenizer.model to a SentencePiece .model file"
+        )
+    model = proto_lib.ModelProto()
+    pieces, scores, types = (metadata[key] for key in keys)
+    for piece, score, kind in zip(pieces, scores, types, strict=True):
+        if kind == _TYPES.USER_DEFINED:  # GGUF stores runs of spaces unescaped
+            piece = piece.replace(" ", SPACE)
+        model.pieces.add(piece=piece, score=score, type=kind)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type = proto_lib.TrainerSpec.BPE
+    trainer.vocab_size = len(pieces)
+    trainer.byte_fallback = True
+    for name, key in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        piece_id = metadata.get(f"tokenizer.ggml.{key}_token_id", -1)
+        setattr(trainer, f"{name}_id", piece_id)
+        if piece_id >= 0:
+            setattr(trainer, f"{name}_piece", pieces[piece_id])
+    if trainer.unk_id >= 0:  # GGUF files of Gemma call it a control piece
+        model.pieces[trainer.unk_id].type = _TYPES.UNKNOWN
+    normalizer.name = "identity"
+    normalizer.add_dummy_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    normalizer.remove_extra_whitespaces = False
+    return model.SerializeToString(deterministic=True)

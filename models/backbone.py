@@ -1,0 +1,60 @@
+"""The one place that knows which architectures there are: from a config to its module and shapes.
+
+Every backbone is a Linen module with the attributes (config, dtype, remat, dropout) and
+
+    __call__(tokens_RxL, positions_RxL, segments_RxL, types_RxL=None, *, deterministic=True)
+        -> hidden_RxLxD   in the compute dtype, behind the last norm; of T5 the encoder's
+    logits(hidden) -> float32 [..., V]   over the vocabulary
+    everything(tokens_RxL, ...) -> None  calls all submodules, so that `init` makes all parameters
+    PARTS: ClassVar[tuple[str, ...]]     top levels of the tree that a checkpoint may lack and a
+                                         caller may not want: pooler, mlm_head, lm_head, decoder
+
+and its parameter paths start with 'embedder/' and 'layer_<i>/', which is what regex tables,
+layer-wise decay and adapters match. Called by models/heads.py, models/pretrained/ and training/.
+"""
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.bert import Bert, BertConfig
+from models.decoder import Decoder, DecoderConfig
+from models.t5 import T5, T5Config
+
+BackboneConfig = BertConfig | DecoderConfig | T5Config
+_MODULES: dict[type, Any] = {BertConfig: Bert, DecoderConfig: Decoder, T5Config: T5}
+
+
+def make_backbone(config: BackboneConfig, **attributes: Any) -> nn.Module:
+    """Returns the module of a config; attributes are dtype, remat, dropout, name."""
+    return _MODULES[type(config)](config, **attributes)
+
+
+def parts_of(config: BackboneConfig) -> tuple[str, ...]:
+    """Names the parts that a model of this config may have beside its backbone."""
+    return _MODULES[type(config)].PARTS
+
+
+@functools.lru_cache
+def _all_shapes(config: BackboneConfig) -> dict:
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    module = make_backbone(config)
+    init = functools.partial(module.init, method=module.everything)
+    return jax.eval_shape(init, jax.random.key(0), one, one, one, one)["params"]
+
+
+def parameter_shapes(config: BackboneConfig, parts: Iterable[str] = ()) -> dict:
+    """Nested dict of jax.ShapeDtypeStruct of the backbone and of `parts`; computes nothing."""
+    left_out = set(parts_of(config)) - set(parts)
+    return {name: value for name, value in _all_shapes(config).items() if name not in left_out}
+
+
+def layer_of(path: str) -> int | None:
+    """Layer number in a parameter path such as 'backbone/layer_3/mlp/up/kernel', else None."""
+    match = re.search(r"layer_(\d+)/", path)
+    return int(match[1]) if match else None

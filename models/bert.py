@@ -1,0 +1,250 @@
+"""Encoders in Linen: BERT, RoBERTa, XLM-R, ERNIE, ELECTRA and ALBERT.
+
+One architecture: learned absolute positions, attention in both directions, a LayerNorm behind each
+residual sum (1810.04805). What tells the families apart are fields of `BertConfig`. RoBERTa-wwm
+and MacBERT of the Chinese series are plain BERT. Layers are unrolled; ALBERT's tree holds each of
+its distinct layers once. All tables and the norm of the input are named 'embedder...', so that the
+regex 'backbone/embedder.*' catches the whole input. Attention and activations live in
+models/layers.py, checkpoint formats in models/pretrained/bert.py, pooling over positions and
+classification in models/heads.py.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models import layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """Shapes and choices of an encoder.
+
+    Attributes:
+        model_type: as config.json has it: 'bert', 'roberta', 'xlm-roberta', 'ernie', 'electra',
+            'albert'.
+        vocab_size: V.
+        width: D.
+        num_layers: layers that a text passes.
+        num_distinct_layers: layers that have parameters of their own; each serves equally many
+            in a row (ALBERT, 1909.11942). Equal to num_layers elsewhere.
+        num_heads: H, a divisor of D.
+        hidden: F, feed-forward width.
+        max_length: positions that a text may take.
+        position_offset: row of the position table that the first position reads; RoBERTa starts
+            behind its padding id.
+        num_types: kinds of text: rows of the token type table.
+        num_tasks: rows of ERNIE's table of tasks (2107.02137), of which row 0 is read; 0 is none.
+        embedding_size: E, of all tables and of the masked-language-model head; D where the
+            embeddings are not factorised.
+        embedder_projection: whether a dense layer leads from E to D.
+        activation: of the feed-forward block, key of layers.ACTIVATIONS.
+        head_activation: of the masked-language-model head, likewise.
+        norm_epsilon: of every LayerNorm.
+    """
+
+    model_type: str
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_distinct_layers: int
+    num_heads: int
+    hidden: int
+    max_length: int
+    embedding_size: int
+    position_offset: int = 0
+    num_types: int = 2
+    num_tasks: int = 0
+    embedder_projection: bool = False
+    activation: str = "gelu"
+    head_activation: str = "gelu"
+    norm_epsilon: float = 1e-12
+
+
+class Attention(nn.Module):
+    """Self-attention in both directions, within segments."""
+
+    config: BertConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_PxD: jax.Array, mask_RxLxL: jax.Array) -> jax.Array:
+        """Maps [P, D] to [P, D], reading within rows of L positions."""
+        rows, length, _ = mask_RxLxL.shape
+        width, heads = self.config.width, self.config.num_heads
+
+        def project(name: str) -> jax.Array:
+            projected_PxD = nn.Dense(width, dtype=self.dtype, name=name)(x_PxD)
+            return projected_PxD.reshape(rows, length, heads, width // heads)
+
+        mixed_RxLxHxN = layers.attend(
+            project("query"),
+            project("key"),
+            project("value"),
+            mask_RxLxL,
+            scale=(width // heads) ** -0.5,
+        )
+        output = nn.Dense(width, dtype=self.dtype, name="output")
+        return output(mixed_RxLxHxN.reshape(rows * length, width))
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with biases and an activation between them."""
+
+    config: BertConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_PxD: jax.Array) -> jax.Array:
+        """Maps [P, D] to [P, D]."""
+        up_PxF = nn.Dense(self.config.hidden, dtype=self.dtype, name="up")(x_PxD)
+        activated_PxF = layers.ACTIVATIONS[self.config.activation](up_PxF)
+        return nn.Dense(self.config.width, dtype=self.dtype, name="down")(activated_PxF)
+
+
+class Layer(nn.Module):
+    """One encoder layer: attention and feed-forward, each with its residual and a norm behind."""
+
+    config: BertConfig
+    dtype: jnp.dtype
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x_PxD: jax.Array, mask_RxLxL: jax.Array, deterministic: bool) -> jax.Array:
+        """Maps [P, D] to [P, D]; nn.remat wants `deterministic`, a static argument, by position."""
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        y_PxD = Attention(self.config, self.dtype, name="attention")(x_PxD, mask_RxLxL)
+        x_PxD = layer_norm(self.config, self.dtype, "attention_norm")(x_PxD + drop(y_PxD))
+        y_PxD = FeedForward(self.config, self.dtype, name="mlp")(x_PxD)
+        return layer_norm(self.config, self.dtype, "mlp_norm")(x_PxD + drop(y_PxD))
+
+
+class MaskedLanguageModelHead(nn.Module):
+    """Transformation behind the last layer, whose output meets the token embedding."""
+
+    config: BertConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, embedder: layers.Embedder) -> jax.Array:
+        """Maps hidden states [..., D] to float32 logits [..., V]."""
+        config = self.config
+        transformed = nn.Dense(config.embedding_size, dtype=self.dtype, name="transform")(hidden)
+        transformed = layers.ACTIVATIONS[config.head_activation](transformed)
+        transformed = layer_norm(config, self.dtype, "norm")(transformed)
+        bias_V = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+        return embedder.attend(transformed) + bias_V.astype(jnp.float32)
+
+
+class Bert(nn.Module):
+    """An encoder; `pooled` and `logits` add the heads that it was pretrained with.
+
+    Attributes:
+        config: shapes and choices.
+        dtype: of the computation; parameters are float32.
+        remat: recompute each layer in the backward pass instead of storing its activations.
+        dropout: rate behind the embeddings and on each residual branch, when not deterministic.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("pooler", "mlm_head")
+
+    config: BertConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    dropout: float = 0.0
+
+    def setup(self):
+        """Declares the parameters: embedder/embedding, embedder_positions/..., layer_0/..."""
+        config = self.config
+        positions = config.max_length + config.position_offset
+        self.embedder = layers.Embedder(config.vocab_size, config.embedding_size)
+        self.embedder_positions = layers.Embedder(positions, config.embedding_size)
+        self.embedder_types = layers.Embedder(config.num_types, config.embedding_size)
+        if config.num_tasks:
+            self.embedder_tasks = layers.Embedder(config.num_tasks, config.embedding_size)
+        self.embedder_norm = layer_norm(config, self.dtype, None)
+        if config.embedder_projection:
+            self.embedder_projection = nn.Dense(config.width, dtype=self.dtype)
+        self.embedder_dropout = nn.Dropout(self.dropout)
+        layer_class = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer
+        self.layer = [
+            layer_class(config, self.dtype, self.dropout) for _ in range(config.num_distinct_layers)
+        ]
+        self.pooler = nn.Dense(config.width, dtype=self.dtype)
+        self.mlm_head = MaskedLanguageModelHead(config, self.dtype)
+
+    def __call__(
+        self,
+        tokens_RxL: jax.Array,
+        positions_RxL: jax.Array,
+        segments_RxL: jax.Array,
+        types_RxL: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Returns the hidden states behind the last layer, [R, L, D] in the compute dtype.
+
+        Ids outside their table (tokens, positions from max_length on, types) give NaN, never
+        another row's vector.
+
+        Args:
+            tokens_RxL: int32.
+            positions_RxL: int32, restarting at 0 in each segment, 0 where padding.
+            segments_RxL: int32, 0 where padding. Segments never attend to each other.
+            types_RxL: int32, 0 in a first text, 1 in a second one; None is 0 everywhere.
+            deterministic: False applies dropout, which then needs the rng 'dropout'.
+        """
+        config = self.config
+        rows, length = tokens_RxL.shape
+        # Positions are flattened because a weight gradient that contracts two axes is slow on CPU.
+        x_PxD = self._embed(tokens_RxL, positions_RxL, types_RxL, deterministic)
+        mask_RxLxL = layers.attention_mask(positions_RxL, segments_RxL, causal=False)
+        for i in range(config.num_layers):
+            layer = self.layer[i * config.num_distinct_layers // config.num_layers]
+            x_PxD = layer(x_PxD, mask_RxLxL, deterministic)
+        return x_PxD.reshape(rows, length, config.width)
+
+    def _embed(
+        self,
+        tokens_RxL: jax.Array,
+        positions_RxL: jax.Array,
+        types_RxL: jax.Array | None,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Sums the tables' rows in float32, normalises and projects them: [P, D]."""
+        types_RxL = jnp.zeros_like(tokens_RxL) if types_RxL is None else types_RxL
+        x_PxE = self.embedder(tokens_RxL.reshape(-1))
+        x_PxE += self.embedder_types(types_RxL.reshape(-1))
+        x_PxE += self.embedder_positions(positions_RxL.reshape(-1) + self.config.position_offset)
+        if self.config.num_tasks:
+            x_PxE += self.embedder_tasks(jnp.zeros(1, jnp.int32))
+        x_PxE = self.embedder_dropout(self.embedder_norm(x_PxE), deterministic=deterministic)
+        return self.embedder_projection(x_PxE) if self.config.embedder_projection else x_PxE
+
+    def pooled(self, first_BxD: jax.Array) -> jax.Array:
+        """Passes each text's first hidden state through BERT's dense layer and tanh: [B, D]."""
+        return jnp.tanh(self.pooler(first_BxD))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Masked-language-model logits, float32 [..., V], of hidden states [..., D]."""
+        return self.mlm_head(hidden, self.embedder)
+
+    def everything(
+        self,
+        tokens_RxL: jax.Array,
+        positions_RxL: jax.Array,
+        segments_RxL: jax.Array,
+        types_RxL: jax.Array | None = None,
+    ) -> None:
+        """Calls all submodules, so that `init` makes all parameters."""
+        hidden_RxLxD = self(tokens_RxL, positions_RxL, segments_RxL, types_RxL)
+        self.pooled(hidden_RxLxD[:, 0])
+        self.logits(hidden_RxLxD)
+
+
+def layer_norm(config: BertConfig, dtype: jnp.dtype, name: str | None) -> nn.LayerNorm:
+    """LayerNorm (1607.06450) over the last axis, with statistics in float32."""
+    return nn.LayerNorm(epsilon=config.norm_epsilon, dtype=dtype, name=name)

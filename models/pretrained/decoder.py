@@ -1,0 +1,391 @@
+"""Checkpoints of decoders: Gemma 2 and 3, Llama 2 and 3, Qwen 2, 2.5 and 3, Mistral.
+
+Their config.json, as transformers 4 and 5 write it, and the names of their tensors in Hugging Face
+folders and GGUF files. What the header of a GGUF file says is read in decoder_gguf.py. Called
+through FAMILY by models/pretrained/__init__.py.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from models.decoder import DecoderConfig
+from models.layers import Rope
+from models.pretrained.decoder_gguf import GGUF_ARCHITECTURES, read_gguf
+from models.pretrained.families import Family
+from models.pretrained.fields import Fields
+from models.pretrained.tables import AS_IS, KERNEL, MINUS_ONE, Format, Kind, Row, Rows
+
+MODEL_TYPES = {
+    "gemma2": "Gemma 2",
+    "gemma3": "Gemma 3, the text part",
+    "gemma3_text": "Gemma 3",
+    "llama": "Llama 2 and 3",
+    "qwen2": "Qwen 2 and 2.5",
+    "qwen3": "Qwen 3",
+    "mistral": "Mistral",
+}
+_ACTIVATIONS = {
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+# What a config.json of vision and text leaves out of its text part: the defaults of transformers.
+_GEMMA3_DEFAULTS = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 131_072,
+    "sliding_window": 4096,
+}
+# Kinds of rope scaling: key of config.json -> attribute of Rope.
+_ROPE_KEYS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "original_max_position_embeddings": "original_length",
+        "low_freq_factor": "slow",
+        "high_freq_factor": "fast",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_max_position_embeddings": "original_length",
+        "beta_slow": "slow",
+        "beta_fast": "fast",
+        "attention_factor": "amplitude",
+        "truncate": "whole",
+    },
+}
+
+
+def read_config(fields: Fields) -> DecoderConfig:
+    """Builds the config from config.json, in the layout of transformers 4 or 5.
+
+    Raises:
+        ValueError: a field is missing, or asks for what models/decoder.py doesn't do.
+    """
+    model_type = fields.take("model_type")
+    if model_type == "gemma3":
+        text = _GEMMA3_DEFAULTS | fields.take("text_config")
+        model_type, fields = "gemma3_text", Fields(text, f"{fields.file} (text_config)")
+    fields.expect("quantization_config", (None,))
+    fields.expect("partial_rotary_factor", (None, 1.0))
+    gemma = model_type.startswith("gemma")
+    width, num_heads = fields.take("hidden_size"), fields.take("num_attention_heads")
+    head_size = fields.get("head_dim", None)
+    if head_size is None:
+        head_size = fields.take("head_dim") if gemma else width // num_heads
+    bidirectional = _bidirectional(fields, model_type)
+    kinds = _kinds_of_layers(fields, model_type)
+    window = fields.take("sliding_window") if _SLIDING in kinds else 0
+    if bidirectional and model_type != "gemma3_text":
+        window *= 2  # theirs is what is seen on each side, ours on both
+    ropes = _ropes(fields, model_type)
+    activation = fields.expect(
+        "hidden_activation" if gemma else "hidden_act",
+        _ACTIVATIONS,
+        default="gelu_pytorch_tanh" if gemma else "silu",
+    )
+    biases = {"qwen2": True, "mistral": False}
+    all_biases = model_type not in biases and fields.get("attention_bias", False)
+    return DecoderConfig(
+        model_type=model_type,
+        vocab_size=fields.take("vocab_size"),
+        width=width,
+        num_layers=len(kinds),
+        num_heads=num_heads,
+        num_kv_heads=fields.get("num_key_value_heads", num_heads),
+        head_size=head_size,
+        hidden=fields.take("intermediate_size"),
+        windows=tuple(window if kind == _SLIDING else 0 for kind in kinds),
+        ropes=tuple(ropes[kind] for kind in kinds),
+        attention_scale=(fields.take("query_pre_attn_scalar") if gemma else head_size) ** -0.5,
+        embedding_scale=width**0.5 if gemma else 1.0,
+        max_length=fields.get("max_position_embeddings", 0),
+        norm_epsilon=fields.take("rms_norm_eps"),
+        activation=_ACTIVATIONS[activation],
+        query_key_norm=model_type in ("gemma3_text", "qwen3"),
+        post_norms=gemma,
+        attention_bias=biases.get(model_type, all_biases),
+        output_bias=all_biases,
+        mlp_bias=model_type == "llama" and fields.get("mlp_bias", False),
+        attention_cap=_cap(fields, "attn_logit_softcapping", model_type),
+        logit_cap=_cap(fields, "final_logit_softcapping", model_type),
+        tied=fields.get("tie_word_embeddings", gemma),
+        bidirectional=bidirectional,
+    )
+
+
+def write_config(config: DecoderConfig) -> dict[str, Any]:
+    """Inverse of `read_config`: the contents of config.json, for transformers 4 and 5.
+
+    Raises:
+        ValueError: the family of `config.model_type` doesn't have what the config asks for.
+    """
+    model_type = config.model_type
+    gemma = model_type.startswith("gemma")
+    activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    kinds = [_SLIDING if window else _FULL for window in config.windows]
+    window = max(config.windows)
+    if config.bidirectional and model_type != "gemma3_text":
+        window //= 2
+        config = dataclasses.replace(
+            config, windows=tuple(each // 2 * 2 for each in config.windows)
+        )  # of an odd window the middle one is itself
+    written = {
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_size,
+        "intermediate_size": config.hidden,
+        "rms_norm_eps": config.norm_epsilon,
+        "hidden_activation" if gemma else "hidden_act": activations.get(config.activation),
+        "tie_word_embeddings": config.tied,
+        **_ropes_json(config, kinds),
+    }
+    if config.max_length:
+        written["max_position_embeddings"] = config.max_length
+    if model_type not in ("qwen2", "mistral"):
+        written["attention_bias"] = config.attention_bias
+    if model_type == "llama":
+        written["mlp_bias"] = config.mlp_bias
+    else:
+        written["sliding_window"] = window or (4096 if gemma else None)
+    if model_type not in ("llama", "mistral"):
+        written["layer_types"] = kinds
+    if model_type.startswith("qwen"):
+        written["use_sliding_window"] = bool(window)
+        written["max_window_layers"] = (*kinds, _SLIDING).index(_SLIDING)
+    if gemma:
+        written["query_pre_attn_scalar"] = round(config.attention_scale**-2)
+        written["attn_logit_softcapping"] = config.attention_cap or None
+        written["final_logit_softcapping"] = config.logit_cap or None
+    if config.bidirectional and model_type == "gemma3_text":
+        written["use_bidirectional_attention"] = True
+    elif config.bidirectional:
+        written["is_causal"] = False
+    again = read_config(Fields(written, "the written config.json"))
+    if again != config:
+        names = [name for name in vars(config) if getattr(again, name) != getattr(config, name)]
+        found = ", ".join(f"{name}={getattr(config, name)!r}" for name in names)
+        raise ValueError(
+            f"A {MODEL_TYPES[model_type]} can't be written with {found}: its format says "
+            + ", ".join(f"{name}={getattr(again, name)!r}" for name in names)
+        )
+    return written
+
+
+def _bidirectional(fields: Fields, model_type: str) -> bool:
+    if model_type == "gemma3_text":
+        fields.expect("is_causal", (None, True))
+        return bool(fields.get("use_bidirectional_attention", False))
+    fields.expect("use_bidirectional_attention", (None, False))
+    return not fields.get("is_causal", True)
+
+
+def _cap(fields: Fields, key: str, model_type: str) -> float:
+    """A soft cap, 0 for null; Gemma 2 must tell it, for without the field it would have one."""
+    if model_type == "gemma2":
+        return fields.take(key) or 0.0
+    return fields.get(key, 0.0) if model_type == "gemma3_text" else 0.0
+
+
+def _kinds_of_layers(fields: Fields, model_type: str) -> list[str]:
+    """Says of each layer whether it has a window."""
+    count = fields.take("num_hidden_layers")
+    if model_type == "llama":
+        return [_FULL] * count
+    if model_type == "mistral":
+        return [_SLIDING if fields.take("sliding_window") else _FULL] * count
+    kinds = fields.get("layer_types", None)
+    if kinds is None and model_type.startswith("qwen"):
+        first = count
+        if fields.get("use_sliding_window", False):
+            first = fields.take("max_window_layers")
+        return [_SLIDING if layer >= first else _FULL for layer in range(count)]
+    if kinds is None:
+        period = 2 if model_type == "gemma2" else fields.get("sliding_window_pattern", 6)
+        return [_SLIDING if (layer + 1) % period else _FULL for layer in range(count)]
+    if len(kinds) != count or not {*kinds} <= {_SLIDING, _FULL}:
+        raise ValueError(
+            f"{fields.file}: layer_types is {kinds}, expected {_SLIDING!r} or {_FULL!r} for each "
+            f"of {count} layers"
+        )
+    return kinds
+
+
+def _ropes(fields: Fields, model_type: str) -> dict[str, Rope]:
+    """Rotary positions by kind of layer, from either layout."""
+    found = fields.get("rope_parameters", None)
+    if found is None:  # transformers 4
+        base = fields.get("rope_theta", 1e6 if model_type == "gemma3_text" else 1e4)
+        found = {"rope_theta": base, **fields.get("rope_scaling", {})}
+        if model_type == "gemma3_text":
+            local = fields.get("rope_local_base_freq", 1e4)
+            found = {_FULL: found, _SLIDING: {"rope_theta": local}}
+    if not found.keys() & {_SLIDING, _FULL}:
+        found = {_SLIDING: found, _FULL: found}
+    return {kind: _rope(each, fields) for kind, each in found.items() if each is not None}
+
+
+def _rope(found: dict[str, Any], fields: Fields) -> Rope:
+    found = {key: value for key, value in found.items() if value is not None}
+    kind = found.get("rope_type") or found.get("type") or "default"
+    known = _ROPE_KEYS.get(kind, {})
+    unknown = found.keys() - known.keys() - {"rope_theta", "rope_type", "type"}
+    if found.get("partial_rotary_factor") == 1.0:
+        unknown -= {"partial_rotary_factor"}
+    if kind not in _ROPE_KEYS or unknown:
+        raise ValueError(
+            f"{fields.file}: the rotary positions (rope_scaling or rope_parameters) are {found}: "
+            f"{f'keys {sorted(unknown)} of ' * bool(unknown)}type {kind!r} not implemented; the "
+            f"types here are {list(_ROPE_KEYS)}"
+        )
+    values: dict[str, Any] = {}
+    if kind == "yarn":
+        factor = found.get("factor") or 1.0
+        values = {"slow": 1.0, "fast": 32.0, "amplitude": 0.1 * math.log(max(factor, 1.0)) + 1}
+    values |= {ours: found[theirs] for theirs, ours in known.items() if theirs in found}
+    if "original_length" in known.values() and "original_length" not in values:
+        values["original_length"] = fields.take("max_position_embeddings")
+    optional = {"original_length", "slow", "fast", "amplitude", "whole"} if kind == "yarn" else {}
+    if missing := [key for key, ours in known.items() if ours not in {*values, *optional}]:
+        raise ValueError(
+            f"{fields.file}: the rotary positions {found} lack {missing}: use the config.json "
+            "saved with the weights"
+        )
+    return Rope(base=found.get("rope_theta", 1e4), kind=kind, **values)
+
+
+def _ropes_json(config: DecoderConfig, kinds: list[str]) -> dict[str, Any]:
+    """The field of transformers 5 (rope_parameters), and those of 4."""
+    gemma3 = config.model_type == "gemma3_text"
+    ropes = dict(zip(kinds, config.ropes, strict=True))
+    # Gemma 3 wants both kinds, of a kind without layers any; the others have one for all layers.
+    full = ropes.get(_FULL, Rope(base=1e6) if gemma3 else config.ropes[0])
+    local = ropes.get(_SLIDING, Rope(base=1e4))
+    found = {
+        kind: {"rope_type": rope.kind}
+        | {theirs: getattr(rope, ours) for theirs, ours in _ROPE_KEYS[rope.kind].items()}
+        for kind, rope in ((_SLIDING, local), (_FULL, full))
+    }
+    old = {
+        "rope_theta": full.base,
+        "rope_scaling": None if full.kind == "default" else found[_FULL],
+    }
+    if not gemma3:
+        return {"rope_parameters": {"rope_theta": full.base, **found[_FULL]}, **old}
+    bases = {_SLIDING: local.base, _FULL: full.base}
+    new = {kind: {"rope_theta": bases[kind], **found[kind]} for kind in found}
+    return {"rope_parameters": new, "rope_local_base_freq": local.base, **old}
+
+
+# Linear maps: our name, the name in Hugging Face folders, in GGUF files.
+_MAPS = (
+    ("attention/query", "self_attn.q_proj", "attn_q"),
+    ("attention/key", "self_attn.k_proj", "attn_k"),
+    ("attention/value", "self_attn.v_proj", "attn_v"),
+    ("attention/output", "self_attn.o_proj", "attn_output"),
+    ("mlp/gate", "mlp.gate_proj", "ffn_gate"),
+    ("mlp/up", "mlp.up_proj", "ffn_up"),
+    ("mlp/down", "mlp.down_proj", "ffn_down"),
+)
+_HEAD_NORMS = (
+    ("attention/query_norm", "self_attn.q_norm", "attn_q_norm"),
+    ("attention/key_norm", "self_attn.k_norm", "attn_k_norm"),
+)
+_NORMS = (
+    ("pre_attention_norm", "input_layernorm", "attn_norm"),
+    ("pre_mlp_norm", "post_attention_layernorm", "ffn_norm"),
+)
+_SANDWICH_NORMS = (
+    ("pre_attention_norm", "input_layernorm", "attn_norm"),
+    ("post_attention_norm", "post_attention_layernorm", "post_attention_norm"),
+    ("pre_mlp_norm", "pre_feedforward_layernorm", "ffn_norm"),
+    ("post_mlp_norm", "post_feedforward_layernorm", "post_ffw_norm"),
+)
+_IGNORED = (
+    (r".*rotary_emb\.inv_freq", "computed from the config"),
+    (r"rope_freqs\.weight", "checked against the config by read_gguf"),
+    (r"blk\.\d+\.attn_rot_embd\.weight|.*\.attn_rot_embd", "computed from the config"),
+    (r"(.*\.)?(score|classifier|qa_outputs)\.(weight|bias)", "the head of another task"),
+    (r"(.*\.)?(vision_tower|multi_modal_projector)\..*", "reads images, not text"),
+)
+_TIED = (r"(.*\.)?lm_head\.weight|output\.weight", "the embedding once more: the two are tied")
+
+
+def table(config: DecoderConfig, format: Format) -> Rows:
+    """Returns the rows of a config; ValueError for a format in which decoders don't come."""
+    if format not in ("huggingface", "gguf"):
+        raise ValueError(f"Decoders don't come in the format {format!r}: use a folder or a .gguf")
+    gguf = format == "gguf"
+    layer, column = ("blk.{}.", 2) if gguf else ("model.layers.{}.", 1)
+    ends = ("token_embd", "output_norm", "output")
+    embedding, norm, head = ends if gguf else ("model.embed_tokens", "model.norm", "lm_head")
+    scale = MINUS_ONE if config.model_type.startswith("gemma") and not gguf else AS_IS
+    rows = [
+        Row("embedder/embedding", f"{embedding}.weight"),
+        Row("final_norm/scale", f"{norm}.weight", scale),
+    ]
+    if not config.tied:
+        rows.append(Row("lm_head/kernel", f"{head}.weight", KERNEL))
+    norms = _SANDWICH_NORMS if config.post_norms else _NORMS
+    for names in (*norms, *_HEAD_NORMS):
+        rows.append(Row(f"layer_{{}}/{names[0]}/scale", f"{layer}{names[column]}.weight", scale))
+    for names in _MAPS:
+        kernel, bias = KERNEL, AS_IS
+        if gguf and config.model_type in ("llama", "mistral"):
+            heads = {"attention/query": config.num_heads, "attention/key": config.num_kv_heads}
+            if names[0] in heads:
+                kernel = _interleaved(heads[names[0]], transposed=True)
+                bias = _interleaved(heads[names[0]], transposed=False)
+        rows.append(Row(f"layer_{{}}/{names[0]}/kernel", f"{layer}{names[column]}.weight", kernel))
+        rows.append(Row(f"layer_{{}}/{names[0]}/bias", f"{layer}{names[column]}.bias", bias))
+    ignored = (*_IGNORED, _TIED) if config.tied else _IGNORED
+    return Rows(rows, ignored) if gguf else Rows(rows, ignored, _canonical)
+
+
+def _canonical(name: str) -> str:
+    """Puts the names of bare, classifying and multimodal models like those of language models."""
+    bare = re.sub(
+        r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.|transformer\.)",
+        "",
+        name,
+    )
+    return f"model.{bare}" if re.match(r"(layers|embed_tokens|norm)\.", bare) else bare
+
+
+def _interleaved(heads: int, *, transposed: bool) -> Kind:
+    """Maps whose rows GGUF orders so that rotary pairs are neighbours: (0, N/2, 1, N/2 + 1, ...).
+
+    Llama's and Mistral's queries and keys, see `permute` of llama.cpp's convert_hf_to_gguf.py.
+    """
+
+    def read(stored: np.ndarray) -> np.ndarray:
+        pairs = stored.reshape(heads, -1, 2, *stored.shape[1:])
+        value = pairs.swapaxes(1, 2).reshape(stored.shape)
+        return value.T if transposed else value
+
+    def write(value: np.ndarray) -> np.ndarray:
+        value = value.T if transposed else value
+        halves = value.reshape(heads, 2, -1, *value.shape[1:])
+        return halves.swapaxes(1, 2).reshape(value.shape)
+
+    return Kind(read, write, KERNEL.shape if transposed else AS_IS.shape)
+
+
+FAMILY = Family(
+    DecoderConfig, MODEL_TYPES, read_config, write_config, table, GGUF_ARCHITECTURES, read_gguf
+)

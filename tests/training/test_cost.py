@@ -1,0 +1,154 @@
+"""The stated cost is that of the model: parameters, bytes, and FLOPs by a closed formula."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models.bert import BertConfig
+from models.heads import Classifier
+from models.pretrained import open_checkpoint
+from training import cost
+from training.state import TrainState, flatten, merge
+from training.train_step import make_train_step
+
+ROWS, LENGTH, EXAMPLES = 4, 64, 8
+
+
+def encoder():
+    return BertConfig(
+        model_type="bert",
+        vocab_size=300,
+        width=128,
+        num_layers=2,
+        num_distinct_layers=2,
+        num_heads=4,
+        hidden=512,
+        max_length=64,
+        embedding_size=128,
+    )
+
+
+def decoder():
+    fields = {
+        "vocab_size": 300,
+        "width": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_size": 32,
+        "hidden": 256,
+    }
+    found = open_checkpoint("tests/fixtures/tiny_gemma3").config
+    windows = {"windows": (0, 0)}
+    rest = {
+        name: getattr(found, name)[:1] * 2
+        for name, value in vars(found).items()
+        if isinstance(value, tuple) and name != "windows"
+    }
+    return dataclasses.replace(found, **fields, **windows, **rest)
+
+
+def batch(microbatches=1):
+    tokens = jax.ShapeDtypeStruct((microbatches, ROWS, LENGTH), jnp.int32)
+    ints = {f"{name}_RxL": tokens for name in ("tokens", "positions", "segments", "types")}
+    labels = np.zeros((microbatches, EXAMPLES), np.int32)
+    return ints | {"labels_B": labels, "weights_B": labels.astype(np.float32)}
+
+
+class Model:
+    def __init__(self, config):
+        self.model = Classifier(config, num_classes=2, pooling="first")
+        one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+
+        def init(rng, *ints):
+            return self.model.init(rng, *ints, num_examples=1, deterministic=True)["params"]
+
+        self.params = flatten(jax.eval_shape(init, jax.random.key(0), *[one] * 4))
+        self.optimizer = optax.scale_by_adam()
+        self.state = jax.eval_shape(
+            lambda params: TrainState(
+                jnp.int32(0), jnp.int32(0), params, self.optimizer.init(params)
+            ),
+            self.params,
+        )
+        self.train_step = make_train_step(
+            lambda params, part, rng: self.forward(params, part),
+            lambda logits, part: (logits.sum(), part["weights_B"].sum(), {}),
+            self.optimizer,
+            learning_rate=1e-3,
+            schedule=lambda examples: jnp.float32(1),
+            batch_size=EXAMPLES,
+            seed=0,
+        )
+
+    def forward(self, params, part):
+        names = ("tokens_RxL", "positions_RxL", "segments_RxL", "types_RxL")
+        return self.model.apply(
+            {"params": merge(params)},
+            *(part[name] for name in names),
+            num_examples=part["labels_B"].shape[-1],
+            deterministic=True,
+        )
+
+    def matmul_flops(self, config):
+        """2 per parameter of a product and position; 4 per channel and pair, of attention."""
+        kernels = [v.size for p, v in self.params.items() if "layer_" in p and p.endswith("kernel")]
+        head_size = getattr(config, "head_size", config.width // config.num_heads)
+        positions, pairs = ROWS * LENGTH, ROWS * LENGTH * LENGTH
+        attention = 4 * config.num_layers * config.num_heads * head_size * pairs
+        return (2 * sum(kernels) * positions + attention) / EXAMPLES
+
+
+@pytest.mark.parametrize("make", [encoder, decoder])
+def test_flops_are_those_of_the_closed_formula_and_the_work_between_products(make):
+    config = make()
+    model = Model(config)
+    part = {name: jnp.zeros(array.shape[1:], array.dtype) for name, array in batch().items()}
+    expected = model.matmul_flops(config)
+    forward = cost.flops_per_example(model.forward, model.params, part)
+    assert expected < forward < 1.15 * expected
+    # The backward pass needs two products for each one.
+    step = cost.flops_per_example(model.train_step, model.state, {}, batch())
+    assert 2.9 * expected < step < 3.5 * expected
+    again = cost.flops_per_example(model.train_step, model.state, {}, batch(microbatches=3))
+    assert again == pytest.approx(step, rel=0.02)  # not a third of it, though the loop is one
+
+
+def test_frozen_parameters_cost_no_gradients():
+    model = Model(encoder())
+    head = {path: value for path, value in model.params.items() if path.startswith("head")}
+    frozen = {path: value for path, value in model.params.items() if path not in head}
+    state = jax.eval_shape(
+        lambda params: TrainState(jnp.int32(0), jnp.int32(0), params, model.optimizer.init(params)),
+        head,
+    )
+    all_trained = cost.flops_per_example(model.train_step, model.state, {}, batch())
+    one_trained = cost.flops_per_example(model.train_step, state, frozen, batch())
+    assert one_trained < 0.4 * all_trained
+    lines = cost.describe(
+        state, frozen, batch(), forward=model.forward, train_step=model.train_step
+    )
+    total, trained = (sum(v.size for v in tree.values()) for tree in (model.params, head))
+    assert f"{total / 1e6:,.1f}M" in lines[0] and f"({trained / total:.1%}) are trained" in lines[0]
+    assert "32 positions per example" in lines[2]
+
+
+def test_memory_counts_each_dtype_in_its_bytes():
+    tree = {
+        "a": jnp.zeros((3, 5), jnp.bfloat16),
+        "b": (jnp.zeros((4, 2), jnp.int8), jnp.zeros(2, jnp.float32)),
+    }
+    assert cost.memory(tree) == {"bfloat16": 30, "int8": 8, "float32": 8}
+    trained = {"backbone/embedder/embedding": jax.ShapeDtypeStruct((2**20, 2), jnp.float32)}
+    frozen = {"backbone/layer_0/x/kernel": jax.ShapeDtypeStruct((2**20, 3), jnp.bfloat16)}
+    state = TrainState(0, 0, trained, [trained, trained])
+    line = cost.describe_memory(state, frozen)
+    assert "8 MiB trained and 6 MiB (bfloat16) frozen, gradients 8 MiB, optimiser state 16" in line
+    parameters = cost.describe_parameters(trained, frozen)
+    assert parameters == (
+        "Parameters: 5.2M, of which 2.1M (40.0%) are trained; 2.1M are embeddings."
+    )

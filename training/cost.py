@@ -1,0 +1,131 @@
+"""What a training costs, said before it starts: parameters, memory by kind, FLOPs per example.
+
+FLOPs are those of the lowered program, as XLA counts them before it optimises: nothing is compiled.
+Called by training/train.py; the closed formula that the counts are checked against stands in
+tests/training/test_cost.py. What a compiled program takes for its activations is told by
+training/compilation.py.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from training.state import TrainState
+
+_MIB = 2**20
+
+
+def count(tree: Any) -> int:
+    """Values in the leaves of a tree; of a quantised weight its scales too."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def memory(tree: Any) -> dict[str, int]:
+    """Bytes in the leaves of a tree (arrays or their shapes) by the name of their dtype."""
+    sizes: Counter[str] = Counter()
+    for leaf in jax.tree.leaves(tree):
+        sizes[jnp.dtype(leaf.dtype).name] += leaf.size * leaf.dtype.itemsize
+    return dict(sizes)
+
+
+def flops(function: Callable, *args: Any) -> float:
+    """Operations of `function(*args)`, a multiply-add being two; args may be shapes.
+
+    Traces and lowers, which takes as long as it does before a compilation. The body of a loop is
+    counted once, and so is a layer that `remat` computes again.
+    """
+    analysis = jax.jit(function).lower(*args).cost_analysis() or {}
+    return float(analysis.get("flops", 0.0))
+
+
+def flops_per_example(function: Callable, *args: Any) -> float:
+    """Operations per example of `function(..., batch)`, padding of the batch's shape included.
+
+    Args:
+        function: of what stands before, and of a batch.
+        args: its arguments or their shapes; the batch is the last. Where its arrays start with the
+            axis of microbatches, the first of these is counted.
+    """
+    batch: Mapping[str, Any] = args[-1]
+    with_microbatches = len(batch["labels_B"].shape) == 2
+
+    def shape_of(array: Any) -> jax.ShapeDtypeStruct:
+        shape = (1, *array.shape[1:]) if with_microbatches else array.shape
+        return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(array.dtype))
+
+    batch = {name: shape_of(array) for name, array in batch.items()}
+    return flops(function, *args[:-1], batch) / batch["labels_B"].size
+
+
+def describe(
+    state: TrainState,
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    *,
+    forward: Callable,
+    train_step: Callable,
+) -> list[str]:
+    """Says in prose what a training takes.
+
+    Args:
+        state: as it starts; or its shapes.
+        frozen: the parameters that are not trained, flat.
+        batch: of the training, its arrays starting with the axis of microbatches; or its shapes.
+        forward: `forward(flat_params, part) -> logits`, of one microbatch without that axis.
+        train_step: `train_step(state, frozen, batch)`, not jitted.
+
+    Returns:
+        Lines about parameters, memory and FLOPs per example.
+    """
+    part = {
+        name: jax.ShapeDtypeStruct(array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
+        for name, array in batch.items()
+    }
+    forward_flops = flops_per_example(forward, {**frozen, **state.params}, part)
+    train_flops = flops_per_example(train_step, state, frozen, batch)
+    rows, length = part["tokens_RxL"].shape
+    positions = rows * length / part["labels_B"].size
+    return [
+        describe_parameters(state.params, frozen),
+        describe_memory(state, frozen),
+        f"Computation: {_giga(forward_flops)} GFLOP per example forward and "
+        f"{_giga(train_flops)} in a training step ({train_flops / max(forward_flops, 1):.1f} times "
+        f"as many), at {positions:.0f} positions per example, padding included.",
+    ]
+
+
+def describe_parameters(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
+    """Says how many parameters there are, are trained, and are the embedding's."""
+    both = {**frozen, **trained}
+    embedding = count([leaf for path, leaf in both.items() if path.endswith("/embedding")])
+    return (
+        f"Parameters: {count(both) / 1e6:,.1f}M, of which {count(trained) / 1e6:,.1f}M "
+        f"({count(trained) / max(count(both), 1):.1%}) are trained; "
+        f"{embedding / 1e6:,.1f}M are embeddings."
+    )
+
+
+def describe_memory(state: TrainState, frozen: Mapping[str, Any]) -> str:
+    """Says how many MiB parameters, gradients and optimiser state take."""
+    trained = memory(state.params)
+    return (
+        f"Memory: parameters {_mebibytes(trained)} trained and {_mebibytes(memory(frozen))} "
+        f"frozen, gradients {_mebibytes(trained)}, optimiser state "
+        f"{_mebibytes(memory(state.optimizer))}; activations are the most of the temporaries that "
+        "each compilation reports."
+    )
+
+
+def _giga(operations: float) -> str:
+    return f"{operations / 1e9:,.3g}" if operations < 1e12 else f"{operations / 1e9:,.0f}"
+
+
+def _mebibytes(sizes: Mapping[str, int]) -> str:
+    """Total, and where it isn't float32 alone (with counters of some bytes) of what."""
+    total = sum(sizes.values())
+    kinds = [name for name, size in sizes.items() if size > 0.001 * total]
+    named = f" ({', '.join(sorted(kinds))})" if kinds and kinds != ["float32"] else ""
+    return f"{total / _MIB:,.0f} MiB{named}"

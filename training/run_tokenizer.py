@@ -1,0 +1,147 @@
+"""Which tokeniser a run has: the checkpoint's own, another, one trained here, or a changed one.
+
+What is trained or changed is kept in the workdir, since the run's checkpoints depend on it. Called
+by training/experiment.py and training/inspection.py.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from input_pipeline import vocabulary
+from input_pipeline.augmentation_tables import PUNCTUATION
+from input_pipeline.examples import Examples
+from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
+from input_pipeline.template import FIELD
+from input_pipeline.tokenization import (
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_from_gguf,
+    train_tokenizer,
+)
+from models import pretrained
+from models.backbone import BackboneConfig
+from models.pretrained.vocabulary import follow_vocabulary
+from training.workdir import has_checkpoint
+
+_SAMPLE = 10_000  # texts whose length in tokens is told
+
+
+def load_own(config: ConfigDict) -> Tokenizer:
+    """Loads the tokeniser that config.tokenizer.model names, or the checkpoint's own."""
+    file = config.tokenizer.model or pretrained.resolve(
+        config.model.checkpoint, hub=config.model.hub
+    )
+    file, marks = Path(file), config.tokenizer.marks
+    if file.suffix == ".gguf" and file.is_file():
+        return tokenizer_from_gguf(pretrained.gguf.metadata(file), file=str(file), marks=marks)
+    return load_tokenizer(file, marks=marks)
+
+
+def run_tokenizers(
+    config: ConfigDict, workdir: Path, training: Examples | None
+) -> tuple[Tokenizer, Tokenizer]:
+    """Returns the tokeniser that is configured, and the run's; the same if it isn't changed.
+
+    Args:
+      config: the whole config.
+      workdir: a tokeniser that is trained or changed here is kept in it.
+      training: what it learns from; None takes it as it was left in `workdir`.
+
+    Raises:
+      ValueError: options that exclude each other, or do not fit the checkpoint.
+      FileNotFoundError: the workdir has checkpoints, but not the tokeniser they were trained with.
+    """
+    options, path = config.tokenizer, workdir / "tokenizer.model"
+    fresh = not has_checkpoint(workdir)  # a failed start's may be another config's
+    changed = options.keep_others >= 0 or options.new_pieces
+    own = None
+    if options.model != "train":
+        own = load_own(config)
+        if not changed:
+            return own, own
+        if type(own) is not SentencePieceTokenizer:
+            raise ValueError(
+                "config.tokenizer.keep_others and new_pieces change SentencePiece vocabularies, "
+                f"but that of {config.model.checkpoint} is a {type(own).__name__}: set them to -1 "
+                "and 0"
+            )
+    elif config.model.init != "scratch":
+        raise ValueError(
+            "config.tokenizer.model is 'train' but the weights are pretrained with another "
+            "vocabulary: set config.model.init=scratch or keep the checkpoint's tokeniser"
+        )
+    elif changed:
+        raise ValueError(
+            "config.tokenizer.keep_others and new_pieces change a vocabulary that exists, but "
+            "config.tokenizer.model='train' makes one: leave them out, and set vocab_size"
+        )
+    if fresh:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if own:
+            path.write_bytes(_fitted_model(config, own, training_texts(training)))
+        else:
+            train_tokenizer(training_texts(training), path, vocab_size=options.vocab_size)
+    elif not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the vocabulary that this run's checkpoints were trained with. Put "
+            "it back, or train again with --config.train.on_config_change=overwrite"
+        )
+    tokenizer = load_tokenizer(path, marks=options.marks)
+    return own or tokenizer, tokenizer
+
+
+def training_texts(training: Examples | None) -> list[str]:
+    """Returns the first texts, then the second ones."""
+    if training is None:
+        return []
+    return [*training.texts_N, *(() if training.pairs_N is None else training.pairs_N)]
+
+
+def follow(
+    config: BackboneConfig,
+    params: dict[str, Any],
+    own: SentencePieceTokenizer,
+    tokenizer: SentencePieceTokenizer,
+    *,
+    training: Examples | None,
+    say: Callable[[str], None],
+) -> tuple[BackboneConfig, dict[str, Any]]:
+    """Rebuilds the embeddings for a changed tokeniser, and says what the change did."""
+    parts = vocabulary.parts(own.model, tokenizer.model)
+    config, params = follow_vocabulary(config, params, parts)
+    width = params["embedder"]["embedding"].shape[1]
+    kept = sum(len(ids) == 1 for ids in parts)
+    before, after = (v * width / 1e6 for v in (own.vocab_size, len(parts)))
+    say(
+        f"Vocabulary: {kept:,} of {own.vocab_size:,} pieces kept and {len(parts) - kept:,} added; "
+        f"embeddings of {before:.1f}M parameters before, {after:.1f}M now."
+    )
+    if sample := training_texts(training)[:_SAMPLE]:
+        before, after = (
+            sum(map(len, each.encode_batch(sample))) / len(sample) for each in (own, tokenizer)
+        )
+        say(
+            f"The first {len(sample):,} training texts take {before:.1f} tokens each with the "
+            f"checkpoint's own vocabulary and {after:.1f} with this one."
+        )
+    return config, params
+
+
+def _fitted_model(
+    config: ConfigDict, tokenizer: SentencePieceTokenizer, texts: Sequence[str]
+) -> bytes:
+    """Trims and extends a vocabulary, or takes that of the run that config.resume_from names."""
+    other_run = Path(config.resume_from, "tokenizer.model")
+    if config.resume_from and other_run.is_file():
+        return other_run.read_bytes()
+    augmentation = (config.augmentation.mask_character, *PUNCTUATION)
+    words = (*FIELD.split(config.data.template)[::2], *config.model.label_words, *augmentation)
+    texts, model = [*texts, *words], tokenizer.model
+    if config.tokenizer.keep_others >= 0:
+        model = vocabulary.trim(model, texts, others=config.tokenizer.keep_others)
+    if config.tokenizer.new_pieces:
+        model = vocabulary.extend(model, texts, new_pieces=config.tokenizer.new_pieces)
+    return model
