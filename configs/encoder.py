@@ -4,10 +4,14 @@
         --workdir=runs/encoder --config.data.files=ChnSentiCorp_htl_all.csv
 
 The checkpoint here is the one BERT that a package index carries, all-MiniLM-L6-v2: English, with
-488 Chinese characters in its vocabulary. With a Chinese one, name its folder or a hub:
---config.model.checkpoint=hf://hfl/chinese-macbert-base --config.optimizer.learning_rate=2e-5.
+488 Chinese characters in its vocabulary; it does not know 64 % of the characters of these reviews.
+It shows the path, not what an encoder can do. With a Chinese one, name its folder or a hub:
+--config.model.checkpoint=hf://hfl/chinese-macbert-base --config.optimizer.learning_rate=2e-5
+(not measured here: no hub could be reached; 94.9 % is published on ChnSentiCorp's own test set).
 
-MEASURED
+Measured on two cores of an AMD EPYC, 4 min 14 s, on 500 test examples: accuracy 75.0 ± 1.9 % and
+macro-F1 58.9 ± 2.6 % (three epochs of 1,280 examples), against 87.6 ± 1.5 and 82.6 ± 2.0 for
+character TF-IDF + logistic regression, which sees all characters: 12.6 ± 1.8 points less.
 """
 
 from ml_collections import ConfigDict

@@ -49,6 +49,7 @@ class PerShape:
             else ""
         )
         flops = float(cost["flops"]) if "flops" in cost else 0.0
+        flops *= shape[0] if len(shape) == 3 else 1  # XLA counts the loop over microbatches once
         self._say(
             f"Compiled {self._name} for {' x '.join(map(str, shape))} positions in "
             f"{time.perf_counter() - start:.1f} s (compilation {self.count + 1}): "

@@ -178,6 +178,8 @@ def build(
     )
     if checkpoint.note:
         say(checkpoint.note)
+    for why, count in checkpoint.ignored.items():
+        say(f"Not read: {count} tensors of {checkpoint.path.name} ({why}).")
     own, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training)
     if config.tokenizer.model != "train":
         belongs = {"vocab_size": checkpoint.config.vocab_size, "file": str(checkpoint.path)}

@@ -114,6 +114,11 @@ class Checkpoint:
         shapes = {part: self._shapes(part) for part in backbone.parts_of(self.config)}
         return tuple(part for part, paths in shapes.items() if paths and paths <= held)
 
+    @property
+    def ignored(self) -> dict[str, int]:
+        """How many of its tensors are known and not read, by the reason."""
+        return tables.ignored(self._stored, self._table)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of the checkpoint's file, or of its files' digests in order."""

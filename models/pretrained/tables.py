@@ -145,6 +145,17 @@ def parameters_from(
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def ignored(stored: Iterable[str], table: Rows) -> dict[str, int]:
+    """Counts the tensors that are known and not read, by the reason."""
+    counts: dict[str, int] = {}
+    for name in stored:
+        if _parameter_of(table.canonical(name), table.rows) is None:
+            why = next((why for regex, why in table.ignored if re.fullmatch(regex, name)), None)
+            if why:
+                counts[why] = counts.get(why, 0) + 1
+    return counts
+
+
 def tensors_from(parameters: Mapping, table: Rows) -> dict[str, np.ndarray]:
     """Inverse of `parameters_from`: arrays by the names of the table's format, views if possible.
 
