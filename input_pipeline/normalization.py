@@ -145,12 +145,13 @@ def _fullwidth_punctuation() -> _Step:
     pairs, beside = re.compile(r"\([^()（）\n]*\)"), re.compile(chinese)
 
     def edits(text: str) -> list[Edit]:
-        found = list(marks.edits(text))
+        found = []
         for match in pairs.finditer(text):
             start, stop = match.span()
             if beside.search(text[max(0, start - 1) : start + 2] + text[stop - 2 : stop + 1]):
                 found += Edit(start, start + 1, "（"), Edit(stop - 1, stop, "）")
-        return sorted(found)
+        # Behind the parentheses, character for character: (好:) holds no emoticon.
+        return sorted([*found, *marks.edits(apply_edits(text, sorted(found)))])
 
     return _Step(lambda text: apply_edits(text, edits(text)), edits)
 

@@ -167,6 +167,10 @@ def test_an_op_applied_again_changes_nothing(op):
     check()
 
 
+def test_a_colon_before_a_parenthesis_that_turns_wide_is_no_emoticon():
+    assert normalized("fullwidth_punctuation", "(乾:) 好:)") == "（乾：） 好:)"
+
+
 UNTOUCHED = {
     "halfwidth_punctuation": "abc, 大家好 今天很好!",
     "traditional": "abc 2024, 大家好，今天（日）很好！",
