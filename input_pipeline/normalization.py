@@ -292,7 +292,7 @@ _URL = (
     r"(?:[Hh][Tt][Tt][Pp][Ss]?://|[Ff][Tt][Pp]://|(?<![A-Za-z0-9])[Ww]{3}\.)"
     r"[!#-;=?-Z_a-z~\[\]]*[A-Za-z0-9/_~=#&%+-]"  # a mark at the end is the sentence's
 )
-_MENTION = r"(?<![A-Za-z0-9Ａ-Ｚａ-ｚ０-９._%+-])[@＠][_-]*[^\W_][\w-]*"  # no e-mail, no @_@
+_MENTION = r"(?<![A-Za-z0-9Ａ-Ｚａ-ｚ０-９._%+-])(?:[@＠][_-]*[^\W_][\w-]*)+"  # no e-mail, no @_@
 _OPS: dict[str, Callable[[], _Step]] = {
     "control": _control,
     "zero_width": _zero_width,
