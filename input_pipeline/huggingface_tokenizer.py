@@ -22,6 +22,7 @@ from input_pipeline.tokenization import (
     Tokenizer,
     parse_json,
     special_pieces,
+    stored_json,
 )
 
 Spec = dict[str, Any]  # what a tokenizer.json holds
@@ -166,7 +167,7 @@ def from_files(
 
     Args:
         contents: the folder's tokeniser files, by name.
-        model_type: of config.json; '' without one.
+        model_type: of config.json, else tokenizer_class, in lower case; '' without either.
         file: where it comes from, for messages.
         marks: config.tokenizer.marks.
 
@@ -174,8 +175,7 @@ def from_files(
         ValueError: a file is damaged, or of a kind that isn't known.
     """
     names = special_pieces(contents, file=file)
-    name = "tokenizer_config.json"
-    config = parse_json(contents[name], f"{file}: {name}") if name in contents else {}
+    config = stored_json(contents, "tokenizer_config.json", file=file)
     if "tokenizer.json" in contents:
         name = "tokenizer.json"
         spec = parse_json(contents[name], f"{file}: {name}")
@@ -185,11 +185,11 @@ def from_files(
         name, names = "vocab.txt", _BERT | names
         spec = _wordpiece(contents[name], names, config, file=f"{file}: {name}")
     else:
-        kind = model_type or str(config.get("tokenizer_class", "")).lower()
-        if not kind.startswith("roberta"):
+        if not model_type.startswith("roberta"):
             raise ValueError(
-                f"{file} holds vocab.json and merges.txt of a {kind or 'model of unknown kind'}; "
-                "these are read for RoBERTa (model_type in config.json): put tokenizer.json there"
+                f"{file} holds vocab.json and merges.txt of a "
+                f"{model_type or 'model of unknown kind'}; these are read for "
+                "RoBERTa (model_type in config.json): put tokenizer.json there"
             )
         name, names = "vocab.json", _ROBERTA | names
         merges = contents["merges.txt"].decode().split("\n")

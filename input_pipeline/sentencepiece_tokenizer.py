@@ -25,8 +25,8 @@ from input_pipeline.tokenization import (
     Marks,
     Offsets,
     Tokenizer,
-    parse_json,
     special_pieces,
+    stored_json,
 )
 
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
@@ -226,14 +226,9 @@ def _family(
         return Marks((bos,), (eos, eos), (eos,))
     if bos < 0:
         return Marks((), (eos,), (eos,)) if eos >= 0 else Marks()
-    config = _tokenizer_config(contents, file)
+    config = stored_json(contents, "tokenizer_config.json", file=file)
     add_bos, add_eos = (config.get(f"add_{name}_token") for name in ("bos", "eos"))
     return Marks((bos,) if add_bos is not False else (), (), (eos,) if add_eos else ())
-
-
-def _tokenizer_config(contents: Mapping[str, bytes], file: str) -> dict[str, Any]:
-    name = "tokenizer_config.json"
-    return parse_json(contents[name], f"{file}: {name}") if name in contents else {}
 
 
 def _is_fairseq(pieces: Sequence[str]) -> bool:
@@ -254,7 +249,7 @@ def from_files(
 
     Args:
         contents: the folder's tokeniser files, by name.
-        model_type: of config.json; '' without one.
+        model_type: of config.json, else tokenizer_class, in lower case; '' without either.
         file: where it comes from, for messages.
         marks: config.tokenizer.marks.
 
@@ -267,14 +262,15 @@ def from_files(
         proto = proto_lib.ModelProto.FromString(contents[name])
     except DecodeError:
         raise _not_whole(contents[name], where) from None
-    config = _tokenizer_config(contents, file)
-    kind = model_type or str(config.get("tokenizer_class", "")).lower()
+    config = stored_json(contents, "tokenizer_config.json", file=file)
     known = {piece.piece for piece in proto.pieces}
     model, kept = contents[name], contents
-    if kind.startswith(("xlm-roberta", "xlmroberta")) or (not kind and "bpe" in name):
+    if model_type.startswith(("xlm-roberta", "xlmroberta")) or (not model_type and "bpe" in name):
         if not _is_fairseq([piece.piece for piece in proto.pieces[:4]]):
             model = _with_fairseq_ids(proto)
-    elif kind.startswith(("t5", "mt5", "umt5")) or (not kind and name == "spiece.model"):
+    elif model_type.startswith(("t5", "mt5", "umt5")) or (
+        not model_type and name == "spiece.model"
+    ):
         if not known & {_SENTINEL.format(0), SPACE + _SENTINEL.format(0)}:
             model = _with_sentinels(proto, config.get("extra_ids", _SENTINELS))
     elif name == "tokenizer.model" and len(contents) == 1:

@@ -212,9 +212,11 @@ def load_tokenizer(path: str | os.PathLike, *, marks: str = "auto") -> Tokenizer
     contents = {name: file.read_bytes() for name, file in files.items()}
     config = path / "config.json"
     model_type = parse_json(config.read_bytes(), config) if config.is_file() else {}
-    model_type = str(model_type.get("model_type", ""))
+    named = stored_json(contents, "tokenizer_config.json", file=str(path))
+    # Folders without a config.json, as adapters' are, name the class of the tokeniser still.
+    model_type = str(model_type.get("model_type") or named.get("tokenizer_class", "")).lower()
     options = {"model_type": model_type, "file": str(path), "marks": marks}
-    if files.keys() & set(MODEL_FILES) and model_type != "albert":
+    if files.keys() & set(MODEL_FILES) and not model_type.startswith("albert"):
         return sentencepiece_tokenizer.from_files(contents, **options)
     if files.keys() & {"tokenizer.json", "vocab.txt"} or files.keys() >= {
         *("vocab.json", "merges.txt")
@@ -271,11 +273,16 @@ def parse_json(data: bytes, file: str | os.PathLike) -> dict[str, Any]:
     return parsed
 
 
+def stored_json(contents: Mapping[str, bytes], name: str, *, file: str) -> dict[str, Any]:
+    """Reads one of a folder's JSON files; {} where it lacks it."""
+    return parse_json(contents[name], f"{file}: {name}") if name in contents else {}
+
+
 def special_pieces(contents: Mapping[str, bytes], *, file: str) -> dict[str, str]:
     """Returns the special pieces that a folder's JSON files name, by role: 'cls', 'pad', ..."""
     named = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        values = parse_json(contents[name], f"{file}: {name}") if name in contents else {}
+        values = stored_json(contents, name, file=file)
         for role in (*_ROLES, "cls", "sep"):
             piece = values.get(f"{role}_token")
             piece = piece["content"] if isinstance(piece, dict) else piece

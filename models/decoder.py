@@ -8,7 +8,6 @@ classification live in models/heads.py. Called through models/backbone.py.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -196,10 +195,7 @@ class Decoder(nn.Module):
         ]
         self.final_norm = rms_norm(config, self.dtype, None)
         if not config.tied:
-            dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-            self.lm_head = nn.Dense(
-                config.vocab_size, use_bias=False, dtype=self.dtype, dot_general=dot
-            )
+            self.lm_head = layers.vocabulary_head(config.vocab_size, self.dtype)
 
     def __call__(
         self,

@@ -223,6 +223,12 @@ def attend(
     return mixed_RxHxLxN.astype(query_RxLxHxN.dtype).swapaxes(1, 2)
 
 
+def vocabulary_head(vocab_size: int, dtype: jnp.dtype) -> nn.Dense:
+    """An untied output projection, parameter 'kernel' [D, V], whose logits are float32."""
+    float32_out = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    return nn.Dense(vocab_size, use_bias=False, dtype=dtype, dot_general=float32_out)
+
+
 class FeedForward(nn.Module):
     """Gated feed-forward block (GLU variants, 2002.05202) on flattened positions.
 

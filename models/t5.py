@@ -360,10 +360,7 @@ class T5(Stack):
         self.embedder = layers.Embedder(config.vocab_size, config.width)
         self.decoder = Stack(config, self.dtype, self.remat, self.dropout, is_decoder=True)
         if not config.tied:
-            float32_out = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-            self.lm_head = nn.Dense(
-                config.vocab_size, use_bias=False, dtype=self.dtype, dot_general=float32_out
-            )
+            self.lm_head = layers.vocabulary_head(config.vocab_size, self.dtype)
 
     def __call__(
         self,
