@@ -103,7 +103,8 @@ def test_killed_and_resumed_equals_uninterrupted(config, uninterrupted, tmp_path
     assert killed_at < 100, "the kill came too late to prove anything"
 
     output = finish(start(config, tmp_path))
-    assert "from checkpoint" in output or killed_at < 14  # a save ends a little after its step
+    # The save of step 7 is sure to be on disk when that of step 14 begins, after its line.
+    assert "from checkpoint" in output or killed_at <= 14
     expected = logged(uninterrupted)
     assert {step for step, name in expected if name == "loss"} == set(range(1, 101))
     assert logged(tmp_path) == expected
