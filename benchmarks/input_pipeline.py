@@ -29,7 +29,8 @@ from input_pipeline.layout import KINDS
 from input_pipeline.pipeline import TextPipeline
 from input_pipeline.preparation import load_split, prepare
 from input_pipeline.tokenization import tokenizer_from_gguf
-from models.pretrained import gguf, resolve
+from models.pretrained import gguf, open_checkpoint, resolve
+from tasks.classification import Classification
 
 PEER = "transformers + DataLoader, 2 workers"
 TEMPLATE = "评论：{text}\n总的来说，很"
@@ -47,8 +48,11 @@ def ours(
     config.layout.update(kind=kind, max_length=MAX_LENGTH, row_length=384)
     config.augmentation.update(rates)
     path = resolve("gemma3-270m")
+    tokenizer = tokenizer_from_gguf(gguf.metadata(path), file=str(path), marks="bos")
     pipeline = TextPipeline(
-        tokenizer_from_gguf(gguf.metadata(path), file=str(path), marks="bos"),
+        Classification(
+            config, ("0", "1"), tokenizer=tokenizer, backbone=open_checkpoint(path).config
+        ),
         template=TEMPLATE,
         layout=config.layout,
         augmentation=config.augmentation,

@@ -162,21 +162,18 @@ class Ours:
         """Reads the checkpoint and compiles at the first calls."""
         import jax
         import jax.numpy as jnp
+        import optax
         from ml_collections import ConfigDict
 
-        from models.heads import Classifier
+        from models.heads import ClassifierHead, Model
         from models.pretrained import load_pretrained
-        from tasks.classification import Classification
         from training.optimizers import make_optimizer
         from training.state import TrainState, flatten, merge
         from training.train_step import make_train_step
 
         loaded = load_pretrained(task.folder)
-        model = Classifier(
-            loaded.config,
-            num_classes=_CLASSES,
-            pooling="first" if task.kind == "encoder" else "last",
-        )
+        pooling = "first" if task.kind == "encoder" else "last"
+        model = Model(loaded.config, ClassifierHead(_CLASSES, pooling))
         head = {"kernel": task.arrays["kernel_DxC"], "bias": np.zeros(_CLASSES, np.float32)}
         params = flatten({"backbone": loaded.params, "head": head})
         params = {path: jnp.array(value, copy=True) for path, value in params.items()}
@@ -186,19 +183,17 @@ class Ours:
             "tokens_RxL": tokens_RxL,
             "positions_RxL": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
             "segments_RxL": np.arange(1, rows + 1, dtype=np.int32)[:, None].repeat(length, axis=1),
+            "types_RxL": np.zeros_like(tokens_RxL),
             "labels_B": task.arrays["labels_R"],
             "weights_B": np.ones(rows, np.float32),
         }
 
         def apply(params: Any, part: Any, rng: Any = None) -> jax.Array:
-            return model.apply(
-                {"params": merge(params)},
-                part["tokens_RxL"],
-                part["positions_RxL"],
-                part["segments_RxL"],
-                num_examples=rows,
-                deterministic=True,
-            )
+            return model.apply({"params": merge(params)}, part, deterministic=True)["logits_BxC"]
+
+        def loss(logits_BxC: jax.Array, part: Any) -> tuple:
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+            return cross_entropy(logits_BxC, part["labels_B"]).sum(), jnp.float32(rows), {}
 
         config = ConfigDict(
             {
@@ -213,7 +208,7 @@ class Ours:
         optimizer = make_optimizer(config, {path: 1.0 for path in params})
         self.step = make_train_step(
             apply,
-            Classification(("a", "b")).loss,
+            loss,
             optimizer,
             learning_rate=_LEARNING_RATE,
             schedule=lambda examples: jnp.float32(1),

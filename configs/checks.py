@@ -7,9 +7,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tasks import KINDS
+
 ADAPTERS = ("full", "head", "bitfit", "norms", "last_layers")
 ADAPTERS += ("lora", "rslora", "dora", "ia3", "prompt")
 _CHOICES = {
+    "task": KINDS,
+    "classification.kind": ("single", "multi", "regression", "ordinal", "hierarchical"),
+    "tagging.head": ("softmax", "crf", "global_pointer"),
+    "generation.train_on": ("last", "all"),
+    "generation.on_long": ("drop", "stop", "cut"),
+    "generation.on_empty": ("drop", "stop"),
+    "multi.mixing": ("temperature", "rates"),
+    "data.label_kind": ("class", "number"),
+    "data.overlapping_spans": ("keep", "drop"),
+    "data.on_misfit": ("drop", "stop"),
+    "data.on_new_label": ("drop", "stop"),
     "data.words": ("none", "jieba"),
     "data.cleaning.label_conflicts": ("drop", "majority", "keep"),
     "data.cleaning.near_duplicates": ("keep", "drop"),
@@ -24,11 +37,10 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.init": ("pretrained", "scratch"),
     "model.head": ("linear", "label_words"),
-    "model.pooling": ("first", "last", "mean", "pooler"),
+    "model.pooling": ("first", "last", "mean", "pooler", "mask"),
     "tokenizer.marks": ("auto", "none", "bos", "eos", "both"),
     "adapt.kind": ADAPTERS,
     "adapt.frozen_dtype": ("float32", "bfloat16", "int8"),
-    "eval.metric": ("accuracy", "macro_f1", "loss"),
     "train.on_config_change": ("refuse", "continue", "overwrite"),
 }
 _AT_LEAST = {
@@ -47,6 +59,19 @@ _AT_LEAST = {
     "features.tfidf_terms": 1,
     "features.svd": 0,
     "features.max_features": 1,
+    "tagging.head_size": 2,
+    "tagging.max_spans": 1,
+    "reading.n_best": 1,
+    "reading.max_answer": 1,
+    "language.chunk": 1,
+    "language.mean_span": 1,
+    "generation.chunk": 1,
+    "generation.max_tokens": 1,
+    "generation.temperature": 0,
+    "generation.top_k": 0,
+    "generation.beams": 1,
+    "generation.examples": 0,
+    "data.overlap": 0,
     "data.batch_size": 1,
     "train.microbatches": 1,
     "train.keep_latest": 1,
@@ -54,6 +79,8 @@ _AT_LEAST = {
     "integrate.points": 2,
 }
 _SHARES = ("data.cleaning.min_chinese_share", "data.cleaning.max_repetition")
+_SHARES += ("classification.label_smoothing", "language.mask_share", "generation.top_p")
+_SHARES += ("tagging.dropout", "self_training.threshold")
 
 
 def check_values(config: ConfigDict) -> None:
@@ -62,6 +89,17 @@ def check_values(config: ConfigDict) -> None:
     Raises:
       ValueError: names the key, what was found and what is expected.
     """
+    if config.task == "multi_task":
+        if len(config.multi.members) < 2:
+            raise ValueError(
+                "config.task='multi_task' needs at least two config.multi.members, see "
+                "configs/multi.py"
+            )
+        for name, member in config.multi.members.items():
+            try:
+                check_values(member)
+            except ValueError as error:
+                raise ValueError(f"config.multi.members.{name}: {error}") from None
     for key, choices in _CHOICES.items():
         if (found := _value(config, key)) not in choices:
             raise ValueError(f"config.{key}: found {found!r}, expected one of {choices}")

@@ -14,12 +14,22 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # the only seed: order, augmentation, dropout and fresh heads derive from it
     config.resume_from = ""  # another run's workdir whose parameters this run starts from
+    config.task = "classification"  # tagging, reading_comprehension, multiple_choice,
+    # masked_language_modelling, causal_language_modelling, span_corruption, generation, multi_task;
+    # each has its group below
     config.data = _data()
     config.tokenizer = _tokenizer()
     config.layout = _layout()
     config.augmentation = _augmentation()
     config.features = _features()
     config.model = _model()
+    config.classification = _classification()
+    config.tagging = _tagging()
+    config.reading = _reading()
+    config.language = _language()
+    config.generation = _generation()
+    config.multi = _multi()
+    config.self_training = _self_training()
     config.adapt = _adapt()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
@@ -40,17 +50,30 @@ def _data() -> ConfigDict:
     data.files = ""  # with 'files': path or glob; .gz is read too
     data.validation_files = ""  # with data.split.kind='given', beside data.files for training
     data.test_files = ""
-    data.format = ""  # '' goes by suffix; jsonl, json, csv, tsv, parquet, txt, conll or squad
+    data.format = ""  # '' goes by suffix; jsonl, json, csv, tsv, parquet, txt, conll, squad, c3,
+    # chid or wsc
     data.encoding = "auto"  # 'auto' detects and reports it; or utf-8, gb18030, big5, utf-16, ...
     data.text_column = "text"  # name of the column (CSV, TSV, Parquet) or key (JSON) of the text
-    data.pair_column = ""  # of the second text of a pair
+    data.pair_column = ""  # of the second text of a pair; of an answer to write
     data.label_column = "label"  # '' where examples have spans instead, or nothing
+    data.label_kind = "class"  # or 'number', to be predicted itself (regression)
     data.label_separator = ""  # what stands between the labels of one example, if it has several
     data.spans_column = ""  # of spans [[start, stop, label], ...], in characters of the text
+    data.choices_column = ""  # of the list of answers to choose from; the label then is the answer:
+    # its text, or its number counted from data.first_choice
+    data.first_choice = 0
+    data.messages_column = ""  # of [{"role": .., "content": ..}, ...], instead of text and pair
+    data.id_column = ""  # of what the source calls an example; predictions hold it
+    data.list_separator = "，"  # joins a text that is given as a list, such as CSL's keywords
+    data.answers_file = ""  # of the format chid, which keeps its answers apart
     data.group_column = ""  # of what must stay on one side of a split: premise, document, author
     data.time_column = ""  # of the time, for data.split.kind='time'
     data.value_columns = ()  # of numbers that features may use
     data.labels = ()  # label names in class order; () takes what the data holds, sorted
+    data.overlapping_spans = "keep"  # examples whose spans overlap: 'keep', or 'drop' (counted)
+    data.on_misfit = "drop"  # rows whose spans, answers, choices or messages don't fit are dropped
+    # and counted; 'stop' refuses the file at the first, naming its line
+    data.on_new_label = "stop"  # one of validation or test that train has not: or 'drop', counted
     data.skip_labels = ()  # examples with these labels are dropped, and counted: ('-',) for OCNLI
     data.normalization = ()  # names of ops of input_pipeline/normalization.py, in order
     data.words = "none"  # 'jieba' stores word boundaries, which word-level augmentation needs
@@ -83,7 +106,10 @@ def _data() -> ConfigDict:
     data.max_validation_examples = 0
     data.max_test_examples = 0
     data.batch_size = 16  # examples per optimiser step, over all devices and microbatches
-    data.template = "{text}"  # what the model reads: {text}, for pairs {pair} too, and words around
+    data.template = "{text}"  # what the model reads: {text}, for pairs {pair}, for choices {choice}
+    # (without it they go into the text's ____), words around, and {mask}, which a masked language
+    # model fills in
+    data.overlap = 64  # tokens that two windows of a text too long for layout.max_length share
     return data
 
 
@@ -105,9 +131,7 @@ def _layout() -> ConfigDict:
     """Pieces to rows."""
     layout = ConfigDict()
     layout.kind = "pack"  # 'pad', 'bucket' or 'pack'
-    layout.max_length = (
-        256  # tokens per example with its template; longer texts are cut and counted
-    )
+    layout.max_length = 256  # tokens per example with its template; longer texts are cut, counted
     layout.row_length = 384  # longest row of 'pack' and of evaluation, at least max_length
     layout.max_shapes = 3  # batch shapes compiled for training, at most; chosen from the data
     return layout
@@ -170,14 +194,104 @@ def _model() -> ConfigDict:
     model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'; parameters are float32
     model.remat = False  # recompute layers in the backward pass: less memory, a third more time
     model.bidirectional = False  # a decoder whose positions see what follows them too
-    model.pooling = "mean"  # of an example's positions: 'first', 'last', 'mean', or 'pooler', which
-    # is the first one through BERT's own dense layer and tanh
-    model.head = "linear"  # 'linear' is drawn fresh; 'label_words' starts from word embeddings
+    model.pooling = "mean"  # of an example's positions: 'first', 'last', 'mean', 'pooler' (the
+    # first through BERT's own dense layer and tanh), or 'mask' (those of the template's {mask})
+    model.head = "linear"  # drawn fresh; 'label_words' starts from word embeddings, with pooling
+    # 'last' (causal) or 'mask' (masked language models); of multiple choice it lets a causal model
+    # score each choice and what follows it
     model.head_bias = True  # transformers' classifiers on decoders have none: False to export one
     model.label_words = ()  # with 'label_words': one word per label, in class order
     model.dropout = 0.0  # on the pooled vector, before the head
     model.hidden_dropout = 0.0  # behind the embeddings and in each residual branch
     return model
+
+
+def _classification() -> ConfigDict:
+    """Labels of whole texts."""
+    classification = ConfigDict()
+    classification.kind = "single"  # 'multi' (any number of labels), 'regression', 'ordinal'
+    # (labels in order) or 'hierarchical' (labels are paths such as 娱乐/电影)
+    classification.separator = "/"  # between the levels of hierarchical labels
+    classification.class_weights = ()  # of the loss, in class order; ('balanced',) is by frequency
+    classification.focal_gamma = 0.0  # focal loss (1708.02002); 0 is cross-entropy
+    classification.label_smoothing = 0.0  # share of the target that goes to all classes alike
+    classification.threshold = "fitted"  # of 'multi': per class, on validation; or a probability
+    return classification
+
+
+def _tagging() -> ConfigDict:
+    """Spans of texts: names, words, parts of speech."""
+    tagging = ConfigDict()
+    tagging.head = "softmax"  # per token; 'crf' (linear chain), or 'global_pointer', which finds
+    # nested and overlapping spans (2208.03054)
+    tagging.characters = True  # each Chinese character is a token of its own, so that no piece
+    # reaches over the border of a span; False takes the tokeniser's pieces
+    tagging.head_size = 64  # of 'global_pointer'
+    tagging.max_spans = 64  # of 'global_pointer': most spans of a window
+    tagging.dropout = 0.1  # before the head
+    return tagging
+
+
+def _reading() -> ConfigDict:
+    """Answers as spans of a context: data.text_column is the context, pair_column the question."""
+    reading = ConfigDict()
+    reading.n_best = 20  # starts and ends that are combined, and answers told by --mode=predict
+    reading.max_answer = 64  # characters
+    reading.no_answer = False  # whether a question may have none
+    reading.threshold = 0.0  # by which no answer must beat the best one; in nats
+    return reading
+
+
+def _language() -> ConfigDict:
+    """Language modelling on one's own text."""
+    language = ConfigDict()
+    language.mask_share = 0.15  # of tokens that are predicted (masked, span corruption)
+    language.whole_words = True  # masks words as data.words stores them, not single tokens
+    language.mean_span = 3.0  # tokens of a corrupted span (1910.10683)
+    language.chunk = 256  # positions whose logits are held at once
+    return language
+
+
+def _generation() -> ConfigDict:
+    """Answers that are written: instructions, dialogues, translations, poems."""
+    generation = ConfigDict()
+    generation.chat_template = ""  # 'checkpoint' takes its own; else jinja; '' is data.template,
+    # in which {text} is the prompt and {pair} the answer
+    generation.train_on = "last"  # answers that the loss counts: 'last', or 'all' of a dialogue
+    generation.on_long = "drop"  # examples beyond layout.max_length: 'drop' (counted), 'stop', or
+    # 'cut' the prompt from its start
+    generation.on_empty = "drop"  # empty answers, likewise: 'drop' or 'stop'
+    generation.max_tokens = 64  # of an answer
+    generation.temperature = 0.0  # 0 takes the likeliest; else they are drawn
+    generation.top_k = 0  # draws among so many; 0 is all
+    generation.top_p = 1.0  # and among the likeliest that make up this share
+    generation.beams = 1  # beam search, without a temperature
+    generation.length_penalty = 1.0  # exponent of the length that a beam's score is divided by
+    generation.examples = 64  # of the test split for which answers are written and compared
+    generation.chunk = 256  # positions whose logits are held at once
+    return generation
+
+
+def _multi() -> ConfigDict:
+    """Several tasks that share the backbone."""
+    multi = ConfigDict()
+    multi.members = ConfigDict()  # name -> a config of its own, of which task, data and the task's
+    # group count
+    multi.mixing = "temperature"  # steps of a member by its number of examples ** (1 / temperature)
+    multi.temperature = 2.0
+    multi.rates = ()  # with mixing='rates': one number per member, in their order
+    return multi
+
+
+def _self_training() -> ConfigDict:
+    """Labels from a first model for texts without."""
+    self_training = ConfigDict()
+    self_training.files = ""  # texts without labels; '' is off. 'rest' takes those of the training
+    # split beyond data.max_train_examples, without their labels
+    self_training.max_examples = 0  # of them; 0 is all
+    self_training.threshold = 0.9  # least confidence of a label that is taken
+    self_training.balance = True  # as many of each class, the most confident ones
+    return self_training
 
 
 def _adapt() -> ConfigDict:
@@ -245,7 +359,8 @@ def _eval() -> ConfigDict:
     """What is measured when."""
     evaluation = ConfigDict()
     evaluation.every = "25%"
-    evaluation.metric = "accuracy"  # chooses the best: accuracy, macro_f1 or loss; ties by loss
+    evaluation.at_start = False  # evaluate before the first step and test that too: zero-shot
+    evaluation.metric = "auto"  # chooses the best; 'auto' is the task's first, such as accuracy
     evaluation.rows = 8  # rows per evaluation batch
     evaluation.checkpoint = "best"  # for other modes: 'best', 'latest', 'integrated' or a step
     evaluation.split = "validation"  # for --mode=evaluate

@@ -22,5 +22,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = reviews.get_config(arg)
     config.features.use = "both"
     # The head's half on features starts from zeros and has 80 steps to get somewhere.
-    config.optimizer.lr_table = (("feature_head/.*", 200.0), *config.optimizer.lr_table)
+    config.optimizer.lr_table = (("head/feature_kernel", 200.0), *config.optimizer.lr_table)
     return config

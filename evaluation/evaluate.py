@@ -1,10 +1,11 @@
 """Runs a model over a whole split: what evaluate, predict and model selection all go through.
 
 Knows nothing of devices, tasks or metrics: the caller's `apply_fn` places and computes a batch,
-evaluation/metrics.py turns the predictions into numbers.
+tasks/ turn the predictions into statistics and evaluation/metrics.py these into numbers.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,83 +17,106 @@ Batch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a classifier said about N examples, each once, in the order of their ids."""
+    """What a model said about N examples, each once, in the order of their ids.
 
-    ids_N: np.ndarray  # int64, ascending
-    labels_N: np.ndarray  # int32, the truth; zeros where unknown
-    logits_NxC: np.ndarray  # float32, unnormalised log probabilities
+    Attributes:
+        ids_N: int64, ascending.
+        outputs: '<name>_N...' -> [N, ...]; an object array where examples have outputs of different
+            sizes, such as one value for each of their tokens.
+    """
 
-    @property
-    def classes_N(self) -> np.ndarray:
-        """The predicted classes, int64; the first of several equally likely ones."""
-        return self.logits_NxC.argmax(axis=-1)
+    ids_N: np.ndarray
+    outputs: Mapping[str, np.ndarray]
 
-    def without(self, ids: np.ndarray) -> "Predictions":
-        """Returns the predictions for all examples but those with the given ids."""
-        keep_N = ~np.isin(self.ids_N, ids)
-        return Predictions(self.ids_N[keep_N], self.labels_N[keep_N], self.logits_NxC[keep_N])
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.outputs[name]
 
-    @property
-    def log_probabilities_NxC(self) -> np.ndarray:
-        """Normalised log probabilities, float64."""
-        logits_NxC = self.logits_NxC.astype(np.float64)
-        logits_NxC -= logits_NxC.max(axis=-1, keepdims=True)
-        return logits_NxC - np.log(np.exp(logits_NxC).sum(axis=-1, keepdims=True))
+    def __len__(self) -> int:
+        return len(self.ids_N)
 
 
 def predict(
-    apply_fn: Callable[[Any, Batch], jax.Array], params: Any, batches: Iterable[Batch]
+    apply_fn: Callable[[Any, Batch], Mapping[str, jax.Array]], params: Any, batches: Iterable[Batch]
 ) -> Predictions:
     """Applies the model to every batch. Exact on uneven data: weight-0 examples are left out.
 
-    Batch i + 1 is dispatched before the logits of batch i are fetched, so that the device computes
+    Batch i + 1 is dispatched before the outputs of batch i are fetched, so that the device computes
     while the host waits and reads the next batch.
 
     Args:
-        apply_fn: (params, batch) -> logits_BxC that this process can read in full; usually jitted.
+        apply_fn: (params, batch) -> what tasks.task.Task.outputs describes, which this process can
+            read in full; usually jitted.
         params: passed on to `apply_fn`.
-        batches: evaluation batches; `ids_B`, `labels_B` and `weights_B` are read here.
+        batches: evaluation batches; `ids_B`, `weights_B` and `segments_RxL` are read here.
 
     Raises:
-        ValueError: if no example has a weight, an id comes twice, or a logit is not finite.
+        ValueError: if no example has a weight, an id comes twice, or an output is not finite.
     """
     fetched, pending = [], None
     for batch in batches:
-        logits_BxC = apply_fn(params, batch)
+        outputs = apply_fn(params, batch)
         if pending is not None:
             fetched.append(_fetch(*pending))
-        pending = (logits_BxC, batch)
+        pending = (outputs, batch)
     if pending is not None:
         fetched.append(_fetch(*pending))
-    if not sum(len(ids) for ids, _, _ in fetched):
+    if not sum(len(ids) for ids, _ in fetched):
         raise ValueError(
             f"There is nothing to evaluate: no example with a weight in {len(fetched)} batches. "
             "Check that the split is not empty and that its labels are not all masked."
         )
-    ids_N, labels_N, logits_NxC = (np.concatenate(part) for part in zip(*fetched, strict=True))
+    ids_N = np.concatenate([ids for ids, _ in fetched])
     order = np.argsort(ids_N, kind="stable")
-    ids_N, labels_N, logits_NxC = ids_N[order], labels_N[order], logits_NxC[order]
+    ids_N = ids_N[order]
+    # Of several tasks, each output is about the examples of one, in the order of their ids.
+    outputs, owners = {}, {}
+    for name in {name: None for _, part in fetched for name in part}:
+        parts = [(ids, part[name]) for ids, part in fetched if name in part]
+        ids = np.concatenate([ids for ids, _ in parts])
+        outputs[name] = np.concatenate([part for _, part in parts])[np.argsort(ids, kind="stable")]
+        owners[name] = np.sort(ids)
     repeated = ids_N[1:][ids_N[1:] == ids_N[:-1]]
     if len(repeated):
         raise ValueError(
             f"{len(repeated)} examples came more than once, the first has id {repeated[0]}; every "
             "example must be evaluated exactly once."
         )
-    broken = ids_N[~np.isfinite(logits_NxC).all(axis=-1)]
-    if len(broken):
-        raise ValueError(
-            f"The model gives logits that are not finite for {len(broken)} of {len(ids_N)} "
-            f"examples, the first has id {broken[0]}. Its parameters have diverged (lower "
-            "optimizer.learning_rate) or model.dtype is too narrow (use 'float32')."
-        )
-    return Predictions(ids_N, labels_N, logits_NxC)
+    for name, values_N in outputs.items():
+        broken = owners[name][[not np.isfinite(value).all() for value in values_N]]
+        if len(broken):
+            raise ValueError(
+                f"The model gives outputs that are not finite for {len(broken)} of {len(ids_N)} "
+                f"examples, the first has id {broken[0]}. Its parameters have diverged (lower "
+                "optimizer.learning_rate) or model.dtype is too narrow (use 'float32')."
+            )
+    return Predictions(ids_N, outputs)
 
 
-def _fetch(logits_BxC: jax.Array, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Waits for the logits of one batch; returns ids, labels and logits of its real examples."""
+def _fetch(
+    outputs: Mapping[str, jax.Array], batch: Batch
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Waits for the outputs of one batch; returns ids and outputs of its real examples."""
     real_B = np.asarray(batch["weights_B"]) > 0
-    return (
-        np.asarray(batch["ids_B"], np.int64)[real_B],
-        np.asarray(batch["labels_B"], np.int32)[real_B],
-        np.asarray(logits_BxC, np.float32)[real_B],
-    )
+    found: dict[str, np.ndarray] = {}
+    for name, array in outputs.items():
+        values = np.asarray(array)
+        if values.dtype not in (np.int32, np.bool_):
+            values = values.astype(np.float32)
+        if "_RxL" in name:
+            by_example = _by_segment(values, np.asarray(batch["segments_RxL"]), len(real_B))
+            found[name.replace("_RxL", "_N")] = by_example[real_B]
+        else:
+            found[name.replace("_B", "_N", 1)] = values[real_B]
+    return np.asarray(batch["ids_B"], np.int64)[real_B], found
+
+
+def _by_segment(values: np.ndarray, segments_RxL: np.ndarray, count: int) -> np.ndarray:
+    """Cuts values of positions [R, L, ...] into one array for each example; object array [B]."""
+    segments_P = segments_RxL.reshape(-1)
+    order = np.argsort(segments_P, kind="stable")  # a segment lies in one row, in its order
+    bounds = np.searchsorted(segments_P[order], np.arange(1, count + 2))
+    ordered = values.reshape(len(segments_P), *values.shape[2:])[order]
+    parts_B = np.empty(count, object)
+    for example, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        parts_B[example] = ordered[start:stop]
+    return parts_B

@@ -23,17 +23,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation import export_huggingface, report
+from evaluation.export_language import write_language_model
 from evaluation.protocol import read_meta, restore
 from input_pipeline import alignment, normalization, records
 from input_pipeline.preparation import load_split, prepare
 from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 from models import adapters
-from models.heads import Classifier
+from models.heads import Model
 from models.pretrained import peft, safetensors
 from training.experiment import Experiment, build
 from training.state import merge
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
+_LANGUAGE = ("causal_language_modelling", "masked_language_modelling", "span_corruption")
+_LANGUAGE += ("generation",)
 _EXAMPLES = 8  # that a written model is compared on
 _LENGTH_STEP = 16  # serve.py pads to multiples of this, where any length can be computed
 # Largest difference from the trained model that passes, as a share of the largest logit.
@@ -130,7 +133,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         partial = output / f"{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        said = _WRITERS[name](trained, partial)
+        said = _writers(config)[name](trained, partial)
         shutil.rmtree(output / name, ignore_errors=True)
         partial.rename(output / name)
         files = sorted(path for path in (output / name).rglob("*") if path.is_file())
@@ -147,11 +150,9 @@ def export(config: ConfigDict, workdir: Path) -> Path:
 
 
 def _refuse(config: ConfigDict, output: Path) -> None:
-    formats = tuple(config.export.formats)
-    if not formats or set(formats) - _WRITERS.keys():
-        raise ValueError(
-            f"config.export.formats is {formats}: name one or more of {tuple(_WRITERS)}"
-        )
+    formats, known = tuple(config.export.formats), tuple(_writers(config))
+    if not formats or set(formats) - set(known):
+        raise ValueError(f"config.export.formats is {formats}: name one or more of {known}")
     if config.features.use != "none":
         raise ValueError(
             "config.features.use='both': a head that reads features can't be exported, since what "
@@ -181,6 +182,10 @@ def _trained(experiment: Experiment, workdir: Path) -> Trained:
     adapt, restored = experiment.config.adapt, restore(experiment, workdir)
     params = {**experiment.frozen, **restored.params}
     merged = _merged(adapt, params)
+    if experiment.config.task in _LANGUAGE:  # which are compared by their parameters
+        none = np.zeros((1, 0), np.int32)
+        sample = Sample(none, none, none[0], "all of them")
+        return Trained(experiment, params, merged, restored.name, sample, none)
     sample = _sample(experiment)
     positions_BxL, segments_BxL = _places(sample.tokens_BxL, sample.lengths_B)
     batch = {
@@ -188,9 +193,10 @@ def _trained(experiment: Experiment, workdir: Path) -> Trained:
         "types_RxL": sample.types_BxL,
         "positions_RxL": positions_BxL,
         "segments_RxL": segments_BxL,
-        "labels_B": np.zeros(len(sample.lengths_B), np.int32),
+        "weights_B": np.ones(len(sample.lengths_B), np.float32),
     }
-    logits_BxC = np.asarray(jax.jit(experiment.apply)(params, batch), np.float32)
+    outputs = jax.jit(experiment.apply)(params, batch)
+    logits_BxC = np.asarray(outputs["logits_BxC"], np.float32)
     return Trained(experiment, params, merged, restored.name, sample, logits_BxC)
 
 
@@ -234,19 +240,18 @@ def _places(tokens_BxL: Any, lengths_B: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def row_logits(
-    model: Classifier, params: Mapping[str, Any], tokens_BxL: Any, types_BxL: Any, lengths_B: Any
+    model: Model, params: Mapping[str, Any], tokens_BxL: Any, types_BxL: Any, lengths_B: Any
 ) -> jax.Array:
     """Applies the classifier to one example a row; `params` are flat, without an adapter."""
     positions_BxL, segments_BxL = _places(tokens_BxL, lengths_B)
-    return model.apply(
-        {"params": merge(params)},
-        tokens_BxL,
-        positions_BxL,
-        segments_BxL,
-        types_BxL,
-        num_examples=tokens_BxL.shape[0],
-        deterministic=True,
-    )
+    batch = {
+        "tokens_RxL": tokens_BxL,
+        "positions_RxL": positions_BxL,
+        "segments_RxL": segments_BxL,
+        "types_RxL": types_BxL,
+        "weights_B": jnp.ones(tokens_BxL.shape[0], jnp.float32),
+    }
+    return model.apply({"params": merge(params)}, batch, deterministic=True)["logits_BxC"]
 
 
 def _write_huggingface(trained: Trained, folder: Path) -> dict[str, Any]:
@@ -354,11 +359,29 @@ def _write_peft(trained: Trained, folder: Path) -> dict[str, Any]:
     return {"form": form, "compared": "logits", "difference": difference}
 
 
-_WRITERS = {
-    "huggingface": _write_huggingface,
-    "stablehlo": _write_stablehlo,
-    "peft": _write_peft,
-}
+def _write_language_model(trained: Trained, folder: Path) -> dict[str, Any]:
+    return write_language_model(trained.experiment, trained.merged, folder)
+
+
+def _writers(config: ConfigDict) -> dict[str, Callable[[Trained, Path], dict[str, Any]]]:
+    """Returns what writes a task's models, by format.
+
+    Raises:
+        ValueError: models of this task can't be exported.
+    """
+    if config.task in _LANGUAGE:
+        return {"huggingface": _write_language_model}
+    if config.task != "classification" or config.classification.kind != "single":
+        kind = "" if config.task != "classification" else f" of kind {config.classification.kind!r}"
+        raise ValueError(
+            f"config.task={config.task!r}{kind}: --mode=export knows classifiers of one label and "
+            "language models only"
+        )
+    return {
+        "huggingface": _write_huggingface,
+        "stablehlo": _write_stablehlo,
+        "peft": _write_peft,
+    }
 
 
 def _size(count: int) -> str:

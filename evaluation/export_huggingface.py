@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.heads import Classifier
+from models.heads import Model
 from models.pretrained import open_checkpoint, safetensors
 from models.pretrained.tables import KERNEL, Row, Rows, tensors_from
 from training.experiment import Experiment
 
 MODEL, HEAD = "model.safetensors", "head.safetensors"
 # Stems of transformers' class names by model_type.
-_STEMS = {
+STEMS = {
     "bert": "Bert",
     "ernie": "Ernie",
     "albert": "Albert",
@@ -74,15 +74,15 @@ class Form(NamedTuple):
     prose: str
 
 
-def form_of(model: Classifier) -> Form:
+def form_of(model: Model) -> Form:
     """Chooses the form of a classifier."""
     model_type = model.config.model_type
-    stem, kind = _STEMS[model_type], model.pooling
+    stem, kind = STEMS[model_type], model.task_head.pooling
     whole = f"{stem}ForSequenceClassification"
     if model_type in _ENCODERS and kind == "pooler":
         return Form(whole, _ENCODERS[model_type], MODEL, f"{whole} of transformers")
     is_decoder = hasattr(model.config, "bidirectional")
-    if is_decoder and kind == "last" and not model.head_bias:
+    if is_decoder and kind == "last" and not model.task_head.bias:
         return Form(whole, _SCORE, MODEL, f"{whole} of transformers")
     if is_decoder and kind == "last":
         why = f"{whole} has no bias on its head (train with config.model.head_bias=False for it)"
@@ -92,7 +92,7 @@ def form_of(model: Classifier) -> Form:
         why = f"{whole} has a pooler (train with config.model.pooling='pooler' for it)"
     else:
         why = f"{whole.replace('Encoder', '')} has another head"
-    rows = _HEAD_ALONE if model.head_bias else _HEAD_ALONE[:1]
+    rows = _HEAD_ALONE if model.task_head.bias else _HEAD_ALONE[:1]
     return Form(f"{stem}Model", rows, HEAD, f"{stem}Model of transformers and {HEAD}, since {why}")
 
 
@@ -111,7 +111,7 @@ def write(experiment: Experiment, params: Mapping[str, Any], folder: Path, title
     model, family = experiment.model, experiment.checkpoint.family
     form = form_of(model)
     if "head/bias" not in params:  # those of encoders always have one
-        params = {**params, "head/bias": np.zeros(model.num_classes, np.float32)}
+        params = {**params, "head/bias": np.zeros(model.task_head.num_classes, np.float32)}
     named = {row.parameter for row in form.rows}
     head = tensors_from({p: v for p, v in params.items() if p in named}, Rows(form.rows))
     backbone = {
@@ -125,17 +125,21 @@ def write(experiment: Experiment, params: Mapping[str, Any], folder: Path, title
         safetensors.write(folder / HEAD, head)
     safetensors.write(folder / MODEL, tensors if form.file == HEAD else tensors | head)
     _write_json(folder / "config.json", fields)
-    for name, content in _tokenizer_files(experiment, fields).items():
+    for name, content in tokenizer_files(experiment, fields).items():
         (folder / name).write_bytes(content)
     readme = _readme(experiment, form, title)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return form
 
 
-def read(form: Form, model: Classifier, folder: Path) -> dict[str, np.ndarray]:
+def read(form: Form, model: Model, folder: Path) -> dict[str, np.ndarray]:
     """Reads back what `write` wrote: flat parameters."""
     checkpoint = open_checkpoint(folder)
-    parts = [part for part in checkpoint.parts if part == "pooler" and model.pooling == "pooler"]
+    parts = [
+        part
+        for part in checkpoint.parts
+        if part == "pooler" and model.task_head.pooling == "pooler"
+    ]
     params: dict[str, np.ndarray] = {}
 
     def place(path: str, value: np.ndarray) -> None:
@@ -157,7 +161,7 @@ def _fields(experiment: Experiment, form: Form) -> dict[str, Any]:
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
         "problem_type": "single_label_classification",
-        "pad_token_id": _pad_id(experiment),
+        "pad_token_id": pad_id(experiment),
     }
     for role in ("bos", "eos"):
         if (token_id := getattr(tokenizer, f"{role}_id")) >= 0:
@@ -165,7 +169,7 @@ def _fields(experiment: Experiment, form: Form) -> dict[str, Any]:
     return fields
 
 
-def _pad_id(experiment: Experiment) -> int | None:
+def pad_id(experiment: Experiment) -> int | None:
     """Returns the id of padding, or one that can serve, since a text can't end in it.
 
     transformers' classifiers on decoders read the last position that holds another id than this.
@@ -175,7 +179,7 @@ def _pad_id(experiment: Experiment) -> int | None:
     return next((i for i in candidates if i >= 0 and [i] != last), None)
 
 
-def _tokenizer_files(experiment: Experiment, fields: Mapping[str, Any]) -> dict[str, bytes]:
+def tokenizer_files(experiment: Experiment, fields: Mapping[str, Any]) -> dict[str, bytes]:
     """Returns the tokeniser's files, with a tokenizer_config.json that says all it needs."""
     tokenizer = experiment.tokenizer
     files = tokenizer.files()
@@ -229,8 +233,8 @@ def _readme(experiment: Experiment, form: Form, title: str) -> str:
             "first": "the hidden state of each text's first position",
             "last": "the hidden state of each text's last position",
             "mean": "the mean of the hidden states of each text's positions, marks included",
-        }[model.pooling]
-        bias = " + bias" if model.head_bias else ""
+        }[model.task_head.pooling]
+        bias = " + bias" if model.task_head.bias else ""
         lines += [
             f"The head: logits = pooled @ weight.T{bias} of {HEAD}, where pooled is {pooled}."
         ]

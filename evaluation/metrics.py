@@ -1,98 +1,165 @@
-"""What predictions are worth, with standard errors. No model and no files are touched here.
+"""What predictions are worth, with standard errors. No model, task or file is touched here.
 
-evaluation/report.py, model selection and --mode=evaluate call `summarise`; whether one model is
-really better than another on the same examples is asked of `paired_difference`.
+Every metric is a function of sums over examples: counts of right answers, of pairs of classes, of
+entities found. A task keeps these statistics of each example (`Scores`), and value, standard error
+and difference of two models follow for all of them in the same way. Model selection, integration
+and evaluation/report.py call this; the statistics are the tasks'.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-from evaluation.evaluate import Predictions
-
-NAMES = ("accuracy", "macro_f1", "loss")
 
 
-def higher_is_better(name: str) -> bool:
-    """Whether more of metric `name` is better.
+class Metric(NamedTuple):
+    """A number about a set of examples.
+
+    Attributes:
+        name: in configs, files and logs.
+        title: in tables, with its unit.
+        value: sums of the statistics, float64 [..., K], and those of all examples [K] -> [...].
+        higher_is_better: whether more is.
+        scale: factor from the value to what tables show: 100 for per cent.
+        digits: behind the point, in tables.
+    """
+
+    name: str
+    title: str
+    value: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    higher_is_better: bool = True
+    scale: float = 1.0
+    digits: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What a model's predictions of N examples are worth.
+
+    Attributes:
+        metrics: at least one; the first chooses models by default, the last breaks ties.
+        ids_N: int64, ascending.
+        statistics: metric name -> float64 [N, K]; `Metric.value` of their sum is the metric.
+        detail: more JSON-ready facts about all of them, such as a confusion matrix.
+        truth: a digest of the true answers, by which two models' scores are known to be comparable.
+    """
+
+    metrics: tuple[Metric, ...]
+    ids_N: np.ndarray
+    statistics: Mapping[str, np.ndarray]
+    detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    truth: Any = None
+
+    def without(self, ids: np.ndarray) -> "Scores":
+        """Returns the scores of all examples but those with the given ids; without details."""
+        keep_N = ~np.isin(self.ids_N, ids)
+        statistics = {name: values[keep_N] for name, values in self.statistics.items()}
+        return Scores(self.metrics, self.ids_N[keep_N], statistics)
+
+    def metric(self, name: str) -> Metric:
+        """Returns a metric by its name; 'auto' is the first.
+
+        Raises:
+            ValueError: if there is no such metric.
+        """
+        return find(self.metrics, name)
+
+
+def find(metrics: Sequence[Metric], name: str) -> Metric:
+    """Returns a metric by its name; 'auto' is the first.
 
     Raises:
         ValueError: if there is no such metric.
     """
-    if name not in NAMES:
-        raise ValueError(f"There is no metric {name!r}; expected one of {', '.join(NAMES)}.")
-    return name != "loss"
-
-
-def rank(values: Mapping[str, float], metric: str) -> list[float]:
-    """Orders evaluations of a model: better is greater, and of equals the one of lower loss.
-
-    Args:
-        values: every metric's value.
-        metric: the one that decides.
-    """
-    value = values[metric] if higher_is_better(metric) else -values[metric]
-    return [value, -values["loss"]]
-
-
-def summarise(predictions: Predictions, labels: Sequence[str]) -> dict[str, Any]:
-    """Computes every metric of a classifier.
-
-    Macro-F1 is the mean over the classes that stand among the true or the predicted labels, as in
-    scikit-learn. A precision, recall or F1 without a single case is 0.
-
-    Args:
-        predictions: of at least one example.
-        labels: C names in class order.
-
-    Returns:
-        JSON-ready: 'accuracy', 'macro_f1' and 'loss' (mean cross-entropy, nats) as {'value',
-        'standard_error', 'count'}; 'confusion_matrix', C rows of true by C columns of predicted
-        counts; 'per_class', {label: {'precision', 'recall', 'f1', 'support'}}. A standard error of
-        one example is NaN.
-
-    Raises:
-        ValueError: if there are no examples, or labels and predictions do not fit together.
-    """
-    count, num_classes = predictions.logits_NxC.shape
-    if num_classes != len(labels):
-        raise ValueError(
-            f"Predictions over {num_classes} classes do not fit the {len(labels)} labels "
-            f"{tuple(labels)!r}."
-        )
-    truth_N, classes_N = predictions.labels_N, predictions.classes_N
-    if count == 0 or truth_N.min() < 0 or truth_N.max() >= num_classes:
-        found = f"classes {truth_N.min()} to {truth_N.max()}" if count else "no examples"
-        raise ValueError(f"Expected true classes from 0 to {num_classes - 1}, found {found}.")
-    indices = np.arange(num_classes)
-    confusion_CxC = confusion_matrix(truth_N, classes_N, labels=indices)
-    per_class_4xC = precision_recall_fscore_support(
-        truth_N, classes_N, labels=indices, zero_division=0
+    for metric in metrics:
+        if name in (metric.name, "auto"):
+            return metric
+    names = ", ".join(metric.name for metric in metrics)
+    raise ValueError(
+        f"config.eval.metric={name!r}: this task has no such metric; expected one of {names}, or "
+        "'auto' for the first"
     )
-    return {
-        **{metric: estimate(predictions, metric) for metric in NAMES},
-        "confusion_matrix": confusion_CxC.tolist(),
-        "per_class": {
-            label: {
-                "precision": float(precision),
-                "recall": float(recall),
-                "f1": float(f1),
-                "support": int(support),
-            }
-            for label, precision, recall, f1, support in zip(labels, *per_class_4xC, strict=True)
-        },
-    }
 
 
-def estimate(predictions: Predictions, metric: str) -> dict[str, float]:
+def mean(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Metric.value of statistics (value * weight, weight): the weighted mean; NaN without any."""
+    del whole
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sums[..., 0] / sums[..., 1]
+
+
+def f1(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Metric.value of statistics (found and right, found, to be found); 0 without any."""
+    del whole
+    return _ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
+
+
+def precision(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Metric.value of the statistics of `f1`: share of what was found that is right."""
+    del whole
+    return _ratio(sums[..., 0], sums[..., 1])
+
+
+def recall(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Metric.value of the statistics of `f1`: share of what is there that was found."""
+    del whole
+    return _ratio(sums[..., 0], sums[..., 2])
+
+
+def macro_f1(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Metric.value of statistics [3C]: found and right, found, to be found of each class.
+
+    It is the mean over the classes that occur, as in scikit-learn. Their number stays that of all
+    examples when one is left out, else a class with a single one would make the average jump.
+    """
+    right, found, true = np.split(sums, 3, axis=-1)
+    occurs = (np.split(whole, 3)[1] + np.split(whole, 3)[2]) > 0
+    return _ratio(2 * right, found + true).sum(-1) / max(int(occurs.sum()), 1)
+
+
+def one_each(values_N: np.ndarray) -> np.ndarray:
+    """Returns the statistics [N, 2] of `mean`, all examples weighing the same."""
+    return np.stack([values_N, np.ones(len(values_N))], axis=1).astype(np.float64)
+
+
+def class_counts(truth_N: np.ndarray, classes_N: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the statistics [N, 3C] of `macro_f1` from true and predicted classes."""
+    eye = np.eye(num_classes)
+    true_NxC, found_NxC = eye[truth_N], eye[classes_N]
+    return np.concatenate([true_NxC * found_NxC, found_NxC, true_NxC], axis=1)
+
+
+def estimate(scores: Scores, name: str) -> dict[str, float]:
     """One metric as {'value', 'standard_error', 'count'}; the error of one example is NaN."""
-    value, changes_N = _leave_one_out(predictions, metric)
+    value, changes_N = _leave_one_out(scores, name)
     return {"value": value, "standard_error": _error(changes_N), "count": len(changes_N)}
 
 
-def paired_difference(first: Predictions, second: Predictions, *, metric: str) -> dict[str, float]:
+def summarise(scores: Scores) -> dict[str, Any]:
+    """Every metric as `estimate` gives it, by name, and the details.
+
+    Raises:
+        ValueError: if there are no examples.
+    """
+    if not len(scores.ids_N):
+        raise ValueError("There are no examples to evaluate: check that the split is not empty.")
+    return {m.name: estimate(scores, m.name) for m in scores.metrics} | dict(scores.detail)
+
+
+def rank(values: Mapping[str, float], metrics: Sequence[Metric], name: str) -> list[float]:
+    """Orders evaluations of a model: better is greater; of equals the last metric decides.
+
+    Args:
+        values: every metric's value.
+        metrics: of the task.
+        name: the metric that decides, or 'auto'.
+    """
+    both = find(metrics, name), metrics[-1]
+    return [values[m.name] if m.higher_is_better else -values[m.name] for m in both]
+
+
+def paired_difference(first: Scores, second: Scores, *, metric: str) -> dict[str, float]:
     """The metric of `first` minus that of `second` on the same examples.
 
     The error is that of the difference, example by example: smaller than for two independent
@@ -102,17 +169,14 @@ def paired_difference(first: Predictions, second: Predictions, *, metric: str) -
         {'value', 'standard_error', 'count', 'z'}; z is value / standard_error, NaN if that is 0.
 
     Raises:
-        ValueError: if the two are not about the same examples with the same true labels.
+        ValueError: if the two are not about the same examples with the same truth.
     """
-    if not (
-        np.array_equal(first.ids_N, second.ids_N)
-        and np.array_equal(first.labels_N, second.labels_N)
-    ):
+    if not np.array_equal(first.ids_N, second.ids_N) or first.truth != second.truth:
         shared = len(np.intersect1d(first.ids_N, second.ids_N))
         raise ValueError(
             f"Predictions for {len(first.ids_N)} and {len(second.ids_N)} examples cannot be "
-            f"paired: {shared} ids are in both, and ids and labels must be the same. Evaluate "
-            "both on the same split with the same limit."
+            f"paired: {shared} ids are in both, and ids and true answers must be the same. "
+            "Evaluate both on the same split with the same limit."
         )
     value, changes_N = _leave_one_out(first, metric)
     other_value, other_changes_N = _leave_one_out(second, metric)
@@ -131,41 +195,18 @@ def _error(changes_N: np.ndarray) -> float:
     return float(np.sqrt((count - 1) * np.var(changes_N))) if count > 1 else float("nan")
 
 
-def _leave_one_out(predictions: Predictions, metric: str) -> tuple[float, np.ndarray]:
+def _leave_one_out(scores: Scores, name: str) -> tuple[float, np.ndarray]:
     """A metric, and by how much it changes when each of the N examples is left out."""
-    higher_is_better(metric)  # raises if there is no such metric
-    truth_N, classes_N = predictions.labels_N, predictions.classes_N
-    if metric == "macro_f1":
-        num_classes = predictions.logits_NxC.shape[1]
-        confusion_CxC = confusion_matrix(truth_N, classes_N, labels=np.arange(num_classes))
-        value, changes_CxC = _macro_f1(confusion_CxC)
-        return value, changes_CxC[truth_N, classes_N]
-    if metric == "accuracy":
-        values_N = (truth_N == classes_N).astype(np.float64)
-    else:
-        values_N = -predictions.log_probabilities_NxC[np.arange(len(truth_N)), truth_N]
-    mean = float(values_N.mean())
-    return mean, (mean - values_N) / max(len(values_N) - 1, 1)
+    metric = scores.metric(name)
+    values_NxK = scores.statistics[metric.name]
+    sums_K = values_NxK.sum(axis=0)
+    value = float(metric.value(sums_K, sums_K))
+    if len(values_NxK) < 2:
+        return value, np.zeros(len(values_NxK))
+    return value, metric.value(sums_K - values_NxK, sums_K) - value
 
 
-def _macro_f1(confusion_CxC: np.ndarray) -> tuple[float, np.ndarray]:
-    """Macro-F1, and its change when an example of each cell of the confusion matrix is left out.
-
-    The number of classes stays that of all examples, else a class with a single one would make
-    the average jump.
-    """
-    right_C = np.diag(confusion_CxC).astype(np.float64)
-    sizes_C = confusion_CxC.sum(axis=0) + confusion_CxC.sum(axis=1)  # F1 = 2 right / size
-    f1_C = _ratio(2 * right_C, sizes_C)
-    wrong_C = _ratio(2 * right_C, sizes_C - 1) - f1_C  # one with this true or predicted class
-    changes_CxC = wrong_C[:, None] + wrong_C[None, :]
-    np.fill_diagonal(changes_CxC, _ratio(2 * (right_C - 1), sizes_C - 2) - f1_C)
-    num_present = np.count_nonzero(sizes_C)
-    return float(f1_C.sum() / num_present), changes_CxC / num_present
-
-
-def _ratio(numerator_C: np.ndarray, denominator_C: np.ndarray) -> np.ndarray:
-    """The quotient, 0 where the denominator is not positive."""
-    return np.divide(
-        numerator_C, denominator_C, out=np.zeros_like(numerator_C), where=denominator_C > 0
-    )
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Element-wise division in which something over 0 is 0."""
+    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
+    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)

@@ -20,33 +20,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.evaluate import Predictions
-from evaluation.metrics import NAMES, paired_difference, summarise
+from evaluation.metrics import Metric, Scores, paired_difference, summarise
 from training.progress import read_metrics
 
-# Names of the rows of the results table.
-MAJORITY = "majority class"
-TFIDF = "TF-IDF + logistic regression"
-FEATURES = "features alone"
+# Names of the rows of the results table; those of baselines are the tasks'.
 ENCODER = "encoder alone"
+TEACHER = "model without unlabelled texts"
+BEFORE = "before training"
 FINETUNED = "fine-tuned"
 BOTH = "encoder and features"
 INTEGRATED = "integrated"
 
-_SHOWN = {"accuracy": "accuracy, %", "macro_f1": "macro-F1, %", "loss": "loss"}
-_SCALE = {"accuracy": 100, "macro_f1": 100, "loss": 1}
-_COLUMNS = ("model", *(_SHOWN[metric] for metric in NAMES), "examples")
-_LEAK_FREE = ("without leaks: accuracy, %", "macro-F1, %", "examples")
+_Shown = Mapping[str, Any]  # of a Metric: name, title, scale, digits
 
 
 def write_results(
     workdir: str | Path,
-    predictions: Mapping[str, Predictions],
+    scores: Mapping[str, Scores],
     *,
-    labels: Sequence[str],
+    floor: str,
     fingerprints: Mapping[str, str],
     split: str,
-    metric: str,
+    metric: Metric,
     integration: Mapping[str, Any] | None,
     leaked_ids: np.ndarray,
     extra: Mapping[str, Any],
@@ -55,12 +50,12 @@ def write_results(
 
     Args:
         workdir: where metrics.jsonl lies.
-        predictions: row name -> predictions on the split, in the order of the table, TFIDF
-            among them. The closing sentence is about the last, the model that the run ends with.
-        labels: names in class order.
+        scores: row name -> scores on the split, in the order of the table. The closing sentence is
+            about the last, the model that the run ends with.
+        floor: the row that it is compared with, if it is there.
         fingerprints: of the splits and of what else the numbers depend on.
         split: name of the split that the numbers are about.
-        metric: what chose the model: 'accuracy', 'macro_f1' or 'loss'.
+        metric: what chose the model.
         integration: {'alpha', 'curve'} as integration.interpolation.interpolate returned, or None.
         leaked_ids: examples with a copy in another split; a second number leaves them out.
         extra: more JSON-ready facts to keep.
@@ -69,30 +64,30 @@ def write_results(
         What was written to results.json.
 
     Raises:
-        ValueError: if there is no row TFIDF, or the rows are not about the same examples.
+        ValueError: if the rows are not about the same examples.
     """
-    if TFIDF not in predictions:
-        raise ValueError(f"The results need a row {TFIDF!r}, found {', '.join(predictions)}.")
-    workdir, last = Path(workdir), list(predictions)[-1]
-    differences = {
-        name: paired_difference(row, predictions[TFIDF], metric="accuracy")
-        for name, row in predictions.items()
-        if name != TFIDF
-    }
-    conclusion = _conclusion(last, differences[last], split, TFIDF)
-    if ENCODER in predictions:
-        gain = paired_difference(predictions[last], predictions[ENCODER], metric="accuracy")
-        conclusion += "\n" + _conclusion(last, gain, split, f"the {ENCODER}")
+    workdir, last = Path(workdir), list(scores)[-1]
+    differences, conclusion = {}, []
+    for other in (floor, ENCODER, TEACHER):
+        if other not in scores:
+            continue
+        compared = _comparable(scores[last], scores[other], metric)
+        gains = {
+            name: paired_difference(row, scores[other], metric=compared.name)
+            for name, row in scores.items()
+            if name != other and compared.name in row.statistics
+        }
+        differences = differences or gains
+        name = other if other == floor else f"the {other}"
+        conclusion.append(_conclusion(last, gains[last], compared, split=split, other=name))
     results = {
-        "conclusion": conclusion,
-        "models": {
-            name: summarise_with_leaks(row, labels, leaked_ids) for name, row in predictions.items()
-        },
-        "accuracy_minus_baseline": differences,
-        "labels": list(labels),
+        "conclusion": "\n".join(conclusion),
+        "models": {name: summarise_with_leaks(row, leaked_ids) for name, row in scores.items()},
+        "minus_baseline": differences,
         "fingerprints": fingerprints,
         "split": split,
-        "metric": metric,
+        "metric": metric.name,
+        "metrics": [_shown(m) for m in scores[last].metrics],
         "integration": integration,
         **extra,
     }
@@ -104,63 +99,65 @@ def write_results(
 def show_results(workdir: str | Path) -> dict[str, Any]:
     """Prints what results.json of a finished run holds, and returns it."""
     results = json.loads((Path(workdir) / "results.json").read_text(encoding="utf-8"))
-    _print(_table(*_cells(results["models"])), results["conclusion"])
+    _print(_table(*_cells(results["models"], results["metrics"])), results["conclusion"])
     return results
 
 
-def summarise_with_leaks(
-    predictions: Predictions, labels: Sequence[str], leaked_ids: np.ndarray
-) -> dict[str, Any]:
+def summarise_with_leaks(scores: Scores, leaked_ids: np.ndarray) -> dict[str, Any]:
     """Returns what `summarise` does and, if there are leaks, 'leak_free': the same without them."""
-    summary = summarise(predictions, labels)
-    clean = predictions.without(leaked_ids)
-    if 0 < len(clean.ids_N) < len(predictions.ids_N):
-        summary["leak_free"] = summarise(clean, labels)
+    summary = summarise(scores)
+    clean = scores.without(leaked_ids)
+    if 0 < len(clean.ids_N) < len(scores.ids_N):
+        summary["leak_free"] = summarise(clean)
     return summary
 
 
-def show_summary(summary: Mapping[str, Any], name: str) -> None:
-    """Prints what evaluation.metrics.summarise returned for the model `name`."""
-    per_class = summary["per_class"]
-    classes = [
-        (
-            label,
-            *(f"{100 * scores[key]:.1f}" for key in ("precision", "recall", "f1")),
-            f"{scores['support']:,}",
-            *(f"{count:,}" for count in counts_C),
-        )
-        for (label, scores), counts_C in zip(
-            per_class.items(), summary["confusion_matrix"], strict=True
-        )
-    ]
-    columns = ("class", "precision, %", "recall, %", "F1, %", "examples")
-    predicted = (f"as {label}" for label in per_class)
-    _print(_table(*_cells({name: summary})), _table((*columns, *predicted), classes))
+def show_summary(scores: Scores, name: str) -> None:
+    """Prints the metrics of the model `name`, and what is known of each class."""
+    summary, metrics = summarise(scores), [_shown(metric) for metric in scores.metrics]
+    tables = [_table(*_cells({name: summary}, metrics))]
+    per_class, confusion = scores.detail.get("per_class"), scores.detail.get("confusion_matrix")
+    if per_class:
+        rows = [
+            (
+                label,
+                *(f"{100 * found[key]:.1f}" for key in ("precision", "recall", "f1")),
+                f"{found['support']:,}",
+                *(f"{count:,}" for count in (confusion[i] if confusion else ())),
+            )
+            for i, (label, found) in enumerate(per_class.items())
+        ]
+        columns = ("class", "precision, %", "recall, %", "F1, %", "examples")
+        predicted = (f"as {label}" for label in per_class if confusion)
+        tables.append(_table((*columns, *predicted), rows))
+    _print(*tables)
 
 
-def show_curve(curve: Sequence[Mapping[str, float]], alpha: float, metric: str) -> None:
+def show_curve(curve: Sequence[Mapping[str, float]], alpha: float, metric: Metric) -> None:
     """Prints the metric between the pretrained and the fine-tuned weights."""
     points = [
-        (f"{point['alpha']:g}", _cell(point, metric), "chosen" if point["alpha"] == alpha else "")
-        for point in curve
+        (f"{p['alpha']:g}", _cell(p, _shown(metric)), "chosen" if p["alpha"] == alpha else "")
+        for p in curve
     ]
-    _print(_table(("alpha", _SHOWN[metric], ""), points))
+    _print(_table(("alpha", metric.title, ""), points))
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """The results table in Markdown, for a README, from what results.json holds."""
-    columns, rows = _cells(results["models"])
+    columns, rows = _cells(results["models"], results["metrics"])
     head = [columns, ("---", *["---:"] * (len(columns) - 1))]
     return "".join(f"| {' | '.join(row)} |\n" for row in [*head, *rows])
 
 
-def plot_curves(workdir: str | Path, *, metric: str, integration: Mapping[str, Any] | None) -> None:
+def plot_curves(
+    workdir: str | Path, *, metric: Metric, integration: Mapping[str, Any] | None
+) -> None:
     """Draws curves.png from metrics.jsonl: training loss, validation metric, interpolation.
 
     Reads 'loss' and 'validation/<metric>'; what was not logged or measured has no panel.
     """
     lines = read_metrics(Path(workdir) / "metrics.jsonl")
-    loss, validation = _series(lines, "loss"), _series(lines, f"validation/{metric}")
+    loss, validation = _series(lines, "loss"), _series(lines, f"validation/{metric.name}")
     panels = [loss[0].size > 0, validation[0].size > 0, integration is not None]
     columns = max(1, sum(panels))
     figure = Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
@@ -170,8 +167,8 @@ def plot_curves(workdir: str | Path, *, metric: str, integration: Mapping[str, A
     if panels[1]:
         steps, values = validation
         axis = next(axes)
-        axis.plot(steps, _SCALE[metric] * values, marker="o", markersize=4, color="tab:green")
-        axis.set(title="validation", xlabel="step", ylabel=_SHOWN[metric])
+        axis.plot(steps, metric.scale * values, marker="o", markersize=4, color="tab:green")
+        axis.set(title="validation", xlabel="step", ylabel=metric.title)
     if panels[2]:
         _plot_interpolation(next(axes), metric, **integration)
     for axis in figure.axes:
@@ -181,19 +178,19 @@ def plot_curves(workdir: str | Path, *, metric: str, integration: Mapping[str, A
 
 
 def write_errors(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Writes the wrongly classified among `records` as JSONL, the most confident first.
+    """Writes the wrong ones among `records` as JSONL, the most confident first.
 
     Those on top are as often wrong labels as wrong predictions: worth reading.
 
     Args:
         path: the file.
-        records: as tasks.classification.Classification.describe yields, with 'label'.
+        records: as tasks.task.Task.describe yields, with 'wrong' and 'confidence'.
 
     Returns:
         How many there are.
     """
-    wrong = [record for record in records if record["prediction"] != record["label"]]
-    wrong.sort(key=lambda record: -record["probabilities"][record["prediction"]])
+    wrong = [dict(record) for record in records if record["wrong"]]
+    wrong.sort(key=lambda record: -record["confidence"])
     return write_jsonl(path, wrong)
 
 
@@ -209,17 +206,44 @@ def write_json(path: str | Path, value: Any) -> None:
     _write_text(path, json.dumps(_nan_to_none(value), ensure_ascii=False, indent=2) + "\n")
 
 
-def _conclusion(name: str, difference: Mapping[str, float], split: str, other: str) -> str:
+def _comparable(first: Scores, second: Scores, metric: Metric) -> Metric:
+    """Returns the metric that chose the model or, where one row lacks it, the first that both have.
+
+    Raises:
+        ValueError: there is none.
+    """
+    both = [m for m in (metric, *first.metrics) if {m.name} <= first.statistics.keys()]
+    for candidate in both:
+        if candidate.name in second.statistics:
+            return candidate
+    raise ValueError(
+        f"{sorted(first.statistics)} and {sorted(second.statistics)} have no metric in common"
+    )
+
+
+def _conclusion(
+    name: str, difference: Mapping[str, float], metric: Metric, *, split: str, other: str
+) -> str:
     """Says by how much a model beats another, or fails to."""
-    points, error = 100 * difference["value"], 100 * difference["standard_error"]
+    value, error = (metric.scale * difference[key] for key in ("value", "standard_error"))
+    title = metric.title.removesuffix(", %")
+    unit = f"points of {title}" if metric.scale == 100 else f"in {title}"
     text = f"On {difference['count']:,} {split} examples, the {name} model "
-    if points == 0:
-        return text + f"is exactly as accurate as {other}."
-    verb = "beats" if points > 0 else "falls behind"
-    z = abs(difference["z"])
-    text += f"{verb} {other} by {abs(points):.1f} ± {error:.1f} points of accuracy"
+    if value == 0:
+        return text + f"is exactly as good as {other} in {title}."
+    verb = "beats" if (value > 0) == metric.higher_is_better else "falls behind"
+    z, digits = abs(difference["z"]), metric.digits
+    text += f"{verb} {other} by {abs(value):.{digits}f} ± {error:.{digits}f} {unit}"
+    if not math.isfinite(z):
+        return text + "."
     text += f" ({z:.1f} standard errors)."
     return text if z >= 2 else text + " A difference this small may be chance."
+
+
+def _shown(metric: Metric) -> dict[str, Any]:
+    """Returns how a metric is shown; JSON-ready."""
+    names = ("name", "title", "scale", "digits")
+    return {name: getattr(metric, name) for name in names}
 
 
 def _print(*parts: Table | str) -> None:
@@ -242,29 +266,39 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 
 def _cells(
-    models: Mapping[str, Mapping[str, Any]],
+    models: Mapping[str, Mapping[str, Any]], metrics: Sequence[_Shown]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The columns of the results table and the cells of its rows, one per model."""
     leaks = any("leak_free" in summary for summary in models.values())
+    some = metrics[:2]  # of the leak-free part
+    columns = ("model", *(metric["title"] for metric in metrics), "examples")
+    if leaks:
+        first, *rest = (metric["title"] for metric in some)
+        columns += (f"without leaks: {first}", *rest, "examples")
     rows = []
     for name, summary in models.items():
-        row = [name, *(_cell(summary[metric], metric) for metric in NAMES)]
-        row.append(f"{summary['accuracy']['count']:,}")
+        row = [name, *_row(summary, metrics)]
         if leaks:
-            clean = summary["leak_free"]
-            row += [_cell(clean[metric], metric) for metric in ("accuracy", "macro_f1")]
-            row.append(f"{clean['accuracy']['count']:,}")
+            row += _row(summary["leak_free"], some)
         rows.append(tuple(row))
-    return _COLUMNS + (_LEAK_FREE if leaks else ()), rows
+    return columns, rows
 
 
-def _cell(estimate: Mapping[str, Any], metric: str) -> str:
+def _row(summary: Mapping[str, Any], metrics: Sequence[_Shown]) -> list[str]:
+    """The cells of some metrics, empty where a model has none, and the number of examples."""
+    known = [metric for metric in metrics if metric["name"] in summary]
+    cells = [_cell(summary[m["name"]], m) if m in known else "" for m in metrics]
+    return [*cells, f"{summary[known[0]['name']]['count']:,}" if known else ""]
+
+
+def _cell(estimate: Mapping[str, Any], metric: _Shown) -> str:
     """Value ± standard error, which is left out where it does not exist."""
-    digits = 3 if metric == "loss" else 1
-    text = f"{_SCALE[metric] * estimate['value']:.{digits}f}"
+    if estimate["value"] is None or not math.isfinite(estimate["value"]):
+        return ""
+    text = f"{metric['scale'] * estimate['value']:.{metric['digits']}f}"
     error = estimate["standard_error"]
     known = error is not None and math.isfinite(error)
-    return f"{text} ± {_SCALE[metric] * error:.{digits}f}" if known else text
+    return f"{text} ± {metric['scale'] * error:.{metric['digits']}f}" if known else text
 
 
 def _series(lines: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -287,10 +321,10 @@ def _plot_loss(axis: Axes, steps: np.ndarray, values: np.ndarray) -> None:
 
 
 def _plot_interpolation(
-    axis: Axes, metric: str, alpha: float, curve: Sequence[Mapping[str, float]]
+    axis: Axes, metric: Metric, alpha: float, curve: Sequence[Mapping[str, float]]
 ) -> None:
     """The metric along the line from pretrained to fine-tuned weights, the choice marked."""
-    scale = _SCALE[metric]
+    scale = metric.scale
     alphas, values, errors = (
         np.array([point[key] for point in curve], np.float64)
         for key in ("alpha", "value", "standard_error")
@@ -298,7 +332,7 @@ def _plot_interpolation(
     style = {"color": "tab:purple", "marker": "o", "markersize": 4, "capsize": 2}
     axis.errorbar(alphas, scale * values, scale * errors, **style)
     axis.axvline(alpha, color="black", linestyle=":", linewidth=1)
-    axis.set(title=f"interpolation: {alpha:g} chosen", ylabel=f"{_SHOWN[metric]} (validation)")
+    axis.set(title=f"interpolation: {alpha:g} chosen", ylabel=f"{metric.title} (validation)")
     axis.set_xlabel("0 is pretrained, 1 is fine-tuned")
 
 

@@ -79,7 +79,7 @@ class Audit(NamedTuple):
 
     def _agree(self, leak: Leak) -> bool:
         record, other = self._records(leak)
-        return set(record.labels) == set(other.labels)
+        return (set(record.labels), record.number) == (set(other.labels), other.number)
 
     def _describe(self, leak: Leak) -> dict[str, Any]:
         record, other = self._records(leak)
@@ -97,7 +97,8 @@ class Audit(NamedTuple):
 def audit(splits: Mapping[str, Sequence[Record]], audit: ConfigDict) -> Audit:
     """Searches validation for copies from train, and test for copies from both.
 
-    Texts are compared in their comparison form, the two texts of a pair whatever their order.
+    Texts are compared in their comparison form, the two texts of a pair whatever their order, and
+    prompts with the messages before them.
 
     Args:
         splits: the records of 'train', 'validation' and 'test'.
@@ -171,7 +172,8 @@ def stop_on_leak(report: Mapping[str, Any]) -> None:
 
 def _form(record: Record, paired: bool) -> Form:
     """Returns what is compared: of a pair both forms, sorted, so that their order is lost."""
-    texts = (record.text, record.pair) if paired else (record.text,)
+    text = record.history + record.text
+    texts = (text, record.pair) if paired else (text,)
     return tuple(sorted(map(near_duplicates.comparison_form, texts)))
 
 

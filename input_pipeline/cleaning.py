@@ -57,17 +57,19 @@ class Cleaned(NamedTuple):
 def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
     """Strips white space and drops what cannot be learned from, or would be learned twice.
 
-    A record's identity is its text and its pair. The reasons, of which the first that applies
-    counts; where there are pairs, those on one text hold if they hold for either text. In splits
-    that the source gives, labels may contradict each other across splits (audit.py counts those),
-    and of copies that of test is kept, then that of validation:
+    A record's identity is its text, pair, choices and history. The reasons, of which the first that
+    applies counts; where there are pairs, those on one text hold if they hold for either text. The
+    pair of a record without labels, number or spans is no second text to read but an answer to
+    write: it may be as short as it is, and its task counts those that are empty. In splits that the
+    source gives, labels may contradict each other across splits (audit.py counts those), and of
+    copies that of test is kept, then that of validation:
 
     - 'empty': no text, or no pair where other records have one.
     - 'too_short', 'too_long': under `min_characters`, over `max_characters`.
     - 'not_chinese': a share of Chinese characters among its letters under `min_chinese_share`.
     - 'repetitive': `repetition` over `max_repetition`.
     - 'template': more than `max_template` different records are equal but for their digits.
-    - 'contradictory': a record that occurs with other labels, or spans, too. With
+    - 'contradictory': a record that occurs with other labels, spans or numbers too. With
       `label_conflicts`='drop' every copy of it; with 'majority' those that differ from the
       most frequent labels, or every copy where two are; with 'keep' none, so that it stays once
       with each outcome.
@@ -98,7 +100,8 @@ def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
     fit = _drop_contradictions(fit, cleaning.label_conflicts, report)
     kept = _drop_duplicates(fit, report)
     if cleaning.near_duplicates == "drop":
-        kept = _drop_near_duplicates(kept, cleaning.threshold, report, paired=paired)
+        both = paired or any(record.choices for record in kept)
+        kept = _drop_near_duplicates(kept, cleaning.threshold, report, paired=both)
     return Cleaned(kept, report.dropped, report.examples)
 
 
@@ -140,8 +143,8 @@ def repetition(text: str) -> float:
 
 
 def outcome(record: Record) -> Hashable:
-    """Returns what copies of a record must agree on: its labels and spans, in any order."""
-    return frozenset(record.labels), frozenset(record.spans)
+    """Returns what copies of a record must agree on: labels and spans, in any order, and number."""
+    return frozenset(record.labels), frozenset(record.spans), record.number
 
 
 class _Report:
@@ -177,7 +180,8 @@ def _check(cleaning: ConfigDict) -> None:
 
 def _unfit(record: Record, cleaning: ConfigDict, *, paired: bool) -> str:
     """Returns why a record is unfit, whatever the others are; '' if it is fit."""
-    texts = [text.strip() for text in _identity(record)[: 2 if paired else 1]]
+    labelled = record.labels or record.spans or record.number is not None
+    texts = [record.text.strip()] + ([record.pair.strip()] if paired and labelled else [])
     shortest, longest = min(map(len, texts)), max(map(len, texts))
     if not shortest:
         return "empty"
@@ -193,18 +197,14 @@ def _unfit(record: Record, cleaning: ConfigDict, *, paired: bool) -> str:
     return ""
 
 
-def _identity(record: Record) -> tuple[str, str]:
-    return record.text, record.pair
-
-
 def _drop_templates(records: list[Record], most: int, report: _Report) -> list[Record]:
-    def mask(identity: tuple[str, str]) -> tuple[str, ...]:
+    def mask(identity: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_DIGITS.sub("0", text) for text in identity)
 
-    counts = Counter(map(mask, set(map(_identity, records))))
+    counts = Counter(map(mask, {record.identity for record in records}))
     fit = []
     for record in records:
-        if counts[mask(_identity(record))] > most:
+        if counts[mask(record.identity)] > most:
             report.drop("template", record)
         else:
             fit.append(record)
@@ -216,10 +216,10 @@ def _drop_contradictions(records: list[Record], policy: str, report: _Report) ->
         return records
     outcomes: dict[Hashable, Counter] = defaultdict(Counter)
     for record in records:
-        outcomes[record.split, *_identity(record)][outcome(record)] += 1
+        outcomes[record.split, *record.identity][outcome(record)] += 1
     fit = []
     for record in records:
-        votes = outcomes[record.split, *_identity(record)]
+        votes = outcomes[record.split, *record.identity]
         (winner, most), *others = votes.most_common(2)
         agreed = not others or (policy == "majority" and most > others[0][1])
         if agreed and outcome(record) == winner:
@@ -232,10 +232,10 @@ def _drop_contradictions(records: list[Record], policy: str, report: _Report) ->
 def _drop_duplicates(records: list[Record], report: _Report) -> list[Record]:
     first: dict[Hashable, Record] = {}
     for record in sorted(records, key=_rank):
-        first.setdefault((_identity(record), outcome(record)), record)
+        first.setdefault((record.identity, outcome(record)), record)
     kept = []
     for record in records:
-        copy = first[_identity(record), outcome(record)]
+        copy = first[record.identity, outcome(record)]
         if copy is record:
             kept.append(record)
         else:
@@ -249,28 +249,29 @@ def _rank(record: Record) -> int:
 
 def _described(record: Record) -> str:
     spans = (f"{span.label} {span.start}-{span.stop}" for span in record.spans)
-    return ", ".join([*record.labels, *spans])
+    numbers = [] if record.number is None else [f"{record.number:g}"]
+    return ", ".join([*record.labels, *numbers, *spans])
 
 
 def _drop_near_duplicates(
     records: list[Record], threshold: float, report: _Report, *, paired: bool
 ) -> list[Record]:
-    first: dict[tuple[str, str], Record] = {}
+    first: dict[tuple[str, ...], Record] = {}
     for record in sorted(records, key=_rank):
-        first.setdefault(_identity(record), record)
-    texts, pairs = zip(*first, strict=True) if first else ((), ())
+        first.setdefault(record.identity, record)
+    distinct = first.values()
     keepers = near_duplicates.originals(
-        texts,
+        [record.history + record.text for record in distinct],
         threshold=threshold,
-        pairs=pairs if paired else None,
-        ranks=[_rank(record) for record in first.values()],
+        pairs=["\n".join([r.pair, *r.choices]) for r in distinct] if paired else None,
+        ranks=[_rank(record) for record in distinct],
     )
     identities = list(first)
     kept_by = {key: identities[i] for key, i in zip(first, keepers.tolist(), strict=True)}
     kept = []
     for record in records:
-        keeper = kept_by[_identity(record)]
-        if keeper == _identity(record):
+        keeper = kept_by[record.identity]
+        if keeper == record.identity:
             kept.append(record)
         else:
             report.drop("near_duplicate", record, kept=first[keeper].where)

@@ -21,10 +21,11 @@ class Ragged(NamedTuple):
         """Returns the values of row `index`."""
         return self.values[self.splits_N1[index] : self.splits_N1[index + 1]]
 
-    def first(self, count: int) -> "Ragged":
-        """Returns the first `count` rows."""
-        splits = self.splits_N1[: count + 1]
-        return Ragged(self.values[: splits[-1]], splits)
+    def take(self, indices: np.ndarray) -> "Ragged":
+        """Returns the rows of those indices, in their order."""
+        rows = [self.row(index) for index in indices.tolist()]
+        splits = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        return Ragged(np.concatenate([self.values[:0], *rows]), splits)
 
     @staticmethod
     def of(rows: Sequence[Sequence], dtype: type = np.int32, *, width: int | None = None):
@@ -41,9 +42,15 @@ class Examples:
 
     Attributes:
         texts_N: object array of str.
-        labels_N: int32 class indices; -1 is masked.
+        labels_N: int32 class indices; -1 is masked. Of multiple choice, the index of the answer.
         ids_N: int64, the stable index of the example in its split.
-        pairs_N: object array of str, the second texts.
+        names_N: object array of str, what the source calls them (config.data.id_column).
+        pairs_N: object array of str, the second texts: a hypothesis, a question, an answer.
+        label_sets: int32 class indices, where an example may have none or several.
+        numbers_N: float32, the label where it is a number; NaN is masked.
+        choices_N: object array of tuples of str, the answers to choose from.
+        histories_N: object array of str, JSON [[role, content], ...] of the messages before
+            `texts_N`, '' without.
         spans: of the texts; int32 [S, 3] of start, stop (characters) and index in `span_labels`.
         span_labels: names.
         words: int32, the stop offset of each word; the words of a text tile it.
@@ -51,12 +58,19 @@ class Examples:
         leaked_N: bool, examples with a copy in another split (audit.py).
         values_NxK: float32, the numbers that came with the texts.
         features_NxK: float32, made by features.py.
+        owners_N: int64, ids of the examples that these are windows of (windows.py).
+        starts_N: int64, the character at which each window starts in its owner's text.
     """
 
     texts_N: np.ndarray
     labels_N: np.ndarray | None
     ids_N: np.ndarray
+    names_N: np.ndarray | None = None
     pairs_N: np.ndarray | None = None
+    label_sets: Ragged | None = None
+    numbers_N: np.ndarray | None = None
+    choices_N: np.ndarray | None = None
+    histories_N: np.ndarray | None = None
     spans: Ragged | None = None
     span_labels: tuple[str, ...] = ()
     words: Ragged | None = None
@@ -64,6 +78,8 @@ class Examples:
     leaked_N: np.ndarray | None = None
     values_NxK: np.ndarray | None = None
     features_NxK: np.ndarray | None = None
+    owners_N: np.ndarray | None = None
+    starts_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.texts_N)
@@ -73,15 +89,27 @@ class Examples:
         """Ids of the examples with a copy in another split; none where that was not looked for."""
         return self.ids_N[:0] if self.leaked_N is None else self.ids_N[self.leaked_N]
 
-    def first(self, count: int) -> "Examples":
-        """Returns the first `count` examples."""
+    def take(self, indices: np.ndarray) -> "Examples":
+        """Returns the examples of those indices, in their order; a mask of N works as well."""
+        if indices.dtype == bool:
+            indices = np.flatnonzero(indices)
         parts = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name != "span_labels" and getattr(self, field.name) is not None
         }
-        cut = {k: v.first(count) if isinstance(v, Ragged) else v[:count] for k, v in parts.items()}
-        return dataclasses.replace(self, **cut)
+        taken = {
+            k: v.take(indices) if isinstance(v, Ragged) else v[indices] for k, v in parts.items()
+        }
+        return dataclasses.replace(self, **taken)
+
+    def without_features(self) -> "Examples":
+        """Returns the examples as they are before features are made."""
+        return dataclasses.replace(self, features_NxK=None)
+
+    def first(self, count: int) -> "Examples":
+        """Returns the first `count` examples."""
+        return self.take(np.arange(min(count, len(self))))
 
 
 def object_array(items: Sequence) -> np.ndarray:

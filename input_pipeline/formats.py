@@ -2,9 +2,9 @@
 
 Here: telling a file's format, parsing JSONL, JSON, CSV, TSV, Parquet, TXT, CoNLL and SQuAD, and the
 ways in which spans are written. Not here: bytes to characters (encodings.py), nor what the columns
-mean (sources.py, which calls this).
+mean (sources.py, which calls this), nor three formats of CLUE (clue_formats.py).
 
-The rows of TXT, CoNLL and SQuAD have the columns of `FIXED`, whatever config.data names.
+The rows of the formats in `FIXED` have its columns, whatever config.data names.
 """
 
 import csv
@@ -23,23 +23,49 @@ from input_pipeline import encodings
 from input_pipeline.records import Span
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "conll", "squad")
-FIXED = {  # text, pair, spans, group
-    "txt": ("text", "", "", ""),
-    "conll": ("text", "", "spans", ""),
-    "squad": ("context", "question", "answers", "group"),
+FORMATS += ("c3", "chid", "wsc")  # of clue_formats.py
+FIXED = {  # what the columns are to sources.py
+    "txt": {"text": "text"},
+    "conll": {"text": "text", "spans": "spans"},
+    "squad": {
+        "text": "context",
+        "pair": "question",
+        "spans": "answers",
+        "id": "id",
+        "group": "group",
+    },
+    "c3": {
+        "text": "text",
+        "pair": "question",
+        "label": "answer",
+        "choices": "choice",
+        "id": "id",
+        "group": "group",
+    },
+    "chid": {
+        "text": "text",
+        "label": "answer",
+        "choices": "candidates",
+        "id": "id",
+        "group": "group",
+    },
+    "wsc": {"text": "text", "label": "label", "id": "id"},
 }
 _ANSWER = "answer"  # the label of SQuAD's spans
 _TAGS = "BIESLUM"  # of BIO, BIOES, BILOU and BMES
 _NUMBERED = re.compile(r"(\ufffd+|.)([0-9]{1,4})")  # emoji have been destroyed in Weibo's files
-Row = tuple[int | str, dict[str, Any]]  # its line, or number in Parquet, and its columns
 
 
 class Misfit(ValueError):
-    """A row whose spans do not fit its text; `reason` is what it is counted under."""
+    """A row whose parts do not fit each other; `reason` is what it is counted under."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
         self.reason = reason
+
+
+# Its line, or number in Parquet, and its columns, or what is wrong with them.
+Row = tuple[int | str, dict[str, Any] | Misfit]
 
 
 def format_of(path: Path, declared: str, encoding: str) -> tuple[str, str]:
@@ -102,7 +128,7 @@ def read_rows(
     if kind == "conll":
         return _conll_rows(path, encoding, annotated)
     if kind == "jsonl":
-        return _json_lines(path, encoding)
+        return json_lines(path, encoding)
     return (_squad_rows if kind == "squad" else _json_list)(path, encoding, annotated)
 
 
@@ -212,7 +238,8 @@ def _json_kind(path: Path, encoding: str) -> str:
     return "squad"
 
 
-def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
+def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the object of each line that is not blank, with the line's number."""
     # Lines end at \n alone: a JSON string may hold U+2028 and its like unescaped.
     for number, line in encodings.lines(path, encoding):
         if not line.strip():
@@ -225,17 +252,23 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
 
 
 def _json_list(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
-    """Yields the objects of a list with the line that each begins in."""
     del annotated
+    for line, row in json_items(path, encoding):
+        yield line, _object(row, f"{path}:{line}", "a list of objects")
+
+
+def json_items(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
+    """Yields what a list holds, with the line that each item begins in."""
     content = encodings.read_text(path, encoding)
     decoder = json.JSONDecoder()
     blank = re.compile(r"[\s,]*")
-    _document(content, path)  # for its errors: brackets and commas
+    if not isinstance(document(content, path), list):  # also for its errors: brackets, commas
+        raise ValueError(f"{path}:1: expected a list, which begins with [")
     place, line, counted = content.index("[") + 1, 1, 0
     while content[(place := blank.match(content, place).end())] != "]":
         line, counted = line + content.count("\n", counted, place), place
         row, place = decoder.raw_decode(content, place)
-        yield line, _object(row, f"{path}:{line}", "a list of objects")
+        yield line, row
 
 
 def _squad_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
@@ -243,7 +276,7 @@ def _squad_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
     content = encodings.read_text(path, encoding)
     line, counted, found = 1, 0, 0
     try:
-        for article in _document(content, path)["data"]:
+        for article in document(content, path)["data"]:
             for paragraph in article["paragraphs"]:
                 context = paragraph["context"]
                 group = hashlib.sha256(str(context).encode(errors="replace")).hexdigest()[:16]
@@ -254,8 +287,10 @@ def _squad_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
                     if name and found >= 0:
                         line, counted = line + content.count("\n", counted, found), found
                     row = {"context": context, "question": question["question"], "group": group}
-                    if annotated:
-                        row["answers"] = question["answers"]
+                    row["id"] = name
+                    if annotated:  # SQuAD 2 says so where there is no answer
+                        unanswerable = question.get("is_impossible", False)
+                        row["answers"] = [] if unanswerable else question["answers"]
                     yield f"{line} ({name})" if name else line, row
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -265,7 +300,12 @@ def _squad_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
         ) from None
 
 
-def _document(content: str, path: Path) -> Any:
+def document(content: str, path: Path) -> Any:
+    """Returns what a whole file of JSON holds.
+
+    Raises:
+        ValueError: naming file and line, it is no JSON.
+    """
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ and merges.txt (RoBERTa) or from a GGUF file (Qwen, Llama 3). Called by tokeniza
 TensorFlow.
 """
 
+import copy
 import functools
 import io
 import itertools
@@ -22,6 +23,7 @@ from input_pipeline.tokenization import (
     Tokenizer,
     parse_json,
     special_pieces,
+    stored_chat_template,
     stored_json,
 )
 
@@ -84,7 +86,8 @@ class HuggingFaceTokenizer(Tokenizer):
             piece.removeprefix(_HIDDEN): i for piece, i in self._tokenizer.get_vocab().items()
         }
         self._pieces = {i: piece for piece, i in vocabulary.items()}
-        self._added = {token["id"] for token in spec["added_tokens"]}
+        self.special_pieces = {token["content"]: token["id"] for token in spec["added_tokens"]}
+        self._added = set(self.special_pieces.values())
         self._byte_level = '"ByteLevel"' in json.dumps([spec["pre_tokenizer"], spec["decoder"]])
         ids = {role: vocabulary[piece] for role, piece in names.items() if piece in vocabulary}
         model = spec["model"]
@@ -123,6 +126,17 @@ class HuggingFaceTokenizer(Tokenizer):
         """As of Tokenizer."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+    def following(self) -> Tokenizer:
+        """As of Tokenizer."""
+        made = self._tokenizer.to_str()
+        changed = made.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        if changed == made:
+            return self
+        other = copy.copy(self)
+        other._tokenizer = tokenizers.Tokenizer.from_str(changed)
+        other._tokenizer.encode_special_tokens = True
+        return other
 
     def decode(self, ids: Sequence[int]) -> str:
         """As of Tokenizer."""
@@ -251,6 +265,7 @@ def from_gguf(
         spec["post_processor"] = _template(spec, [names["bos"], "A", names["bos"], "B"])
     config = {"tokenizer_class": "PreTrainedTokenizerFast"}
     config |= {f"{role}_token": piece for role, piece in names.items()}
+    config |= stored_chat_template(metadata)
     contents = {
         "tokenizer.json": json.dumps(spec, ensure_ascii=False).encode(),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n",

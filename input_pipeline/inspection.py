@@ -6,7 +6,7 @@ training/inspection.py. The marks:
     ⟦旧→新⟧    what a stage changed; ⟦→新⟧ it put in, ⟦旧→⟧ it took out
     【江泽民|person】    a span and its label
     很│好    the bound between two tokens; ┃ that between template and text
-    *江泽民    a token in a span: of those the prediction counts where spans are predicted
+    *江泽民    a token that the loss counts or, of tasks that don't predict tokens, one in a span
     ✂…✂    what is cut off, since it goes beyond layout.max_length
     ⏎ ⇥ ‹U+200B›    characters that can't be seen
 """
@@ -26,7 +26,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
 from input_pipeline.normalization import Normalizer
 from input_pipeline.records import Record
-from input_pipeline.template import Encoder, Sampling
+from input_pipeline.template import Encoded, Encoder, Sampling
 from input_pipeline.tokenization import Tokenizer
 
 _SHOWN = 400  # characters of a text
@@ -77,6 +77,7 @@ def show_examples(
     count: int,
     epoch: int,
     seed: int,
+    counted: tuple[Encoded, np.ndarray | None] | None = None,
 ) -> Iterator[str]:
     """Yields lines on the first examples of a split: each augmentation, tokens, and loss mask.
 
@@ -90,6 +91,9 @@ def show_examples(
         count: how many examples.
         epoch: the epoch whose draws are shown.
         seed: config.seed.
+        counted: of tasks that make their tokens otherwise: what the examples become, one or more
+            sequences each; and which of the tokens the loss counts, bool, flat, if it is about
+            tokens.
     """
     indices = np.arange(min(count, len(examples)))
     epochs_B, ids_B = np.full(len(indices), epoch), examples.ids_N[indices]
@@ -99,10 +103,14 @@ def show_examples(
         for ops in (augmenter.ops[:last] for last in range(len(augmenter.ops) + 1))
     ]
     sampling = segmentation_draws(augmentation, seed=seed, epochs_B=epochs_B, ids_B=ids_B)
-    tokens_B = _tokens(stages[-1], tokenizer, template, max_length, sampling)
+    if counted is None:
+        tokens_B = _tokens(stages[-1], tokenizer, template, max_length, sampling)
+    else:
+        tokens_B = _counted_tokens(*counted, tokenizer)
     for i in indices:
-        label = "no label" if examples.labels_N is None else labels[examples.labels_N[i]]
-        masked = examples.labels_N is not None and examples.labels_N[i] < 0
+        labelled = examples.labels_N is not None
+        label = labels[examples.labels_N[i]] if labelled else "no label"
+        masked = labelled and examples.labels_N[i] < 0
         yield _title(f"example {ids_B[i]} · {'masked' if masked else label} · epoch {epoch}")
         for name in ("text", "pair"):
             if getattr(stages[0], name) is not None:
@@ -111,8 +119,10 @@ def show_examples(
             stops = examples.words.row(i).tolist()
             words = (examples.texts_N[i][a:b] for a, b in itertools.pairwise([0, *stops]))
             yield _line("words", "│".join(map(_visible, words)))
-        yield _line(*tokens_B[i])
-        if examples.labels_N is not None:
+        each = len(tokens_B) // len(indices)
+        for named in tokens_B[i * each : (i + 1) * each]:
+            yield _line(*named)
+        if counted is None and labelled:
             yield _line("loss", "does not count" if masked else "counts")
         yield ""
 
@@ -218,6 +228,20 @@ def _tokens(
             line += f"┃{_pieces(tokenizer, after)}"
         drawn = any(side.chosen_B[i] for side in sampling.values())
         lines.append((f"{len(tokens)} {'drawn' if drawn else 'tokens'}", line))
+    return lines
+
+
+def _counted_tokens(
+    encoded: Encoded, counts_P: np.ndarray | None, tokenizer: Tokenizer
+) -> list[tuple[str, str]]:
+    """Returns a name and a line for the tokens of each sequence, those that count marked."""
+    lines = []
+    for start, length in zip(encoded.starts_B, encoded.lengths_B, strict=True):
+        here = slice(start, start + length)
+        counts = [] if counts_P is None else counts_P[here].tolist()
+        line = _pieces(tokenizer, encoded.tokens[here].tolist(), counts)
+        marked = "" if counts_P is None else f"\n{'loss':<{_NAME}}{sum(counts)} marked *"
+        lines.append((f"{length} tokens", line + marked))
     return lines
 
 

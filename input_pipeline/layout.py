@@ -10,10 +10,13 @@ tokens are the same, and `segments_RxL` says which example a position belongs to
   pack    examples share rows whole, R and L the smallest of a few shapes that holds them all
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 KINDS = ("pad", "bucket", "pack")
 Shape = tuple[int, int]  # R, L
+Packed = tuple[np.ndarray, np.ndarray, np.ndarray]  # which examples; row, offset of each sequence
 _LENGTH_STEP = 16  # lengths to choose from are multiples of this, beside those configured
 _MAX_LENGTHS = 16  # row lengths tried for pack
 _RESERVE_WEIGHT = 4  # pack's reserve counts this many times: using it costs a compilation
@@ -58,6 +61,38 @@ def pack_rows(
     return rows_B, offsets_B
 
 
+def pack_alone(lengths_Nx1: np.ndarray, rows: int, length: int, per_row: int) -> Iterator[Packed]:
+    """Packs examples of one sequence over the whole split, then cuts it into batches of rows."""
+    rows_N, offsets_N = pack_rows(lengths_Nx1[:, 0], length, max_per_row=per_row)
+    by_row = np.argsort(rows_N, kind="stable")
+    firsts = np.arange(0, rows_N.max() + 1, rows)
+    bounds = np.searchsorted(rows_N[by_row], [*firsts, rows_N.max() + 1])
+    for first, low, high in zip(firsts, bounds[:-1], bounds[1:], strict=True):
+        chosen = by_row[low:high]
+        yield chosen, rows_N[chosen] - first, offsets_N[chosen]
+
+
+def pack_together(
+    lengths_NxK: np.ndarray, rows: int, length: int, per_row: int
+) -> Iterator[Packed]:
+    """Packs examples whose sequences must share a batch: as many examples as fit, by length."""
+    order = np.argsort(-lengths_NxK.sum(axis=1), kind="stable")
+    most = rows * per_row // lengths_NxK.shape[1]
+    first = 0
+    while first < len(order):
+        tokens = np.cumsum(lengths_NxK[order[first : first + most]].sum(axis=1))
+        count = max(1, int(np.searchsorted(tokens, rows * length, side="right")))
+        while True:
+            chosen = order[first : first + count]
+            lengths_S = lengths_NxK[chosen].reshape(-1)
+            rows_S, offsets_S = pack_rows(lengths_S, length, max_per_row=per_row)
+            if rows_S.max() < rows or count == 1:
+                break
+            count -= max(1, count // 16)
+        yield chosen, rows_S, offsets_S
+        first += count
+
+
 def place(kind: str, lengths_B: np.ndarray, shape: Shape) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns row and offset of each example, int64 [B], or None if they don't fit `shape`."""
     num_rows, length = shape
@@ -70,8 +105,7 @@ def place(kind: str, lengths_B: np.ndarray, shape: Shape) -> tuple[np.ndarray, n
 
 
 def fill(
-    tokens: np.ndarray,
-    types: np.ndarray,
+    columns_KxP: np.ndarray,
     lengths_B: np.ndarray,
     starts_B: np.ndarray,
     segments_B: np.ndarray,
@@ -81,24 +115,22 @@ def fill(
     """Writes examples to their places in rows that lie end to end.
 
     Args:
-        tokens: the examples' ids, end to end.
-        types: their types, 0 of a first text, likewise.
+        columns_KxP: int32, such as tokens and types, of the examples end to end.
         lengths_B: how many of them each example has.
         starts_B: where each example starts.
         segments_B: number of each example's segment, from 1.
         size: positions of all rows.
 
     Returns:
-        int32 [4, size]: tokens, positions within the example, segments, types; 0 where padding.
+        int32 [2 + K, size]: positions within the example, segments, columns; 0 where padding.
     """
-    arrays = np.zeros((4, size), np.int32)
-    source = np.arange(len(tokens))
+    arrays = np.zeros((2 + len(columns_KxP), size), np.int32)
+    source = np.arange(columns_KxP.shape[1])
     first_B = np.cumsum(lengths_B) - lengths_B
-    targets = source + np.repeat(starts_B - first_B, lengths_B)
-    arrays[0, targets] = tokens
-    arrays[1, targets] = source - np.repeat(first_B, lengths_B)
-    arrays[2, targets] = np.repeat(segments_B, lengths_B)
-    arrays[3, targets] = types
+    places = source + np.repeat(starts_B - first_B, lengths_B)
+    arrays[0, places] = source - np.repeat(first_B, lengths_B)
+    arrays[1, places] = np.repeat(segments_B, lengths_B)
+    arrays[2:, places] = columns_KxP
     return arrays
 
 

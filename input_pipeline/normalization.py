@@ -41,6 +41,7 @@ Every op but the four of OpenCC gives the same when it is applied again.
 """
 
 import difflib
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -348,7 +349,7 @@ class Normalizer:
     """Applies ops in order, and counts what they do to records.
 
     Attributes:
-        counts: by op, of the records so far: 'texts' that it touched, the two of a pair apart;
+        counts: by op, of the records so far: 'texts' that it touched, those of one record apart;
             'changed' characters, that others stand for, and 'dropped' and 'added' ones; 'examples'
             of the first edit in three texts, with up to six characters on either side.
     """
@@ -382,7 +383,7 @@ class Normalizer:
         return result, alignment or Alignment.from_edits(len(text), [])
 
     def record(self, record: Record) -> tuple[Record, int]:
-        """Recodes the text, the pair and the spans of `record`, and counts what was done.
+        """Recodes all texts and the spans of `record`, and counts what was done.
 
         Returns:
             The record without the spans of which nothing is left, and how many those are.
@@ -402,7 +403,17 @@ class Normalizer:
             start, stop = alignment.to_normalized(start, stop) if alignment else (start, stop)
             if start < stop:
                 spans.append(Span(start, stop, label))
-        kept = record._replace(text=text, pair=pair, spans=tuple(spans))
+        choices = (self._recoded(choice, record.where)[0] for choice in record.choices)
+        history = record.history and json.dumps(
+            [
+                (role, self._recoded(content, record.where)[0])
+                for role, content in json.loads(record.history)
+            ],
+            ensure_ascii=False,
+        )
+        kept = record._replace(
+            text=text, pair=pair, spans=tuple(spans), choices=tuple(choices), history=history
+        )
         return kept, len(record.spans) - len(spans)
 
     def report(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from input_pipeline import audit, cleaning, sources, splitting, storage
+from input_pipeline import audit, cleaning, columns, formats, sources, splitting, storage
 from input_pipeline.eta import track
 from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.lazy import tf
@@ -31,10 +31,11 @@ from input_pipeline.normalization import Normalizer
 from input_pipeline.records import Record
 from input_pipeline.words import word_stops
 
-VERSION = "2.0.0"  # of what preparation does: a change of the result needs a new one
-_FREE = ("files", "validation_files", "test_files")  # fields of config.data that the result does
-_FREE += ("prepared_dir", "max_train_examples", "max_validation_examples", "max_test_examples")
-_FREE += ("batch_size", "template")  # not depend on, once the content of the files is known
+VERSION = "3.0.0"  # of what preparation does: a change of the result needs a new one
+# Fields of config.data that the result does not depend on, once the content of the files is known.
+_FREE = ("files", "validation_files", "test_files", "answers_file", "prepared_dir")
+_FREE += ("max_train_examples", "max_validation_examples", "max_test_examples")
+_FREE += ("batch_size", "template", "overlap")
 _LINES = (".csv", ".tsv", ".jsonl", ".txt")  # files with about a row a line
 _EXAMPLES = 3  # of what was dropped, in the manifest
 
@@ -155,23 +156,31 @@ def load_split(prepared: Prepared, split: str, *, limit: int = 0) -> Examples:
 def read_unlabelled(path: str, data: ConfigDict) -> Examples:
     """Reads every row of a file to predict on, in its order, whether or not it has labels.
 
-    Texts are recoded and stripped as in preparation, and nothing is dropped. Errors are those of
-    `sources.read`.
+    Texts are recoded and stripped as in preparation, and nothing is dropped; answers that are yet
+    to be written are ''. Errors are those of `sources.read`, without counting what does not fit.
     """
     normalizer = Normalizer(data.normalization)
-    records = list(sources.read_unlabelled(path, data))
-    texts, pairs = (
-        [normalizer.text(text).strip() for text in side]
-        for side in ([r.text for r in records], [r.pair for r in records])
-    )
-    paired, words = bool(data.pair_column), data.words != "none"
+    records = [
+        cleaning.strip(normalizer.record(record)[0])
+        for record in sources.read_unlabelled(path, data)
+    ]
+
+    def column(field: str, *, present: bool = False) -> np.ndarray | None:
+        values = [getattr(record, field) for record in records]
+        return object_array(values) if present or any(values) else None
+
+    paired = bool(data.pair_column or data.messages_column or any(r.pair for r in records))
+    words = data.words != "none"
     return Examples(
-        texts_N=object_array(texts),
+        texts_N=column("text", present=True),
         labels_N=None,
         ids_N=np.arange(len(records), dtype=np.int64),
-        pairs_N=object_array(pairs) if paired else None,
-        words=Ragged.of([word_stops(text) for text in texts]) if words else None,
-        pair_words=Ragged.of([word_stops(t) for t in pairs]) if words and paired else None,
+        names_N=column("name"),
+        pairs_N=column("pair", present=paired),
+        choices_N=column("choices"),
+        histories_N=column("history"),
+        words=Ragged.of([word_stops(r.text) for r in records]) if words else None,
+        pair_words=Ragged.of([word_stops(r.pair) for r in records]) if words and paired else None,
         values_NxK=np.array([r.values for r in records], np.float32)
         if data.value_columns
         else None,
@@ -186,7 +195,7 @@ def _name(data: ConfigDict) -> str:
 
 def _roles(data: ConfigDict) -> dict[Path, str]:
     """Returns which list names each file of a given split: its content alone does not tell."""
-    keys = [key for key in ("validation_files", "test_files") if data[key]]
+    keys = [key for key in ("validation_files", "test_files", "answers_file") if data[key]]
     return {file: key for key in keys for file in sources.find_files(data[key])}
 
 
@@ -221,22 +230,23 @@ def _process(data: ConfigDict, *, lines: int) -> _Result:
     normalizer, lost_spans = Normalizer(data.normalization), 0
     if data.normalization:
         recoded = [normalizer.record(r) for r in track(records, len(records), "Recoding")]
-        records = [record for record, _ in recoded]
+        records = [record for record, _ in recoded if _choosable(record, data, problems)]
         lost_spans = sum(lost for _, lost in recoded)
     merged = data.split.kind != "given" and any(record.split for record in records)
     if merged:
         records = [record._replace(split="") for record in records]
     cleaned = cleaning.clean(track(records, len(records), "Cleaning"), data.cleaning)
+    kept = _known(cleaned.kept, data, problems)
     dropped = {reason: len(rows) for reason, rows in (problems | cleaned.dropped).items()}
-    if not cleaned.kept:
+    if not kept:
         counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise ValueError(
             f"no example is left of {data.files or data.source}: read {read}, dropped "
             f"{counts or 'none'}; check config.data.text_column and config.data.cleaning"
         )
-    labels = _labels(cleaned.kept, data)
-    span_labels = sorted({span.label for record in cleaned.kept for span in record.spans})
-    splits = splitting.split(cleaned.kept, data.split)
+    labels = _labels(kept, data)
+    span_labels = sorted({span.label for record in kept for span in record.spans})
+    splits = splitting.split(kept, data.split)
     audited = audit.audit(splits, data.audit)
     examples = {
         reason: [{"where": where} for where in rows[:_EXAMPLES]]
@@ -265,21 +275,68 @@ def _process(data: ConfigDict, *, lines: int) -> _Result:
     )
 
 
+def _choosable(record: Record, data: ConfigDict, problems: dict[str, list[str]]) -> bool:
+    """Returns whether recoding has left the choices different, and counts them if not."""
+    try:
+        if record.choices:
+            columns.check_choices(record.choices, record.where)
+    except formats.Misfit as misfit:
+        sources.count(misfit, record.where, data, problems)
+        return False
+    return True
+
+
+def _known(
+    records: Sequence[Record], data: ConfigDict, problems: dict[str, list[str]]
+) -> list[Record]:
+    """Returns the records whose labels can be learned.
+
+    Labels must be among config.data.labels, if it has some. In splits that the source gives, those
+    of validation and test must else be among those of train, and so must the labels of spans.
+    Numbers of choices always can.
+
+    Raises:
+        ValueError: a label that is not known, of train or with config.data.on_new_label='stop'.
+    """
+    allowed = frozenset(str(label) for label in data.labels)
+    given = ("test",) if data.split.folds else ("validation", "test")
+    given = given if data.split.kind == "given" else ()
+    train = [record for record in records if record.split not in given]
+    taught = allowed or {label for record in train for label in record.labels}
+    taught_spans = {span.label for record in train for span in record.spans}
+    kept = []
+    for record in records:
+        new, held_out = [], record.split in given
+        if not record.choices and (held_out or allowed):
+            new = [label for label in record.labels if label not in taught]
+        if held_out and not new:
+            new = [span.label for span in record.spans if span.label not in taught_spans]
+        if not new:
+            kept.append(record)
+        elif held_out and data.on_new_label == "drop":
+            problems.setdefault("new_label", []).append(record.where)
+        else:
+            among = f"config.data.labels={tuple(data.labels)}" if allowed else "the training split"
+            raise ValueError(
+                f"{record.where}: label {new[0]!r} is not in {among}; "
+                + ("add it there" if allowed else "add examples of it there")
+                + ", or to config.data.skip_labels, or correct or remove the row"
+                + ", or pass --config.data.on_new_label=drop" * held_out
+            )
+    return kept
+
+
 def _labels(records: Sequence[Record], data: ConfigDict) -> tuple[str, ...]:
     """Returns the class names in order; () for data without.
 
     Raises:
-        ValueError: a label that is not among config.data.labels, or fewer than two labels.
+        ValueError: there are fewer than two, or one twice.
     """
+    most = max((len(record.choices) for record in records), default=0)
+    if most:
+        return tuple(map(str, range(most)))
     allowed = tuple(str(label) for label in data.labels)
     found = {label for record in records for label in record.labels}
-    for record in records:
-        for label in record.labels:
-            if allowed and label not in allowed:
-                raise ValueError(
-                    f"{record.where}: label {label!r} is not in config.data.labels={allowed}; add "
-                    "it there, or to config.data.skip_labels, or correct or remove the row"
-                )
     if not found and not allowed:
         return ()
     labels = allowed or tuple(sorted(found))

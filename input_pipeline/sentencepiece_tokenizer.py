@@ -26,6 +26,7 @@ from input_pipeline.tokenization import (
     Offsets,
     Tokenizer,
     special_pieces,
+    stored_chat_template,
     stored_json,
 )
 
@@ -89,6 +90,23 @@ class SentencePieceTokenizer(Tokenizer):
     def model(self) -> bytes:
         """The serialised ModelProto."""
         return self._model
+
+    @functools.cached_property
+    def special_pieces(self) -> Mapping[str, int]:
+        """As of Tokenizer: control pieces, and those of users that are more than white space."""
+        pieces = proto_lib.ModelProto.FromString(self._model).pieces
+        own = (_TYPES.CONTROL, _TYPES.USER_DEFINED)
+        found = {piece.piece: i for i, piece in enumerate(pieces) if piece.type in own}
+        return {piece: i for piece, i in found.items() if piece.replace(SPACE, " ").strip()}
+
+    def following(self) -> Tokenizer:
+        """As of Tokenizer."""
+        proto = proto_lib.ModelProto.FromString(self._model)
+        if not proto.normalizer_spec.add_dummy_prefix:
+            return self
+        proto.normalizer_spec.add_dummy_prefix = False
+        model = proto.SerializeToString()
+        return SentencePieceTokenizer(model, file="the tokeniser", contents=self.files())
 
     def encode_batch(
         self, texts: Sequence[str] | Sequence[bytes], *, num_threads: int | None = None
@@ -337,6 +355,7 @@ def from_gguf(
     flags = {f"add_{name}_token": f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos")}
     config = {name: bool(metadata[key]) for name, key in flags.items() if key in metadata}
     contents = {"tokenizer.model": model}
+    config |= stored_chat_template(metadata)
     if config:
         contents["tokenizer_config.json"] = json.dumps(config, indent=2).encode() + b"\n"
     return SentencePieceTokenizer(model, file=file, marks=marks, contents=contents)

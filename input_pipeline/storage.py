@@ -2,8 +2,8 @@
 
 Here: writing splits of records and loading them into memory. Not here: what the records are and
 where the folder lies (preparation.py, the only caller). The features of the folder are those that
-the data have: always text and where (file:line); pair, label or labels, spans, words, pair_words,
-group, time, values and leaked where they exist.
+the data have: always text and where (file:line); name, pair, history, choices, label or labels,
+number, spans, words, pair_words, group, time, values and leaked where they exist.
 """
 
 import contextlib
@@ -110,9 +110,13 @@ def _features(
 ) -> dict[str, Any]:
     """Returns the TFDS feature of each column that the records fill."""
     features: dict[str, Any] = {name: tfds.features.Text() for name in ("text", "where")}
-    for name in ("pair", "group", "time"):
+    for name in ("name", "pair", "history", "group", "time"):
         if any(getattr(record, name) for record in records):
             features[name] = tfds.features.Text()
+    if any(record.choices for record in records):
+        features["choices"] = tfds.features.Sequence(tfds.features.Text())
+    if any(record.number is not None for record in records):
+        features["number"] = tfds.features.Scalar(dtype=np.float32)
     if labels:
         label = tfds.features.ClassLabel(names=list(labels))
         several = any(len(record.labels) != 1 for record in records)
@@ -136,6 +140,8 @@ def _example(record: Record, leaked: bool, features: Mapping[str, Any]) -> dict[
     make = {
         "label": lambda: record.labels[0],
         "labels": lambda: list(record.labels),
+        "number": lambda: np.float32(np.nan if record.number is None else record.number),
+        "choices": lambda: list(record.choices),
         "spans": lambda: [span._asdict() for span in record.spans],
         "words": lambda: np.array(word_stops(record.text), np.int32),
         "pair_words": lambda: np.array(word_stops(record.pair), np.int32),
@@ -160,6 +166,12 @@ def _examples(columns: Mapping[str, list], features: Mapping[str, Any], count: i
             return None
         return object_array([t.decode() for part in columns.get(name, ()) for t in part.numpy()])
 
+    def choices() -> np.ndarray | None:
+        if "choices" not in features:
+            return None
+        rows = [row for part in columns.get("choices", ()) for row in part.to_list()]
+        return object_array([tuple(choice.decode() for choice in row) for row in rows])
+
     def ragged(*names: str) -> Ragged | None:
         if names[0].split("/")[0] not in features:
             return None
@@ -174,7 +186,12 @@ def _examples(columns: Mapping[str, list], features: Mapping[str, Any], count: i
         texts_N=texts("text"),
         labels_N=dense("label", np.int32),
         ids_N=np.arange(count, dtype=np.int64),
+        names_N=texts("name"),
         pairs_N=texts("pair"),
+        label_sets=ragged("labels"),
+        numbers_N=dense("number", np.float32),
+        choices_N=choices(),
+        histories_N=texts("history"),
         spans=spans,
         span_labels=() if spans is None else tuple(features["spans"]["label"].names),
         words=ragged("words"),

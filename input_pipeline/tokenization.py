@@ -25,6 +25,7 @@ FILES = (
     *MODEL_FILES,
     *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
 )
 _ROLES = ("bos", "eos", "pad", "unk", "mask")
 _PADDING = 0.9  # least share of the embedding's rows that pieces take
@@ -51,6 +52,7 @@ class Tokenizer(abc.ABC):
         second_type: type id of the second text of a pair, 0 where a family has none.
         fingerprint: sha256 over `files()`.
         fragments: ids of pieces that are bytes and not whole characters.
+        special_pieces: ids by spelling, of control pieces and others that are no parts of words.
     """
 
     bos_id: int
@@ -59,6 +61,7 @@ class Tokenizer(abc.ABC):
     unk_id: int
     mask_id: int
     fragments: frozenset[int]
+    special_pieces: Mapping[str, int]
 
     def __init__(
         self,
@@ -164,6 +167,21 @@ class Tokenizer(abc.ABC):
             f"augmentation.sampling_rate: a {type(self).__name__} cannot draw segmentations, "
             "SentencePiece models can: set the rate to 0"
         )
+
+    def following(self) -> "Tokenizer":
+        """Returns the tokeniser of what follows a special piece: it puts no space before texts."""
+        return self
+
+    @property
+    def chat_template(self) -> str:
+        """The chat template in Jinja that came with the files; '' without."""
+        if (template := self._files.get("chat_template.jinja")) is not None:
+            return template.decode()
+        found = stored_json(self._files, "tokenizer_config.json", file="the tokeniser")
+        found = found.get("chat_template") or ""
+        if isinstance(found, list):  # several, by name
+            found = {row["name"]: row["template"] for row in found}.get("default", "")
+        return found
 
     def piece_ids(self, word: str) -> list[int]:
         """Returns the ids of one word, spelled as it is."""
@@ -276,6 +294,12 @@ def parse_json(data: bytes, file: str | os.PathLike) -> dict[str, Any]:
 def stored_json(contents: Mapping[str, bytes], name: str, *, file: str) -> dict[str, Any]:
     """Reads one of a folder's JSON files; {} where it lacks it."""
     return parse_json(contents[name], f"{file}: {name}") if name in contents else {}
+
+
+def stored_chat_template(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Returns a GGUF file's chat template as the entry of tokenizer_config.json; {} without."""
+    template = metadata.get("tokenizer.chat_template")
+    return {"chat_template": template} if template else {}
 
 
 def special_pieces(contents: Mapping[str, bytes], *, file: str) -> dict[str, str]:

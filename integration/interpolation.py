@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evaluation.evaluate import Predictions
-from evaluation.metrics import estimate, higher_is_better, paired_difference
+from evaluation.metrics import Scores, estimate, paired_difference
 
 Params = Any
 
@@ -38,7 +37,7 @@ _mix_compiled = jax.jit(mix)  # alpha is an argument, so that all points share o
 
 
 def interpolate(
-    predict_fn: Callable[[Params], Predictions],
+    score_fn: Callable[[Params], Scores],
     pretrained: Params,
     finetuned: Params,
     *,
@@ -50,11 +49,11 @@ def interpolate(
     One mixture is held at a time.
 
     Args:
-        predict_fn: params -> predictions on the validation examples.
+        score_fn: params -> scores on the validation examples; called in the order of alpha.
         pretrained: tree at alpha 0. Best put on the device beforehand, it is read at every point.
         finetuned: tree at alpha 1, with the same paths and shapes.
         points: how many, at least 2.
-        metric: what decides: 'accuracy', 'macro_f1' or 'loss'.
+        metric: name of what decides.
 
     Returns:
         (alpha, curve, params): the chosen alpha; the curve of `choose`; the chosen mixture.
@@ -65,17 +64,15 @@ def interpolate(
     if points < 2:
         raise ValueError(f"integrate.points must be at least 2, both ends; found {points}.")
     _check_alike(pretrained, finetuned)
-    predictions = {
-        alpha: predict_fn(_mix_compiled(pretrained, finetuned, np.float32(alpha)))
+    scores = {
+        alpha: score_fn(_mix_compiled(pretrained, finetuned, np.float32(alpha)))
         for alpha in np.linspace(0, 1, points).round(6).tolist()
     }
-    alpha, curve = choose(predictions, metric=metric)
+    alpha, curve = choose(scores, metric=metric)
     return alpha, curve, _mix_compiled(pretrained, finetuned, np.float32(alpha))
 
 
-def choose(
-    predictions: Mapping[float, Predictions], *, metric: str
-) -> tuple[float, list[dict[str, float]]]:
+def choose(scores: Mapping[float, Scores], *, metric: str) -> tuple[float, list[dict[str, float]]]:
     """Chooses the smallest alpha that is within one standard error of the best.
 
     The error is that of the paired difference to the best point, on the same examples. What the
@@ -83,19 +80,20 @@ def choose(
     Breiman et al. 1984 (CART, 3.4.3), where it goes to the simpler model.
 
     Args:
-        predictions: alpha -> predictions, all of the same examples.
-        metric: 'accuracy', 'macro_f1' or 'loss'.
+        scores: alpha -> scores, all of the same examples.
+        metric: name of what decides.
 
     Returns:
         The chosen alpha, and for each {'alpha', 'value', 'standard_error', 'count', 'behind_best',
         'behind_best_error'}; an error of one example is NaN and counts as 0.
     """
-    sign = 1 if higher_is_better(metric) else -1
-    values = {alpha: estimate(row, metric) for alpha, row in predictions.items()}
+    first = next(iter(scores.values()))
+    sign = 1 if first.metric(metric).higher_is_better else -1
+    values = {alpha: estimate(row, metric) for alpha, row in scores.items()}
     best = max(sorted(values, reverse=True), key=lambda alpha: sign * values[alpha]["value"])
     curve = []
     for alpha in sorted(values):
-        behind = paired_difference(predictions[best], predictions[alpha], metric=metric)
+        behind = paired_difference(scores[best], scores[alpha], metric=metric)
         gap = {
             "behind_best": sign * behind["value"],
             "behind_best_error": behind["standard_error"],

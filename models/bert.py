@@ -128,15 +128,22 @@ class MaskedLanguageModelHead(nn.Module):
     config: BertConfig
     dtype: jnp.dtype
 
-    @nn.compact
+    def setup(self):
+        """Declares transform, norm and bias [V]."""
+        config = self.config
+        self.transform = nn.Dense(config.embedding_size, dtype=self.dtype)
+        self.norm = layer_norm(config, self.dtype, None)
+        self.bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+
+    def before_logits(self, hidden: jax.Array) -> jax.Array:
+        """Maps hidden states [..., D] to what meets the output vectors [..., E]."""
+        activation = layers.ACTIVATIONS[self.config.head_activation]
+        return self.norm(activation(self.transform(hidden)))
+
     def __call__(self, hidden: jax.Array, embedder: layers.Embedder) -> jax.Array:
         """Maps hidden states [..., D] to float32 logits [..., V]."""
-        config = self.config
-        transformed = nn.Dense(config.embedding_size, dtype=self.dtype, name="transform")(hidden)
-        transformed = layers.ACTIVATIONS[config.head_activation](transformed)
-        transformed = layer_norm(config, self.dtype, "norm")(transformed)
-        bias_V = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
-        return embedder.attend(transformed) + bias_V.astype(jnp.float32)
+        logits = embedder.attend(self.before_logits(hidden))
+        return logits + self.bias.astype(jnp.float32)
 
 
 class Bert(nn.Module):
@@ -227,6 +234,10 @@ class Bert(nn.Module):
     def pooled(self, first_BxD: jax.Array) -> jax.Array:
         """Passes each text's first hidden state through BERT's dense layer and tanh: [B, D]."""
         return jnp.tanh(self.pooler(first_BxD))
+
+    def before_logits(self, hidden: jax.Array) -> jax.Array:
+        """What meets the output vectors in the masked language model: [..., E] of [..., D]."""
+        return self.mlm_head.before_logits(hidden)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Masked-language-model logits, float32 [..., V], of hidden states [..., D]."""

@@ -3,12 +3,14 @@
 The architectures' choices are fields of `DecoderConfig`. Layers are unrolled: parameter paths name
 their layer, which is what regex tables and layer-wise decay match. Every RMSNorm stores its
 effective scale, one where nothing is scaled; checkpoints of scale - 1 are shifted on reading.
-Which checkpoint has which choices is known to models/pretrained/decoder.py; pooling and
-classification live in models/heads.py. Called through models/backbone.py.
+`start` and `step` read one token at a time with the keys and values so far in a `Cache`, which is
+what models/generation.py loops over. Which checkpoint has which choices is known to
+models/pretrained/decoder.py; heads live in models/heads.py. Called through models/backbone.py.
 """
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -94,6 +96,22 @@ class DecoderConfig:
             )
 
 
+KeysValues = tuple[jax.Array, jax.Array]
+
+
+class Cache(NamedTuple):
+    """What decoding step by step remembers of B examples.
+
+    Attributes:
+        layers: for each layer keys and values of M slots, 2 * [B, M, K, N]; a token's slot is its
+            position.
+        lengths_B: int32, tokens so far.
+    """
+
+    layers: tuple[KeysValues, ...]
+    lengths_B: jax.Array
+
+
 class Attention(nn.Module):
     """Self-attention with grouped queries, rotary positions and a mask per row."""
 
@@ -102,11 +120,27 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_PxD: jax.Array, mask_RxLxL: jax.Array, rope: tuple[jax.Array, jax.Array]
-    ) -> jax.Array:
-        """Maps [P, D] to [P, D], reading within rows of L positions."""
+        self,
+        x_PxD: jax.Array,
+        mask_RxLxM: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        past: KeysValues | None = None,
+        slots_RxL: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """Maps [P, D] to [P, D], reading within rows of L positions, or of M slots of a cache.
+
+        Args:
+            x_PxD: hidden states of R rows of L positions.
+            mask_RxLxM: who reads what; M is L without `past`.
+            rope: tables of the positions.
+            past: keys and values in a cache, each [R, M, K, N].
+            slots_RxL: where these positions' own go in it.
+
+        Returns:
+            The output, and the cache with these positions, None without one.
+        """
         config = self.config
-        rows, length, _ = mask_RxLxL.shape
+        rows, length, _ = mask_RxLxM.shape
 
         def project(name: str, heads: int) -> jax.Array:
             width, bias = heads * config.head_size, config.attention_bias
@@ -119,18 +153,24 @@ class Attention(nn.Module):
         if config.query_key_norm:
             query_RxLxHxN = rms_norm(config, self.dtype, "query_norm")(query_RxLxHxN)
             key_RxLxKxN = rms_norm(config, self.dtype, "key_norm")(key_RxLxKxN)
+        key_RxMxKxN, value_RxMxKxN = layers.rotate(key_RxLxKxN, rope), value_RxLxKxN
+        if past is not None:
+            place = (jnp.arange(rows)[:, None], slots_RxL)
+            new = (key_RxMxKxN, value_RxMxKxN)
+            past = tuple(old.at[place].set(own) for old, own in zip(past, new, strict=True))
+            key_RxMxKxN, value_RxMxKxN = past
         mixed_RxLxHxN = layers.attend(
             layers.rotate(query_RxLxHxN, rope),
-            layers.rotate(key_RxLxKxN, rope),
-            value_RxLxKxN,
-            mask_RxLxL,
+            key_RxMxKxN,
+            value_RxMxKxN,
+            mask_RxLxM,
             scale=config.attention_scale,
             cap=config.attention_cap,
         )
         output = nn.Dense(
             config.width, use_bias=config.output_bias, dtype=self.dtype, name="output"
         )
-        return output(mixed_RxLxHxN.reshape(rows * length, -1))
+        return output(mixed_RxLxHxN.reshape(rows * length, -1)), past
 
 
 class Layer(nn.Module):
@@ -144,11 +184,13 @@ class Layer(nn.Module):
     def __call__(
         self,
         x_PxD: jax.Array,
-        mask_RxLxL: jax.Array,
+        mask_RxLxM: jax.Array,
         rope: tuple[jax.Array, jax.Array],
         deterministic: bool,
-    ) -> jax.Array:
-        """Maps [P, D] to [P, D]."""
+        past: KeysValues | None = None,
+        slots_RxL: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """Maps [P, D] to [P, D]; cache and slots are those of `Attention`."""
         config = self.config
         attention = Attention(config, self.dtype, name="attention")
         mlp = layers.FeedForward(
@@ -162,9 +204,11 @@ class Layer(nn.Module):
             y_PxD = norm(name, y_PxD) if config.post_norms else y_PxD
             return nn.Dropout(self.dropout)(y_PxD, deterministic=deterministic)
 
-        y_PxD = attention(norm("pre_attention_norm", x_PxD), mask_RxLxL, rope)
+        y_PxD, past = attention(
+            norm("pre_attention_norm", x_PxD), mask_RxLxM, rope, past, slots_RxL
+        )
         x_PxD += branch("post_attention_norm", y_PxD)
-        return x_PxD + branch("post_mlp_norm", mlp(norm("pre_mlp_norm", x_PxD)))
+        return x_PxD + branch("post_mlp_norm", mlp(norm("pre_mlp_norm", x_PxD))), past
 
 
 class Decoder(nn.Module):
@@ -215,8 +259,7 @@ class Decoder(nn.Module):
             types_RxL: of no meaning to decoders.
             deterministic: False applies dropout.
         """
-        config = self.config
-        rows, length = tokens_RxL.shape
+        config, length = self.config, tokens_RxL.shape[1]
         # A window that reaches over the row is none: 1 mask serves all layers of short rows.
         reach = 2 * length if config.bidirectional else length
         windows = [window if window < reach else 0 for window in config.windows]
@@ -226,6 +269,20 @@ class Decoder(nn.Module):
             )
             for window in set(windows)
         }
+        masks = [masks[window] for window in windows]
+        hidden_RxLxD, _ = self._run(tokens_RxL, positions_RxL, masks, deterministic)
+        return hidden_RxLxD
+
+    def _run(
+        self,
+        tokens_RxL: jax.Array,
+        positions_RxL: jax.Array,
+        masks: Sequence[jax.Array],
+        deterministic: bool,
+        past: Sequence[KeysValues] | None = None,
+    ) -> tuple[jax.Array, tuple]:
+        """Returns hidden states and each layer's cache; slots in it are the positions."""
+        config = self.config
         ropes = {
             rope: layers.rope_tables(positions_RxL, config.head_size, rope)
             for rope in set(config.ropes)
@@ -234,9 +291,62 @@ class Decoder(nn.Module):
         # (123 against 178 GFLOP/s).
         x_PxD = self.embedder(tokens_RxL.reshape(-1)) * config.embedding_scale
         x_PxD = self.embedding_dropout(x_PxD.astype(self.dtype), deterministic=deterministic)
-        for layer, window, rope in zip(self.layer, windows, config.ropes, strict=True):
-            x_PxD = layer(x_PxD, masks[window], ropes[rope], deterministic)
-        return self.final_norm(x_PxD).reshape(rows, length, config.width)
+        now = []
+        for i, (layer, mask, rope) in enumerate(zip(self.layer, masks, config.ropes, strict=True)):
+            cached = () if past is None else (past[i], positions_RxL)
+            x_PxD, keys_values = layer(x_PxD, mask, ropes[rope], deterministic, *cached)
+            now.append(keys_values)
+        return self.final_norm(x_PxD).reshape(*tokens_RxL.shape, config.width), tuple(now)
+
+    def start(
+        self, tokens_BxL: jax.Array, lengths_B: jax.Array, *, length: int
+    ) -> tuple[jax.Array, Cache]:
+        """Reads prompts, one a row, and makes room for `length` more tokens of each.
+
+        Args:
+            tokens_BxL: int32; each row begins with its prompt, padding stands behind.
+            lengths_B: int32, tokens of each prompt, at least 1.
+            length: T.
+
+        Returns:
+            logits_BxV of the first tokens, float32, and the cache.
+
+        Raises:
+            ValueError: a bidirectional decoder, which can't write.
+        """
+        config = self.config
+        if config.bidirectional:
+            raise ValueError(
+                "config.model.bidirectional=True: such a model reads what follows, and can't write"
+            )
+        batch, prompt = tokens_BxL.shape
+        size = (batch, prompt + length, config.num_kv_heads, config.head_size)
+        empty = jnp.zeros(size, self.dtype)
+        cache = Cache(((empty, empty),) * config.num_layers, jnp.zeros(batch, jnp.int32))
+        positions_BxL = jnp.broadcast_to(jnp.arange(prompt), tokens_BxL.shape)
+        # What padding leaves behind a prompt is written over before anyone reads it.
+        hidden_BxLxD, cache = self._read(tokens_BxL, positions_BxL, cache)
+        last_BxD = jnp.take_along_axis(hidden_BxLxD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
+        return self.logits(last_BxD), cache._replace(lengths_B=lengths_B.astype(jnp.int32))
+
+    def step(self, cache: Cache, tokens_B: jax.Array) -> tuple[jax.Array, Cache]:
+        """Reads one more token of each example; returns the next one's logits_BxV, float32."""
+        hidden_Bx1xD, cache = self._read(tokens_B[:, None], cache.lengths_B[:, None], cache)
+        return self.logits(hidden_Bx1xD[:, 0]), cache._replace(lengths_B=cache.lengths_B + 1)
+
+    def _read(
+        self, tokens_BxL: jax.Array, positions_BxL: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Returns hidden states of tokens at these positions, which read what is before them."""
+        slots_M = jnp.arange(cache.layers[0][0].shape[1])
+        distance_BxLxM = positions_BxL[:, :, None] - slots_M
+        masks = {
+            window: (distance_BxLxM >= 0) & ((distance_BxLxM < window) if window else True)
+            for window in set(self.config.windows)
+        }
+        masks = [masks[window] for window in self.config.windows]
+        hidden, layers_now = self._run(tokens_BxL, positions_BxL, masks, True, cache.layers)
+        return hidden, cache._replace(layers=layers_now)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, float32 [..., V], of hidden states [..., D] from `__call__`."""

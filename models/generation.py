@@ -1,144 +1,272 @@
-"""Generation: the loop that feeds a model its own tokens, greedy or sampled, under jit.
+"""Generation: the loops that feed a model its own tokens: greedy, drawn, or by beam search.
 
-The loop knows of a model just a function that takes a cache and a token of each example and returns
-the logits of the next ones: `T5.step`, or that of any decoder with a cache. `generate` is pure and
-is called under jit; `generate_targets` is the whole way of an encoder-decoder, compiled. Called by
-whoever wants text: evaluation, tests, a notebook. Token ids only; texts are the tokeniser's.
+The loops know of a model just a function that takes a cache and a token of each example and returns
+the logits of the next ones: `step` of models/decoder.py or models/t5.py. All is pure and meant to
+run under jit, compiled once for each shape of the prompts. Token ids only; texts are the
+tokeniser's. Called by tasks/generation.py, benchmarks and tests.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from models.t5 import T5
 
 Step = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+_NEVER = -1e30  # a score that no sequence has; finite, so that differences stay finite
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How tokens are chosen. Hashable, so that it can be static under jit.
+
+    Attributes:
+        max_tokens: T, the most tokens of an example, its end included.
+        end_ids: tokens that end an example; they are part of the result.
+        pad_id: stands behind the end.
+        temperature: divides the logits before a token is drawn; 0 takes the likeliest.
+        top_k: draw among so many likeliest; 0 is all.
+        top_p: and among the likeliest that together have this probability (1904.09751).
+        beams: sequences that beam search keeps; 1 is no search.
+        length_penalty: exponent of the length that a sequence's log probability is divided by.
+
+    Raises:
+        ValueError: a number that is out of range, or a search with a temperature.
+    """
+
+    max_tokens: int
+    end_ids: tuple[int, ...]
+    pad_id: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    beams: int = 1
+    length_penalty: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"temperature is {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: "
+                "expected at least 0, at least 0, and a share above 0"
+            )
+        if self.max_tokens < 1 or self.beams < 1 or self.length_penalty < 0:
+            raise ValueError(
+                f"max_tokens is {self.max_tokens}, beams {self.beams}, length_penalty "
+                f"{self.length_penalty}: expected at least 1, 1 and 0"
+            )
+        if self.beams > 1 and self.temperature:
+            raise ValueError(
+                f"beams={self.beams} searches, temperature={self.temperature} draws: choose one"
+            )
 
 
 def choose(
-    logits_BxV: jax.Array, *, temperature: float, top_k: int, key: jax.Array | None
+    logits_BxV: jax.Array, decoding: Decoding, *, keys_B: jax.Array | None = None
 ) -> jax.Array:
     """Chooses a token of each example: the likeliest at temperature 0, else drawn.
 
     Args:
         logits_BxV: float32.
-        temperature: divides the logits before drawing; static.
-        top_k: draw among so many likeliest; 0 is all; static.
-        key: of the draw; not needed at temperature 0.
+        decoding: its temperature, top_k and top_p.
+        keys_B: of the draws; not needed at temperature 0.
 
     Returns:
         int32 [B].
     """
-    if not temperature:
+    if not decoding.temperature:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-    if top_k:
-        least_Bx1 = jax.lax.top_k(logits_BxV, top_k)[0][:, -1:]
+    logits_BxV = logits_BxV / decoding.temperature
+    if decoding.top_k:
+        least_Bx1 = jax.lax.top_k(logits_BxV, min(decoding.top_k, logits_BxV.shape[1]))[0][:, -1:]
         logits_BxV = jnp.where(logits_BxV < least_Bx1, -jnp.inf, logits_BxV)
-    return jax.random.categorical(key, logits_BxV / temperature).astype(jnp.int32)
+    if decoding.top_p < 1:
+        sorted_BxV = jnp.sort(logits_BxV, axis=-1, descending=True)
+        shares_BxV = jax.nn.softmax(sorted_BxV)
+        # A token stays if those before it have not reached the share: at least one does.
+        stays_BxV = jnp.cumsum(shares_BxV, axis=-1) - shares_BxV < decoding.top_p
+        least_Bx1 = jnp.min(jnp.where(stays_BxV, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
+        logits_BxV = jnp.where(logits_BxV < least_Bx1, -jnp.inf, logits_BxV)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BxV).astype(jnp.int32)
 
 
 def generate(
     step: Step,
-    cache: Any,
+    start: tuple[jax.Array, Any],
+    decoding: Decoding,
     *,
-    first_B: jax.Array,
-    max_tokens: int,
-    end_id: int,
-    pad_id: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Generates until each example has ended, at most `max_tokens` each.
+    keys_B: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Generates until each example has ended, at most `decoding.max_tokens` each.
 
     Args:
         step: (cache, tokens_B) -> (logits_BxV of the next tokens, cache).
-        cache: before the first step, with room for `max_tokens` steps.
-        first_B: int32, the tokens of the first step: a start token, or a prompt's last.
-        max_tokens: T.
-        end_id: ends an example; it is part of the result.
-        pad_id: stands behind the end.
-        temperature: 0 is greedy.
-        top_k: see `choose`.
-        key: of all draws, which do not depend on how long other examples go on.
+        start: logits_BxV of the first tokens, and the cache, with room for max_tokens - 1 steps.
+            Its arrays but scalars start with the axis of examples.
+        decoding: how tokens are chosen.
+        keys_B: jax.random keys, one an example: what is drawn depends on an example's key and the
+            place alone, not on the other examples.
 
     Returns:
-        int32 [B, T], `first_B` not among them.
+        int32 [B, T], and the log probability of each under the model, float32 [B]; of beam search
+        divided by its length to the power of the penalty.
 
     Raises:
-        ValueError: sampling was asked for without a key, or with a negative temperature or top_k.
+        ValueError: sampling was asked for without keys.
     """
-    if temperature < 0 or top_k < 0 or (temperature and key is None):
-        raise ValueError(
-            f"temperature is {temperature}, top_k {top_k}, key {key}: neither may be negative, and "
-            "temperatures above 0 need a jax.random.key"
-        )
+    if decoding.temperature and keys_B is None:
+        raise ValueError("temperatures above 0 need keys_B: one jax.random.key an example")
+    if decoding.beams > 1:
+        return _search(step, start, decoding)
+    logits_BxV, cache = start
+
+    def pick(logits_BxV: jax.Array, place: jax.Array, ended_B: jax.Array) -> tuple:
+        keys = None
+        if decoding.temperature:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, place)
+        next_B = choose(logits_BxV, decoding, keys_B=keys)
+        gain_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), next_B[:, None], 1)[:, 0]
+        next_B = jnp.where(ended_B, decoding.pad_id, next_B)
+        return next_B, jnp.where(ended_B, 0, gain_B), ended_B | _ends(next_B, decoding)
 
     def going_on(state: tuple) -> jax.Array:
-        place, _, _, ended_B, _ = state
-        return (place < max_tokens) & ~jnp.all(ended_B)
+        place, _, _, ended_B, _, _ = state
+        return (place < decoding.max_tokens) & ~jnp.all(ended_B)
 
     def advance(state: tuple) -> tuple:
-        place, tokens_BxT, last_B, ended_B, cache = state
+        place, tokens_BxT, last_B, ended_B, score_B, cache = state
         logits_BxV, cache = step(cache, last_B)
-        draw = jax.random.fold_in(key, place) if temperature else None
-        next_B = choose(logits_BxV, temperature=temperature, top_k=top_k, key=draw)
-        next_B = jnp.where(ended_B, pad_id, next_B)
-        tokens_BxT = tokens_BxT.at[:, place].set(next_B)
-        return place + 1, tokens_BxT, next_B, ended_B | (next_B == end_id), cache
+        next_B, gain_B, ended_B = pick(logits_BxV, place, ended_B)
+        return (
+            place + 1,
+            tokens_BxT.at[:, place].set(next_B),
+            next_B,
+            ended_B,
+            score_B + gain_B,
+            cache,
+        )
 
-    tokens_BxT = jnp.full((len(first_B), max_tokens), pad_id, jnp.int32)
-    ended_B = jnp.zeros(len(first_B), bool)
-    first_B = first_B.astype(jnp.int32)
-    state = (jnp.int32(0), tokens_BxT, first_B, ended_B, cache)
-    return jax.lax.while_loop(going_on, advance, state)[1]
+    count = len(logits_BxV)
+    first_B, score_B, ended_B = pick(logits_BxV, jnp.int32(0), jnp.zeros(count, bool))
+    tokens_BxT = jnp.full((count, decoding.max_tokens), decoding.pad_id, jnp.int32)
+    tokens_BxT = tokens_BxT.at[:, 0].set(first_B)
+    state = (jnp.int32(1), tokens_BxT, first_B, ended_B, score_B, cache)
+    _, tokens_BxT, _, _, score_B, _ = jax.lax.while_loop(going_on, advance, state)
+    return tokens_BxT, score_B
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_tokens", "temperature", "top_k"))
-def generate_targets(
-    model: T5,
+def _ends(tokens: jax.Array, decoding: Decoding) -> jax.Array:
+    return jnp.isin(tokens, jnp.array(decoding.end_ids, jnp.int32))
+
+
+def _search(
+    step: Step, start: tuple[jax.Array, Any], decoding: Decoding
+) -> tuple[jax.Array, jax.Array]:
+    """Beam search: the best of the sequences that ended and of those cut off at T.
+
+    It stops where no sequence that goes on can become better than the best that has ended.
+    """
+    logits_BxV, cache = start
+    count, beams, length = len(logits_BxV), decoding.beams, decoding.max_tokens
+    rows_Bx1 = jnp.arange(count)[:, None]
+
+    def by_length(scores: jax.Array, size: jax.Array | int) -> jax.Array:
+        return scores / jnp.asarray(size, jnp.float32) ** decoding.length_penalty
+
+    def take(tree: Any, parents_BxK: jax.Array) -> Any:
+        """Reorders the rows B * K of what the cache holds."""
+        index = (rows_Bx1 * beams + parents_BxK).reshape(-1)
+        return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, tree)
+
+    def extend(state: tuple, log_BxKxV: jax.Array) -> tuple:
+        """Takes the best 2K continuations: among them are K that do not end."""
+        place, alive_BxKxT, scores_BxK, best_BxT, best_B, cache = state
+        vocabulary = log_BxKxV.shape[-1]
+        total_BxKV = (scores_BxK[:, :, None] + log_BxKxV).reshape(count, -1)
+        wanted = beams * (1 + len(decoding.end_ids))
+        found_BxC, index_BxC = jax.lax.top_k(total_BxKV, min(wanted, total_BxKV.shape[1]))
+        parents_BxC, next_BxC = index_BxC // vocabulary, (index_BxC % vocabulary).astype(jnp.int32)
+        grown_BxCxT = alive_BxKxT[rows_Bx1, parents_BxC].at[:, :, place].set(next_BxC)
+        ended_BxC = _ends(next_BxC, decoding)
+        # The best that ends here, or that ended before.
+        ending_BxC = jnp.where(ended_BxC, by_length(found_BxC, place + 1), _NEVER)
+        top_B = jnp.argmax(ending_BxC, axis=1)
+        value_B = jnp.take_along_axis(ending_BxC, top_B[:, None], 1)[:, 0]
+        better_B = value_B > best_B
+        best_BxT = jnp.where(better_B[:, None], grown_BxCxT[jnp.arange(count), top_B], best_BxT)
+        # The K best that go on.
+        scores_BxK, kept_BxK = jax.lax.top_k(jnp.where(ended_BxC, _NEVER, found_BxC), beams)
+        alive_BxKxT = grown_BxCxT[rows_Bx1, kept_BxK]
+        parents_BxK = jnp.take_along_axis(parents_BxC, kept_BxK, 1)
+        best_B = jnp.maximum(best_B, value_B)
+        return place + 1, alive_BxKxT, scores_BxK, best_BxT, best_B, take(cache, parents_BxK)
+
+    def going_on(state: tuple) -> jax.Array:
+        place, _, scores_BxK, _, best_B, _ = state
+        hope_B = by_length(scores_BxK[:, 0], length)  # scores are negative: length raises them
+        return (place < length) & jnp.any(hope_B > best_B)
+
+    def advance(state: tuple) -> tuple:
+        place, alive_BxKxT, *_, cache = state
+        last_BK = alive_BxKxT[:, :, place - 1].reshape(-1)
+        logits_BKxV, cache = step(cache, last_BK)
+        log_BxKxV = jax.nn.log_softmax(logits_BKxV).reshape(count, beams, -1)
+        return extend((*state[:-1], cache), log_BxKxV)
+
+    alive_BxKxT = jnp.full((count, beams, length), decoding.pad_id, jnp.int32)
+    # At first all beams are one: only the first counts.
+    scores_BxK = jnp.where(jnp.arange(beams) == 0, 0.0, _NEVER) * jnp.ones((count, 1))
+    repeated = jax.tree.map(
+        lambda leaf: jnp.repeat(leaf, beams, axis=0) if leaf.ndim else leaf, cache
+    )
+    state = (
+        jnp.int32(0),
+        alive_BxKxT,
+        scores_BxK,
+        alive_BxKxT[:, 0],
+        jnp.full(count, _NEVER),
+        repeated,
+    )
+    log_BxKxV = jnp.repeat(jax.nn.log_softmax(logits_BxV)[:, None], beams, axis=1)
+    state = extend(state, log_BxKxV)
+    place, alive_BxKxT, scores_BxK, best_BxT, best_B, _ = jax.lax.while_loop(
+        going_on, advance, state
+    )
+    cut_B = jnp.where(place == length, by_length(scores_BxK[:, 0], length), _NEVER)
+    tokens_BxT = jnp.where((cut_B > best_B)[:, None], alive_BxKxT[:, 0], best_BxT)
+    return tokens_BxT, jnp.maximum(cut_B, best_B)
+
+
+def generate_batch(
+    model: nn.Module,
     params: Mapping,
     tokens_BxL: jax.Array,
-    segments_BxL: jax.Array,
+    lengths_B: jax.Array,
     *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Generates the targets of B sources, one a row.
+    decoding: Decoding,
+    keys_B: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Generates what follows B prompts, or the targets of B sources, one a row. Pure.
 
     Args:
-        model: with decoder; static.
-        params: its parameters, parts included.
-        tokens_BxL: int32 sources.
-        segments_BxL: 1 where the source is, 0 where padding; the source begins its row.
-        max_tokens: T.
-        temperature: see `generate`, as are `top_k` and `key`.
-        top_k: likewise.
-        key: likewise.
+        model: a Decoder, or a T5 with its decoder.
+        params: its parameters, parts included; nested.
+        tokens_BxL: int32; each row begins with its prompt, padding stands behind.
+        lengths_B: int32, tokens of each prompt, at least 1.
+        decoding: how tokens are chosen.
+        keys_B: see `generate`.
 
     Returns:
-        int32 [B, T]; the end token is part of it, padding stands behind.
+        int32 [B, T] and float32 [B], see `generate`.
     """
-    config = model.config
 
     def call(method: Callable, *args: Any, **kwargs: Any) -> Any:
         return model.apply({"params": params}, *args, method=method, **kwargs)
 
-    positions_BxL = jnp.maximum(jnp.cumsum(segments_BxL > 0, axis=1) - 1, 0)
-    hidden_BxLxD = call(T5.__call__, tokens_BxL, positions_BxL, segments_BxL)
-    return generate(
-        functools.partial(call, T5.step),
-        call(T5.start, hidden_BxLxD, segments_BxL, length=max_tokens),
-        first_B=jnp.full(len(tokens_BxL), config.start_id),
-        max_tokens=max_tokens,
-        end_id=config.end_id,
-        pad_id=config.pad_id,
-        temperature=temperature,
-        top_k=top_k,
-        key=key,
-    )
+    begin = T5.begin if isinstance(model, T5) else type(model).start
+    start = call(begin, tokens_BxL, lengths_B, length=decoding.max_tokens)
+    return generate(functools.partial(call, type(model).step), start, decoding, keys_B=keys_B)

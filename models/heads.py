@@ -1,11 +1,12 @@
-"""Sequence classification on any backbone: pooling by segment, the classifier, heads from words.
+"""A backbone with the head of a task: pooling by segment, the classifier's head, heads from words.
 
-Pooling and head see hidden states behind the last norm. Losses and metrics are in tasks/. Called
-by training/ (parameters, step) and, through the classifier's apply, by evaluation/.
+Heads see hidden states behind the last norm. Those of other tasks are beside this file, in
+token_heads.py, span_heads.py and language_heads.py; losses and metrics are in tasks/. Called by
+tasks/ and training/.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.backbone import BackboneConfig, make_backbone
+from models.t5 import T5Config
 
 POOLINGS = ("first", "last", "mean")
 
@@ -58,100 +60,183 @@ def pool(
     return jnp.dot(select_BxP.astype(jnp.float32), hidden_PxD, precision=jax.lax.Precision.HIGHEST)
 
 
-class Classifier(nn.Module):
-    """Backbone, pooling, dropout and a linear head, to which features may add their logits.
-
-    Parameters: 'backbone' (its tree), 'head' {'kernel': [D, C], 'bias': [C]} and, with features,
-    'feature_head' {'kernel': [K, C]}. The last starts as zeros: the model starts as the encoder
-    alone, whichever head it has. Both halves are linear, so that this is a head on pooled output
-    and features side by side, in two parameters that can have a learning rate each.
+class Model(nn.Module):
+    """A backbone and the head of a task: parameters 'backbone' and 'head'.
 
     Attributes:
         config: of the backbone.
-        num_classes: C.
-        pooling: one of POOLINGS, or 'pooler': the first position through BERT's pooler.
-        dropout: share of the pooled vector dropped while training; features are not dropped.
+        task_head: an unbound module, called as tasks.task.Task.head says.
         hidden_dropout: of the backbone, while training.
-        dtype: of the backbone's computation; the head computes in float32.
+        dtype: of the backbone's computation.
         remat: recompute each layer in the backward pass instead of storing its activations.
-        head_bias: whether the head has a bias.
-        num_features: K; 0 is a head without features.
     """
 
     config: BackboneConfig
+    task_head: nn.Module
+    hidden_dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        """Binds both."""
+        self.backbone = make_backbone(
+            self.config, dtype=self.dtype, remat=self.remat, dropout=self.hidden_dropout
+        )
+        self.head = self.task_head.clone(name="head", parent=self)
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], *, deterministic: bool
+    ) -> dict[str, jax.Array]:
+        """Returns the head's outputs for a batch as input_pipeline/pipeline.py describes it."""
+        segments_RxL = batch["segments_RxL"]
+        if isinstance(self.config, T5Config) and "is_target_RxL" in batch:
+            # Source and target share a segment: what is decoded is padding to the encoder.
+            segments_RxL = jnp.where(batch["is_target_RxL"] > 0, 0, segments_RxL)
+        hidden_RxLxD = self.backbone(
+            batch["tokens_RxL"],
+            batch["positions_RxL"],
+            segments_RxL,
+            batch["types_RxL"],
+            deterministic=deterministic,
+        )
+        return self.head(self.backbone, hidden_RxLxD, batch, deterministic=deterministic)
+
+
+class ClassifierHead(nn.Module):
+    """Pooling, dropout and a linear layer, to which features may add their logits.
+
+    Parameters: 'kernel' [D, C], 'bias' [C] and, with features, 'feature_kernel' [K, C]. The last
+    starts as zeros: the model starts as the encoder alone. Both halves are linear, so that this is
+    a head on pooled output and features side by side, in two parameters that can have a learning
+    rate each.
+
+    Attributes:
+        num_classes: C.
+        pooling: one of POOLINGS; 'pooler', the first position through BERT's pooler; or 'mask', the
+            mean of the positions that mask_RxL marks.
+        dropout: share of the pooled vector dropped while training; features are not dropped.
+        bias: whether the head has a bias.
+        num_features: K; 0 is a head without features.
+        sequences: token sequences per example, each of which has logits.
+        masks: K, of label words with pooling 'mask': 'kernel' then is [K, D, C], and reads what the
+            masked language model makes of each mask before its output vectors.
+    """
+
     num_classes: int
     pooling: str = "mean"
     dropout: float = 0.0
-    hidden_dropout: float = 0.0
-    head_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    bias: bool = True
     num_features: int = 0
+    sequences: int = 1
+    masks: int = 0
 
     @nn.compact
     def __call__(
         self,
-        tokens_RxL: jax.Array,
-        positions_RxL: jax.Array,
-        segments_RxL: jax.Array,
-        types_RxL: jax.Array | None = None,
+        backbone: nn.Module,
+        hidden_RxLxD: jax.Array,
+        batch: Mapping[str, jax.Array],
         *,
-        num_examples: int,
         deterministic: bool,
-        features_BxK: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns logits, float32 [B, C].
-
-        Args:
-            tokens_RxL: int32.
-            positions_RxL: int32, restarting in each example.
-            segments_RxL: int32, 1 + example index, 0 where padding.
-            types_RxL: int32, of first and second texts; None is all 0.
-            num_examples: B, static.
-            deterministic: False applies dropout, which then needs the rng 'dropout'.
-            features_BxK: float32, scaled; just where `num_features` is not 0.
+    ) -> dict[str, jax.Array]:
+        """Returns {'logits_BxC'}, float32; of several sequences per example B * K rows.
 
         Raises:
             ValueError: there are other features than `num_features`, or none.
         """
-        backbone = make_backbone(
-            self.config,
-            dtype=self.dtype,
-            remat=self.remat,
-            dropout=self.hidden_dropout,
-            name="backbone",
-        )
-        hidden_RxLxD = backbone(
-            tokens_RxL, positions_RxL, segments_RxL, types_RxL, deterministic=deterministic
-        )
-        kind = "first" if self.pooling == "pooler" else self.pooling
-        pooled_BxD = pool(hidden_RxLxD, segments_RxL, num_examples=num_examples, kind=kind)
-        if self.pooling == "pooler":
-            if "pooler" not in backbone.PARTS:
-                raise ValueError(
-                    f"config.model.pooling is 'pooler', which a {self.config.model_type} has none "
-                    f"of: choose from {POOLINGS}"
-                )
-            pooled_BxD = backbone.pooled(pooled_BxD).astype(jnp.float32)
-        pooled_BxD = nn.Dropout(self.dropout, deterministic=deterministic)(pooled_BxD)
+        pooled_BxD = self._pool(backbone, hidden_RxLxD, batch)
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
         init = nn.initializers.normal(HEAD_STDDEV)
-        head = nn.Dense(self.num_classes, use_bias=self.head_bias, kernel_init=init, name="head")
-        logits_BxC = head(pooled_BxD)
+        shape = (pooled_BxD.shape[-1], self.num_classes)
+        if self.masks:
+            states_BxKxD = backbone.before_logits(pooled_BxD.reshape(-1, self.masks, shape[0]))
+            states_BxKxD = drop(states_BxKxD.astype(jnp.float32))
+            kernel_KxDxC = self.param(
+                "kernel", init, (self.masks, states_BxKxD.shape[-1], self.num_classes)
+            )
+            logits_BxC = jnp.einsum("bkd,kdc->bc", states_BxKxD, kernel_KxDxC)
+        else:
+            logits_BxC = drop(pooled_BxD) @ self.param("kernel", init, shape)
+        if self.bias:
+            logits_BxC += self.param("bias", nn.initializers.zeros, (self.num_classes,))
+        features_BxK = batch.get("features_BxK")
         found = 0 if features_BxK is None else features_BxK.shape[-1]
         if found != self.num_features:
             raise ValueError(
                 f"the batch has {found} features per example, the model takes {self.num_features}: "
                 "pass what the run's fitted features make of the examples"
             )
-        if features_BxK is None:
-            return logits_BxC
-        dense = nn.Dense(
-            self.num_classes,
-            use_bias=False,
-            kernel_init=nn.initializers.zeros,
-            name="feature_head",
-        )
-        return logits_BxC + dense(features_BxK.astype(jnp.float32))
+        if features_BxK is not None:
+            shape = (self.num_features, self.num_classes)
+            kernel_KxC = self.param("feature_kernel", nn.initializers.zeros, shape)
+            logits_BxC += features_BxK.astype(jnp.float32) @ kernel_KxC
+        return {"logits_BxC": logits_BxC}
+
+    def _pool(
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Mapping[str, jax.Array]
+    ) -> jax.Array:
+        """Returns float32 [B, D], or [B * K, D] of K masks or sequences."""
+        kind = "first" if self.pooling == "pooler" else self.pooling
+        count = batch["weights_B"].shape[-1] * self.sequences
+        segments_RxL = batch["segments_RxL"]
+        if self.pooling == "mask":
+            mask_RxL, kind = batch["mask_RxL"], "mean"
+            segments_RxL = jnp.where(mask_RxL > 0, segments_RxL, 0)
+            if self.masks:  # each apart, as if it were an example
+                numbers_RxL = (segments_RxL - 1) * self.masks + mask_RxL
+                segments_RxL, count = jnp.where(mask_RxL > 0, numbers_RxL, 0), count * self.masks
+        pooled_BxD = pool(hidden_RxLxD, segments_RxL, num_examples=count, kind=kind)
+        if self.pooling != "pooler":
+            return pooled_BxD
+        if "pooler" not in backbone.PARTS:
+            raise ValueError(
+                f"config.model.pooling is 'pooler', which a {backbone.config.model_type} has none "
+                f"of: choose from {POOLINGS}"
+            )
+        return backbone.pooled(pooled_BxD).astype(jnp.float32)
+
+
+class OrdinalHead(ClassifierHead):
+    """One score per example, which thresholds cut into ordered classes (proportional odds).
+
+    P(class > c) = sigmoid(score - threshold c). The thresholds ascend by their parametrisation, so
+    that the probabilities are rank-consistent as in CORAL (1901.07884) and those of the classes add
+    up to 1.
+
+    Parameters: those of a ClassifierHead of one column, without bias, and 'thresholds' [C - 1], as
+    `threshold_parameters` makes them.
+
+    Attributes:
+        num_levels: C; `num_classes` is 1 and `bias` False.
+    """
+
+    num_levels: int = 2
+
+    @nn.compact
+    def __call__(self, *args: Any, **options: Any) -> dict[str, jax.Array]:
+        """Returns {'logits_BxC'}: log probabilities of the classes."""
+        score_Bx1 = super().__call__(*args, **options)["logits_BxC"]
+        steps = threshold_parameters(np.full(self.num_levels, 1 / self.num_levels))
+        steps = self.param("thresholds", lambda _: jnp.asarray(steps))
+        thresholds = jnp.cumsum(jnp.concatenate([steps[:1], jnp.exp(steps[1:])]))
+        above = score_Bx1 - thresholds
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)); the outer ones are 1, 0
+        upper = jnp.pad(jax.nn.log_sigmoid(above), ((0, 0), (1, 0)))
+        lower = jnp.pad(jax.nn.log_sigmoid(-above), ((0, 0), (0, 1)))
+        between = jnp.pad(jnp.log(-jnp.expm1(-jnp.exp(steps[1:]))), (1, 1))
+        return {"logits_BxC": upper + lower + between}
+
+
+def threshold_parameters(shares_C: np.ndarray) -> np.ndarray:
+    """Returns 'thresholds' of an OrdinalHead that gives the classes these shares at score 0.
+
+    Args:
+        shares_C: each above 0; they add up to 1.
+    """
+    below = np.cumsum(shares_C)[:-1]
+    thresholds = np.log(below) - np.log1p(-below)
+    steps = np.concatenate([thresholds[:1], np.log(np.diff(thresholds))])
+    return steps.astype(np.float32)
 
 
 def label_word_kernel(

@@ -425,6 +425,16 @@ class T5(Stack):
         own = ((empty, empty),) * config.num_decoder_layers
         return Cache(own, source, segments_BxL > 0, jnp.int32(0))
 
+    def begin(
+        self, tokens_BxL: jax.Array, lengths_B: jax.Array, *, length: int
+    ) -> tuple[jax.Array, Cache]:
+        """Reads sources, one a row; returns logits_BxV of the first tokens and the cache."""
+        positions_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
+        segments_BxL = (positions_BxL < lengths_B[:, None]).astype(jnp.int32)
+        hidden_BxLxD = self(tokens_BxL, positions_BxL * segments_BxL, segments_BxL)
+        cache = self.start(hidden_BxLxD, segments_BxL, length=length)
+        return self.step(cache, jnp.full(len(tokens_BxL), self.config.start_id))
+
     def step(self, cache: Cache, tokens_B: jax.Array) -> tuple[jax.Array, Cache]:
         """Reads one more token of each example; returns the next one's logits_BxV, float32."""
         keys_1xT = jnp.arange(cache.own[0][0].shape[1])[None]

@@ -1,102 +1,349 @@
-"""Classification of whole texts into one of C labels: the loss and the reading of a prediction.
+"""Classification of whole texts, or pairs of them, into one of C labels.
 
-The head lives in models/heads.py, metrics in evaluation/metrics.py. The train step calls `loss`;
---mode=predict and the list of wrongly classified examples are written from `describe`.
+The head lives in models/heads.py. Here: targets, loss, statistics and the reading of a prediction
+where exactly one label is right. Several labels, numbers, ordered labels and trees of labels are in
+multi_label.py, regression.py, ordinal.py and hierarchical.py, which build on this; heads from words
+are in label_words.py.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+import hashlib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from evaluation import baselines
+from evaluation.evaluate import Predictions
+from evaluation.metrics import Metric, Scores, class_counts, macro_f1, mean, one_each
+from input_pipeline.examples import Examples
+from input_pipeline.template import MASK, Encoded
+from input_pipeline.tokenization import Tokenizer
+from models.backbone import BackboneConfig
+from models.heads import ClassifierHead
+from tasks import label_words
+from tasks.task import Chunk, Loss, Targets, Task, rows_of
+
+ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
+MACRO_F1 = Metric("macro_f1", "macro-F1, %", macro_f1, scale=100, digits=1)
+LOSS = Metric("loss", "loss", mean, higher_is_better=False)
+
+_KINDS = {  # of config.classification.kind, beside 'single': module and class
+    "multi": ("multi_label", "MultiLabel"),
+    "regression": ("regression", "Regression"),
+    "ordinal": ("ordinal", "Ordinal"),
+    "hierarchical": ("hierarchical", "Hierarchical"),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """A text carries exactly one of `labels`; class c is `labels[c]`.
 
-    Raises:
-        ValueError: if there are fewer than two labels, or one stands twice.
+    Called with another config.classification.kind, it makes one of that kind.
+
+    Attributes:
+        OPTIONS: what of config.classification changes the loss of this kind.
+        WORDS: whether a head from label words means anything.
+        size: C.
     """
 
-    labels: tuple[str, ...]
+    METRICS = (ACCURACY, MACRO_F1, LOSS)
+    FLOOR = baselines.TFIDF
+    OPTIONS: ClassVar[tuple[str, ...]] = ("class_weights", "focal_gamma", "label_smoothing")
+    WORDS: ClassVar[bool] = True
 
-    def __post_init__(self):
-        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
-            raise ValueError(
-                f"Classification needs at least two labels, each once; found {self.labels!r}. "
-                "Check data.labels and data.label_column."
-            )
+    def __new__(cls, config: ConfigDict, *args: Any, **parts: Any) -> "Classification":
+        """Chooses the class of config.classification.kind."""
+        if cls is Classification and (kind := config.classification.kind) != "single":
+            module, name = _KINDS[kind]
+            cls = getattr(importlib.import_module(f"tasks.{module}"), name)
+        return super().__new__(cls)
 
-    def loss(
-        self, logits_BxC: jax.Array, batch: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Sums the cross-entropy over the examples of a batch. Pure; runs under jit.
-
-        Nothing is divided here: the caller adds sums and weights over microbatches and devices and
-        divides once. A batch whose every label is masked has weight 0; the caller must refuse it.
-
-        Args:
-            logits_BxC: unnormalised log probabilities. Those of weight-0 examples are ignored, even
-                when they are not finite.
-            batch: with `labels_B` int32 and `weights_B` float32.
-
-        Returns:
-            (sum of weighted cross-entropies in nats, sum of weights, {'correct': weighted number of
-            right predictions}), all scalars in float32.
-        """
-        weights_B = batch["weights_B"].astype(jnp.float32)
-        # Replaced before the logarithm, not after: 0 * NaN would reach the gradient.
-        logits_BxC = jnp.where(weights_B[:, None] > 0, logits_BxC.astype(jnp.float32), 0.0)
-        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch["labels_B"])
-        correct_B = jnp.argmax(logits_BxC, axis=-1) == batch["labels_B"]
-        correct = jnp.sum(weights_B * correct_B)
-        return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {"correct": correct}
-
-    def describe(self, predictions: Any, examples: Any) -> Iterator[dict[str, Any]]:
-        """Yields one JSON-ready dict per prediction, in the order of the ids.
-
-        Args:
-            predictions: `ids_N` and `logits_NxC`, such as evaluation.evaluate.Predictions.
-            examples: `ids_N`, `texts_N` and `labels_N`, such as the Examples of a split; `labels_N`
-                is None where nothing is labelled. May hold more examples than were predicted.
-
-        Yields:
-            {'id', 'text', 'pair' (of pairs), 'label' (absent if unlabelled), 'prediction',
-            'probabilities'}.
+    def __init__(
+        self,
+        config: ConfigDict,
+        labels: Sequence[str],
+        *,
+        tokenizer: Tokenizer,
+        backbone: BackboneConfig,
+    ):
+        """Takes what Task.__init__ does.
 
         Raises:
-            ValueError: if a predicted id is not among the examples, or the logits do not have one
-                column per label.
+            ValueError: fewer than two labels, or one twice; options of config.classification that
+                this kind has no use for; words, weights or a template that don't fit.
         """
-        logits_NxC = np.asarray(predictions.logits_NxC, np.float64)
-        if logits_NxC.shape[-1] != len(self.labels):
+        super().__init__(config, labels, tokenizer=tokenizer, backbone=backbone)
+        self.size = len(self.labels)
+        self._check_labels()
+        options, model = config.classification, config.model
+        for name in ("class_weights", "focal_gamma", "label_smoothing"):
+            if options[name] and name not in self.OPTIONS:
+                raise ValueError(
+                    f"config.classification.{name}={options[name]!r} means nothing for "
+                    f"kind={options.kind!r}: leave it at its default"
+                )
+        self._weights_C = np.ones(self.size, np.float32)
+        self._balanced = tuple(options.class_weights) == ("balanced",)
+        if (weights := tuple(options.class_weights)) and not self._balanced:
+            if len(weights) != self.size:
+                raise ValueError(
+                    f"config.classification.class_weights: found {len(weights)} for {self.size} "
+                    f"labels {self.labels}: give one each, or ('balanced',)"
+                )
+            self._weights_C = np.array(weights, np.float32)
+        if model.pooling == "mask" and MASK not in config.data.template:
             raise ValueError(
-                f"Predictions over {logits_NxC.shape[-1]} classes do not fit the "
-                f"{len(self.labels)} labels {self.labels!r}."
+                f"config.model.pooling='mask' pools where config.data.template has {MASK}, found "
+                f"{config.data.template!r}: write {MASK} into it, such as '{{text}} {MASK}'"
             )
-        row_of = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
-        missing = [int(id_) for id_ in predictions.ids_N if int(id_) not in row_of]
-        if missing:
+        self._word_ids: list[list[int]] = []
+        if model.head == "label_words":
+            if not self.WORDS:
+                raise ValueError(
+                    f"config.model.head='label_words' means nothing for config.classification."
+                    f"kind={options.kind!r}: set it to 'linear'"
+                )
+            self._word_ids = label_words.piece_ids(
+                config, self.labels, tokenizer=tokenizer, backbone=backbone
+            )
+
+    def _check_labels(self) -> None:
+        if self.size < 2 or len(set(self.labels)) < self.size:
             raise ValueError(
-                f"{len(missing)} of {len(predictions.ids_N)} predicted ids are not among the "
-                f"{len(row_of)} examples, the first is {missing[0]}. Pass the predicted split."
+                f"config.task='classification' needs at least two labels, each once; found "
+                f"{self.labels!r}: set config.data.label_column and labels, "
+                "or another config.task"
             )
-        odds_NxC = np.exp(logits_NxC - logits_NxC.max(axis=-1, keepdims=True))
-        probabilities_NxC = odds_NxC / odds_NxC.sum(axis=-1, keepdims=True)
-        for id_, probabilities_C in zip(predictions.ids_N, probabilities_NxC, strict=True):
-            row = row_of[int(id_)]
-            record: dict[str, Any] = {"id": int(id_), "text": examples.texts_N[row]}
-            if examples.pairs_N is not None:
-                record["pair"] = examples.pairs_N[row]
-            if examples.labels_N is not None:
+
+    def prose(self) -> str:
+        """Says what is learned, for the start-up log."""
+        model = self.config.model
+        named = ", ".join(self.labels[:20]) + f" and {self.size - 20} more" * (self.size > 20)
+        return f"{model.pooling} pooling and a {model.head} head over {named}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts of the checkpoint that the head calls, or starts from."""
+        pooling = self.config.model.pooling
+        words = ("mlm_head" if pooling == "mask" else "lm_head",) if self._word_ids else ()
+        return ("pooler",) * (pooling == "pooler") + words
+
+    @property
+    def POSITIONS(self) -> tuple[str, ...]:
+        """Where the template's masks are."""
+        return ("mask_RxL",) if self.config.model.pooling == "mask" else ()
+
+    def check(self, examples: Examples, split: str) -> None:
+        """Refuses examples without a class; counts those of the training split."""
+        if examples.labels_N is None:
+            raise ValueError(
+                f"the {split} data have no single class label for each example, which "
+                f"config.classification.kind={self.config.classification.kind!r} needs: set "
+                "config.data.label_column, config.classification.kind='multi' for several labels "
+                "or 'regression' for numbers, or another config.task"
+            )
+        if split == "train" and self._balanced:
+            counts_C = np.bincount(examples.labels_N[examples.labels_N >= 0], minlength=self.size)
+            weights_C = counts_C.sum() / (self.size * np.maximum(counts_C, 1))
+            self._weights_C = weights_C.astype(np.float32)
+
+    def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
+        """Returns labels, weights that mask them, and where the template's masks are."""
+        labels_B = np.full(len(chunk.indices_B), -1 if chunk.training else 0, np.int32)
+        if chunk.examples.labels_N is not None:
+            labels_B = chunk.examples.labels_N[chunk.indices_B]
+        weights_B = (labels_B >= 0).astype(np.float32)
+        labels_B = np.maximum(labels_B, 0)
+        return Targets(self.masks(encoded), {"labels_B": labels_B, "weights_B": weights_B})
+
+    def masks(self, encoded: Encoded) -> dict[str, np.ndarray]:
+        """Returns mask_RxL: 1 + the number of each mask of the template within its example."""
+        if not self.POSITIONS:
+            return {}
+        here = (encoded.tokens == self.tokenizer.mask_id) & (encoded.fields < 0)
+        count = np.cumsum(here)
+        before = (count - here)[encoded.starts_B]
+        return {"mask_RxL": np.where(here, count - np.repeat(before, encoded.lengths_B), 0)}
+
+    def head(self, *, num_features: int) -> nn.Module:
+        """Returns the classifier's head."""
+        return ClassifierHead(self.size, **self.head_options(num_features))
+
+    def head_options(self, num_features: int) -> dict[str, Any]:
+        """Returns the attributes of a ClassifierHead beside the number of its columns."""
+        model = self.config.model
+        masks = len(self._word_ids[0]) if self._word_ids and model.pooling == "mask" else 0
+        return {
+            "pooling": model.pooling,
+            "dropout": model.dropout,
+            "bias": model.head_bias,
+            "num_features": num_features,
+            "masks": masks,
+        }
+
+    def start_head(
+        self, heads: dict[str, np.ndarray], params: Mapping[str, Any]
+    ) -> tuple[dict[str, np.ndarray], set[str]]:
+        """Starts from the language model's output vectors of the label words, if there are any."""
+        if not self._word_ids:
+            return super().start_head(heads, params)
+        fresh = {path for path in heads if path.endswith("feature_kernel")}
+        return heads | label_words.start(heads, params, self._word_ids), fresh
+
+    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
+        """Sums the loss; 'correct' is the weighted number of right predictions."""
+        weights_B = batch["weights_B"].astype(jnp.float32)
+        labels_B = batch["labels_B"]
+        # Replaced before the logarithm, not after: 0 * NaN would reach the gradient.
+        logits_BxC = jnp.where(
+            weights_B[:, None] > 0, outputs["logits_BxC"].astype(jnp.float32), 0.0
+        )
+        # Divided by the weights of the classes, the loss of balanced ones stays of the usual size.
+        weights_B *= jnp.asarray(self._weights_C)[labels_B]
+        correct = jnp.sum(weights_B * (jnp.argmax(logits_BxC, axis=-1) == labels_B))
+        losses_B = self.losses(logits_BxC, labels_B)
+        return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {"correct": correct}
+
+    def losses(self, logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
+        """Returns the loss of each example: cross-entropy, smoothed or focused if so configured."""
+        options = self.config.classification
+        targets_BxC = optax.smooth_labels(
+            jax.nn.one_hot(labels_B, self.size), options.label_smoothing
+        )
+        losses_B = optax.softmax_cross_entropy(logits_BxC, targets_BxC)
+        if options.focal_gamma:  # (1 - p) ** gamma of the true class (1708.02002)
+            right_B = jnp.sum(jax.nn.softmax(logits_BxC) * jax.nn.one_hot(labels_B, self.size), -1)
+            # Kept off 0, where the power's derivative may be infinite.
+            losses_B *= jnp.maximum(1 - right_B, 1e-6) ** options.focal_gamma
+        return losses_B
+
+    def score(self, predictions: Predictions, examples: Examples) -> Scores:
+        """Returns what predictions are worth, by METRICS; the loss is without class weights."""
+        labels_N = examples.labels_N[rows_of(examples, predictions.ids_N)]
+        return self.scores(predictions.ids_N, labels_N, log_softmax(self.logits(predictions)))
+
+    def scores(
+        self, ids_N: np.ndarray, labels_N: np.ndarray, log_probabilities_NxC: np.ndarray
+    ) -> Scores:
+        """Returns what log probabilities are worth."""
+        classes_N = self.classes(log_probabilities_NxC)
+        statistics = self.statistics(labels_N, classes_N, log_probabilities_NxC)
+        detail = details(labels_N, classes_N, self.labels)
+        return Scores(self.metrics, ids_N, statistics, detail, digest(labels_N))
+
+    def classes(self, log_probabilities_NxC: np.ndarray) -> np.ndarray:
+        """Returns the predicted class of each example."""
+        return log_probabilities_NxC.argmax(axis=-1)
+
+    def statistics(
+        self, labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns the statistics of each metric."""
+        return {
+            "accuracy": one_each(labels_N == classes_N),
+            "macro_f1": class_counts(labels_N, classes_N, self.size),
+            "loss": one_each(-log_probabilities_NxC[np.arange(len(labels_N)), labels_N]),
+        }
+
+    def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
+        """Returns the majority class, TF-IDF and, if there are any, features alone."""
+        train, examples = (part.take(part.labels_N >= 0) for part in (train, examples))
+        examples = examples.take(np.argsort(examples.ids_N))
+        models = {
+            baselines.MAJORITY: baselines.majority,
+            baselines.TFIDF: baselines.tfidf_logistic_regression,
+        }
+        if train.features_NxK is not None:
+            models[baselines.FEATURES] = baselines.features_logistic_regression
+        return {
+            name: self.scores(
+                examples.ids_N, examples.labels_N, fit(train, examples, num_classes=self.size)
+            )
+            for name, fit in models.items()
+        }
+
+    def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
+        """Yields 'id', 'name', 'text', 'pair', 'label' and 'wrong' (each if known), 'prediction',
+        'confidence' and 'probabilities'."""
+        log_probabilities_NxC = log_softmax(self.logits(predictions))
+        classes_N = self.classes(log_probabilities_NxC)
+        probabilities_NxC = np.exp(log_probabilities_NxC)
+        rows_N = rows_of(examples, predictions.ids_N)
+        for id_, row, found, probabilities_C in zip(
+            predictions.ids_N, rows_N, classes_N, probabilities_NxC, strict=True
+        ):
+            record = text_record(examples, int(id_), int(row))
+            if examples.labels_N is not None and examples.labels_N[row] >= 0:
                 record["label"] = self.labels[examples.labels_N[row]]
-            record["prediction"] = self.labels[probabilities_C.argmax()]
+                record["wrong"] = bool(found != examples.labels_N[row])
+            record["prediction"] = self.labels[found]
+            record["confidence"] = round(float(probabilities_C[found]), 6)
             record["probabilities"] = {
                 label: round(float(probability), 6)
                 for label, probability in zip(self.labels, probabilities_C, strict=True)
             }
             yield record
+
+    def logits(self, predictions: Predictions) -> np.ndarray:
+        """Returns the logits, one column for each label.
+
+        Raises:
+            ValueError: there are more, or fewer.
+        """
+        logits_NxC = predictions["logits_NxC"]
+        if logits_NxC.shape[-1] != self.size:
+            raise ValueError(
+                f"Predictions over {logits_NxC.shape[-1]} classes do not fit the {self.size} "
+                f"labels {self.labels!r}."
+            )
+        return logits_NxC
+
+
+def digest(truth: np.ndarray) -> str:
+    """Returns Scores.truth of true answers, int or float."""
+    return hashlib.sha256(np.ascontiguousarray(truth).tobytes()).hexdigest()
+
+
+def log_softmax(logits_NxC: np.ndarray) -> np.ndarray:
+    """Returns normalised log probabilities, float64."""
+    logits_NxC = logits_NxC.astype(np.float64)
+    logits_NxC = logits_NxC - logits_NxC.max(axis=-1, keepdims=True)
+    return logits_NxC - np.log(np.exp(logits_NxC).sum(axis=-1, keepdims=True))
+
+
+def details(labels_N: np.ndarray, classes_N: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the confusion matrix (true by predicted) and what is known of each class."""
+    indices = np.arange(len(labels))
+    per_class_4xC = precision_recall_fscore_support(
+        labels_N, classes_N, labels=indices, zero_division=0
+    )
+    return {
+        "confusion_matrix": confusion_matrix(labels_N, classes_N, labels=indices).tolist(),
+        "per_class": {
+            label: {
+                "precision": float(precision),
+                "recall": float(recall),
+                "f1": float(f1),
+                "support": int(support),
+            }
+            for label, precision, recall, f1, support in zip(labels, *per_class_4xC, strict=True)
+        },
+    }
+
+
+def text_record(examples: Examples, id_: int, row: int) -> dict[str, Any]:
+    """Returns what every description begins with: id, name, text and pair, as far as there are."""
+    record: dict[str, Any] = {"id": id_}
+    if examples.names_N is not None:
+        record["name"] = examples.names_N[row]
+    record["text"] = examples.texts_N[row]
+    if examples.pairs_N is not None:
+        record["pair"] = examples.pairs_N[row]
+    return record

@@ -85,6 +85,7 @@ def make_config(tiny_checkpoint, reviews_csv):
             max_validation_examples=24,
             batch_size=8,
             template="评论：{text}总的来说，很",
+            overlap=16,
         )
         config.layout.update(max_length=64, row_length=64)
         config.model.update(

@@ -7,7 +7,7 @@ leaves the checkpoints before it as they were.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from evaluation.metrics import rank
 from training.state import TrainState, flatten, merge
 
 Meta = dict[str, Any]
@@ -26,7 +25,8 @@ class Checkpoints:
 
     Args:
       directory: created when missing, unless `read_only`.
-      metric: evaluation metric by which the best one is kept beside the latest.
+      rank: orders evaluations by their metrics, and the best is kept beside the latest; None goes
+        by the ranks they were saved with.
       keep_latest: how many of the newest to keep.
       read_only: for evaluation: nothing is created, cleaned or deleted.
     """
@@ -35,7 +35,7 @@ class Checkpoints:
         self,
         directory: Path,
         *,
-        metric: str = "accuracy",
+        rank: Callable[[Mapping[str, float]], Sequence[float]] | None = None,
         keep_latest: int = 1,
         read_only: bool = False,
     ):
@@ -43,8 +43,7 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"{directory}: no such folder; train first, with this --workdir"
             )
-        self._directory, self._metric = directory, metric
-        self._read_only = read_only
+        self._directory, self._read_only, self._rank = directory, read_only, rank
         policies = [
             checkpoint_managers.LatestN(n=keep_latest),
             checkpoint_managers.BestN(
@@ -60,7 +59,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def _score(self, metrics: Mapping[str, float]) -> list[float]:
-        return [*rank(metrics, self._metric), -metrics["step"]]  # of equals the earliest
+        saved = (value for name, value in sorted(metrics.items()) if name.startswith("rank_"))
+        ranks = self._rank(metrics) if self._rank else saved
+        return [*ranks, -metrics["step"]]  # of equals the earliest
 
     def latest(self) -> int | None:
         """Returns the newest step, or None."""
@@ -103,7 +104,13 @@ class Checkpoints:
         self.wait()
 
     def save(
-        self, step: int, state: TrainState, meta: Meta, metrics: Mapping[str, float] | None = None
+        self,
+        step: int,
+        state: TrainState,
+        meta: Meta,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        ranks: Sequence[float] = (),
     ) -> None:
         """Starts to write a checkpoint; waits for the one before.
 
@@ -112,6 +119,7 @@ class Checkpoints:
           state: everything that training needs to go on.
           meta: JSON-ready; copied, since it is written later.
           metrics: evaluation metrics of this very step, if it was evaluated.
+          ranks: of the evaluation: the checkpoint with the greatest is the best.
 
         Raises:
           OSError: the one before could not be written; earlier ones are untouched.
@@ -123,7 +131,8 @@ class Checkpoints:
             meta=ocp.args.JsonSave(copy.deepcopy(meta)),
         )
         try:
-            ranked = {**metrics, "step": step} if metrics else None
+            numbered = {f"rank_{i}": value for i, value in enumerate(ranks)}
+            ranked = {**metrics, **numbered, "step": step} if metrics else None
             self._manager.save(step, args=items, metrics=ranked)
         except (OSError, ValueError) as error:
             raise self._failed(error) from None

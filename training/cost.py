@@ -50,14 +50,14 @@ def flops_per_example(function: Callable, *args: Any) -> float:
             axis of microbatches, the first of these is counted.
     """
     batch: Mapping[str, Any] = args[-1]
-    with_microbatches = len(batch["labels_B"].shape) == 2
+    with_microbatches = len(batch["weights_B"].shape) == 2
 
     def shape_of(array: Any) -> jax.ShapeDtypeStruct:
         shape = (1, *array.shape[1:]) if with_microbatches else array.shape
         return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(array.dtype))
 
     batch = {name: shape_of(array) for name, array in batch.items()}
-    return flops(function, *args[:-1], batch) / batch["labels_B"].size
+    return flops(function, *args[:-1], batch) / batch["weights_B"].size
 
 
 def describe(
@@ -74,7 +74,7 @@ def describe(
         state: as it starts; or its shapes.
         frozen: the parameters that are not trained, flat.
         batch: of the training, its arrays starting with the axis of microbatches; or its shapes.
-        forward: `forward(flat_params, part) -> logits`, of one microbatch without that axis.
+        forward: `forward(flat_params, part) -> outputs`, of one microbatch without that axis.
         train_step: `train_step(state, frozen, batch)`, not jitted.
 
     Returns:
@@ -87,7 +87,7 @@ def describe(
     forward_flops = flops_per_example(forward, {**frozen, **state.params}, part)
     train_flops = flops_per_example(train_step, state, frozen, batch)
     rows, length = part["tokens_RxL"].shape
-    positions = rows * length / part["labels_B"].size
+    positions = rows * length / part["weights_B"].size
     return [
         describe_parameters(state.params, frozen),
         describe_memory(state, frozen),

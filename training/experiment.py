@@ -4,7 +4,8 @@ Called by training/train.py, evaluation/protocol.py and evaluation/export.py.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions, predict
+from evaluation.metrics import Scores, rank
 from input_pipeline import features as feature_fitting
 from input_pipeline.examples import Examples
 from input_pipeline.features import FeaturePipeline
+from input_pipeline.mixture import MixturePipeline
 from input_pipeline.pipeline import TextPipeline
 from input_pipeline.tokenization import Tokenizer, check_belongs
 from models import adapters, pretrained
-from models.backbone import BackboneConfig
+from models.backbone import BackboneConfig, parameter_shapes, parts_of
 from models.decoder import DecoderConfig
-from models.heads import Classifier, label_word_kernel
+from models.heads import Model
 from models.pretrained import peft
-from tasks.classification import Classification
+from tasks import task_class
+from tasks.multi_task import MultiTask
+from tasks.task import Task
 from training import run_tokenizer
 from training.compilation import PerShape
 from training.optimizers import learning_rate_factors
@@ -32,8 +37,8 @@ from training.sharding import make_mesh, put_batch, replicated
 from training.state import flatten, random_stream
 from training.workdir import has_checkpoint
 
-# Leaves that a changed vocabulary and label words need on the host, before they find their place.
-_VOCABULARY = ("embedder/embedding", "lm_head/kernel")
+# What a changed vocabulary and heads from words need on the host, before it finds its place.
+_VOCABULARY = "embedder/embedding"
 
 
 @dataclasses.dataclass
@@ -53,10 +58,10 @@ class Experiment:
     """
 
     config: ConfigDict
-    task: Classification
+    task: Task
     tokenizer: Tokenizer
     pipeline: TextPipeline
-    model: Classifier
+    model: Model
     checkpoint: pretrained.Checkpoint
     mesh: jax.sharding.Mesh
     initial: dict[str, np.ndarray]
@@ -70,9 +75,9 @@ class Experiment:
     def __post_init__(self):
         self.apply = adapters.adapted(self.config.adapt, self._apply)
 
-        def forward(frozen: Mapping, params: Mapping, batch: Mapping[str, jax.Array]) -> jax.Array:
-            logits_BxC = self.apply({**frozen, **params}, batch)
-            return jax.lax.with_sharding_constraint(logits_BxC, replicated(self.mesh))
+        def forward(frozen: Mapping, params: Mapping, batch: Mapping[str, jax.Array]) -> Any:
+            outputs = self.task.outputs(self.apply({**frozen, **params}, batch), batch)
+            return jax.lax.with_sharding_constraint(outputs, replicated(self.mesh))
 
         self._forward = PerShape(forward, "the evaluation step", self.say)
 
@@ -83,33 +88,61 @@ class Experiment:
 
     def _apply(
         self, params: Mapping, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
-    ) -> jax.Array:
-        """Returns logits_BxC; `self.apply` takes flat parameters. With `rng`, dropout is on."""
-        return self.model.apply(
-            {"params": params},
-            batch["tokens_RxL"],
-            batch["positions_RxL"],
-            batch["segments_RxL"],
-            batch["types_RxL"],
-            num_examples=batch["labels_B"].shape[-1],
-            deterministic=rng is None,
-            features_BxK=batch.get("features_BxK"),
-            rngs=None if rng is None else {"dropout": rng},
-        )
-
-    def predict(self, params: Mapping[str, jax.Array], examples: Examples) -> Predictions:
-        """Runs the model over all of `examples`; one code path for every mode."""
-
-        def apply_fn(params: Any, batch: Mapping[str, np.ndarray]) -> jax.Array:
-            return self._forward(self.frozen, params, put_batch(batch, self.mesh))
-
-        return predict(apply_fn, params, self.pipeline.evaluate(self.with_features(examples)))
+    ) -> dict[str, jax.Array]:
+        """Returns the head's outputs; `self.apply` takes flat parameters. With `rng`, dropout."""
+        rngs = None if rng is None else {"dropout": rng}
+        return self.model.apply({"params": params}, batch, deterministic=rng is None, rngs=rngs)
 
     def with_features(self, examples: Examples) -> Examples:
         """Returns the examples with the features that the head reads, if it reads any."""
         if self.features is None or examples.features_NxK is not None:
             return examples
         return dataclasses.replace(examples, features_NxK=self.features.transform(examples))
+
+    def windows(self, examples: Examples, *, training: bool) -> Examples:
+        """Returns what the model reads of the examples: with their features, long ones in parts."""
+        examples = self.with_features(examples)
+        return self.task.windows(examples, self.pipeline.encoder, training=training)
+
+    def predict(
+        self, params: Mapping[str, jax.Array], examples: Examples, *, complete: bool = False
+    ) -> Predictions:
+        """Runs the model over all of `examples`; one code path for every mode.
+
+        Args:
+            params: the trained ones.
+            examples: any; labels are not needed.
+            complete: also what takes a loop over the model, such as texts that are written.
+        """
+
+        def apply_fn(params: Any, batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+            return self._forward(self.frozen, params, put_batch(batch, self.mesh))
+
+        windows, encoder = self.windows(examples, training=False), self.pipeline.encoder
+        found = predict(apply_fn, params, self.pipeline.evaluate(windows))
+        found = self.task.decode(found, windows, examples, encoder)
+        if not complete:
+            return found
+        return self.task.complete(
+            found,
+            examples,
+            encoder,
+            model=self.model,
+            params={**self.frozen, **params},
+            adapted=functools.partial(adapters.adapted, self.config.adapt),
+        )
+
+    def score(
+        self, params: Mapping[str, jax.Array], validation: Examples
+    ) -> tuple[Scores, dict[str, Any]]:
+        """Evaluates on the validation split; also returns what the task fitted on it."""
+        predictions = self.predict(params, validation)
+        self.task.fitted = self.task.fit(predictions, validation)
+        return self.task.score(predictions, validation), self.task.fitted
+
+    def rank(self, values: Mapping[str, float]) -> list[float]:
+        """Orders evaluations by their metrics' values: better is greater."""
+        return rank(values, self.task.metrics, self.config.eval.metric)
 
     def put(self, params: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Copies host parameters to the devices."""
@@ -155,7 +188,7 @@ class Experiment:
 def build(
     config: ConfigDict,
     workdir: Path,
-    labels: Sequence[str],
+    labels: Any,
     say: Callable[[str], None],
     training: Examples | None = None,
 ) -> Experiment:
@@ -164,10 +197,10 @@ def build(
     Args:
       config: the whole config.
       workdir: a tokeniser that is trained or changed here is kept in it.
-      labels: label names in class order.
+      labels: what the task predicts, of the data or of a checkpoint.
       say: receives one line of prose for each derived decision.
-      training: what a new or changed tokeniser learns from, and features are fitted on; None takes
-        both as they were left in `workdir`.
+      training: what a new or changed tokeniser learns from, features are fitted on and the task
+        checks; None takes all as they were left in `workdir`.
 
     Raises:
       ValueError: parts that don't fit each other, naming both.
@@ -185,29 +218,30 @@ def build(
         belongs = {"vocab_size": checkpoint.config.vocab_size, "file": str(checkpoint.path)}
         if note := check_belongs(own, special_ids=checkpoint.special_ids, **belongs):
             say(note)
+    backbone = _backbone_config(config, checkpoint.config, tokenizer, own)
+    task = task_class(config.task)(config, labels, tokenizer=tokenizer, backbone=backbone)
+    if training is not None:
+        task.check(training, "train")
     features = run_features(config, workdir, training)
     if features:
         say(features.prose())
-    model = Classifier(
-        _backbone_config(config, checkpoint.config, tokenizer, own),
-        num_classes=len(labels),
-        pooling=config.model.pooling,
-        dropout=config.model.dropout,
+    num_features = len(features.names) if features else 0
+    model = Model(
+        backbone,
+        task.head(num_features=num_features),
         hidden_dropout=config.model.hidden_dropout,
-        head_bias=config.model.head_bias,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
-        num_features=len(features.names) if features else 0,
     )
-    weights = _Weights(config, model, checkpoint, mesh, say)
+    weights = _Weights(config, model, task, checkpoint, mesh, num_features, say)
     weights.read(own, tokenizer, training)
-    weights.add_heads(tokenizer, labels)
+    weights.add_heads()
     weights.add_adapters()
     experiment = Experiment(
         config=config,
-        task=Classification(tuple(labels)),
+        task=task,
         tokenizer=tokenizer,
-        pipeline=_pipeline(config, tokenizer, model.config, mesh),
+        pipeline=make_pipeline(config, task, row_multiple=mesh.size),
         model=model,
         checkpoint=checkpoint,
         mesh=mesh,
@@ -224,9 +258,8 @@ def build(
         say=say,
     )
     say(
-        f"Model: {checkpoint.path.name} ({model.config.model_type}), {model.config.num_layers} "
-        f"layers, computed in {config.model.dtype}, {config.model.init} weights; "
-        f"{config.model.pooling} pooling and a {config.model.head} head over {', '.join(labels)}."
+        f"Model: {checkpoint.path.name} ({backbone.model_type}), {backbone.num_layers} layers, "
+        f"computed in {config.model.dtype}, {config.model.init} weights; {task.prose()}."
     )
     return experiment
 
@@ -257,21 +290,34 @@ def _backbone_config(
     return found
 
 
-def _pipeline(
-    config: ConfigDict, tokenizer: Tokenizer, backbone: BackboneConfig, mesh: jax.sharding.Mesh
-) -> TextPipeline:
+def make_pipeline(
+    config: ConfigDict, task: Task, *, row_multiple: int = 1
+) -> TextPipeline | MixturePipeline:
+    """Returns what turns examples into batches; rows are a multiple of the number of devices."""
+    if isinstance(task, MultiTask):
+        return MixturePipeline(
+            {
+                name: make_pipeline(member.config, member, row_multiple=row_multiple)
+                for name, member in task.members.items()
+            },
+            multi=config.multi,
+            batch_size=config.data.batch_size,
+            microbatches=config.train.microbatches,
+            seed=config.seed,
+        )
     length = config.adapt.prompt_length if config.adapt.kind == "prompt" else 0
+    first = task.backbone.vocab_size
     return TextPipeline(
-        tokenizer,
+        task,
         template=config.data.template,
         layout=config.layout,
         augmentation=config.augmentation,
         batch_size=config.data.batch_size,
         microbatches=config.train.microbatches,
-        row_multiple=mesh.size,
+        row_multiple=row_multiple,
         seed=config.seed,
         eval_rows=config.eval.rows,
-        prefix_ids=range(backbone.vocab_size, backbone.vocab_size + length),
+        prefix_ids=range(first, first + length),
     )
 
 
@@ -285,13 +331,16 @@ class _Weights:
     def __init__(
         self,
         config: ConfigDict,
-        model: Classifier,
+        model: Model,
+        task: Task,
         checkpoint: pretrained.Checkpoint,
         mesh: jax.sharding.Mesh,
+        num_features: int,
         say: Callable[[str], None],
     ):
         self._config, self._model, self._checkpoint = config, model, checkpoint
-        self._mesh, self._say = mesh, say
+        self._task, self._mesh, self._say = task, mesh, say
+        self._blank = task.blank(num_features=num_features)
         self._layers = num_layers(model.config)
         self._shapes = jax.eval_shape(self._draw, jax.random.key(0))
         trained = adapters.trained_paths(config.adapt, self._shapes, num_layers=self._layers)
@@ -311,11 +360,12 @@ class _Weights:
                 self._place(path, value)
             return
         # One tensor at a time finds its place, in the dtype it keeps: no second copy of all.
+        parts = self._parts()
         params = checkpoint.read(
-            self._parts(),
+            parts,
             place=lambda path, value: (
                 np.asarray(value, np.float32)
-                if path in _VOCABULARY
+                if path == _VOCABULARY or path.split("/")[0] in parts
                 else self._place(f"backbone/{path}", value)
             ),
         )
@@ -323,32 +373,22 @@ class _Weights:
             _, params = run_tokenizer.follow(
                 checkpoint.config, params, own, tokenizer, training=training, say=self._say
             )
-        self._output_VxD = params["embedder"]["embedding"]
-        if "lm_head" in params:
-            self._output_VxD = params["lm_head"]["kernel"].T
-        self._place("backbone/embedder/embedding", params["embedder"]["embedding"])
+        kept = ("embedder", *parts)
+        self._words = {name: params[name] for name in kept}
+        for path, value in flatten(self._words).items():
+            if f"backbone/{path}" in self._shapes:  # of words for a head to start from, not all is
+                self._place(f"backbone/{path}", value)
 
-    def add_heads(self, tokenizer: Tokenizer, labels: Sequence[str]) -> None:
+    def add_heads(self) -> None:
         """Adds what no checkpoint fills: a drawn head, or one that starts from label words."""
-        config = self._config
-        if config.model.init == "scratch":
+        if self._config.model.init == "scratch":
             return
         known = self.initial.keys() | self.frozen.keys()
         # jit removes what is not returned, so that only the head is drawn.
         heads = jax.jit(lambda rng: {p: v for p, v in self._draw(rng).items() if p not in known})
-        heads = jax.device_get(heads(self._rng()))
-        self.fresh |= set(heads)
-        if config.model.head == "label_words":
-            words = tuple(config.model.label_words)
-            if len(words) != len(labels):
-                raise ValueError(
-                    f"config.model.label_words: found {len(words)} words {words} for "
-                    f"{len(labels)} labels {tuple(labels)}; give one word per label, in this order"
-                )
-            ids = [tokenizer.piece_ids(word) for word in words]
-            heads["head/kernel"] = label_word_kernel(self._output_VxD, ids)
-            self.fresh = {path for path in heads if path.startswith("feature_head/")}
-        del self._output_VxD
+        heads, fresh = self._task.start_head(jax.device_get(heads(self._rng())), self._words)
+        self.fresh |= fresh
+        del self._words
         for path, value in heads.items():
             self._place(path, value)
         if frozen_fresh := sorted(self.fresh & self.frozen.keys()):
@@ -390,33 +430,24 @@ class _Weights:
 
     def _parts(self) -> list[str]:
         """Names what is needed of the checkpoint beside the backbone."""
-        config, held = self._config, self._checkpoint.parts
-        parts = []
-        if config.model.pooling == "pooler":
-            parts.append("pooler")
-        if config.model.head == "label_words":
-            if not isinstance(self._model.config, DecoderConfig):
-                raise ValueError(
-                    "config.model.head='label_words' reads a decoder's output vectors, but "
-                    f"{config.model.checkpoint} is a {self._model.config.model_type}: set it to "
-                    "'linear'"
-                )
-            parts += [part for part in held if part == "lm_head"]
-        return parts
+        held = self._checkpoint.parts
+        known = flatten(parameter_shapes(self._checkpoint.config, parts_of(self._model.config)))
+        there = {path.split("/")[0] for path in known}
+        wanted = [part for part in self._task.parts if part in there]
+        if missing := [part for part in wanted if part not in held]:
+            raise ValueError(
+                f"config.task={self._config.task!r} needs {' and '.join(missing)} of "
+                f"{self._config.model.checkpoint}, which holds {', '.join(held) or 'none of such'} "
+                "beside its layers: choose a checkpoint with its language-model head"
+            )
+        return wanted
 
     def _rng(self) -> jax.Array:
         return random_stream(self._config.seed, "parameters")
 
     def _draw(self, rng: jax.Array) -> dict:
         """Draws all parameters of the model; flat."""
-        one = jnp.zeros((1, 1), jnp.int32)
-        count = self._model.num_features
-        options = {
-            "num_examples": 1,
-            "deterministic": True,
-            "features_BxK": jnp.zeros((1, count)) if count else None,
-        }
-        return flatten(self._model.init(rng, one, one, one, one, **options)["params"])
+        return flatten(self._model.init(rng, self._blank, deterministic=True)["params"])
 
 
 def run_features(

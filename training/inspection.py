@@ -1,6 +1,6 @@
 """--mode=inspect: what every stage makes of the first examples, before any training.
 
-Here: the parts that a config names, put together without the model. Not here: the rendering
+Here: the parts that a config names, put together without weights. Not here: the rendering
 (input_pipeline/inspection.py). Called by main.py.
 """
 
@@ -11,8 +11,12 @@ from ml_collections import ConfigDict
 
 from input_pipeline import silent_loss, sources
 from input_pipeline.inspection import show_examples, show_records
+from input_pipeline.mixture import member_configs
 from input_pipeline.normalization import Normalizer
-from input_pipeline.preparation import load_split, prepare, prose
+from models import pretrained
+from tasks import task_class
+from training.data import load_data
+from training.experiment import make_pipeline
 from training.run_tokenizer import run_tokenizers, training_texts
 
 
@@ -21,11 +25,21 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
 
     A tokeniser that the config trains or changes is left in `workdir`, as training does.
     """
+    if config.task == "multi_task":
+        for name, own in member_configs(config).items():
+            print(f"\nMember {name!r}:\n")
+            inspect(own, workdir)
+        return
     count = config.inspect.examples
-    prepared = prepare(config.data)
-    train = load_split(prepared, "train", limit=config.data.max_train_examples)
+    data = load_data(config)
+    train = data.split("train")
     _, tokenizer = run_tokenizers(config, workdir, train)
-    print(prose(prepared.manifest))
+    checkpoint = pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
+    backbone = pretrained.open_checkpoint(checkpoint).config
+    task = task_class(config.task)(config, data.labels, tokenizer=tokenizer, backbone=backbone)
+    task.check(train, "train")
+    pipeline = make_pipeline(config, task)
+    print(data.prose())
     print(silent_loss.measure(training_texts(train), tokenizer).prose())
     print("\nAs read, recoded and cleaned:\n")
     records = list(itertools.islice(sources.read(config.data, {}), count))
@@ -33,15 +47,19 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     for line in show_records(records, normalizer, cleaning=config.data.cleaning):
         print(line)
     print("Of the training split, augmented and tokenised:\n")
+    windows = task.windows(train.first(16 * count), pipeline.encoder, training=True)
+    encoded, targets = pipeline.preview(windows, count=count, epoch=config.inspect.epoch)
+    counted = task.counted(encoded, targets)
     for line in show_examples(
-        train,
+        windows,
         tokenizer,
         template=config.data.template,
         max_length=config.layout.max_length,
         augmentation=config.augmentation,
-        labels=prepared.labels,
+        labels=data.labels,
         count=count,
         epoch=config.inspect.epoch,
         seed=config.seed,
+        counted=None if counted is None and task.sequences == 1 else (encoded, counted),
     ):
         print(line)

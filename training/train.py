@@ -4,6 +4,7 @@ Start order: the workdir's own latest checkpoint, config.resume_from, pretrained
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import signal
@@ -20,13 +21,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation import protocol, report
-from evaluation.metrics import NAMES, rank, summarise
+from evaluation.metrics import estimate, find
 from input_pipeline import silent_loss
 from input_pipeline.examples import Examples
-from input_pipeline.preparation import Prepared, load_split, prepare, prose
-from training import cost, optimizers
+from training import cost, optimizers, self_training
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
+from training.data import RunData, load_data
 from training.experiment import Experiment, build, run_features
 from training.progress import Progress
 from training.run_tokenizer import training_texts
@@ -55,35 +56,31 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       OSError: a file could not be read or written.
     """
     check_workdir(workdir, config)
-    prepared = prepare(config.data)
-    print(prose(prepared.manifest))
-    print(f"Data: {prepared.directory}, described in its manifest.json.")
-    splits = {
-        name: load_split(prepared, name, limit=config.data[f"max_{name}_examples"])
-        for name in ("train", "validation")
-    }
-    check_labels(splits["train"])
+    data = load_data(config)
+    train_split = data.split("train")
+    print(data.prose())
+    others = {}
     if alone := encoder_alone(config, workdir):
-        run_features(config, workdir, splits["train"])  # its mistakes come out now
+        run_features(config, workdir, train_split)  # its mistakes come out now
         print("First the encoder alone, to compare with.")
         train(*alone)
         print("Now the encoder with features.")
-    experiment = build(config, workdir, prepared.labels, print, splits["train"])
-    loss = silent_loss.measure(training_texts(splits["train"]), experiment.tokenizer)
+        others[report.ENCODER] = alone
+    if teacher := self_training.teacher(config, workdir):
+        print("First the model that labels texts.")
+        train(*teacher)
+        predict = functools.partial(protocol.predict_with, *teacher, data)
+        train_split, taken = self_training.extend(config, data, train_split, predict=predict)
+        report.write_json(workdir / "self_training.json", taken)
+        print(self_training.prose(taken))
+        others[report.TEACHER] = teacher
+    experiment = build(config, workdir, data.labels, print, train_split)
+    experiment.task.check(data.split("validation"), "validation")
+    loss = silent_loss.measure(training_texts(train_split), experiment.tokenizer)
     print(loss.prose())
     report.write_json(workdir / "silent_loss.json", loss.to_json())
-    Run(experiment, workdir, prepared, splits).train()
-    return protocol.finish(experiment, workdir, prepared, splits, alone)
-
-
-def check_labels(examples: Examples) -> None:
-    """Raises ValueError where there is not exactly one class label for each example."""
-    if examples.labels_N is None:
-        raise ValueError(
-            "these data have no single class label for each example, and classification is the one "
-            "task so far: spans and several labels can be prepared and inspected, not trained on. "
-            "For classes, set config.data.label_column"
-        )
+    Run(experiment, workdir, data, train_split).train()
+    return protocol.finish(experiment, workdir, data, train_split, others)
 
 
 def encoder_alone(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None:
@@ -124,18 +121,15 @@ class Durations:
 class Run:
     """One training run in its workdir."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        workdir: Path,
-        prepared: Prepared,
-        splits: Mapping[str, Examples],
-    ):
+    def __init__(self, experiment: Experiment, workdir: Path, data: RunData, train_split: Examples):
         config = experiment.config
         self._experiment, self._config, self._workdir = experiment, config, workdir
-        self._prepared = prepared
-        self._splits = {name: experiment.with_features(part) for name, part in splits.items()}
-        self._durations = Durations(config, len(splits["train"]))
+        self._data = data
+        self._count = len(train_split)
+        self._train_split = experiment.windows(train_split, training=True)
+        self._durations = Durations(config, len(self._train_split))
+        self._metrics = experiment.task.metrics
+        find(self._metrics, config.eval.metric)  # raises where there is none
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)
         schedule = make_schedule(
             config.schedule,
@@ -156,12 +150,10 @@ class Run:
         self._train_step = PerShape(self._step_function, "the train step", print, donate=(0,))
         self._meta = {
             "config": json.loads(config.to_json()),
-            "labels": list(prepared.labels),
-            "fingerprints": {
-                **experiment.fingerprints,
-                **{name: part["fingerprint"] for name, part in prepared.manifest["splits"].items()},
-            },
+            "labels": data.labels,
+            "fingerprints": {**experiment.fingerprints, **data.fingerprints},
             "metric": config.eval.metric,
+            "fitted": {},
             "best": None,
             "evaluations_without_gain": 0,
         }
@@ -170,7 +162,7 @@ class Run:
         """Trains to the end of config.train.duration, or to early stopping."""
         self._checkpoints = Checkpoints(
             self._workdir / "checkpoints",
-            metric=self._config.eval.metric,
+            rank=self._experiment.rank,
             keep_latest=self._config.train.keep_latest,
         )
         state = self._start()
@@ -181,8 +173,8 @@ class Run:
         self._describe(state, total)
         if left > 0 and not self._stopped_early():
             (self._workdir / "results.json").unlink(missing_ok=True)  # of a shorter training
-            print(self._experiment.pipeline.plan(self._splits["train"]).prose())
-            batches = self._experiment.pipeline.train(self._splits["train"], first_example=seen)
+            print(self._experiment.pipeline.plan(self._train_split).prose())
+            batches = self._experiment.pipeline.train(self._train_split, first_example=seen)
             first = next(batches)
             lines = cost.describe(
                 state,
@@ -198,6 +190,8 @@ class Run:
                 stop_signals() as stopped,
             ):
                 self._progress = progress
+                if self._config.eval.at_start and not first_step:
+                    self._evaluate(0, state)
                 self._loop(state, batches, first_step, total, stopped)
             print(f"{self._train_step.count} compilations of the train step.")
         self._checkpoints.close()
@@ -236,13 +230,8 @@ class Run:
         if not folder.is_dir():
             raise FileNotFoundError(f"config.resume_from: there is no folder {folder.absolute()}")
         other = Checkpoints(folder, read_only=True)
-        saved = other.meta(other.resolve("latest"))
-        other = Checkpoints(
-            folder,
-            metric=saved["metric"],
-            read_only=True,
-        )
         step = other.resolve("latest" if other.best() is None else "best")
+        saved = other.meta(step)
         name = f"checkpoint {step} of {self._config.resume_from}"
         if saved["labels"] != self._meta["labels"]:
             raise ValueError(
@@ -275,18 +264,20 @@ class Run:
     def _describe(self, state: TrainState, total: int) -> None:
         """Says in prose what was derived from the config."""
         config, experiment, durations = self._config, self._experiment, self._durations
-        examples, devices = len(self._splits["train"]), jax.devices()
-        available = self._prepared.manifest["splits"]["train"]["examples"]
+        examples, devices = len(self._train_split), jax.devices()
+        owners = self._train_split.owners_N
+        windows = "" if owners is None else f" in {examples:,} windows"
         print(
             f"Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); each "
             "step's rows are split over them."
         )
         print(
-            f"Training: {examples:,} of {available:,} examples, {total:,} steps of "
+            f"Training: {self._count:,} of {self._data.available:,} examples{windows}, {total:,} "
+            "steps of "
             f"{config.data.batch_size} in {config.train.microbatches} microbatches, "
             f"{durations.total_examples / examples:.3g} epochs; {config.schedule.name} schedule up "
             f"to {config.optimizer.learning_rate:g} after {durations.warmup:,} examples; "
-            f"evaluation on {len(self._splits['validation']):,} examples every "
+            f"evaluation on {len(self._data.split('validation')):,} examples every "
             f"{durations.evaluate_every} steps, checkpoint every {durations.checkpoint_every}."
         )
         frozen = experiment.frozen if config.adapt.kind == "full" else {}
@@ -320,7 +311,8 @@ class Run:
             values = self._evaluate(step, state) if evaluate else None
             finished = last or self._stopped_early()
             if save or finished or (values and not self._meta["evaluations_without_gain"]):
-                self._checkpoints.save(step, state, self._meta, values)
+                ranks = self._experiment.rank(values) if values else ()
+                self._checkpoints.save(step, state, self._meta, values, ranks=ranks)
             if stop:
                 self._checkpoints.close()
                 raise Interrupted(
@@ -333,11 +325,13 @@ class Run:
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates on the validation split, counts gains, and returns the metrics' values."""
-        predictions = self._experiment.predict(state.params, self._splits["validation"])
-        summary = summarise(predictions, self._experiment.task.labels)
-        values = {name: summary[name]["value"] for name in NAMES}
+        scores, fitted = self._experiment.score(state.params, self._data.split("validation"))
+        values = {m.name: estimate(scores, m.name)["value"] for m in self._metrics}
+        self._meta["fitted"] = fitted
         self._progress.log(step, {f"validation/{name}": value for name, value in values.items()})
-        found, best = rank(values, self._config.eval.metric), self._meta["best"]
+        if not step:  # before training: it is told, and chooses nothing
+            return values
+        found, best = self._experiment.rank(values), self._meta["best"]
         gain = best is None or found > best
         waited = 0 if gain else self._meta["evaluations_without_gain"] + 1
         self._meta["best"] = found if gain else best

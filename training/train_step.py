@@ -10,8 +10,8 @@ import optax
 from training.state import Params, TrainState, random_stream
 
 Batch = Mapping[str, jax.Array]
-Apply = Callable[..., jax.Array]
-Loss = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+Apply = Callable[..., Any]
+Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
 
 
 def make_train_step(
@@ -28,8 +28,8 @@ def make_train_step(
     """Builds `train_step(state, frozen, batch) -> (state, metrics)`; jit it with `state` donated.
 
     Args:
-      apply: `apply(flat_params, batch, rng) -> logits_BxC`, with dropout where rng is given.
-      loss: `loss(logits_BxC, batch) -> (sum, weight, sums)` over the batch's examples.
+      apply: `apply(flat_params, batch, rng) -> outputs`, with dropout where rng is given.
+      loss: `loss(outputs, batch) -> (sum, weight, sums)` over the batch's examples.
       optimizer: its updates are for a learning rate of 1.
       learning_rate: the peak.
       schedule: factor on it, as a function of the examples seen.
@@ -57,7 +57,7 @@ def make_train_step(
             new = gradient(state.params, indexed[1], indexed[0])
             return jax.tree.map(jnp.add, carry, new), None
 
-        count = batch["labels_B"].shape[0]
+        count = batch["weights_B"].shape[0]
         first = jax.tree.map(lambda array: array[0], dict(batch))
         if count == 1:
             (total, sums), gradients = gradient(state.params, first, jnp.int32(0))

@@ -14,7 +14,12 @@ _FREE += ("verify.", "export.", "model.hub")
 # What a run writes here, and all that 'overwrite' deletes.
 _OURS = ("checkpoints", "integrated", "tensorboard", "metrics.jsonl", "results.json", "curves.png")
 _OURS += ("errors_test.jsonl", "tokenizer.model", "features.safetensors", "encoder_alone")
-_OURS += ("silent_loss.json", "export")  # test_openings.jsonl stays: it is evidence
+_OURS += (
+    "silent_loss.json",
+    "teacher",
+    "self_training.json",
+    "export",
+)  # test_openings.jsonl stays: it is evidence
 # What a run's weights belong to, beside the data and the model.
 _FITTED = ("features.", "tokenizer.")
 

@@ -19,7 +19,7 @@ import pytest
 
 from evaluation import export_huggingface, protocol
 from evaluation.export import Sample, Trained, export, row_logits
-from models.heads import Classifier
+from models.heads import ClassifierHead, Model
 from models.pretrained import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_the_written_folder_is_the_one_that_transformers_gave_these_logits_for(c
             golden[name] for name in ("tokens_BxL", "mask_BxL", "logits_BxC")
         )
     pooling, bias = MAKE["CASES"][case]
-    model = Classifier(open_checkpoint(folder).config, 3, pooling, head_bias=bias)
+    model = Model(open_checkpoint(folder).config, ClassifierHead(3, pooling, bias=bias))
     form = export_huggingface.form_of(model)
     params = export_huggingface.read(form, model, folder)
     batch = (np.where(mask_BxL, tokens_BxL, 0), np.zeros_like(tokens_BxL), mask_BxL.sum(axis=1))
@@ -160,7 +160,7 @@ def test_a_head_that_transformers_lacks_stands_beside_the_backbone_and_says_why(
 )
 def test_the_form_follows_from_family_pooling_and_bias(case, pooling, bias, architecture):
     config = open_checkpoint(FIXTURES / "families" / case).config
-    model = Classifier(config, 3, pooling, head_bias=bias)
+    model = Model(config, ClassifierHead(3, pooling, bias=bias))
     assert export_huggingface.form_of(model).architecture == architecture
 
 

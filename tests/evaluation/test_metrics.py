@@ -9,26 +9,44 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.evaluate import Predictions
-from evaluation.metrics import NAMES, estimate, higher_is_better, paired_difference, summarise
+from configs import common
+from evaluation.metrics import (
+    Metric,
+    Scores,
+    estimate,
+    f1,
+    find,
+    paired_difference,
+    precision,
+    rank,
+    recall,
+    summarise,
+)
+from tasks.classification import Classification, log_softmax
+
+NAMES = ("accuracy", "macro_f1", "loss")
 
 
-def make_predictions(labels, classes, *, num_classes=3, confidence=1.0):
-    """Predictions of the given classes."""
-    labels, classes = np.asarray(labels, np.int32), np.asarray(classes)
-    logits_NxC = confidence * np.eye(num_classes, dtype=np.float32)[classes]
-    return Predictions(np.arange(len(labels)), labels, logits_NxC)
+def scores_of(labels, logits_NxC):
+    """Scores of a classifier with classes a, b, ..."""
+    names = "abcd"[: logits_NxC.shape[1]]
+    task = Classification(common.get_config(), names, tokenizer=None, backbone=None)
+    return task.scores(np.arange(len(labels)), np.array(labels, int), log_softmax(logits_NxC))
 
 
-def random_predictions(seed, count, *, num_classes=3, skill=1.0):
+def make_scores(labels, classes, *, num_classes=3):
+    """Of the given classes."""
+    return scores_of(labels, np.eye(num_classes)[np.asarray(classes)])
+
+
+def random_logits(seed, count, *, num_classes=3, skill=1.0):
     rng = np.random.default_rng(seed)
     labels_N = rng.choice(num_classes, size=count, p=np.arange(1, num_classes + 1) / 6)
-    logits_NxC = rng.normal(size=(count, num_classes)) + skill * np.eye(num_classes)[labels_N]
-    return Predictions(np.arange(count), labels_N.astype(np.int32), logits_NxC.astype(np.float32))
+    return labels_N, rng.normal(size=(count, num_classes)) + skill * np.eye(num_classes)[labels_N]
 
 
-def leave_out(predictions, index):
-    return Predictions(*(np.delete(part, index, axis=0) for part in vars(predictions).values()))
+def random_scores(seed, count, **options):
+    return scores_of(*random_logits(seed, count, **options))
 
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
@@ -40,10 +58,10 @@ def test_values_equal_scikit_learns_without_warnings_whatever_class_is_absent(pa
     labels, classes = zip(*pairs, strict=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = summarise(make_predictions(labels, classes, num_classes=4), "abcd")
-        f1 = sklearn.metrics.f1_score(labels, classes, average="macro", zero_division=0)
+        found = summarise(make_scores(labels, classes, num_classes=4))
+        macro = sklearn.metrics.f1_score(labels, classes, average="macro", zero_division=0)
     assert found["accuracy"]["value"] == pytest.approx(np.mean(np.equal(labels, classes)))
-    assert found["macro_f1"]["value"] == pytest.approx(f1)
+    assert found["macro_f1"]["value"] == pytest.approx(macro)
     assert np.sum(found["confusion_matrix"]) == found["accuracy"]["count"] == len(pairs)
     for index, label in enumerate("abcd"):
         assert found["per_class"][label]["support"] == labels.count(index)
@@ -51,41 +69,61 @@ def test_values_equal_scikit_learns_without_warnings_whatever_class_is_absent(pa
 
 
 def test_loss_equals_scikit_learns():
-    predictions = random_predictions(0, 200)
-    expected = sklearn.metrics.log_loss(
-        predictions.labels_N, np.exp(predictions.log_probabilities_NxC)
-    )
-    assert estimate(predictions, "loss")["value"] == pytest.approx(expected)
+    labels_N, logits_NxC = random_logits(0, 200)
+    expected = sklearn.metrics.log_loss(labels_N, np.exp(log_softmax(logits_NxC)))
+    assert estimate(scores_of(labels_N, logits_NxC), "loss")["value"] == pytest.approx(expected)
 
 
 def test_errors_of_accuracy_and_loss_are_deviation_over_root_of_count():
-    predictions = random_predictions(0, 200)
-    right_N = predictions.labels_N == predictions.classes_N
-    loss_N = -predictions.log_probabilities_NxC[np.arange(200), predictions.labels_N]
+    labels_N, logits_NxC = random_logits(0, 200)
+    right_N = labels_N == logits_NxC.argmax(axis=1)
+    loss_N = -log_softmax(logits_NxC)[np.arange(200), labels_N]
     for metric, values_N in (("accuracy", right_N), ("loss", loss_N)):
         expected = np.std(values_N, ddof=1) / np.sqrt(200)
-        assert estimate(predictions, metric)["standard_error"] == pytest.approx(expected)
+        found = estimate(scores_of(labels_N, logits_NxC), metric)["standard_error"]
+        assert found == pytest.approx(expected)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 25))
 def test_error_of_macro_f1_is_the_jackknife_done_by_hand(seed, count):
-    predictions = random_predictions(seed, count)
-    num_present = len(np.union1d(predictions.labels_N, predictions.classes_N))
+    labels_N, logits_NxC = random_logits(seed, count)
+    classes_N = logits_NxC.argmax(axis=1)
+    num_present = len(np.union1d(labels_N, classes_N))
     values_N = [
         sklearn.metrics.f1_score(
-            rest.labels_N, rest.classes_N, labels=range(3), average="macro", zero_division=0
+            np.delete(labels_N, i),
+            np.delete(classes_N, i),
+            labels=range(3),
+            average="macro",
+            zero_division=0,
         )
-        for rest in (leave_out(predictions, index) for index in range(count))
+        for i in range(count)
     ]
     # By hand over all 3 classes; a class that stands nowhere adds 0 to the sum.
     by_hand = np.sqrt((count - 1) * np.var(values_N)) * 3 / num_present
-    assert estimate(predictions, "macro_f1")["standard_error"] == pytest.approx(by_hand, abs=1e-9)
+    found = estimate(scores_of(labels_N, logits_NxC), "macro_f1")["standard_error"]
+    assert found == pytest.approx(by_hand, abs=1e-9)
+
+
+counts = st.lists(st.tuples(*[st.integers(0, 9)] * 3), min_size=1, max_size=20)
+
+
+@given(counts)
+def test_f1_is_the_harmonic_mean_of_precision_and_recall_of_all(counts):
+    """Statistics: found and right, found, to be found; the first is in both others."""
+    values_NxK = np.array([(r, r + a, r + b) for r, a, b in counts], float)
+    metrics = tuple(Metric(m.__name__, "", m) for m in (f1, precision, recall))
+    scores = Scores(metrics, np.arange(len(counts)), {m.name: values_NxK for m in metrics})
+    found = {m.name: estimate(scores, m.name)["value"] for m in metrics}
+    both = found["precision"] + found["recall"]
+    expected = 2 * found["precision"] * found["recall"] / both if both else 0
+    assert found["f1"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("metric", NAMES)
 def test_standard_error_is_how_much_the_value_scatters_over_samples(metric):
-    found = [estimate(random_predictions(seed, 300), metric) for seed in range(300)]
+    found = [estimate(random_scores(seed, 300), metric) for seed in range(300)]
     scatter = np.std([sample["value"] for sample in found], ddof=1)
     mean_error = np.mean([sample["standard_error"] for sample in found])
     assert mean_error == pytest.approx(scatter, rel=0.15)  # 300 samples know it to 4 %
@@ -94,10 +132,10 @@ def test_standard_error_is_how_much_the_value_scatters_over_samples(metric):
 @pytest.mark.parametrize("metric", NAMES)
 def test_error_of_a_paired_difference_is_its_scatter_and_less_than_that_of_two_samples(metric):
     def pair(seed):
-        first = random_predictions(seed, 300)
+        labels_N, logits_NxC = random_logits(seed, 300)
         noise_NxC = np.random.default_rng(seed + 10**6).normal(size=(300, 3)) / 3
-        logits_NxC = (0.9 * first.logits_NxC + noise_NxC).astype(np.float32)
-        return first, Predictions(first.ids_N, first.labels_N, logits_NxC)
+        others = (logits_NxC, 0.9 * logits_NxC + noise_NxC)
+        return [scores_of(labels_N, each) for each in others]
 
     found = [paired_difference(*pair(seed), metric=metric) for seed in range(200)]
     scatter = np.std([sample["value"] for sample in found], ddof=1)
@@ -107,8 +145,8 @@ def test_error_of_a_paired_difference_is_its_scatter_and_less_than_that_of_two_s
 
 
 def test_paired_difference_of_accuracy_by_hand():
-    first = make_predictions([0, 0, 1, 1], [0, 0, 1, 0])
-    second = make_predictions([0, 0, 1, 1], [0, 1, 0, 0])
+    first = make_scores([0, 0, 1, 1], [0, 0, 1, 0])
+    second = make_scores([0, 0, 1, 1], [0, 1, 0, 0])
     found = paired_difference(first, second, metric="accuracy")
     error = np.std([0, 1, 1, 0], ddof=1) / 2
     expected = {"value": 0.5, "standard_error": error, "count": 4, "z": 0.5 / error}
@@ -118,45 +156,45 @@ def test_paired_difference_of_accuracy_by_hand():
 
 
 def test_equal_models_differ_by_nothing():
-    predictions = random_predictions(0, 50)
+    predictions = random_scores(0, 50)
     found = paired_difference(predictions, predictions, metric="macro_f1")
     assert (found["value"], found["standard_error"]) == (0, 0)
     assert np.isnan(found["z"])
 
 
 def test_pairing_other_examples_names_both_counts():
-    first, second = random_predictions(0, 50), random_predictions(0, 40)
+    first, second = random_scores(0, 50), random_scores(0, 40)
     with pytest.raises(ValueError, match="50 and 40 examples cannot be paired: 40 ids are in both"):
         paired_difference(first, second, metric="accuracy")
 
 
 def test_one_example_has_a_value_but_no_error():
-    found = summarise(make_predictions([1], [1]), "abc")
+    found = summarise(make_scores([1], [1]))
     assert found["accuracy"]["value"] == found["macro_f1"]["value"] == 1
     assert all(np.isnan(found[metric]["standard_error"]) for metric in NAMES)
 
 
 def test_ten_thousand_examples_take_a_fraction_of_a_second():
-    predictions = random_predictions(0, 10_000)
+    predictions = random_scores(0, 10_000)
     start = time.perf_counter()
-    summarise(predictions, "abc")
+    summarise(predictions)
     assert time.perf_counter() - start < 0.5  # 0.02 s alone on a machine
 
 
-@pytest.mark.parametrize(
-    ("predictions", "labels", "message"),
-    [
-        (make_predictions([0], [0]), "ab", "3 classes do not fit the 2 labels"),
-        (make_predictions([0, 3], [0, 0]), "abc", "from 0 to 2, found classes 0 to 3"),
-        (make_predictions([], np.zeros(0, int)), "abc", "found no examples"),
-    ],
-)
-def test_predictions_that_do_not_fit_are_refused(predictions, labels, message):
-    with pytest.raises(ValueError, match=message):
-        summarise(predictions, labels)
+def test_nothing_to_summarise_is_refused():
+    with pytest.raises(ValueError, match="no examples to evaluate"):
+        summarise(make_scores([0, 1], [0, 1]).without(np.arange(2)))
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'f1'; expected one of accuracy, macro_f1, loss"):
-        higher_is_better("f1")
-    assert [higher_is_better(metric) for metric in NAMES] == [True, True, False]
+    scores = make_scores([0, 1], [0, 1])
+    with pytest.raises(ValueError, match="'f1'.*expected one of accuracy, macro_f1, loss"):
+        estimate(scores, "f1")
+    assert find(scores.metrics, "auto").name == "accuracy"
+
+
+def test_better_ranks_higher_whichever_way_a_metric_goes():
+    metrics = make_scores([0], [0]).metrics
+    good, bad = {"accuracy": 0.9, "loss": 0.5}, {"accuracy": 0.9, "loss": 0.6}
+    assert rank(good, metrics, "auto") > rank(bad, metrics, "auto")
+    assert rank(good, metrics, "loss") > rank({"accuracy": 1.0, "loss": 0.6}, metrics, "loss")

@@ -1,5 +1,6 @@
 """Properties of the report: what it says is what was measured."""
 
+import dataclasses
 import json
 import math
 
@@ -8,30 +9,39 @@ import pytest
 from matplotlib import image
 
 from evaluation import report
-from evaluation.evaluate import Predictions
+from evaluation.metrics import Metric, Scores, class_counts, macro_f1, mean, one_each
 from training.progress import Progress
 
-LABELS = ("差评", "好评")
+FLOOR = "TF-IDF + logistic regression"
+MAJORITY = "majority class"
+METRICS = (
+    Metric("accuracy", "accuracy, %", mean, scale=100, digits=1),
+    Metric("macro_f1", "macro-F1, %", macro_f1, scale=100, digits=1),
+    Metric("loss", "loss", mean, False),
+)
 
 
 def make_rows(right_of_100):
-    """Predictions for 100 examples of which the given number is right, by row name."""
+    """Scores of 100 examples of which the given number is right, by row name."""
     labels_N = np.arange(100, dtype=np.int32) % 2
     rows = {}
     for name, right in right_of_100.items():
-        classes_N = np.where(np.arange(100) < right, labels_N, 1 - labels_N)
-        rows[name] = Predictions(
-            np.arange(100), labels_N, 2 * np.eye(2, dtype=np.float32)[classes_N]
-        )
+        right_N = np.arange(100) < right
+        statistics = {
+            "accuracy": one_each(right_N),
+            "macro_f1": class_counts(labels_N, np.where(right_N, labels_N, 1 - labels_N), 2),
+            "loss": one_each(np.where(right_N, 0.1, 2.0)),
+        }
+        rows[name] = Scores(METRICS, np.arange(100), statistics)
     return rows
 
 
 def write(workdir, rows, **changes):
     options = {
-        "labels": LABELS,
+        "floor": FLOOR,
         "fingerprints": {"test": "abc"},
         "split": "test",
-        "metric": "accuracy",
+        "metric": METRICS[0],
         "integration": None,
         "leaked_ids": np.arange(0),
         "extra": {"train_examples": 7},
@@ -40,14 +50,14 @@ def write(workdir, rows, **changes):
 
 
 def test_results_json_holds_what_was_returned_and_every_number(tmp_path):
-    rows = make_rows({report.MAJORITY: 50, report.TFIDF: 80, report.FINETUNED: 90})
+    rows = make_rows({MAJORITY: 50, FLOOR: 80, report.FINETUNED: 90})
     curve = [{"alpha": a, "value": 0.8 + a / 10, "standard_error": math.nan} for a in (0.0, 1.0)]
     results = write(tmp_path, rows, integration={"alpha": 1.0, "curve": curve})
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=pytest.fail) == results  # no NaN, which is not JSON
     assert list(results["models"]) == list(rows)
     assert results["models"][report.FINETUNED]["accuracy"]["value"] == 0.9
-    assert results["accuracy_minus_baseline"][report.FINETUNED]["value"] == pytest.approx(0.1)
+    assert results["minus_baseline"][report.FINETUNED]["value"] == pytest.approx(0.1)
     assert results["integration"]["curve"][0]["standard_error"] is None
     assert (results["fingerprints"], results["train_examples"]) == ({"test": "abc"}, 7)
     assert results["split"] == "test"
@@ -60,19 +70,20 @@ def test_results_json_holds_what_was_returned_and_every_number(tmp_path):
         (90, "the fine-tuned model beats TF-IDF + logistic regression by 10.0 ± 3.0 points"),
         (70, "the fine-tuned model falls behind TF-IDF + logistic regression by 10.0 ± 3.0 points"),
         (81, "by 1.0 ± 1.0 points of accuracy (1.0 standard errors). A difference this small"),
-        (80, "the fine-tuned model is exactly as accurate as TF-IDF + logistic regression."),
+        (
+            80,
+            "the fine-tuned model is exactly as good as TF-IDF + logistic regression in accuracy.",
+        ),
     ],
 )
 def test_conclusion_is_honest_whichever_sign(tmp_path, right, sentence):
-    results = write(tmp_path, make_rows({report.TFIDF: 80, report.FINETUNED: right}))
+    results = write(tmp_path, make_rows({FLOOR: 80, report.FINETUNED: right}))
     assert sentence in results["conclusion"]
     assert ("may be chance" in results["conclusion"]) == (right == 81)
 
 
 def test_console_shows_all_rows_and_the_conclusion_unbroken(tmp_path, capsys):
-    rows = make_rows(
-        {report.MAJORITY: 50, report.TFIDF: 80, report.INTEGRATED + " (alpha 0.5)": 90}
-    )
+    rows = make_rows({MAJORITY: 50, FLOOR: 80, report.INTEGRATED + " (alpha 0.5)": 90})
     results = write(tmp_path, rows)
     shown = capsys.readouterr().out
     assert results["conclusion"] in shown
@@ -83,7 +94,7 @@ def test_console_shows_all_rows_and_the_conclusion_unbroken(tmp_path, capsys):
 
 
 def test_leaked_examples_are_left_out_of_a_second_number(tmp_path, capsys):
-    rows = make_rows({report.TFIDF: 80, report.FINETUNED: 90})
+    rows = make_rows({FLOOR: 80, report.FINETUNED: 90})
     results = write(tmp_path, rows, leaked_ids=np.arange(50))  # of which both rows know all
     clean = [results["models"][name]["leak_free"]["accuracy"] for name in rows]
     assert [(part["value"], part["count"]) for part in clean] == [(0.6, 50), (0.8, 50)]
@@ -94,7 +105,7 @@ def test_leaked_examples_are_left_out_of_a_second_number(tmp_path, capsys):
 
 
 def test_a_gain_over_the_encoder_alone_is_said_beside_that_over_the_baseline(tmp_path):
-    rows = make_rows({report.TFIDF: 80, report.ENCODER: 89, report.FINETUNED: 90})
+    rows = make_rows({FLOOR: 80, report.ENCODER: 89, report.FINETUNED: 90})
     conclusion = write(tmp_path, rows)["conclusion"].split("\n")
     assert "beats TF-IDF + logistic regression by 10.0 ± 3.0" in conclusion[0]
     assert "beats the encoder alone by 1.0 ± 1.0" in conclusion[1]
@@ -102,7 +113,7 @@ def test_a_gain_over_the_encoder_alone_is_said_beside_that_over_the_baseline(tmp
 
 
 def test_markdown_table_from_the_file_equals_that_from_the_run(tmp_path):
-    rows = make_rows({report.TFIDF: 80, report.FINETUNED: 90})
+    rows = make_rows({FLOOR: 80, report.FINETUNED: 90})
     results = write(tmp_path, rows)
     table = report.markdown_table(results)
     assert table == report.markdown_table(
@@ -114,16 +125,34 @@ def test_markdown_table_from_the_file_equals_that_from_the_run(tmp_path):
     assert {line.count("|") for line in lines} == {6}
 
 
-def test_results_need_the_baseline_and_the_same_examples(tmp_path):
-    with pytest.raises(ValueError, match="need a row 'TF-IDF"):
-        write(tmp_path, make_rows({report.FINETUNED: 90}))
-    rows = make_rows({report.TFIDF: 80, report.FINETUNED: 90})
-    rows[report.FINETUNED] = Predictions(
-        *(part[:60] for part in vars(rows[report.FINETUNED]).values())
-    )
+def test_results_need_the_same_examples_and_the_same_truth(tmp_path):
+    rows = make_rows({FLOOR: 80, report.FINETUNED: 90})
+    rows[report.FINETUNED] = rows[report.FINETUNED].without(np.arange(60, 100))
     with pytest.raises(ValueError, match="60 and 100 examples cannot be paired"):
         write(tmp_path, rows)
+    rows = make_rows({FLOOR: 80, report.FINETUNED: 90})
+    rows[FLOOR] = dataclasses.replace(rows[FLOOR], truth="of another task")
+    with pytest.raises(ValueError, match="true answers must be the same"):
+        write(tmp_path, rows)
     assert not (tmp_path / "results.json").exists()
+
+
+def test_rows_may_have_metrics_that_others_lack(tmp_path):
+    """A floor without a loss has an empty cell, and is compared in what both have."""
+    rows = make_rows({FLOOR: 80, report.FINETUNED: 90})
+    del rows[FLOOR].statistics["loss"]
+    short = dataclasses.replace(rows[FLOOR], metrics=METRICS[:2])
+    results = write(tmp_path, {**rows, FLOOR: short}, metric=METRICS[2])
+    assert (
+        "beats TF-IDF + logistic regression by 10.0 ± 3.0 points of accuracy"
+        in (results["conclusion"])
+    )
+    assert "| 80.0 ± 4.0 | 80.0 ± 4.0 |  | 100 |" in report.markdown_table(results)
+
+
+def test_less_is_better_where_the_metric_says_so(tmp_path):
+    rows = make_rows({FLOOR: 80, report.FINETUNED: 90})
+    assert "beats" in write(tmp_path, rows, metric=METRICS[2])["conclusion"]
 
 
 @pytest.mark.parametrize(("steps", "integrated"), [(0, False), (3, False), (50, True)])
@@ -135,7 +164,7 @@ def test_curves_get_one_panel_for_each_thing_measured(tmp_path, steps, integrate
             progress.log(steps, {"validation/accuracy": 0.8, "validation/loss": math.nan})
     curve = [{"alpha": a, "value": a, "standard_error": 0.1} for a in (0.0, 0.5, 1.0)]
     integration = {"alpha": 0.5, "curve": curve} if integrated else None
-    report.plot_curves(tmp_path, metric="accuracy", integration=integration)
+    report.plot_curves(tmp_path, metric=METRICS[0], integration=integration)
     _, width, _ = image.imread(tmp_path / "curves.png").shape
     assert width == 540 * max(1, 2 * bool(steps) + integrated)
 
@@ -147,7 +176,8 @@ def test_errors_are_the_wrong_ones_with_the_most_confident_first(tmp_path):
             "text": "字",
             "label": "好评",
             "prediction": prediction,
-            "probabilities": {"差评": share, "好评": 1 - share},
+            "wrong": prediction != "好评",
+            "confidence": share,
         }
         for id_, prediction, share in ((1, "差评", 0.6), (2, "好评", 0.1), (3, "差评", 0.9))
     ]
@@ -171,9 +201,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_summary_and_curve_are_shown_with_labels_that_look_like_markup(capsys):
-    summary = report.summarise(next(iter(make_rows({"x": 90}).values())), ("[red]差", "[/]好"))
-    report.show_summary(summary, "best [checkpoint]")
-    report.show_curve([{"alpha": 0.5, "value": 0.4, "standard_error": 0.02}], 0.5, "loss")
+    [scores] = make_rows({"x": 90}).values()
+    numbers = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 50}
+    detail = {
+        "per_class": {"[red]差": numbers, "[/]好": numbers},
+        "confusion_matrix": [[45, 5], [5, 45]],
+    }
+    report.show_summary(dataclasses.replace(scores, detail=detail), "best [checkpoint]")
+    report.show_curve([{"alpha": 0.5, "value": 0.4, "standard_error": 0.02}], 0.5, METRICS[2])
     shown = capsys.readouterr().out
     for text in (
         "[red]差",

@@ -78,6 +78,12 @@ def test_pairs_leak_whatever_the_order_of_their_texts():
     assert found(splits, kind="exact") == {("validation", 0): ("train", 0)}
 
 
+def test_prompts_leak_only_with_the_messages_before_them():
+    splits = splits_of([("继续", "好的")], [("继续", "好的"), ("继续", "好的")])
+    splits["validation"][1] = splits["validation"][1]._replace(history='[["user", "讲个笑话"]]')
+    assert found(splits) == {("validation", 0): ("train", 0)}
+
+
 def test_shared_premise_is_counted_but_no_leak():
     splits = splits_of([(HOTEL, BOOK)], [(HOTEL, PHONE), (HOTEL, BOOK)], [(PHONE, "谢谢")])
     report = audit(splits, knobs()).report()

@@ -54,6 +54,43 @@ def test_each_reason_drops_what_it_names_by_default():
     assert cleaned.examples["contradictory"][1] == {"where": "f:6", "text": "一般般", "found": "差"}
 
 
+def test_texts_with_other_questions_choices_or_histories_are_no_copies():
+    record = Record(
+        "同一段文字", "f:1", pair="谁？", labels=("0",), choices=("甲", "乙"), history="[]"
+    )
+    others = [{"pair": "何时？"}, {"choices": ("甲", "丙")}, {"history": '[["user", "好"]]'}, {}]
+    found = [record] + [
+        record._replace(where=f"f:{i}", labels=("1",) if change else ("0",), **change)
+        for i, change in enumerate(others, start=2)
+    ]
+    assert dropped(found, label_conflicts="keep") == {"duplicate": ["f:5"]}
+    assert dropped(found) == {"duplicate": ["f:5"]}
+    assert dropped(found[:3], max_template=1) == {}
+
+
+def test_numbers_contradict_each_other_only_if_they_differ():
+    found = [Record("还不错", f"f:{i}", number=n) for i, n in enumerate((0.5, 0.5, 1.0))]
+    assert dropped(found[:2]) == {"duplicate": ["f:1"]}
+    assert dropped(found) == {"contradictory": ["f:0", "f:1", "f:2"]}
+    assert dropped(found, label_conflicts="majority") == {
+        "contradictory": ["f:2"],
+        "duplicate": ["f:1"],
+    }
+    assert clean(found, knobs()).examples["contradictory"][2]["found"] == "1"
+
+
+def test_answers_to_write_are_left_to_their_task():
+    found = [
+        Record(text, f"f:{i}", pair=pair)
+        for i, (text, pair) in enumerate(
+            [("是吗？", "是"), ("好吗？", ""), ("是吗？", "不"), ("", "好")]
+        )
+    ]
+    assert dropped(found) == {"empty": ["f:3"]}
+    labelled = [record._replace(labels=("a",)) for record in found]
+    assert dropped(labelled) == {"too_short": ["f:0", "f:2"], "empty": ["f:1", "f:3"]}
+
+
 def test_examples_are_three_and_short():
     cleaned = clean(records(*[("长" * 99, "好")] * 9), knobs())
     assert len(cleaned.dropped["duplicate"]) == 8

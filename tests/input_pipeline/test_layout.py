@@ -40,9 +40,8 @@ def test_examples_are_found_again_in_their_rows(lengths_B, kind, row_multiple):
     num_rows = -(-len(lengths_B) // row_multiple) * row_multiple
     rows_B, offsets_B = layout.place(kind, lengths_B, (num_rows, 40))
     tokens = np.arange(1, lengths_B.sum() + 1)
-    ids, positions, segments, types = layout.fill(
-        tokens,
-        tokens % 2,
+    positions, segments, ids, types = layout.fill(
+        np.stack([tokens, tokens % 2]),
         lengths_B,
         rows_B * 40 + offsets_B,
         1 + np.arange(len(lengths_B)),
@@ -137,3 +136,28 @@ def test_one_shape_is_that_of_pad(kind):
         row_multiple=4,
     )
     assert shapes == ((8, 40),)
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda count: st.lists(
+            st.lists(st.integers(0, 12), min_size=count, max_size=count), min_size=1, max_size=40
+        )
+    ),
+    st.integers(1, 4),
+)
+def test_sequences_of_one_example_share_a_batch_and_find_room(lengths, rows):
+    """Each example comes once, with all its sequences, in rows that hold them."""
+    lengths_NxK = np.array(lengths)
+    count = lengths_NxK.shape[1]
+    rows = max(rows, -(-count // 2))  # any two sequences fit a row
+    seen = []
+    for chosen, rows_S, offsets_S in layout.pack_together(lengths_NxK, rows, 24, 4):
+        seen += chosen.tolist()
+        used = np.zeros((rows, 24), int)
+        lengths_S = lengths_NxK[chosen].reshape(-1)
+        for length, row, offset in zip(lengths_S, rows_S, offsets_S, strict=True):
+            assert offset + length <= 24
+            used[row, offset : offset + length] += 1
+        assert used.max() <= 1
+    assert sorted(seen) == list(range(len(lengths)))

@@ -16,6 +16,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.pipeline import TextPipeline
 from input_pipeline.tokenization import load_tokenizer, tokenizer_from_gguf, train_tokenizer
 from models.pretrained import gguf
+from tasks.classification import Classification
 
 TEMPLATE = "评论：{text}总的来说，很"
 KINDS = ("pad", "bucket", "pack")
@@ -57,7 +58,8 @@ def pipeline(tokenizer):
             "seed": 0,
             "eval_rows": 4,
         }
-        return TextPipeline(tokenizer, **(defaults | options))
+        task = Classification(config, ("a", "b", "c"), tokenizer=tokenizer, backbone=None)
+        return TextPipeline(task, **(defaults | options))
 
     return make
 
@@ -363,7 +365,7 @@ def test_an_error_within_a_stage_comes_out_as_itself(pipeline, examples, tokeniz
     empty = Examples(np.array([""] * 20, object), np.zeros(20, np.int32), np.arange(20))
     with pytest.raises(ValueError, match=r"^text \d+ of \d+ is empty") as caught:
         steps(made, empty, 1)
-    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
 
 
 def test_a_process_ends_while_an_iterator_is_open(tokenizer, tmp_path):
@@ -374,11 +376,13 @@ from configs.common import get_config
 from input_pipeline.examples import Examples
 from input_pipeline.pipeline import TextPipeline
 from input_pipeline.tokenization import load_tokenizer
+from tasks.classification import Classification
 
 config = get_config()
 tokenizer = load_tokenizer({str(tmp_path)!r}, marks='bos')
+task = Classification(config, ("a", "b"), tokenizer=tokenizer, backbone=None)
 pipeline = TextPipeline(
-    tokenizer, template="{{text}}", layout=config.layout, augmentation=config.augmentation,
+    task, template="{{text}}", layout=config.layout, augmentation=config.augmentation,
     batch_size=8, microbatches=1, row_multiple=1, seed=0, eval_rows=8,
 )
 texts = np.array(["房间很好，" * (i % 9 + 1) for i in range(500)], object)

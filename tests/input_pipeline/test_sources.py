@@ -167,7 +167,7 @@ def test_conll_and_squad_need_no_columns(tmp_path):
     path = write(tmp_path / "a.json", json.dumps(content))
     (record,) = read(path)
     assert record == Record(
-        "京好", f"{path}:1 (q)", "？", spans=((1, 2, "answer"),), group=record.group
+        "京好", f"{path}:1 (q)", "？", spans=((1, 2, "answer"),), group=record.group, name="q"
     )
     assert record.group
 

@@ -284,9 +284,13 @@ def test_fingerprint_depends_on_content_only():
         {"labels": ("a", "b")},
         {"pair": "对"},
         {"spans": (Span(0, 1, "x"),)},
+        {"choices": ("甲", "乙")},
+        {"choices": ("乙", "甲")},
+        {"number": 0.0},
+        {"history": '[["user", "好"]]'},
     )
     prints = {fingerprint([records[0]._replace(**change), *records[1:]]) for change in changes}
-    assert len(prints | {fingerprint(records), fingerprint(records[:9])}) == 6
+    assert len(prints | {fingerprint(records), fingerprint(records[:9])}) == 10
 
 
 def test_fingerprint_of_texts_with_a_label_is_that_of_the_first_version():

@@ -17,6 +17,10 @@ FULL = [
         group=f"g{i // 4}",
         time=f"1998-01-{i:02}",
         values=(i / 2, -1.0),
+        name=f"第{i}条",
+        choices=("江泽民", "会议室", f"{i}")[: 2 + i % 2],
+        number=i / 4 if i % 5 else None,
+        history='[["user", "你好"]]' * (i % 2),
     )
     for i in range(1, 20)
 ]
@@ -50,6 +54,12 @@ def test_everything_in_a_record_comes_back(tmp_path):
             stops = words.row(index).tolist()
             assert stops == sorted(set(stops)) and (stops or [0])[-1] == len(text)
     np.testing.assert_array_equal(examples.values_NxK, [record.values for record in FULL])
+    assert examples.names_N.tolist() == [record.name for record in FULL]
+    assert examples.choices_N.tolist() == [record.choices for record in FULL]
+    assert examples.histories_N.tolist() == [record.history for record in FULL]
+    numbers = [np.nan if record.number is None else record.number for record in FULL]
+    np.testing.assert_array_equal(examples.numbers_N, np.float32(numbers))
+    assert examples.label_sets is None
     assert not examples.leaked_N.any()
     assert storage.load(folder, "test", 2).leaked_N.tolist() == [True, False]
 
@@ -70,7 +80,9 @@ def test_what_the_data_lack_is_not_stored(tmp_path):
     folder = write(tmp_path / "a", {"train": bare}, **empty)
     assert set(tfds.builder_from_directory(folder).info.features) == {"text", "where"}
     examples = storage.load(folder, "train", 2)
-    assert examples.labels_N is None and examples.spans is None and examples.leaked_N is None
+    for name in ("labels", "names", "pairs", "numbers", "choices", "histories", "leaked"):
+        assert getattr(examples, f"{name}_N") is None
+    assert examples.spans is None and examples.label_sets is None
 
 
 def test_several_labels_make_a_sequence(tmp_path):
@@ -78,6 +90,9 @@ def test_several_labels_make_a_sequence(tmp_path):
     folder = write(tmp_path / "a", {"train": records})
     rows = list(tfds.builder_from_directory(folder).as_dataset(split="train").as_numpy_iterator())
     assert [row["labels"].tolist() for row in rows] == [[1, 0], [1]]
+    examples = storage.load(folder, "train", 2)
+    assert examples.labels_N is None
+    assert [examples.label_sets.row(i).tolist() for i in range(2)] == [[1, 0], [1]]
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -86,6 +101,7 @@ def test_an_empty_split_loads_as_no_examples(tmp_path, count):
     nothing = storage.load(folder, "test", 0)
     assert len(nothing) == 0 and nothing.labels_N.shape == (0,)
     assert nothing.spans.splits_N1.tolist() == [0]
+    assert len(nothing.choices_N) == len(nothing.numbers_N) == len(nothing.names_N) == 0
 
 
 def test_order_survives_several_shards(tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_of_a_pair_the_longer_text_is_cut_first_and_no_room_is_wasted(
 
 
 def test_pairs_and_their_template_belong_together(trained):
-    with pytest.raises(ValueError, match=r"data are pairs, but data\.template is for text"):
+    with pytest.raises(ValueError, match=r"data have pair, but data\.template is for text"):
         Encoder(trained, "{text}", max_length=8)(["好"], ["差"])
     with pytest.raises(ValueError, match=r"no second text, but .* is for text and pair"):
         Encoder(trained, "{text}{pair}", max_length=8)(["好"])

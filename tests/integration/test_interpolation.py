@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evaluation.evaluate import Predictions
+from evaluation.metrics import Metric, Scores, mean, one_each
 from integration import interpolation
 from integration.interpolation import choose, interpolate, mix
 
@@ -56,21 +56,27 @@ def test_trees_that_differ_are_refused_naming_paths_and_shapes():
         assert "head/bias: absent against (2,)" in str(error.value)
 
 
-def predictions_of(logit):
-    """Nine examples of class 1; the higher the logit, the lower the loss."""
-    logits_NxC = np.stack([np.zeros(9), logit + np.arange(9.0) / 9], axis=1)
-    return Predictions(np.arange(9), np.ones(9, np.int32), logits_NxC.astype(np.float32))
+METRICS = (Metric("accuracy", "accuracy", mean), Metric("loss", "loss", mean, False))
+
+
+def scores_of(values_N, name):
+    return Scores(METRICS, np.arange(len(values_N)), {name: one_each(np.asarray(values_N))})
+
+
+def losses_of(logit):
+    """Nine examples; the higher the logit, the lower the loss."""
+    return scores_of(np.log1p(np.exp(-logit - np.arange(9.0) / 9)), "loss")
 
 
 def test_all_points_share_one_compilation_and_no_two_mixtures_live_at_once():
     pretrained, finetuned = jax.device_put([{"kernel": np.full((7, 11), a)} for a in (0.0, 1.0)])
     live, before = [], interpolation._mix_compiled._cache_size()
 
-    def predict_fn(params):
+    def score_fn(params):
         live.append(sum(array.shape == (7, 11) for array in jax.live_arrays()))
-        return predictions_of(float(params["kernel"][0, 0]))
+        return losses_of(float(params["kernel"][0, 0]))
 
-    interpolate(predict_fn, pretrained, finetuned, points=11, metric="accuracy")
+    interpolate(score_fn, pretrained, finetuned, points=11, metric="loss")
     assert interpolation._mix_compiled._cache_size() - before == 1
     assert live == [3] * 11  # the two ends and one mixture
 
@@ -80,10 +86,10 @@ def test_the_point_nearest_the_optimum_is_chosen_and_its_parameters_returned(tar
     pretrained, finetuned = make_trees()
     optimum = mix(pretrained, finetuned, target)["head"]["bias"]
 
-    def predict_fn(params):
-        return predictions_of(-float(jnp.abs(params["head"]["bias"] - optimum).sum()))
+    def score_fn(params):
+        return losses_of(-float(jnp.abs(params["head"]["bias"] - optimum).sum()))
 
-    alpha, curve, params = interpolate(predict_fn, pretrained, finetuned, points=11, metric="loss")
+    alpha, curve, params = interpolate(score_fn, pretrained, finetuned, points=11, metric="loss")
     assert alpha == target
     assert [point["alpha"] for point in curve] == [i / 10 for i in range(11)]
     assert min(curve, key=lambda point: point["value"])["alpha"] == target
@@ -91,11 +97,8 @@ def test_the_point_nearest_the_optimum_is_chosen_and_its_parameters_returned(tar
 
 
 def right_on(*right, count=20):
-    """Predictions of `count` examples of class 1, right on some of them."""
-    logits_NxC = np.zeros((count, 2), np.float32)
-    logits_NxC[:, 0] = 1
-    logits_NxC[list(right), 1] = 2
-    return Predictions(np.arange(count), np.ones(count, np.int32), logits_NxC)
+    """Scores of `count` examples, right on some of them."""
+    return scores_of(np.isin(np.arange(count), right), "accuracy")
 
 
 def test_a_tie_goes_to_the_pretrained_side():

@@ -14,11 +14,10 @@ from configs.common import get_config
 from models import adapters
 from models.backbone import parameter_shapes
 from models.bert import BertConfig
-from models.heads import Classifier
+from models.heads import ClassifierHead, Model
 from models.t5 import T5Config
 
 ADDED_KINDS = (*adapters.LORA_KINDS, "ia3")
-EXAMPLES = {"num_examples": 6, "deterministic": True}
 
 
 # These programs run for less time than it takes to optimise them.
@@ -37,7 +36,7 @@ def model_of(num_layers):
         embedding_size=16,
         max_length=16,
     )
-    return Classifier(config, num_classes=2)
+    return Model(config, ClassifierHead(2))
 
 
 def adapt_of(kind, **more):
@@ -57,15 +56,26 @@ def inputs():
     return tokens_BxL, positions_BxL, segments_BxL
 
 
+def batch_of(tokens_RxL, positions_RxL, segments_RxL):
+    return {
+        "tokens_RxL": tokens_RxL,
+        "positions_RxL": positions_RxL,
+        "segments_RxL": segments_RxL,
+        "types_RxL": jnp.zeros_like(tokens_RxL),
+        "weights_B": jnp.ones(6),
+    }
+
+
 def apply(tree, *batch):
-    return model_of(1).apply({"params": tree}, *batch, **EXAMPLES)
+    found = model_of(1).apply({"params": tree}, batch_of(*batch), deterministic=True)
+    return found["logits_BxC"]
 
 
 @functools.cache
 def weights(num_layers=1):
     """Flat parameters, none of them at its initial zero or one."""
-    init = functools.partial(model_of(num_layers).init, **EXAMPLES)
-    shapes = jax.eval_shape(init, jax.random.key(0), *inputs())["params"]
+    init = functools.partial(model_of(num_layers).init, deterministic=True)
+    shapes = jax.eval_shape(init, jax.random.key(0), batch_of(*inputs()))["params"]
     rng = np.random.default_rng(1)
     return {
         path: (path.endswith("scale") + 0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)

@@ -53,7 +53,7 @@ def run(config, params, tokens, positions, segments):
     )
     kept = kept["intermediates"]
     embeddings = kept["embedder"]["__call__"][0] * config.embedding_scale
-    outputs = [kept[f"layer_{i}"]["__call__"][0] for i in range(config.num_layers)]
+    outputs = [kept[f"layer_{i}"]["__call__"][0][0] for i in range(config.num_layers)]
     states = [each.reshape(hidden.shape) for each in (embeddings, *outputs)]
     return *states, hidden, decoder.apply({"params": params}, hidden, method="logits")
 

@@ -8,24 +8,38 @@ import numpy as np
 import pytest
 
 from models.decoder import Decoder
-from models.heads import POOLINGS, Classifier, label_word_kernel, pool
+from models.heads import POOLINGS, ClassifierHead, Model, label_word_kernel, pool
 
 LENGTHS = [[4, 1], [7], []]
 
 
-def logits_of(model, params, batch, num_examples, **features):
-    call = partial(model.apply, num_examples=num_examples, deterministic=True, **features)
-    return np.asarray(jax.jit(call)({"params": params}, *batch))
+def batch_of(packed, num_examples, **more):
+    names = ("tokens_RxL", "positions_RxL", "segments_RxL")
+    batch = dict(zip(names, packed, strict=True)) | more
+    types = {"types_RxL": np.zeros_like(packed[0]), "weights_B": np.ones(num_examples, np.float32)}
+    return types | batch
+
+
+def logits_of(model, params, packed, num_examples, **more):
+    call = jax.jit(partial(model.apply, deterministic=True))
+    return np.asarray(
+        call({"params": params}, batch_of(packed, num_examples, **more))["logits_BxC"]
+    )
+
+
+def changed(model, **options):
+    """The model with another head."""
+    return model.clone(task_head=model.task_head.clone(**options))
+
+
+ONE = batch_of([np.ones((1, 1), np.int32)] * 3, 1)
 
 
 @pytest.fixture(scope="module")
 def classifier(tiny):
     """A classifier of three classes on the tiny model, with a head that matters."""
-    one = np.ones((1, 1), np.int32)
-    model = Classifier(tiny.config, num_classes=3)
-    params = jax.eval_shape(
-        partial(model.init, num_examples=1, deterministic=True), jax.random.key(0), one, one, one
-    )
+    model = Model(tiny.config, ClassifierHead(3))
+    params = jax.eval_shape(partial(model.init, deterministic=True), jax.random.key(0), ONE)
     head = {"kernel": jax.random.normal(jax.random.key(1), (32, 3)), "bias": jnp.arange(3.0)}
     shapes = [
         jax.tree.map(lambda leaf: leaf.shape, each) for each in (params["params"]["head"], head)
@@ -57,7 +71,7 @@ def test_an_unknown_pooling_is_refused(pack):
 @pytest.mark.parametrize("kind", POOLINGS)
 def test_packed_and_padded_layouts_give_the_same_logits(classifier, pack, kind):
     model, params = classifier
-    model = model.clone(pooling=kind)
+    model = changed(model, pooling=kind)
     packed = pack(LENGTHS, 9)
     padded = pack([[4], [1], [7]], 12)
     np.testing.assert_array_equal(packed[0][packed[2] > 0], padded[0][padded[2] > 0])
@@ -70,18 +84,18 @@ def test_examples_without_positions_give_finite_gradients(classifier, pack):
     batch = pack([[], []], 6)
 
     def loss(params):
-        call = {"num_examples": 2, "deterministic": True}
-        return model.apply({"params": params}, *batch, **call).sum()
+        found = model.apply({"params": params}, batch_of(batch, 2), deterministic=True)
+        return found["logits_BxC"].sum()
 
     gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
     assert all(np.all(np.isfinite(leaf)) for leaf in gradients)
 
 
 def test_a_fresh_head_starts_near_log_of_the_number_of_classes(tiny, pack):
-    model = Classifier(tiny.config, num_classes=3)
+    model = Model(tiny.config, ClassifierHead(3))
     batch = pack(LENGTHS, 9)
-    init = jax.jit(partial(model.init, num_examples=3, deterministic=True))
-    params = init(jax.random.key(0), *batch)["params"]
+    init = jax.jit(partial(model.init, deterministic=True))
+    params = init(jax.random.key(0), batch_of(batch, 3))["params"]
     logits = logits_of(model, params | {"backbone": tiny.params}, batch, 3)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(jax.nn.log_softmax(logits), -np.log(3), atol=0.1)
@@ -90,17 +104,17 @@ def test_a_fresh_head_starts_near_log_of_the_number_of_classes(tiny, pack):
 
 def test_dropout_follows_its_rng_and_stops_when_deterministic(classifier, pack):
     model, params = classifier
-    model, batch = model.clone(dropout=0.5), pack(LENGTHS, 9)
+    model, batch = changed(model, dropout=0.5), pack(LENGTHS, 9)
 
     @jax.jit
     def draw(seed):
         rngs = {"dropout": jax.random.key(seed)}
-        call = {"num_examples": 3, "deterministic": False}
-        return model.apply({"params": params}, *batch, **call, rngs=rngs)
+        call = {"deterministic": False, "rngs": rngs}
+        return model.apply({"params": params}, batch_of(batch, 3), **call)["logits_BxC"]
 
     np.testing.assert_array_equal(draw(0), draw(0))
     assert np.any(draw(0) != draw(1))
-    plain = logits_of(model.clone(dropout=0.0), params, batch, 3)
+    plain = logits_of(changed(model, dropout=0.0), params, batch, 3)
     np.testing.assert_array_equal(logits_of(model, params, batch, 3), plain)
 
 
@@ -108,15 +122,15 @@ def test_dropout_follows_its_rng_and_stops_when_deterministic(classifier, pack):
 def fused(classifier):
     """The classifier with a head on 5 features, as it starts."""
     model, params = classifier
-    model, one = model.clone(num_features=5), np.ones((1, 1), np.int32)
-    init = partial(model.init, num_examples=1, deterministic=True, features_BxK=np.ones((1, 5)))
-    drawn = jax.jit(lambda: init(jax.random.key(0), one, one, one)["params"]["feature_head"])()
-    return model, params | {"feature_head": drawn}
+    model, batch = changed(model, num_features=5), ONE | {"features_BxK": np.ones((1, 5))}
+    init = partial(model.init, deterministic=True)
+    drawn = jax.jit(lambda: init(jax.random.key(0), batch)["params"]["head"]["feature_kernel"])()
+    return model, params | {"head": params["head"] | {"feature_kernel": drawn}}
 
 
 def test_a_fused_head_starts_as_the_encoder_alone(classifier, fused, pack):
     batch, features = pack(LENGTHS, 9), np.full((3, 5), 1e3, np.float32)
-    assert jax.tree.map(jnp.shape, fused[1]["feature_head"]) == {"kernel": (5, 3)}
+    assert fused[1]["head"]["feature_kernel"].shape == (5, 3)
     alone = logits_of(*classifier, batch, 3)
     np.testing.assert_array_equal(logits_of(*fused, batch, 3, features_BxK=features), alone)
 
@@ -125,7 +139,7 @@ def test_features_add_their_own_logits_to_their_own_example(classifier, fused, p
     model, params = fused
     batch, rng = pack(LENGTHS, 9), np.random.default_rng(0)
     features, kernel = rng.normal(size=(3, 5)), rng.normal(size=(5, 3))
-    params = params | {"feature_head": {"kernel": kernel}}
+    params = params | {"head": params["head"] | {"feature_kernel": kernel}}
     both = logits_of(model, params, batch, 3, features_BxK=features)
     expected = logits_of(*classifier, batch, 3) + features @ kernel
     np.testing.assert_allclose(both, expected, rtol=1e-4, atol=1e-4)
@@ -134,25 +148,25 @@ def test_features_add_their_own_logits_to_their_own_example(classifier, fused, p
 def test_the_first_gradient_reaches_features_and_encoder_through_dropout(fused, pack):
     model, params = fused
     batch, features = pack(LENGTHS, 9), np.random.default_rng(0).normal(size=(3, 5))
-    model = model.clone(dropout=0.5)
+    model = changed(model, dropout=0.5)
 
     def loss(params):
-        call = {"num_examples": 3, "deterministic": False, "features_BxK": features}
-        logits = model.apply({"params": params}, *batch, **call, rngs={"dropout": rng})
-        return -jax.nn.log_softmax(logits)[:, 0].sum()
+        call = {"deterministic": False, "rngs": {"dropout": rng}}
+        found = model.apply({"params": params}, batch_of(batch, 3, features_BxK=features), **call)
+        return -jax.nn.log_softmax(found["logits_BxC"])[:, 0].sum()
 
     rng = jax.random.key(0)
     gradients = jax.jit(jax.grad(loss))(params)
-    assert np.all(gradients["feature_head"]["kernel"] != 0)
+    assert np.all(gradients["head"]["feature_kernel"] != 0)
     assert np.any(gradients["backbone"]["embedder"]["embedding"] != 0)
 
 
 @pytest.mark.parametrize(("takes", "gets"), [(5, None), (0, 5), (5, 4)])
 def test_another_number_of_features_is_refused(fused, pack, takes, gets):
-    model, params = fused[0].clone(num_features=takes), fused[1]
-    features = None if gets is None else np.ones((3, gets))
+    model, params = changed(fused[0], num_features=takes), fused[1]
+    features = {} if gets is None else {"features_BxK": np.ones((3, gets))}
     with pytest.raises(ValueError, match=f"{gets or 0} features per example.*takes {takes}"):
-        logits_of(model, params, pack(LENGTHS, 9), 3, features_BxK=features)
+        logits_of(model, params, pack(LENGTHS, 9), 3, **features)
 
 
 def test_label_words_start_from_the_language_models_logits(classifier, tiny, pack):
@@ -161,7 +175,7 @@ def test_label_words_start_from_the_language_models_logits(classifier, tiny, pac
     kernel = label_word_kernel(tiny.params["embedder"]["embedding"], words)
     head = {"kernel": kernel, "bias": np.zeros(3, np.float32)}
     batch = pack([[6]], 6)
-    logits = logits_of(model.clone(pooling="last"), params | {"head": head}, batch, 1)[0]
+    logits = logits_of(changed(model, pooling="last"), params | {"head": head}, batch, 1)[0]
     decoder = Decoder(tiny.config)
 
     @jax.jit

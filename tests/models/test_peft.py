@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from configs.common import get_config
 from models import adapters, pretrained
-from models.heads import Classifier
+from models.heads import ClassifierHead, Model
 from models.pretrained import peft, safetensors, tables
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -54,17 +54,21 @@ def test_a_folder_of_peft_gives_its_logits(kind):
     positions_BxL = (np.cumsum(mask_BxL, axis=1) - 1) * mask_BxL
     segments_BxL = mask_BxL * np.arange(1, len(mask_BxL) + 1)[:, None]
     classes = golden["logits_BxC"].shape[-1]
-    model = Classifier(
-        config, num_classes=classes, pooling=pooling, head_bias="head/bias" in leaves
-    )
+    model = Model(config, ClassifierHead(classes, pooling, bias="head/bias" in leaves))
 
-    def apply(tree, *batch):
-        return model.apply({"params": tree}, *batch, num_examples=len(batch[0]), deterministic=True)
+    def apply(tree, batch):
+        return model.apply({"params": tree}, batch, deterministic=True)["logits_BxC"]
 
-    batch = (tokens_BxL, positions_BxL.astype(np.int32), segments_BxL.astype(np.int32))
+    batch = {
+        "tokens_RxL": tokens_BxL,
+        "positions_RxL": positions_BxL.astype(np.int32),
+        "segments_RxL": segments_BxL.astype(np.int32),
+        "types_RxL": np.zeros_like(tokens_BxL),
+        "weights_B": np.ones(len(tokens_BxL), np.float32),
+    }
     folded = traverse_util.unflatten_dict(adapters.fold(adapt, {**flat, **leaves}), sep="/")
     quick = {"xla_backend_optimization_level": "0"}
-    found_BxC = jax.jit(apply, compiler_options=quick)(folded, *batch)
+    found_BxC = jax.jit(apply, compiler_options=quick)(folded, batch)
     np.testing.assert_allclose(found_BxC, golden["logits_BxC"], rtol=0, atol=1e-4)
 
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from models.backbone import parameter_shapes
-from models.generation import choose, generate, generate_targets
+from models.generation import Decoding, generate_batch
 from models.pretrained import Pretrained, load_pretrained, open_checkpoint, write_pretrained
 from models.pretrained.fields import Fields
 from models.pretrained.t5 import read_config, table
@@ -177,63 +177,14 @@ def test_cached_steps_equal_whole_targets(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_generated_tokens_equal_the_reference(name):
     pretrained, arrays = load(name), golden(name)
-    batch = (arrays["tokens_BxL"], arrays["mask_BxL"])
-    expected = arrays["generated_BxT"]
-    found = generate_targets(
-        T5(pretrained.config), pretrained.params, *batch, max_tokens=expected.shape[1]
+    config, expected = pretrained.config, arrays["generated_BxT"]
+    batch = (arrays["tokens_BxL"], arrays["mask_BxL"].sum(axis=1))
+    decoding = Decoding(
+        max_tokens=expected.shape[1], end_ids=(config.end_id,), pad_id=config.pad_id
     )
+    run = jax.jit(functools.partial(generate_batch, T5(config), decoding=decoding))
+    found, _ = run(pretrained.params, *batch)
     np.testing.assert_array_equal(found, expected)
-
-
-def counting(vocab_size: int, end_id: int):
-    """A model that says one more than what it read, up to `end_id`; its cache counts the steps."""
-
-    def step(steps, tokens_B):
-        following_B = jnp.minimum(tokens_B + 1, end_id)
-        return jax.nn.one_hot(following_B, vocab_size) * 10, steps + 1
-
-    return step
-
-
-def test_generation_stops_when_all_have_ended_and_pads_behind():
-    told = []
-
-    def step(steps, tokens_B):
-        jax.debug.callback(lambda steps: told.append(int(steps)), steps)
-        return counting(9, 8)(steps, tokens_B)
-
-    options = {"first_B": jnp.array([4, 6]), "end_id": 8, "pad_id": 0}
-    found = jax.jit(lambda: generate(step, 0, max_tokens=20, **options))()
-    jax.effects_barrier()
-    assert found[:, :5].tolist() == [[5, 6, 7, 8, 0], [7, 8, 0, 0, 0]] and not found[:, 5:].any()
-    assert sorted(told) == [0, 1, 2, 3]
-    short = generate(step, 0, max_tokens=2, **options)
-    assert short.tolist() == [[5, 6], [7, 8]]
-
-
-def test_sampling_follows_temperature_top_k_and_key():
-    logits_BxV = jnp.log(jnp.tile(jnp.array([0.1, 0.2, 0.3, 0.4]), (4000, 1)))
-    draw = functools.partial(choose, logits_BxV, key=jax.random.key(0))
-
-    def shares(**options) -> np.ndarray:
-        return np.bincount(draw(**options), minlength=4) / len(logits_BxV)
-
-    np.testing.assert_allclose(shares(temperature=1.0, top_k=0), [0.1, 0.2, 0.3, 0.4], atol=0.03)
-    np.testing.assert_allclose(shares(temperature=1.0, top_k=2), [0, 0, 3 / 7, 4 / 7], atol=0.03)
-    half = np.array([1, 4, 9, 16]) / 30
-    np.testing.assert_allclose(shares(temperature=0.5, top_k=0), half, atol=0.03)
-    step = counting(9, 8)
-    options = {"first_B": jnp.zeros(8, int), "max_tokens": 6, "end_id": 8, "pad_id": 0}
-    run = jax.jit(lambda key: generate(step, 0, temperature=20.0, key=key, **options))
-    first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
-    assert (first == again).all() and (first != other).any()
-
-
-@pytest.mark.parametrize("options", [{"temperature": 1.0}, {"temperature": -1.0}, {"top_k": -1}])
-def test_sampling_that_makes_no_sense_is_refused(options):
-    options |= {"first_B": jnp.zeros(1, int), "max_tokens": 1, "end_id": 8, "pad_id": 0}
-    with pytest.raises(ValueError, match="temperature is"):
-        generate(counting(9, 8), 0, **options)
 
 
 @pytest.mark.parametrize("name", NAMES)

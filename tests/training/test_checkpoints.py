@@ -42,15 +42,15 @@ def test_state_and_meta_come_back_bit_equal(tmp_path):
     assert checkpoints.meta(3) == META
 
 
-@pytest.mark.parametrize(("metric", "best"), [("accuracy", 2), ("loss", 1)])
-def test_the_latest_and_the_best_are_kept(tmp_path, metric, best):
-    checkpoints = Checkpoints(tmp_path / "c", metric=metric, keep_latest=2)
+@pytest.mark.parametrize(("sign", "best"), [(1, 2), (-1, 1)])
+def test_the_latest_and_the_best_are_kept(tmp_path, sign, best):
+    checkpoints = Checkpoints(tmp_path / "c", keep_latest=2)
     values = {1: 0.5, 2: 0.9, 3: None, 4: 0.7, 5: 0.8, 6: None}
     for step, value in values.items():
-        metrics = {"accuracy": value, "loss": value} if value else None
-        checkpoints.save(step, state(step), META, metrics)
+        metrics, ranks = ({"loss": value}, [sign * value]) if value else (None, ())
+        checkpoints.save(step, state(step), META, metrics, ranks=ranks)
     checkpoints.close()
-    again = Checkpoints(tmp_path / "c", metric=metric, read_only=True)
+    again = Checkpoints(tmp_path / "c", read_only=True)
     assert again.resolve("best") == best
     assert again.resolve("latest") == 6
     assert again.resolve("5") == 5
@@ -58,10 +58,10 @@ def test_the_latest_and_the_best_are_kept(tmp_path, metric, best):
         again.resolve("4")
 
 
-def test_of_equals_the_lower_loss_is_best_and_then_the_earliest(tmp_path):
+def test_of_equals_the_second_rank_decides_and_then_the_earliest(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     for step, loss in ((1, 0.7), (2, 0.6), (3, 0.6), (4, 0.7)):
-        checkpoints.save(step, state(step), META, {"accuracy": 0.5, "loss": loss})
+        checkpoints.save(step, state(step), META, {"loss": loss}, ranks=[0.5, -loss])
     checkpoints.wait()
     assert checkpoints.best() == 2
     assert checkpoints.resolve("2") == 2

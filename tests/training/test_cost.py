@@ -8,14 +8,15 @@ import numpy as np
 import optax
 import pytest
 
+from models import heads
 from models.bert import BertConfig
-from models.heads import Classifier
 from models.pretrained import open_checkpoint
 from training import cost
 from training.state import TrainState, flatten, merge
 from training.train_step import make_train_step
 
 ROWS, LENGTH, EXAMPLES = 4, 64, 8
+INTS = ("tokens_RxL", "positions_RxL", "segments_RxL", "types_RxL")
 
 
 def encoder():
@@ -54,20 +55,19 @@ def decoder():
 
 def batch(microbatches=1):
     tokens = jax.ShapeDtypeStruct((microbatches, ROWS, LENGTH), jnp.int32)
-    ints = {f"{name}_RxL": tokens for name in ("tokens", "positions", "segments", "types")}
-    labels = np.zeros((microbatches, EXAMPLES), np.int32)
-    return ints | {"labels_B": labels, "weights_B": labels.astype(np.float32)}
+    weights = np.zeros((microbatches, EXAMPLES), np.float32)
+    return {name: tokens for name in INTS} | {"weights_B": weights}
 
 
 class Model:
     def __init__(self, config):
-        self.model = Classifier(config, num_classes=2, pooling="first")
-        one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        self.model = heads.Model(config, heads.ClassifierHead(2, "first"))
+        part = {name: jnp.zeros((1, 1), jnp.int32) for name in INTS} | {"weights_B": jnp.ones(1)}
 
-        def init(rng, *ints):
-            return self.model.init(rng, *ints, num_examples=1, deterministic=True)["params"]
+        def init(rng):
+            return self.model.init(rng, part, deterministic=True)["params"]
 
-        self.params = flatten(jax.eval_shape(init, jax.random.key(0), *[one] * 4))
+        self.params = flatten(jax.eval_shape(init, jax.random.key(0)))
         self.optimizer = optax.scale_by_adam()
         self.state = jax.eval_shape(
             lambda params: TrainState(
@@ -86,13 +86,7 @@ class Model:
         )
 
     def forward(self, params, part):
-        names = ("tokens_RxL", "positions_RxL", "segments_RxL", "types_RxL")
-        return self.model.apply(
-            {"params": merge(params)},
-            *(part[name] for name in names),
-            num_examples=part["labels_B"].shape[-1],
-            deterministic=True,
-        )
+        return self.model.apply({"params": merge(params)}, part, deterministic=True)["logits_BxC"]
 
     def matmul_flops(self, config):
         """2 per parameter of a product and position; 4 per channel and pair, of attention."""

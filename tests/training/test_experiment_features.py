@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from evaluation import protocol, report
+from evaluation import baselines, protocol, report
 from input_pipeline.preparation import load_split, prepare
 from training.checkpoints import Checkpoints
 from training.experiment import build
@@ -19,7 +19,7 @@ def finished(make_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     config = make_config(folder)
     config.features.update(use="both", extractors=("lengths", "character_tfidf"), svd=8)
-    config.optimizer.lr_table = (("feature_head/.*", 10.0), (".*", 1.0))
+    config.optimizer.lr_table = (("head/feature_kernel", 10.0), (".*", 1.0))
     config.train.duration = "2 epochs"
     return config, folder / "run", train(config, folder / "run")
 
@@ -35,9 +35,9 @@ def test_the_table_holds_encoder_features_and_both_on_the_same_examples(run):
     _, workdir, results = run
     rows = list(results["models"])
     assert rows[:5] == [
-        report.MAJORITY,
-        report.TFIDF,
-        report.FEATURES,
+        baselines.MAJORITY,
+        baselines.TFIDF,
+        baselines.FEATURES,
         report.ENCODER,
         report.BOTH,
     ]
@@ -70,12 +70,12 @@ def test_features_change_what_the_model_says_and_the_head_has_learned(run):
     experiment = build(config, workdir, prepared.labels, lambda _: None)
     params = checkpoints.restore_params(checkpoints.resolve("latest"), experiment.like())
     checkpoints.close()
-    assert np.abs(params["feature_head/kernel"]).max() > 0
-    assert "feature_head/kernel" in experiment.fresh
+    assert np.abs(params["head/feature_kernel"]).max() > 0
+    assert "head/feature_kernel" in experiment.fresh
     validation = load_split(prepared, "validation", limit=8)
-    with_features = experiment.predict(params, validation).logits_NxC
-    none = {**params, "feature_head/kernel": 0 * params["feature_head/kernel"]}
-    assert np.abs(with_features - experiment.predict(none, validation).logits_NxC).max() > 1e-3
+    with_features = experiment.predict(params, validation)["logits_NxC"]
+    none = {**params, "head/feature_kernel": 0 * params["head/feature_kernel"]}
+    assert np.abs(with_features - experiment.predict(none, validation)["logits_NxC"]).max() > 1e-3
 
 
 def test_other_modes_restore_the_features(run, tmp_path):

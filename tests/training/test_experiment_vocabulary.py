@@ -80,7 +80,7 @@ def test_logits_of_training_texts_are_those_of_the_whole_vocabulary(config, tmp_
     split = Examples(object_array(TEXTS), None, np.arange(len(TEXTS)))
     found, expected = (each.predict(each.put(each.initial), split) for each in (trimmed, whole))
     assert trimmed.tokenizer.vocab_size < whole.tokenizer.vocab_size
-    np.testing.assert_array_equal(found.logits_NxC, expected.logits_NxC)
+    np.testing.assert_array_equal(found["logits_NxC"], expected["logits_NxC"])
 
 
 def test_a_run_is_restored_without_its_training_texts(config, tmp_path):

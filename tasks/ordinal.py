@@ -1,0 +1,87 @@
+"""Classification into classes that have an order, such as stars.
+
+Here: the head of one score and its thresholds, and metrics that know how far off a prediction is.
+The rest is that of classification.py, which chooses this for config.classification.kind='ordinal'.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from evaluation.metrics import Metric, mean, one_each
+from input_pipeline.examples import Examples
+from models.heads import OrdinalHead, threshold_parameters
+from tasks.classification import ACCURACY, LOSS, Classification
+
+
+def quadratic_weighted_kappa(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Metric.value of statistics (squared difference, true class, found class, the sum of their
+    squares, 1): agreement beyond chance, 1 if perfect; 0 where all are of one class."""
+    del whole
+    observed, true, found, squares, count = np.moveaxis(np.asarray(sums, float), -1, 0)
+    by_chance = squares - 2 * true * found / np.maximum(count, 1)
+    apart = by_chance > 0
+    return np.where(apart, 1 - observed / np.where(apart, by_chance, 1), 0.0)
+
+
+class Ordinal(Classification):
+    """A text is of one of `labels`, which ascend (proportional odds); predicted is the median."""
+
+    METRICS = (
+        ACCURACY,
+        Metric("absolute_error", "mean absolute error, classes", mean, higher_is_better=False),
+        Metric("kappa", "quadratic weighted kappa", quadratic_weighted_kappa),
+        LOSS,
+    )
+    OPTIONS = ("class_weights", "focal_gamma")
+    WORDS = False
+
+    def prose(self) -> str:
+        """Says what is learned, for the start-up log."""
+        return (
+            f"{self.config.model.pooling} pooling and one score for the order "
+            f"{' < '.join(self.labels)} (set config.data.labels if it is another)"
+        )
+
+    def check(self, examples: Examples, split: str) -> None:
+        """Refuses examples without a class; counts those of the training split."""
+        super().check(examples, split)
+        if split == "train":
+            labels_N = examples.labels_N[examples.labels_N >= 0]
+            self._counts_C = np.bincount(labels_N, minlength=self.size) + 1
+
+    def head(self, *, num_features: int) -> nn.Module:
+        """Returns a head with one score and thresholds."""
+        options = self.head_options(num_features) | {"bias": False}
+        return OrdinalHead(1, num_levels=self.size, **options)
+
+    def start_head(
+        self, heads: dict[str, np.ndarray], params: Mapping[str, Any]
+    ) -> tuple[dict[str, np.ndarray], set[str]]:
+        """Starts from the frequencies of the training split: rates of fine-tuning are too low for
+        thresholds to go far."""
+        if hasattr(self, "_counts_C"):
+            started = threshold_parameters(self._counts_C / self._counts_C.sum())
+            heads = heads | {"head/thresholds": started}
+        return super().start_head(heads, params)
+
+    def classes(self, log_probabilities_NxC: np.ndarray) -> np.ndarray:
+        """Returns the median class of each example, which is off by least on average."""
+        below_NxC = np.cumsum(np.exp(log_probabilities_NxC), axis=1)[:, :-1]
+        return (below_NxC < 0.5).sum(axis=1)
+
+    def statistics(
+        self, labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns the statistics of each metric."""
+        distances_N = np.abs(labels_N - classes_N)
+        squares_N = labels_N**2 + classes_N**2
+        parts = (distances_N**2, labels_N, classes_N, squares_N, np.ones(len(labels_N)))
+        statistics = super().statistics(labels_N, classes_N, log_probabilities_NxC)
+        statistics |= {
+            "absolute_error": one_each(distances_N),
+            "kappa": np.stack(parts, axis=1).astype(np.float64),
+        }
+        return {metric.name: statistics[metric.name] for metric in self.metrics}

@@ -1,0 +1,167 @@
+"""Numbers of whole texts, or pairs of them: ratings, similarities.
+
+Here: a squared error on the scale of the training numbers, and correlations. The rest is that of
+classification.py, which chooses this for config.classification.kind='regression'.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import rankdata
+
+from evaluation import baselines
+from evaluation.evaluate import Predictions
+from evaluation.metrics import Metric, Scores, mean, one_each
+from input_pipeline.examples import Examples
+from input_pipeline.template import Encoded
+from models.heads import ClassifierHead
+from tasks.classification import LOSS, Classification, digest, text_record
+from tasks.task import Chunk, Loss, Targets, rows_of
+
+
+def correlation(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Metric.value of statistics (x, y, x * x, y * y, x * y, 1): Pearson's correlation, 0 where x
+    or y is constant."""
+    del whole
+    x, y, xx, yy, xy, count = np.moveaxis(np.asarray(sums, float), -1, 0)
+    count = np.maximum(count, 1)
+    spread = (xx - x * x / count) * (yy - y * y / count)
+    varies = spread > 1e-18 * np.maximum(xx * yy, 1e-18)
+    return np.where(varies, (xy - x * y / count) / np.sqrt(np.where(varies, spread, 1)), 0.0)
+
+
+def root_mean(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Metric.value of statistics (square, 1)."""
+    return np.sqrt(mean(sums, whole))
+
+
+class Regression(Classification):
+    """A text has a number.
+
+    The head's output is in deviations from the mean of the training numbers, so that it starts at
+    the mean and rates need not follow the unit.
+
+    Attributes:
+        fitted: {'mean', 'deviation'} of the training numbers.
+    """
+
+    METRICS = (
+        Metric("pearson", "Pearson correlation", correlation),
+        Metric("spearman", "Spearman correlation", correlation),
+        Metric("rmse", "root mean squared error", root_mean, higher_is_better=False),
+        LOSS,
+    )
+    FLOOR = baselines.TFIDF_RIDGE
+    OPTIONS = ()
+    WORDS = False
+
+    def _check_labels(self) -> None:
+        """Needs none."""
+
+    def prose(self) -> str:
+        """Says what is learned, for the start-up log."""
+        return f"{self.config.model.pooling} pooling and a linear head for a number"
+
+    def check(self, examples: Examples, split: str) -> None:
+        """Refuses examples without numbers; takes the scale from those of the training split."""
+        if examples.numbers_N is None or not np.isfinite(examples.numbers_N).any():
+            raise ValueError(
+                f"the {split} data have no numbers, which config.classification.kind='regression' "
+                "needs: set config.data.label_kind='number' and config.data.label_column"
+            )
+        if split == "train":
+            numbers_N = examples.numbers_N[np.isfinite(examples.numbers_N)].astype(np.float64)
+            center, deviation = float(numbers_N.mean()), float(numbers_N.std())
+            if not deviation:
+                raise ValueError(f"all training numbers are {center}: there is nothing to learn")
+            self.fitted = {"mean": center, "deviation": deviation}
+
+    def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
+        """Returns numbers_B in deviations from the mean, weights that mask those not known."""
+        numbers_B = np.full(len(chunk.indices_B), np.nan if chunk.training else 0.0)
+        if chunk.examples.numbers_N is not None:
+            numbers_B = chunk.examples.numbers_N[chunk.indices_B].astype(np.float64)
+        weights_B = np.isfinite(numbers_B).astype(np.float32)
+        if self.fitted:
+            numbers_B = (numbers_B - self.fitted["mean"]) / self.fitted["deviation"]
+        numbers_B = np.where(weights_B > 0, numbers_B, 0).astype(np.float32)
+        return Targets(self.masks(encoded), {"numbers_B": numbers_B, "weights_B": weights_B})
+
+    def head(self, *, num_features: int) -> nn.Module:
+        """Returns a head with one column."""
+        return ClassifierHead(1, **self.head_options(num_features))
+
+    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
+        """Sums the squared error, in deviations; that of predicting the mean is 1 on average."""
+        weights_B = batch["weights_B"].astype(jnp.float32)
+        found_B = jnp.where(weights_B > 0, outputs["logits_BxC"][:, 0].astype(jnp.float32), 0.0)
+        losses_B = jnp.square(found_B - batch["numbers_B"])
+        return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {}
+
+    def fit(self, predictions: Predictions, validation: Examples) -> dict[str, Any]:
+        """Returns the scale, which travels in checkpoints; it is not of the validation split."""
+        return self.fitted
+
+    def _numbers(self, predictions: Predictions) -> np.ndarray:
+        """Returns the predictions in the unit of the data."""
+        outputs_N = predictions["logits_NxC"][:, 0].astype(np.float64)
+        return outputs_N * self.fitted["deviation"] + self.fitted["mean"]
+
+    def score(self, predictions: Predictions, examples: Examples) -> Scores:
+        """Returns correlations, the root mean squared error in the data's unit, and the loss."""
+        true_N = examples.numbers_N[rows_of(examples, predictions.ids_N)]
+        return self._scores(predictions.ids_N, true_N, self._numbers(predictions))
+
+    def _scores(self, ids_N: np.ndarray, true_N: np.ndarray, found_N: np.ndarray) -> Scores:
+        true_N, errors_N = true_N.astype(np.float64), (found_N - true_N) ** 2
+        statistics = {
+            "pearson": _products(true_N, found_N),
+            "spearman": _products(rankdata(true_N), rankdata(found_N)),
+            "rmse": one_each(errors_N),
+            "loss": one_each(errors_N / self.fitted["deviation"] ** 2),
+        }
+        return Scores(self.metrics, ids_N, statistics, {}, digest(true_N))
+
+    def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
+        """Returns the mean, TF-IDF and, if there are any, features alone."""
+        train, examples = (part.take(np.isfinite(part.numbers_N)) for part in (train, examples))
+        examples = examples.take(np.argsort(examples.ids_N))
+        models = {baselines.MEAN: None, baselines.TFIDF_RIDGE: baselines.tfidf_columns}
+        if train.features_NxK is not None:
+            models[baselines.FEATURES] = baselines.feature_columns
+        return {
+            name: self._scores(
+                examples.ids_N,
+                examples.numbers_N,
+                baselines.numbers(train, examples, columns=columns),
+            )
+            for name, columns in models.items()
+        }
+
+    def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
+        """Yields 'id', 'name', 'text', 'pair', 'label' (each if known) and 'prediction'.
+
+        'wrong' is what is off by more than a deviation of the training numbers, and 'confidence' by
+        how many.
+        """
+        deviation = self.fitted["deviation"]
+        rows_N = rows_of(examples, predictions.ids_N)
+        for id_, row, found in zip(
+            predictions.ids_N, rows_N, self._numbers(predictions), strict=True
+        ):
+            record = text_record(examples, int(id_), int(row))
+            true = np.nan if examples.numbers_N is None else float(examples.numbers_N[row])
+            if np.isfinite(true):
+                off = abs(found - true) / deviation
+                record |= {"label": true, "wrong": bool(off > 1), "confidence": round(off, 6)}
+            yield record | {"prediction": round(float(found), 6)}
+
+
+def _products(x_N: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Returns the statistics of `correlation`, about the means, where they are most exact."""
+    x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
+    return np.stack([x_N, y_N, x_N**2, y_N**2, x_N * y_N, np.ones(len(x_N))], axis=1)

@@ -1,0 +1,304 @@
+"""Spans of characters, found by tags of tokens or as spans: names, words, parts of speech.
+
+Here: the task. Not here: spans to tags and back (input_pipeline/span_tags.py, which says what
+becomes of tokens across a border), tokens that are one character (character_tokenizer.py), the
+chain of tags (models/crf.py), heads (models/token_heads.py, models/span_heads.py), windows put
+together (tagging_windows.py), scores and floors (evaluation/spans.py). Scores are always against
+the characters of the data, so that what a tokeniser cannot represent counts as missed.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from evaluation import metrics, spans
+from evaluation.evaluate import Predictions
+from evaluation.metrics import Metric, Scores
+from input_pipeline import span_tags
+from input_pipeline.character_tokenizer import CharacterTokenizer
+from input_pipeline.examples import Examples
+from input_pipeline.template import Encoded, Encoder
+from input_pipeline.tokenization import Tokenizer
+from input_pipeline.windows import split as split_windows
+from models import crf
+from models.backbone import BackboneConfig
+from models.span_heads import SpanHead, best_spans, span_losses
+from models.token_heads import TokenHead
+from tasks import tagging_windows
+from tasks.task import Chunk, Loss, Targets, Task, rows_of
+
+
+class Tagging(Task):
+    """Spans with one of `labels`; of the heads, global_pointer alone finds overlapping ones."""
+
+    METRICS = (
+        Metric("f1", "F1, %", metrics.f1, scale=100, digits=1),
+        Metric("precision", "precision, %", metrics.precision, scale=100, digits=1),
+        Metric("recall", "recall, %", metrics.recall, scale=100, digits=1),
+    )
+    FLOOR = "dictionary of training spans"
+    POSITIONS = ("tags_RxL",)  # 1 + tag; of global_pointer 1 where spans may start and stop
+    OFFSETS = True
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        labels: Sequence[str],
+        *,
+        tokenizer: Tokenizer,
+        backbone: BackboneConfig,
+    ):
+        """Takes span labels.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not labels:
+            raise ValueError(
+                "config.task='tagging' learns spans, and the data have none: set data.spans_column"
+            )
+        if config.tagging.characters:
+            tokenizer = CharacterTokenizer(tokenizer)
+        super().__init__(config, labels, tokenizer=tokenizer, backbone=backbone)
+        self._flat = config.tagging.head != "global_pointer"
+
+    def prose(self) -> str:
+        """Says what is learned, for the start-up log."""
+        units = "characters" if self.config.tagging.characters else "tokens"
+        return f"spans of {units} by {self.config.tagging.head}: {', '.join(self.labels)}"
+
+    def check(self, examples: Examples, split: str) -> None:
+        """Refuses examples without spans, and overlapping ones where a head knows none."""
+        if examples.spans is None:
+            raise ValueError(f"the {split} split has no spans to learn: set data.spans_column")
+        if self._flat:
+            rows = [i for i in range(len(examples)) if span_tags.overlapping(examples.spans.row(i))]
+            if rows:
+                raise ValueError(
+                    f"config.tagging.head={self.config.tagging.head!r} gives a character one span, "
+                    f"but in {len(rows):,} of {len(examples):,} examples of the {split} split some "
+                    f"overlap, first in {str(examples.texts_N[rows[0]])[:40]!r}: set "
+                    "data.overlapping_spans='drop' or tagging.head='global_pointer'"
+                )
+
+    def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
+        """Cuts long texts; warns of training spans that the tokens cannot represent.
+
+        In training, what an edge leaves of a span gets the label after the last, which is not
+        asked: whether a name goes on cannot be seen there.
+        """
+        overlap = self.config.data.overlap
+        found = split_windows(examples, self.tokenizer, room=encoder.room, overlap=overlap)
+        if training:
+            reached = tagging_windows.reachable(found, examples, encoder, flat=self._flat)
+            lost = len(examples.spans.values) - int(reached.sum())
+            if lost:
+                warnings.warn(
+                    f"{lost:,} of {len(examples.spans.values):,} training spans cannot be learned "
+                    "exactly: they begin or end within a token, have none, or are longer than "
+                    f"data.overlap={overlap} and across the edges of all windows. "
+                    "tagging.characters=True keeps Chinese characters in tokens of their own",
+                    stacklevel=2,
+                )
+            found = tagging_windows.with_cut_spans(found, examples, label=len(self.labels))
+        return found
+
+    def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
+        """Returns tags, and for global_pointer the spans in tokens."""
+        tags_P = tagging_windows.asked(encoded).astype(np.int32)
+        most = self.config.tagging.max_spans
+        learned = chunk.training and chunk.spans is not None
+        spans_BxKx3 = np.zeros((len(encoded.lengths_B), most, 3), np.int32)
+        for row, first in enumerate(encoded.starts_B if learned else ()):
+            own = slice(first, first + encoded.lengths_B[row])
+            places = np.flatnonzero(tags_P[own])
+            spans_Sx3 = chunk.spans.row(row)
+            shared_SxT, owners_T = span_tags.tokens_of(encoded.offsets[own][places], spans_Sx3)
+            unknown_S = spans_Sx3[:, 2] == len(self.labels)
+            if self._flat:
+                tags_T = 1 + span_tags.to_tags(owners_T, spans_Sx3[:, 2])
+                hidden_T = np.append(unknown_S, False)[owners_T]
+            else:
+                runs_Sx3 = span_tags.runs_of(shared_SxT[~unknown_S], spans_Sx3[~unknown_S, 2])
+                if len(runs_Sx3) > most:
+                    raise ValueError(
+                        f"config.tagging.max_spans={most}, but {chunk.texts_B[row][:40]!r} has "
+                        f"{len(runs_Sx3)} spans: raise it"
+                    )
+                runs_Sx3[:, :2] = places[runs_Sx3[:, :2]]
+                spans_BxKx3[row, : len(runs_Sx3)] = runs_Sx3 + np.array([0, 0, 1])
+                tags_T = np.ones(len(places), np.int32)
+                touched_SxT = shared_SxT > 0
+                hidden_T = touched_SxT[unknown_S].any(0) & ~touched_SxT[~unknown_S].any(0)
+            tags_P[first + places] = np.where(hidden_T, 0, tags_T)
+        return Targets({"tags_RxL": tags_P}, {} if self._flat else {"spans_BxKx3": spans_BxKx3})
+
+    def head(self, *, num_features: int) -> nn.Module:
+        """Returns the head of config.tagging."""
+        tagging, count = self.config.tagging, len(self.labels)
+        if num_features:
+            raise ValueError(
+                "config.features are of whole texts: tagging needs features.use='none'"
+            )
+        if not self._flat:
+            return SpanHead(count, size=tagging.head_size, dropout=tagging.dropout)
+        chain = tagging.head == "crf"
+        return TokenHead(span_tags.num_tags(count), dropout=tagging.dropout, chain=chain)
+
+    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
+        """Means over tokens of what their tags cost, in chains too; or over examples, of spans."""
+        weights_RxL, segments_RxL = _token_weights(batch), batch["segments_RxL"]
+        asked_RxL, weights_B = weights_RxL > 0, batch["weights_B"].astype(jnp.float32)
+        if not self._flat:
+            losses_B = span_losses(outputs, batch["spans_BxKx3"], asked_RxL, segments_RxL)
+            losses_B = jnp.where(weights_B > 0, losses_B, 0.0)
+            return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {}
+        tags_RxL = jnp.where(asked_RxL, batch["tags_RxL"] - 1, 0)
+        logits_RxLxC = jnp.where(asked_RxL[..., None], outputs["logits_RxLxC"], 0.0)
+        scores = crf.Scores(*(outputs[name] for name in crf.Scores._fields))
+        found = crf.chains(asked_RxL, segments_RxL)
+        likelihoods_RxL = crf.log_likelihoods(logits_RxLxC, tags_RxL, found, scores)
+        right_RxL = jnp.argmax(logits_RxLxC, axis=-1) == tags_RxL
+        sums = {"accuracy": jnp.sum(weights_RxL * right_RxL)}
+        return -jnp.sum(weights_RxL * likelihoods_RxL), jnp.sum(weights_RxL), sums
+
+    def outputs(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> Mapping[str, jax.Array]:
+        """Finds the best legal tags and the probability of each, or the best spans."""
+        asked_RxL, segments_RxL = _token_weights(batch) > 0, batch["segments_RxL"]
+        if not self._flat:
+            size = {"num_examples": len(batch["weights_B"]), "count": self.config.tagging.max_spans}
+            spans_BxKx3, scores_BxK = best_spans(outputs, asked_RxL, segments_RxL, **size)
+            return {"spans_BxKx3": spans_BxKx3, "scores_BxK": scores_BxK}
+        scores = crf.Scores(
+            *(
+                jnp.where(legal, outputs[name], crf.FORBIDDEN)
+                for name, legal in zip(
+                    crf.Scores._fields, span_tags.allowed(len(self.labels)), strict=True
+                )
+            )
+        )
+        found, logits_RxLxC = crf.chains(asked_RxL, segments_RxL), outputs["logits_RxLxC"]
+        tags_RxL = crf.decode(logits_RxLxC, found, scores)
+        sure_RxLxC = crf.marginals(logits_RxLxC, found, scores)
+        sure_RxL = jnp.take_along_axis(sure_RxLxC, tags_RxL[..., None], axis=-1)[..., 0]
+        return {"tags_RxL": tags_RxL, "sure_RxL": sure_RxL}
+
+    def decode(
+        self, predictions: Predictions, windows: Examples, examples: Examples, encoder: Encoder
+    ) -> Predictions:
+        """Returns 'spans_N' (int32 [S, 3] of start, stop, label), 'scores_N' (a probability each),
+        'confidence_N' (that of the least certain tag or span) and, with truth, 'reachable_N', how
+        many true spans the tokens can represent.
+
+        Of two windows, that one finds a span on whose side its middle lies: farther from the edge.
+        """
+        owners = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
+        found: list[list[tuple]] = [[] for _ in owners]
+        sure_N = np.ones(len(owners), np.float32)
+        lows_W, highs_W = tagging_windows.territories(windows)
+        for window, places, offsets_Tx2 in tagging_windows.tokens(windows, encoder):
+            runs_Sx3, scores_S, sure = self._runs(predictions, window, places)
+            row, text = owners[int(windows.owners_N[window])], windows.texts_N[window]
+            sure_N[row] = min(sure_N[row], sure)
+            spans_Sx3 = span_tags.to_characters(runs_Sx3, offsets_Tx2, text, flat=self._flat)
+            spans_Sx3[:, :2] += int(windows.starts_N[window])
+            for span, score in zip(spans_Sx3.tolist(), scores_S.tolist(), strict=True):
+                if span[0] < span[1] and lows_W[window] <= sum(span[:2]) / 2 < highs_W[window]:
+                    found[row].append((*span, score))
+        kept = [tagging_windows.in_order(part, flat=self._flat) for part in found]
+        order = np.argsort(examples.ids_N, kind="stable")
+        outputs = {
+            "spans_N": _rows([np.array([s[:3] for s in k], np.int32).reshape(-1, 3) for k in kept]),
+            "scores_N": _rows([np.array([s[3] for s in k], np.float32) for k in kept]),
+            "confidence_N": sure_N,
+        }
+        if examples.spans is not None:
+            outputs["reachable_N"] = tagging_windows.reachable(
+                windows, examples, encoder, flat=self._flat
+            )
+        return Predictions(examples.ids_N[order], {n: v[order] for n, v in outputs.items()})
+
+    def score(self, predictions: Predictions, examples: Examples) -> Scores:
+        """Counts spans whose characters and label are both right; the detail is by label."""
+        taken = examples.take(rows_of(examples, predictions.ids_N))
+        return spans.scores(
+            self.METRICS,
+            predictions.ids_N,
+            predictions["spans_N"],
+            [taken.spans.row(row) for row in range(len(taken))],
+            labels=self.labels,
+            reachable_N=predictions.outputs.get("reachable_N"),
+        )
+
+    def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
+        """Returns what single characters, and the spellings of spans, are worth."""
+        examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
+        floors = {
+            "most frequent tag per character": spans.character_frequency,
+            self.FLOOR: spans.dictionary,
+        }
+        found = {name: _rows(floor(train, examples.texts_N)) for name, floor in floors.items()}
+        return {
+            name: self.score(Predictions(examples.ids_N, {"spans_N": found_N}), examples)
+            for name, found_N in found.items()
+        }
+
+    def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
+        """Yields 'id', 'name' (if there is one), 'text', 'spans' (if known) and 'predicted' as
+        [start, stop, label, characters], 'scores' of these, 'wrong' (if known), 'confidence'."""
+        for at, row in enumerate(rows_of(examples, predictions.ids_N)):
+            text, found_Sx3 = examples.texts_N[row], predictions["spans_N"][at]
+            record: dict[str, Any] = {"id": int(predictions.ids_N[at])}
+            if examples.names_N is not None:
+                record["name"] = examples.names_N[row]
+            record |= {"text": text, "predicted": self._shown(found_Sx3, text)}
+            record["scores"] = [round(float(score), 4) for score in predictions["scores_N"][at]]
+            if examples.spans is not None:
+                record["spans"] = self._shown(examples.spans.row(row), text)
+                record["wrong"] = sorted(record["spans"]) != sorted(record["predicted"])
+            yield record | {"confidence": float(predictions["confidence_N"][at])}
+
+    def _shown(self, spans_Sx3: np.ndarray, text: str) -> list[list]:
+        return [[i, j, self.labels[label], text[i:j]] for i, j, label in spans_Sx3.tolist()]
+
+    def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray:
+        """Returns which tokens get a tag: of the text, with characters, and not cut by an edge."""
+        del encoded
+        return targets.positions["tags_RxL"] > 0
+
+    def _runs(
+        self, predictions: Predictions, window: int, places: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Returns runs of the tokens at `places`, a score for each, and the least certainty."""
+        if self._flat:
+            tags_T, sure_T = (predictions[name][window][places] for name in ("tags_N", "sure_N"))
+            runs_Sx3 = span_tags.from_tags(tags_T)
+            scores = [sure_T[first : last + 1].min() for first, last, _ in runs_Sx3.tolist()]
+            return runs_Sx3, np.array(scores), sure_T.min(initial=1.0)
+        odds_K = np.exp(-np.clip(predictions["scores_NxK"][window], -50, 50).astype(np.float64))
+        sure_K, spans_Kx3 = 1 / (1 + odds_K), predictions["spans_NxKx3"][window]
+        spans_Sx3 = spans_Kx3[sure_K > 0.5].astype(np.int64)
+        spans_Sx3[:, :2] = np.searchsorted(places, spans_Sx3[:, :2])
+        return spans_Sx3, sure_K[sure_K > 0.5], np.maximum(sure_K, 1 - sure_K).min(initial=1.0)
+
+
+def _token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the weights of examples at their tokens that get tags, float32 [R, L], else 0."""
+    weights_1B = jnp.append(0.0, batch["weights_B"].astype(jnp.float32))
+    return weights_1B[batch["segments_RxL"]] * (batch["tags_RxL"] > 0)
+
+
+def _rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns an object array of arrays, which may all have one shape."""
+    array_N = np.empty(len(arrays), object)
+    for row, array in enumerate(arrays):
+        array_N[row] = array
+    return array_N

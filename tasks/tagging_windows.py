@@ -1,0 +1,99 @@
+"""Tagging of texts in windows: tokens, what the edges cut, and one result of several windows.
+
+Here: host code in numpy. Not here: where texts are cut (input_pipeline/windows.py), tags
+(input_pipeline/span_tags.py). Called by tasks/tagging.py.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from input_pipeline import span_tags
+from input_pipeline.examples import Examples, Ragged
+from input_pipeline.template import FIELDS, Encoded, Encoder
+
+_CHUNK = 512  # texts that are tokenised at once
+
+ScoredSpan = tuple[int, int, int, float]  # start, stop, label, score
+
+
+def asked(encoded: Encoded) -> np.ndarray:
+    """Returns which tokens get a tag, bool, flat: those of characters of the text."""
+    in_text_P = encoded.fields == FIELDS.index("text")
+    return in_text_P & (encoded.offsets[:, 0] < encoded.offsets[:, 1])
+
+
+def tokens(windows: Examples, encoder: Encoder) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields of each window its index, which of its tokens get tags, and their characters."""
+    for first in range(0, len(windows), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        pairs_N = windows.pairs_N[part] if "pair" in encoder.fields else None
+        encoded = encoder(windows.texts_N[part], pairs_N, offsets=True)
+        asked_P, stops_B = asked(encoded), encoded.starts_B + encoded.lengths_B
+        for row, (start, stop) in enumerate(zip(encoded.starts_B, stops_B, strict=True)):
+            places = np.flatnonzero(asked_P[start:stop])
+            yield first + row, places, encoded.offsets[start:stop][places]
+
+
+def reachable(windows: Examples, examples: Examples, encoder: Encoder, *, flat: bool) -> np.ndarray:
+    """Returns how many spans of each example a model with these tokens and windows can find.
+
+    Args:
+        windows: with the spans that they hold whole.
+        examples: their owners.
+        encoder: texts to tokens.
+        flat: whether no two spans share a token.
+    """
+    rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
+    back: list[set[tuple[int, ...]]] = [set() for _ in rows]
+    for window, _, offsets_Tx2 in tokens(windows, encoder):
+        spans_Sx3, text = windows.spans.row(window), windows.texts_N[window]
+        kept_S = span_tags.representable(spans_Sx3, offsets_Tx2, text, flat=flat)
+        start = int(windows.starts_N[window])
+        moved_Sx3 = spans_Sx3[kept_S] + np.array([start, start, 0])
+        back[rows[int(windows.owners_N[window])]].update(map(tuple, moved_Sx3.tolist()))
+    return np.array([len(found) for found in back])
+
+
+def with_cut_spans(windows: Examples, examples: Examples, *, label: int) -> Examples:
+    """Adds what the windows hold of the spans that they do not hold whole, with that label."""
+    counts_N = np.unique(windows.owners_N, return_counts=True)[1]
+    if (counts_N == 1).all():
+        return windows
+    rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
+    spans = []
+    for window, text in enumerate(windows.texts_N):
+        start, own_Sx3 = int(windows.starts_N[window]), windows.spans.row(window)
+        all_Sx3 = examples.spans.row(rows[int(windows.owners_N[window])]) - [start, start, 0]
+        clipped_Sx3 = np.clip(all_Sx3, 0, [len(text), len(text), label])
+        cut_S = (clipped_Sx3[:, 0] < clipped_Sx3[:, 1]) & (clipped_Sx3 != all_Sx3).any(axis=1)
+        clipped_Sx3[:, 2] = label
+        spans.append(np.concatenate([own_Sx3, clipped_Sx3[cut_S]]))
+    splits = np.concatenate([[0], np.cumsum([len(found) for found in spans])])
+    values = np.concatenate(spans).astype(windows.spans.values.dtype)
+    return dataclasses.replace(windows, spans=Ragged(values, splits.astype(np.int64)))
+
+
+def territories(windows: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Returns from and up to which character of the owner's text a window is believed.
+
+    Neighbours part in the middle of what they share: each character is read where it stands
+    farther from the edge. A span is read where its middle is, and so whole if it isn't longer than
+    what they share.
+    """
+    stops_N = windows.starts_N + [len(text) for text in windows.texts_N]
+    together = windows.owners_N[1:] == windows.owners_N[:-1]
+    borders = (windows.starts_N[1:] + stops_N[:-1]) / 2
+    lows_N = np.append(-np.inf, np.where(together, borders, -np.inf))
+    highs_N = np.append(np.where(together, borders, np.inf), np.inf)
+    return lows_N, highs_N
+
+
+def in_order(spans: Sequence[ScoredSpan], *, flat: bool) -> list[ScoredSpan]:
+    """Sorts the spans of all windows; if flat, without those that overlap the one before."""
+    kept: list[ScoredSpan] = []
+    for span in sorted(spans):
+        if not flat or not kept or kept[-1][1] <= span[0]:
+            kept.append(span)
+    return kept

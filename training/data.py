@@ -1,0 +1,122 @@
+"""What a run is trained, chosen and tested on: its prepared data and their splits.
+
+Here: one face for the data of one task and of several tasks together, which are prepared apart.
+Not here: preparing (input_pipeline/preparation.py). Called by training/train.py and
+evaluation/protocol.py.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from input_pipeline.examples import Examples
+from input_pipeline.mixture import Mixture, member_configs
+from input_pipeline.preparation import Prepared, load_split, prepare, prose
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunData:
+    """Prepared data and what they say about themselves.
+
+    Attributes:
+        labels: what the task predicts; JSON-ready.
+        fingerprints: of the splits.
+        available: training examples that there are.
+    """
+
+    config: ConfigDict
+    prepared: Prepared
+
+    @property
+    def labels(self) -> Any:
+        """What the task predicts: class names, of tagging those of spans."""
+        kind = "span_labels" if self.config.task == "tagging" else "labels"
+        return list(self.prepared.manifest[kind])
+
+    @property
+    def splits(self) -> Mapping[str, Any]:
+        """What the manifest says of each split."""
+        return self.prepared.manifest["splits"]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Those of the splits."""
+        return {name: part["fingerprint"] for name, part in self.splits.items()}
+
+    @property
+    def available(self) -> int:
+        """Training examples that there are, before config.data.max_train_examples."""
+        return self.splits["train"]["examples"]
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019, as many as there are splits
+    def split(self, name: str) -> Examples:
+        """Returns the first config.data.max_<name>_examples of a split.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        limit = self.config.data[f"max_{name}_examples"] if name in self.splits else 0
+        return load_split(self.prepared, name, limit=limit)
+
+    def prose(self) -> str:
+        """Says what was prepared, and where it lies."""
+        return (
+            f"{prose(self.prepared.manifest)}\n"
+            f"Data: {self.prepared.directory}, described in its manifest.json."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SeveralData:
+    """The data of several tasks: what RunData is, over all of them.
+
+    Attributes:
+        members: name -> its data.
+    """
+
+    members: Mapping[str, RunData]
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What each member predicts."""
+        return {name: data.labels for name, data in self.members.items()}
+
+    @property
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """What the members' manifests say of each split that all have."""
+        shared = set.intersection(*(set(data.splits) for data in self.members.values()))
+        return {
+            split: {name: data.splits[split] for name, data in self.members.items()}
+            for split in sorted(shared)
+        }
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Those of the splits, of all members together."""
+        return {
+            split: " ".join(part["fingerprint"] for part in parts.values())
+            for split, parts in self.splits.items()
+        }
+
+    @property
+    def available(self) -> int:
+        """Training examples that there are of all members."""
+        return sum(data.available for data in self.members.values())
+
+    def split(self, name: str) -> Mixture:
+        """Returns a split of all members, each up to its own limit."""
+        return Mixture({member: data.split(name) for member, data in self.members.items()})
+
+    def prose(self) -> str:
+        """Says what was prepared, and where it lies."""
+        return "\n".join(f"{name}: {data.prose()}" for name, data in self.members.items())
+
+
+def load_data(config: ConfigDict) -> RunData | SeveralData:
+    """Prepares what config.data describes, or that of each member, unless it is there already."""
+    if config.task == "multi_task":
+        return SeveralData({name: load_data(own) for name, own in member_configs(config).items()})
+    return RunData(config, prepare(config.data))
