@@ -2,8 +2,9 @@
 
     python main.py --config=configs/continued.py --workdir=runs/continued
 
-Bits per character are what a text costs; step 0 of the log is the model before. Measured on two
-cores, on 200 test paragraphs: MEASURED-HERE.
+Bits per character are what a text costs. Measured on two cores of an AMD EPYC, 7 min 32 s with
+other work beside it, on 200 test paragraphs: 4.336 ± 0.092, against 4.700 ± 0.094 before training
+(step 0) and 6.981 ± 0.125 for character 5-grams trained on the same 1,200 paragraphs.
 
 The vocabulary is trimmed to the pieces that the training texts use and 2,000 others, of 262,144:
 four fifths of the computation would else be logits. All is compared within that vocabulary.

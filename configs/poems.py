@@ -9,7 +9,10 @@ errors_test.jsonl; for other titles, put them into a file, a line each:
     python main.py --mode=predict --config=configs/poems.py --workdir=runs/poems \\
         --config.predict.input=titles.txt
 
-MEASURED-HERE
+Measured on two cores of an AMD EPYC, 13 min with other work beside it, on 200 test poems: 7.342 ±
+0.043 bits per character, against 8.832 ± 0.043 before training and 8.321 ± 0.075 for character
+5-grams. chrF of 16 written poems is 3.9 ± 0.2, before 1.2 ± 0.2, and 3.9 ± 0.2 for the nearest
+training poem: the form is learned, not this poet's words.
 
 `:runlocal` ends in about a minute and is what tests and CI use.
 """

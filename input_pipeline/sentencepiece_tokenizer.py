@@ -190,11 +190,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         """As of Tokenizer."""
-        return self._processor.decode([int(i) for i in ids])
+        return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def piece(self, token_id: int) -> str:
         """As of Tokenizer; U+2581 for a space."""
-        return self._processor.id_to_piece(int(token_id))
+        known = token_id < self.vocab_size  # embeddings may have rows that are nobody's
+        return self._processor.id_to_piece(int(token_id)) if known else ""
 
     @functools.cached_property
     def _prefix(self) -> int:

@@ -195,3 +195,10 @@ def test_a_damaged_gguf_is_named(tmp_path):
 def test_too_large_a_vocabulary_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer\.vocab_size=5000"):
         train_tokenizer(["很好", "不好"], tmp_path / "tokenizer.model", vocab_size=5000)
+
+
+def test_ids_beyond_the_vocabulary_are_no_text(trained):
+    """Embeddings may have rows for padding, which a language model can name."""
+    ids = trained.piece_ids("房间好")
+    assert trained.piece(trained.vocab_size) == ""
+    assert trained.decode([*ids, trained.vocab_size + 3]) == trained.decode(ids)
