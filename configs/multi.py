@@ -3,9 +3,7 @@
     pip install -e '.[demo]' && python main.py --config=configs/multi.py --workdir=runs/multi
 
 Each step is of one task; how many are of which goes by the square root of their examples
-(config.multi). Measured on two cores, MEASURED-HERE: reviews, accuracy MEASURED-HERE of 200 against
-MEASURED-HERE for TF-IDF + logistic regression on the same texts; names, F1 MEASURED-HERE of 200
-paragraphs against MEASURED-HERE for a dictionary of the training names.
+(config.multi). Not measured yet.
 
 A member's knobs are its own config's: --config.multi.members.names.data.max_train_examples=1000.
 `:runlocal` ends in about a minute.

@@ -10,7 +10,9 @@ organisations and geopolitical entities. BERT-base reaches an F1 of 68.2 with al
 fine-tuning; this is two passes over it with LoRA. Posts that stand in two splits are counted, and
 the result is told without them as well.
 
-MEASURED-HERE
+Measured on two cores of an AMD EPYC with other work beside it, on 261 test posts: F1 53.1 ± 2.9 %,
+against 48.1 ± 3.5 for the dictionary of the training posts' names: 5.1 ± 3.3 points more, which may
+be chance. Without 16 posts that have a copy in another split: 52.0 ± 3.1 against 44.8 ± 3.7.
 
 `:full` is what those results are made with, and meant for an accelerator.
 """

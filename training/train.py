@@ -153,7 +153,7 @@ class Run:
             "labels": data.labels,
             "fingerprints": {**experiment.fingerprints, **data.fingerprints},
             "metric": config.eval.metric,
-            "fitted": {},
+            "fitted": experiment.task.fitted,
             "best": None,
             "evaluations_without_gain": 0,
         }
