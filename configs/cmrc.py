@@ -3,7 +3,9 @@
     python main.py --config=configs/cmrc.py --workdir=runs/cmrc \\
         --config.data.files=cmrc2018_trial.json --config.data.test_files=cmrc2018_dev.json
 
-MEASURED-HERE
+Not measured to the end yet. On the dev set the sentence that shares most with the question has an
+exact match of 0.4 and an F1 of 25.9; answers of the trial set are three times as long as those of
+the dev set, so that it teaches the wrong length.
 
 The budget is two CPU cores'. With the official training file and an accelerator:
 

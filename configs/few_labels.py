@@ -7,7 +7,10 @@ before any training (step 0, and the row "before training"). A first model learn
 and labels 768 others, of which those are taken that it is sure of; a second one starts anew and
 learns from both. The table holds both.
 
-MEASURED-HERE
+Measured on two cores of an AMD EPYC, 8 min 40 s with other work beside it, on 500 test examples:
+80.0 ± 1.8 % with self-training and 80.2 ± 1.8 without (64 labels alone), 53.8 ± 2.2 before
+training. Of the 644 labels that were taken 83 % are right, though the first model is 99.7 % sure of
+them: no gain. TF-IDF on the 64 and the 644 together: 74.4 ± 2.0.
 
 `:runlocal` ends in about a minute.
 """
