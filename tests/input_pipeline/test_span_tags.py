@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import span_tags
@@ -105,12 +105,13 @@ def test_any_span_is_represented_or_counted(tokenizers, kind, text, draws):
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=30, deadline=None)
 @given(text=TEXT)
+@example(text="龘\u0301")
 def test_by_characters_no_token_holds_two_chinese_characters(tokenizers, kind, text):
     by_characters = tokenizers[f"{kind} by characters"]
     [(ids, offsets)] = by_characters.encode_with_offsets([text])
     assert by_characters.encode_batch([text]) == [ids]
     for start, stop in offsets:
-        assert stop - start == 1 or not any("\u4e00" <= c <= "\u9fff" for c in text[start:stop])
+        assert sum("\u4e00" <= c <= "\u9fff" for c in text[start:stop]) <= 1  # and its marks
     covered = {i for span in offsets for i in range(*span)}
     whole = tokenizers[kind].encode_with_offsets([text])[0][1]
     assert covered >= {i for span in whole for i in range(*span) if "\u4e00" <= text[i] <= "\u9fff"}
