@@ -3,9 +3,10 @@
     python main.py --config=configs/cmrc.py --workdir=runs/cmrc \\
         --config.data.files=cmrc2018_trial.json --config.data.test_files=cmrc2018_dev.json
 
-Not measured to the end yet. On the dev set the sentence that shares most with the question has an
-exact match of 0.4 and an F1 of 25.9; answers of the trial set are three times as long as those of
-the dev set, so that it teaches the wrong length.
+Measured on two cores of an AMD EPYC, 8 min 43 s, on 200 dev questions: F1 6.9 ± 1.0 and no exact
+match, far behind the sentence that shares most with the question (F1 29.0 ± 1.9, exact match 1.0).
+The loss fell from 5.4 to 3.3. Whether 320 questions are too few for so small a decoder was not
+settled; answers of the trial set are three times as long as those of the dev set.
 
 The budget is two CPU cores'. With the official training file and an accelerator:
 

@@ -3,7 +3,10 @@
     pip install -e '.[demo]' && python main.py --config=configs/multi.py --workdir=runs/multi
 
 Each step is of one task; how many are of which goes by the square root of their examples
-(config.multi). Not measured yet.
+(config.multi). Measured on two cores of an AMD EPYC, 3 min 51 s, on 200 test examples of each:
+reviews 82.0 ± 2.7 % right (TF-IDF 78.5 ± 2.9: may be chance); names' F1 42.5 ± 3.4, behind the
+dictionary of training names with 67.5 ± 2.8. Alone and on 1,280 paragraphs, with other settings,
+configs/peoples_daily.py reaches 87.0; what of it this recipe lacks was not settled.
 
 A member's knobs are its own config's: --config.multi.members.names.data.max_train_examples=1000.
 `:runlocal` ends in about a minute.
