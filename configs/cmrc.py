@@ -3,10 +3,9 @@
     python main.py --config=configs/cmrc.py --workdir=runs/cmrc \\
         --config.data.files=cmrc2018_trial.json --config.data.test_files=cmrc2018_dev.json
 
-Measured on two cores of an AMD EPYC, 8 min 43 s, on 200 dev questions: F1 6.9 ± 1.0 and no exact
-match, far behind the sentence that shares most with the question (F1 29.0 ± 1.9, exact match 1.0).
-The loss fell from 5.4 to 3.3. Whether 320 questions are too few for so small a decoder was not
-settled; answers of the trial set are three times as long as those of the dev set.
+Measured on two cores of an AMD EPYC, 7 min 47 s, on 200 dev questions: F1 47.1 ± 2.6 and exact
+match 11.0 ± 2.2, against 29.0 ± 1.9 and 1.0 for the sentence that shares most with the question.
+Answers of the trial set, 320 of which are learned from, are three times as long as the dev set's.
 
 The budget is two CPU cores'. With the official training file and an accelerator:
 
@@ -38,7 +37,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.batch_size = 8
     config.layout.update(max_length=384, row_length=384)
 
-    config.model.bidirectional = True  # the start of an answer depends on what follows it
+    # The question comes first, so that a decoder knows it at every position of the text. In so few
+    # steps it can't learn to look ahead: F1 is 6.9 with config.model.bidirectional=True.
     config.adapt.update(kind="lora", rank=16, alpha=32.0, frozen_dtype="bfloat16")
     config.optimizer.learning_rate = 3e-4
     config.optimizer.lr_table = (("head/.*", 4.0), (".*", 1.0))
