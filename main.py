@@ -25,7 +25,7 @@ flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, r
 flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "integrate", "inspect", "verify", "export"],
+    ["train", "evaluate", "test", "predict", "integrate", "inspect", "verify", "export"],
     "What to do; see README.md.",
 )
 flags.mark_flags_as_required(["config", "workdir"])
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
     modes = {
         "train": train.train,
         "evaluate": protocol.evaluate,
+        "test": train.test,
         "predict": protocol.predict,
         "integrate": protocol.integrate,
         "inspect": inspection.inspect,

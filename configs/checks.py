@@ -41,6 +41,8 @@ _CHOICES = {
     "tokenizer.marks": ("auto", "none", "bos", "eos", "both"),
     "adapt.kind": ADAPTERS,
     "adapt.frozen_dtype": ("float32", "bfloat16", "int8"),
+    "train.collapse": ("ignore", "stop", "restart"),
+    "eval.calibration": ("none", "temperature", "bias"),
     "train.on_config_change": ("refuse", "continue", "overwrite"),
 }
 _AT_LEAST = {
@@ -77,10 +79,14 @@ _AT_LEAST = {
     "train.keep_latest": 1,
     "eval.rows": 1,
     "integrate.points": 2,
+    "review.folds": 2,
+    "review.neighbours": 0,
+    "search.trials": 0,
+    "seeds": 1,
 }
 _SHARES = ("data.cleaning.min_chinese_share", "data.cleaning.max_repetition")
 _SHARES += ("classification.label_smoothing", "language.mask_share", "generation.top_p")
-_SHARES += ("tagging.dropout", "self_training.threshold")
+_SHARES += ("tagging.dropout", "self_training.threshold", "train.ema")
 
 
 def check_values(config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ValueError(f"configs/common.py takes no argument, found {arg!r}")
     config = ConfigDict()
     config.seed = 0  # the only seed: order, augmentation, dropout and fresh heads derive from it
+    config.seeds = 1  # how many runs, of seed, seed + 1, ...; their mean and spread are reported
     config.resume_from = ""  # another run's workdir whose parameters this run starts from
     config.task = "classification"  # tagging, reading_comprehension, multiple_choice,
     # masked_language_modelling, causal_language_modelling, span_corruption, generation, multi_task;
@@ -36,6 +37,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train = _train()
     config.eval = _eval()
     config.integrate = _integrate()
+    config.review = _review()
+    config.search = _search()
     config.predict = _predict()
     config.inspect = _inspect()
     config.verify = _verify()
@@ -348,6 +351,8 @@ def _train() -> ConfigDict:
     train.log_every = "10 steps"
     train.checkpoint_every = "25%"
     train.keep_latest = 1  # checkpoints kept beside the best one
+    train.ema = 0.0  # decay of a running average of the weights, an option beside them; 0 is off
+    train.collapse = "stop"  # when the model says one class only: 'ignore', 'stop' or 'restart'
     train.early_stopping = 0  # stop after so many evaluations without a gain; 0 is off
     train.on_config_change = "refuse"  # in another's workdir: 'refuse', 'continue', 'overwrite'
     train.integrate = True  # interpolate with the pretrained weights before the test
@@ -364,16 +369,44 @@ def _eval() -> ConfigDict:
     evaluation.rows = 8  # rows per evaluation batch
     evaluation.checkpoint = "best"  # for other modes: 'best', 'latest', 'integrated' or a step
     evaluation.split = "validation"  # for --mode=evaluate
-    evaluation.test = True  # report on the test split; False, for a sweep, leaves it shut
+    evaluation.test = True  # go on to --mode=test after training; False leaves the split shut
+    evaluation.calibration = "temperature"  # of probabilities, fitted on the validation split:
+    # 'none', 'temperature', or 'bias' (a temperature and a bias for each class)
+    evaluation.robustness = False  # test changed copies of the texts too: evaluation/robustness.py
     return evaluation
 
 
 def _integrate() -> ConfigDict:
-    """The line from the pretrained to the fine-tuned weights."""
+    """What joins weights after training; the validation split chooses, and the simplest wins ties.
+
+    Methods: 'interpolation' with the pretrained weights; 'soup', 'greedy_soup' and 'learned_soup'
+    of all checkpoints; 'add', 'ties' and 'dare' of the runs' changes; 'ensemble' of probabilities.
+    """
     integrate = ConfigDict()
+    integrate.methods = ("interpolation",)
+    integrate.runs = ()  # workdirs or globs of other runs of the same task, data and checkpoint
+    integrate.shifted_files = ""  # a second, shifted validation set, whose curve is drawn too
+    integrate.targets = ""  # JSONL of the ensemble's probabilities of the training texts
     integrate.points = 11  # mixing coefficients, from 0 (pretrained) to 1 (fine-tuned)
     integrate.max_examples = 0  # of the validation split; 0 is all
     return integrate
+
+
+def _review() -> ConfigDict:
+    """What training says about the data (--mode=review)."""
+    review = ConfigDict()
+    review.folds = 5  # trainings on all but a part, each judging the part it has not seen
+    review.neighbours = 3  # nearest training examples shown for each error
+    review.exclude = ""  # CSV of a review: examples with 1 under 'exclude' are not trained on
+    return review
+
+
+def _search() -> ConfigDict:
+    """Several runs (--mode=sweep, or seeds > 1)."""
+    search = ConfigDict()
+    search.print_commands = False  # print a command for each run, for a job queue, and run none
+    search.trials = 0  # of Optuna over the recipe's sweep(), for the extra 'search'; 0 runs it all
+    return search
 
 
 def _predict() -> ConfigDict:

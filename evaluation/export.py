@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from evaluation import export_huggingface, report
 from evaluation.export_language import write_language_model
-from evaluation.protocol import read_meta, restore
+from evaluation.restoring import read_meta, restore
 from input_pipeline import alignment, normalization, records
 from input_pipeline.preparation import load_split, prepare
 from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer

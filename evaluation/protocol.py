@@ -3,10 +3,9 @@
 The functions named after modes are called by main.py, `finish` by the training at its end.
 """
 
-import dataclasses
 import datetime
 import json
-import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,39 +16,25 @@ from ml_collections import ConfigDict
 from evaluation import report
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, find
+from evaluation.restoring import Restored, read_meta, restore
 from input_pipeline.examples import Examples
 from input_pipeline.mixture import Mixture, member_configs
 from input_pipeline.preparation import read_unlabelled
 from integration.interpolation import interpolate
-from training.checkpoints import Checkpoints, Meta
+from training.checkpoints import Checkpoints
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
-from training.workdir import flatten_config
-
-# What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
-# compared by fingerprint.
-_BOUND = ("task", "classification.kind", "classification.separator", "tagging.characters")
-_BOUND += ("tagging.head", "tagging.head_size", "generation.chat_template")
-_BOUND += ("model.init", "model.head", "model.pooling", "model.label_words", "model.bidirectional")
-_BOUND += ("adapt.kind", "adapt.targets", "adapt.rank", "adapt.alpha", "adapt.layers")
-_BOUND += ("adapt.prompt_length", "adapt.frozen_dtype", "optimizer.lr_table", "features.use")
-_BOUND += ("tokenizer.marks", "tokenizer.keep_others", "tokenizer.new_pieces")
-_BOUND += ("data.template", "data.normalization", "layout.max_length")
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A checkpoint's parameters on the devices, and where they came from."""
-
-    params: dict[str, jax.Array]
-    meta: Meta
-    name: str
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Evaluates config.eval.checkpoint on config.eval.split; writes numbers and errors to files."""
     data = load_data(config)
     split = config.eval.split
+    if split == "test":
+        raise ValueError(
+            "config.eval.split='test': the test split is opened by --mode=test alone, which counts "
+            "its openings; expected one of ['train', 'validation']"
+        )
     if split not in data.splits:
         raise ValueError(
             f"config.eval.split: found {split!r}, expected one of {sorted(data.splits)}"
@@ -62,8 +47,6 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
     experiment = build(config, workdir, data.labels, print)
     restored = restore(experiment, workdir)
-    if split == "test":
-        _note_test_opening(workdir, data, restored.name)
     examples = data.split(split)
     experiment.task.check(examples, split)
     predictions = experiment.predict(restored.params, examples, complete=True)
@@ -132,11 +115,11 @@ def finish(
     train_split: Examples,
     others: Mapping[str, tuple[ConfigDict, Path]],
 ) -> dict[str, Any]:
-    """Integrates, opens the test split once, and reports; does nothing twice.
+    """Integrates and reports, on the test split if config.eval.test; does nothing twice.
 
     Args:
       experiment: as trained; its checkpoints are in `workdir`.
-      workdir: results.json, errors_test.jsonl and curves.png go here.
+      workdir: the results' files go here.
       data: the splits.
       train_split: the training examples that were used.
       others: config and workdir of finished runs to compare with, by the name of their row.
@@ -144,30 +127,73 @@ def finish(
     Returns:
       What results.json holds.
     """
-    config, task = experiment.config, experiment.task
+    config = experiment.config
     if (workdir / "results.json").exists():
         print(f"This run is finished; its results are in {workdir / 'results.json'}:")
         return report.show_results(workdir)
+    shutil.rmtree(workdir / "integrated", ignore_errors=True)  # of a shorter training
+    if config.train.integrate and config.model.init == "pretrained":
+        restored = restore(experiment, workdir, "best")
+        _integrate(experiment, workdir, restored, data.split("validation"))
+    split = "test" if config.eval.test and "test" in data.splits else "validation"
+    return _report(experiment, workdir, data, train_split, others, split=split)
+
+
+def test(
+    experiment: Experiment,
+    workdir: Path,
+    data: RunData,
+    train_split: Examples,
+    others: Mapping[str, tuple[ConfigDict, Path]],
+) -> dict[str, Any]:
+    """Tests a finished run once more, or for the first time; arguments as of `finish`.
+
+    Raises:
+      ValueError: there is no test split.
+    """
+    if "test" not in data.splits:
+        raise ValueError(
+            f"--mode=test: the data have the splits {sorted(data.splits)} and no 'test': set "
+            "config.data.split.test, or config.data.test_files"
+        )
+    saved = read_meta(experiment.config, workdir)["fingerprints"]
+    changed = [name for name, found in data.fingerprints.items() if saved.get(name) != found]
+    if changed:
+        raise ValueError(
+            f"--mode=test: the run in {workdir} was chosen on other data, the splits {changed} of "
+            f"the data have changed (by fingerprint): restore them, or train anew"
+        )
+    return _report(experiment, workdir, data, train_split, others, split="test")
+
+
+def _report(
+    experiment: Experiment,
+    workdir: Path,
+    data: RunData,
+    train_split: Examples,
+    others: Mapping[str, tuple[ConfigDict, Path]],
+    *,
+    split: str,
+) -> dict[str, Any]:
+    """Says what the chosen models, and what they are compared with, are worth on a split."""
+    config, task = experiment.config, experiment.task
     restored = restore(experiment, workdir, "best")
-    trained = report.BOTH if experiment.features else report.FINETUNED
-    models, integration = {trained: restored}, None
+    models = {report.BOTH if experiment.features else report.FINETUNED: restored}
     if config.eval.at_start and not config.resume_from:
         before = Restored(experiment.put(experiment.initial), restored.meta, report.BEFORE)
         models = {report.BEFORE: before, **models}
-    if config.train.integrate and config.model.init == "pretrained":
-        validation = data.split("validation")
-        alpha, curve, integrated = _integrate(experiment, workdir, restored, validation)
-        integration = {"alpha": alpha, "curve": curve}
-        if alpha < 1:
-            models[f"{report.INTEGRATED} (alpha {alpha:g})"] = integrated
-    name = "validation"
+    integration = None
+    if (workdir / "integrated").is_dir():
+        chosen = restore(experiment, workdir, "integrated")
+        integration = {"alpha": chosen.meta["alpha"], "curve": chosen.meta["curve"]}
+        if chosen.meta["alpha"] < 1:
+            models[f"{report.INTEGRATED} (alpha {chosen.meta['alpha']:g})"] = chosen
     openings = []
-    if config.eval.test and "test" in data.splits:
-        rows = [*others, *models]
-        name, opened_for = "test", f"{restored.name}: {', '.join(rows)}"
+    if split == "test":
+        opened_for = f"{restored.name}: {', '.join([*others, *models])}"
         openings = _note_test_opening(workdir, data, opened_for)
-    examples = data.split(name)
-    task.check(examples, name)
+    examples = data.split(split)
+    task.check(examples, split)
     if experiment.features:
         train_split, examples = (experiment.with_features(e) for e in (train_split, examples))
     scores = task.baselines(train_split, examples)
@@ -179,13 +205,13 @@ def finish(
         predictions = experiment.predict(model.params, examples, complete=True)
         scores[row] = task.score(predictions, examples)
     errors = task.describe(predictions, examples)
-    report.write_errors(workdir / f"errors_{name}.jsonl", errors)
+    report.write_errors(workdir / f"errors_{split}.jsonl", errors)
     return report.write_results(
         workdir,
         scores,
         floor=task.FLOOR,
         fingerprints=restored.meta["fingerprints"],
-        split=name,
+        split=split,
         metric=_metric(experiment),
         integration=integration,
         leaked_ids=examples.leaked_ids,
@@ -240,64 +266,6 @@ def _integrate(
     integrated.save_params(params, meta)
     integrated.close()
     return alpha, curve, Restored(params, meta, f"integrated (alpha {alpha:g})")
-
-
-def _open(workdir: Path, name: str, **options: Any) -> tuple[Checkpoints, int]:
-    """Returns the checkpoints and the step that `name` stands for."""
-    folder = "integrated" if name == "integrated" else "checkpoints"
-    checkpoints = Checkpoints(workdir / folder, read_only=True, **options)
-    return checkpoints, checkpoints.resolve("latest" if name == "integrated" else name)
-
-
-def read_meta(config: ConfigDict, workdir: Path) -> Meta:
-    """Returns a checkpoint's meta after a check that the config describes the same model."""
-    checkpoints, step = _open(workdir, config.eval.checkpoint)
-    meta = checkpoints.meta(step)
-    checkpoints.close()
-    saved = flatten_config(meta["config"])
-    current = flatten_config(json.loads(config.to_json()))
-    changed = [
-        f"  {key}: {saved.get(key, '(absent)')!r} in the checkpoint, {value!r} now"
-        for key, value in current.items()
-        if re.sub(r"^multi\.members\.\w+\.", "", key).startswith(_BOUND)
-        and saved.get(key, value) != value
-    ]
-    if changed:
-        raise ValueError(
-            f"checkpoint {step} of {workdir} was trained with another model:\n"
-            + "\n".join(changed)
-            + f"\nUse the values of the checkpoint ({workdir / 'config.json'})."
-        )
-    return meta
-
-
-def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> Restored:
-    """Restores the checkpoint `name`, or the one config.eval.checkpoint names.
-
-    Raises:
-      ValueError: there is none, or it was trained on other files than the experiment has.
-    """
-    config = experiment.config
-    name = name or config.eval.checkpoint
-    checkpoints, step = _open(workdir, name, rank=experiment.rank)
-    meta = checkpoints.meta(step)
-    changed = [
-        part
-        for part, fingerprint in experiment.fingerprints.items()
-        if meta["fingerprints"][part] != fingerprint
-    ]
-    if changed:
-        raise ValueError(
-            f"checkpoint {step} of {workdir} was trained on another {' and '.join(changed)} file "
-            "(the fingerprints differ): its frozen parameters are read from there; restore it"
-        )
-    params = checkpoints.restore_params(step, experiment.like())
-    checkpoints.close()
-    experiment.task.fitted = meta["fitted"]
-    title = f"{name} checkpoint, step {step}"
-    if name == "integrated":
-        title = f"integrated (alpha {meta['alpha']:g} of the {meta['of']})"
-    return Restored(params, meta, title)
 
 
 def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ from configs.overrides import check_overrides
 from evaluation import protocol
 from input_pipeline.features import load as load_features
 from input_pipeline.preparation import load_split, prepare
+from training import train as loop
 from training.checkpoints import Checkpoints
 from training.train import train
 
@@ -62,6 +63,28 @@ def test_the_main_job_learns_integrates_tests_and_reports(trained):
 def test_a_finished_run_shows_its_results_and_leaves_the_test_split_shut(trained):
     config, workdir, results = trained
     assert train(config, workdir) == results
+    assert len(lines(workdir / "test_openings.jsonl")) == 1
+
+
+def test_a_second_look_at_the_test_split_gives_the_same_and_is_counted(trained):
+    config, workdir, results = trained
+    again = loop.test(config, workdir)
+    assert again["models"] == results["models"]
+    assert again["integration"] == results["integration"]
+    assert len(again["test_openings"]) == 2
+    assert again["test_openings"][:1] == results["test_openings"]
+
+
+def test_the_test_split_has_one_door(trained):
+    config, workdir, _ = trained
+    config.eval.split = "test"
+    with pytest.raises(ValueError, match="--mode=test alone"):
+        protocol.evaluate(config, workdir)
+    with pytest.raises(ValueError, match="its training is not finished"):
+        loop.test(config, workdir.parent / "elsewhere")
+    config.data.split.seed += 1
+    with pytest.raises(ValueError, match=r"was chosen on other data, the splits \['train'"):
+        loop.test(config, workdir)
     assert len(lines(workdir / "test_openings.jsonl")) == 1
 
 

@@ -125,15 +125,17 @@ class Checkpoints:
           OSError: the one before could not be written; earlier ones are untouched.
         """
         optimizer = {"step": state.step, "examples": state.examples, "state": state.optimizer}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(merge(state.params)),
-            optimizer=ocp.args.StandardSave(optimizer),
-            meta=ocp.args.JsonSave(copy.deepcopy(meta)),
-        )
+        items = {
+            "params": ocp.args.StandardSave(merge(state.params)),
+            "optimizer": ocp.args.StandardSave(optimizer),
+            "meta": ocp.args.JsonSave(copy.deepcopy(meta)),
+        }
+        if state.average is not None:
+            items["average"] = ocp.args.StandardSave(merge(state.average))
         try:
             numbered = {f"rank_{i}": value for i, value in enumerate(ranks)}
             ranked = {**metrics, **numbered, "step": step} if metrics else None
-            self._manager.save(step, args=items, metrics=ranked)
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=ranked)
         except (OSError, ValueError) as error:
             raise self._failed(error) from None
 
@@ -162,28 +164,45 @@ class Checkpoints:
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         ).meta
 
-    def restore_params(self, step: int, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict:
-        """Restores the trained parameters as a flat dict, placed as `like` says.
+    def has_average(self, step: int) -> bool:
+        """Whether a running average of the parameters was saved (config.train.ema)."""
+        return (self._directory / str(step) / "average").is_dir()
+
+    def restore_params(
+        self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], *, item: str = "params"
+    ) -> dict:
+        """Restores the trained parameters, or their 'average', as a flat dict, placed as in `like`.
 
         Raises:
           ValueError: the checkpoint's parameters are not those of `like`.
         """
         self._check(step, like)
-        items = ocp.args.Composite(params=ocp.args.StandardRestore(merge(like)))
-        return flatten(self._manager.restore(step, args=items).params)
+        items = ocp.args.Composite(**{item: ocp.args.StandardRestore(merge(like))})
+        return flatten(self._manager.restore(step, args=items)[item])
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Restores the whole state; `like` holds shapes, dtypes and shardings."""
         self._check(step, like.params)
         optimizer = {"step": like.step, "examples": like.examples, "state": like.optimizer}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(merge(like.params)),
-            optimizer=ocp.args.StandardRestore(optimizer),
-        )
-        restored = self._manager.restore(step, args=items)
+        items = {
+            "params": ocp.args.StandardRestore(merge(like.params)),
+            "optimizer": ocp.args.StandardRestore(optimizer),
+        }
+        if like.average is not None:
+            if not self.has_average(step):
+                raise ValueError(
+                    f"checkpoint {step} of {self._directory} has no running average of the "
+                    "parameters: set config.train.ema=0 to go on from it"
+                )
+            items["average"] = ocp.args.StandardRestore(merge(like.average))
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         parts = restored.optimizer
         return TrainState(
-            parts["step"], parts["examples"], flatten(restored.params), parts["state"]
+            parts["step"],
+            parts["examples"],
+            flatten(restored.params),
+            parts["state"],
+            None if like.average is None else flatten(restored["average"]),
         )
 
     def _check(self, step: int, like: Mapping[str, Any]) -> None:

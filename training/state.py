@@ -22,6 +22,7 @@ class TrainState(NamedTuple):
     examples: jax.Array  # int32 scalar, training examples seen: where the stream goes on
     params: dict[str, jax.Array]  # the trained ones
     optimizer: optax.OptState
+    average: dict[str, jax.Array] | None = None  # of the parameters, with config.train.ema
 
 
 def flatten(tree: Mapping) -> dict[str, jax.Array]:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from evaluation import protocol, report
 from evaluation.metrics import estimate, find
+from evaluation.restoring import read_meta
 from input_pipeline import silent_loss
 from input_pipeline.examples import Examples
 from training import cost, optimizers, self_training
@@ -56,6 +57,34 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       OSError: a file could not be read or written.
     """
     check_workdir(workdir, config)
+    experiment, data, train_split, others = _begin(config, workdir)
+    loss = silent_loss.measure(training_texts(train_split), experiment.tokenizer)
+    print(loss.prose())
+    report.write_json(workdir / "silent_loss.json", loss.to_json())
+    Run(experiment, workdir, data, train_split).train()
+    return protocol.finish(experiment, workdir, data, train_split, others)
+
+
+def test(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Opens the test split for a finished run (--mode=test); results.json is written anew.
+
+    Raises:
+      ValueError: the run is not finished, or was of another model or other data.
+    """
+    if not (workdir / "results.json").exists():
+        raise ValueError(
+            f"--mode=test: {workdir} holds no results.json, so its training is not finished: run "
+            "the same command with --mode=train first"
+        )
+    read_meta(config, workdir)
+    experiment, data, train_split, others = _begin(config, workdir)
+    return protocol.test(experiment, workdir, data, train_split, others)
+
+
+def _begin(
+    config: ConfigDict, workdir: Path
+) -> tuple[Experiment, RunData, Examples, dict[str, tuple[ConfigDict, Path]]]:
+    """Prepares the data, ends the runs to compare with, and builds the experiment."""
     data = load_data(config)
     train_split = data.split("train")
     print(data.prose())
@@ -76,11 +105,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         others[report.TEACHER] = teacher
     experiment = build(config, workdir, data.labels, print, train_split)
     experiment.task.check(data.split("validation"), "validation")
-    loss = silent_loss.measure(training_texts(train_split), experiment.tokenizer)
-    print(loss.prose())
-    report.write_json(workdir / "silent_loss.json", loss.to_json())
-    Run(experiment, workdir, data, train_split).train()
-    return protocol.finish(experiment, workdir, data, train_split, others)
+    return experiment, data, train_split, others
 
 
 def encoder_alone(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None:
@@ -146,6 +171,7 @@ class Run:
             batch_size=config.data.batch_size,
             seed=config.seed,
             gates=experiment.gates(self._durations.unfreeze_every),
+            ema=config.train.ema,
         )
         self._train_step = PerShape(self._step_function, "the train step", print, donate=(0,))
         self._meta = {
@@ -213,7 +239,8 @@ class Run:
                 jax.eval_shape(self._optimizer.init, experiment.like()),
             )
             print(f"Start: from checkpoint {latest} of this workdir.")
-            like = TrainState(scalar, scalar, experiment.like(), optimizer)
+            average = experiment.like() if config.train.ema else None
+            like = TrainState(scalar, scalar, experiment.like(), optimizer, average)
             return self._checkpoints.restore(latest, like)
         if config.resume_from:
             params = self._other_run()
@@ -222,7 +249,8 @@ class Run:
             print(f"Start: from {config.model.init} weights of {config.model.checkpoint}.")
         optimizer = jax.jit(self._optimizer.init, out_shardings=placed)(params)
         zero = jax.device_put(jnp.int32(0), placed)
-        return TrainState(zero, zero + 0, params, optimizer)
+        average = jax.tree.map(jnp.copy, params) if config.train.ema else None  # params are donated
+        return TrainState(zero, zero + 0, params, optimizer, average)
 
     def _other_run(self) -> dict[str, jax.Array]:
         """Returns the best (else the latest) parameters of the run in config.resume_from."""

@@ -24,6 +24,7 @@ def make_train_step(
     batch_size: int,
     seed: int,
     gates: Callable[[jax.Array], Mapping[str, jax.Array]] | None = None,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, frozen, batch) -> (state, metrics)`; jit it with `state` donated.
 
@@ -36,6 +37,8 @@ def make_train_step(
       batch_size: examples a step, over all microbatches.
       seed: of the dropout stream.
       gates: factor 0 or 1 on each path's update, as a function of the examples seen.
+      ema: decay of TrainState.average, at most (1 + step) / (10 + step), lest a short run keep its
+        start; used where the state has an average.
 
     The batch's arrays start with the microbatch axis M. Sums are divided by the total weight once,
     so that M microbatches equal one large batch.
@@ -76,13 +79,18 @@ def make_train_step(
         if gates:
             updates = {path: updates[path] * gate for path, gate in gates(state.examples).items()}
         params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        average = state.average
+        if average is not None:
+            decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+            average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
         metrics = {
             "loss": total / weight,
             **{name: value / weight for name, value in sums.items()},
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": rate,
         }
-        state = TrainState(state.step + 1, state.examples + batch_size, params, optimizer_state)
+        seen = state.examples + batch_size
+        state = TrainState(state.step + 1, seen, params, optimizer_state, average)
         return state, metrics
 
     return train_step

@@ -8,18 +8,23 @@ from typing import Any
 from ml_collections import ConfigDict
 
 # What may differ between two starts in one workdir, since the trained weights don't depend on it.
-_FREE = ("eval.checkpoint", "eval.split", "predict.", "train.on_config_change")
+_FREE = (
+    "eval.checkpoint",
+    "eval.split",
+    "eval.test",
+    "eval.robustness",
+    "search.",
+    "predict.",
+    "train.on_config_change",
+)
 _FREE += ("train.compilation_cache", "data.prepared_dir", "integrate.", "inspect.")
 _FREE += ("verify.", "export.", "model.hub")
 # What a run writes here, and all that 'overwrite' deletes.
 _OURS = ("checkpoints", "integrated", "tensorboard", "metrics.jsonl", "results.json", "curves.png")
-_OURS += ("errors_test.jsonl", "tokenizer.model", "features.safetensors", "encoder_alone")
-_OURS += (
-    "silent_loss.json",
-    "teacher",
-    "self_training.json",
-    "export",
-)  # test_openings.jsonl stays: it is evidence
+_OURS += ("errors_test.jsonl", "errors_validation.jsonl", "scores_test.npz")
+_OURS += ("scores_validation.npz", "report.html", "MODEL_CARD.md")
+_OURS += ("tokenizer.model", "features.safetensors", "encoder_alone", "silent_loss.json", "teacher")
+_OURS += ("self_training.json", "export")  # test_openings.jsonl stays: it is evidence
 # What a run's weights belong to, beside the data and the model.
 _FITTED = ("features.", "tokenizer.")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.export import export
-from evaluation.protocol import restore
+from evaluation.restoring import restore
 from training.data import load_data
 from training.experiment import build
 from training.train import train

@@ -42,6 +42,21 @@ def test_state_and_meta_come_back_bit_equal(tmp_path):
     assert checkpoints.meta(3) == META
 
 
+def test_an_average_comes_back_and_a_run_that_wants_one_is_told_where_there_is_none(tmp_path):
+    averaged = state(4)._replace(average={path: x * 2 for path, x in state(4).params.items()})
+    checkpoints = Checkpoints(tmp_path / "c", keep_latest=2)
+    checkpoints.save(3, state(3), META)
+    checkpoints.save(4, averaged, META)
+    checkpoints.wait()
+    assert [checkpoints.has_average(step) for step in (3, 4)] == [False, True]
+    assert_equal(checkpoints.restore(4, like(averaged)), averaged)
+    found = checkpoints.restore_params(4, like(averaged.params), item="average")
+    assert_equal(found, averaged.average)
+    assert checkpoints.restore(4, like(state(4))).average is None
+    with pytest.raises(ValueError, match=r"checkpoint 3 of .* set config\.train\.ema=0"):
+        checkpoints.restore(3, like(averaged._replace(step=jnp.int32(3))))
+
+
 @pytest.mark.parametrize(("sign", "best"), [(1, 2), (-1, 1)])
 def test_the_latest_and_the_best_are_kept(tmp_path, sign, best):
     checkpoints = Checkpoints(tmp_path / "c", keep_latest=2)

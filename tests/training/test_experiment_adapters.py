@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from evaluation import protocol
+from evaluation import protocol, restoring
 from input_pipeline.preparation import load_split, prepare
 from training.checkpoints import Checkpoints
 from training.experiment import build
@@ -59,7 +59,7 @@ def test_the_line_starts_at_the_pretrained_model(finished):
     prepared = prepare(config.data)
     examples = load_split(prepared, "validation", limit=8)
     experiment = build(config, workdir, prepared.labels, lambda _: None)
-    trained = protocol.restore(experiment, workdir, "latest").params
+    trained = restoring.restore(experiment, workdir, "latest").params
     end = experiment.pretrained_end(trained)
     assert end.keys() == trained.keys()
     at_start = experiment.predict(experiment.put(experiment.initial), examples)["logits_NxC"]
@@ -79,7 +79,7 @@ def test_layers_are_unfrozen_from_the_top(tiny_config, tmp_path):
     tiny_config.train.integrate = False
     train(tiny_config, tmp_path / "run")
     experiment = build(tiny_config, tmp_path / "run", ["negative", "positive"], lambda _: None)
-    trained = jax.device_get(protocol.restore(experiment, tmp_path / "run", "latest").params)
+    trained = jax.device_get(restoring.restore(experiment, tmp_path / "run", "latest").params)
     moved = {p for p, value in trained.items() if (value != experiment.initial[p]).any()}
     assert "head/kernel" in moved
     assert not any(path.startswith("backbone/layer_") for path in moved)

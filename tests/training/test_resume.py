@@ -62,8 +62,9 @@ def logged(workdir: Path) -> dict[tuple[int, str], float]:
 def final_params(workdir: Path) -> dict[str, np.ndarray]:
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.latest()
-    params = checkpoints._manager.restore(step).params
-    return {path: np.asarray(value) for path, value in flatten(params).items()}
+    saved = checkpoints._manager.restore(step)
+    parts = {"params": saved.params, "average": saved["average"]}
+    return {path: np.asarray(value) for path, value in flatten(parts).items()}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,7 @@ def config(make_config, write_config, tmp_path_factory):
         integrate=False,
         compilation_cache=str(folder / "compiled"),
         microbatches=2,
+        ema=0.9,
     )
     config.model.dropout = 0.1
     config.augmentation.update(deletion_rate=0.1, punctuation_rate=0.1, sampling_rate=0.2)

@@ -67,7 +67,7 @@ def initial_params():
     return flatten(jax.jit(draw)(jax.random.key(1), blank)["params"])
 
 
-def one_step(batch, *, frozen=(), schedule=lambda n: 1.0, batch_size=8):
+def one_step(batch, *, frozen=(), schedule=lambda n: 1.0, batch_size=8, ema=None, taken=0):
     params = dict(initial_params())
     fixed = {path: params.pop(path) for path in list(params) if path.startswith(tuple(frozen))}
     config = common.get_config().optimizer
@@ -82,8 +82,10 @@ def one_step(batch, *, frozen=(), schedule=lambda n: 1.0, batch_size=8):
         schedule=schedule,
         batch_size=batch_size,
         seed=0,
+        ema=ema or 0.0,
     )
-    state = TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))
+    average = None if ema is None else jax.tree.map(lambda value: value + 1, params)
+    state = TrainState(jnp.int32(taken), jnp.int32(0), params, optimizer.init(params), average)
     return params, *jax.jit(step)(state, fixed, batch)
 
 
@@ -125,6 +127,14 @@ def test_rate_follows_the_middle_of_the_examples():
         *_, metrics = one_step(padded_batch(8), schedule=schedule, batch_size=batch_size)
         rates[batch_size] = float(metrics["learning_rate"])
     assert rates == pytest.approx({8: 0.004, 80: 0.04})
+
+
+@pytest.mark.parametrize(("ema", "step", "decay"), [(0.9, 1000, 0.9), (0.9, 5, 6 / 15)])
+def test_the_average_follows_the_parameters_and_forgets_a_short_runs_start(ema, step, decay):
+    params, state, _ = one_step(padded_batch(8), ema=ema, taken=step)
+    for path, start in params.items():
+        expected = decay * (start + 1) + (1 - decay) * state.params[path]
+        np.testing.assert_allclose(state.average[path], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_counters_move():

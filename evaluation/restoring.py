@@ -1,0 +1,94 @@
+"""Checkpoints to parameters on the devices, after checks that they belong to the config.
+
+Called by evaluation/protocol.py, integration/ and whatever else reads a finished run.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from training.checkpoints import Checkpoints, Meta
+from training.experiment import Experiment
+from training.workdir import flatten_config
+
+# What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
+# compared by fingerprint.
+_BOUND = ("task", "classification.kind", "classification.separator", "tagging.characters")
+_BOUND += ("tagging.head", "tagging.head_size", "generation.chat_template")
+_BOUND += ("model.init", "model.head", "model.pooling", "model.label_words", "model.bidirectional")
+_BOUND += ("adapt.kind", "adapt.targets", "adapt.rank", "adapt.alpha", "adapt.layers")
+_BOUND += ("adapt.prompt_length", "adapt.frozen_dtype", "optimizer.lr_table", "features.use")
+_BOUND += ("tokenizer.marks", "tokenizer.keep_others", "tokenizer.new_pieces")
+_BOUND += ("data.template", "data.normalization", "layout.max_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint's parameters on the devices, and where they came from."""
+
+    params: dict[str, jax.Array]
+    meta: Meta
+    name: str
+
+
+def open_checkpoints(workdir: Path, name: str, **options: Any) -> tuple[Checkpoints, int]:
+    """Returns the checkpoints and the step that `name` stands for."""
+    folder = "integrated" if name == "integrated" else "checkpoints"
+    checkpoints = Checkpoints(workdir / folder, read_only=True, **options)
+    return checkpoints, checkpoints.resolve("latest" if name == "integrated" else name)
+
+
+def read_meta(config: ConfigDict, workdir: Path) -> Meta:
+    """Returns a checkpoint's meta after a check that the config describes the same model."""
+    checkpoints, step = open_checkpoints(workdir, config.eval.checkpoint)
+    meta = checkpoints.meta(step)
+    checkpoints.close()
+    saved = flatten_config(meta["config"])
+    current = flatten_config(json.loads(config.to_json()))
+    changed = [
+        f"  {key}: {saved.get(key, '(absent)')!r} in the checkpoint, {value!r} now"
+        for key, value in current.items()
+        if re.sub(r"^multi\.members\.\w+\.", "", key).startswith(_BOUND)
+        and saved.get(key, value) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"checkpoint {step} of {workdir} was trained with another model:\n"
+            + "\n".join(changed)
+            + f"\nUse the values of the checkpoint ({workdir / 'config.json'})."
+        )
+    return meta
+
+
+def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> Restored:
+    """Restores the checkpoint `name`, or the one config.eval.checkpoint names.
+
+    Raises:
+      ValueError: there is none, or it was trained on other files than the experiment has.
+    """
+    config = experiment.config
+    name = name or config.eval.checkpoint
+    checkpoints, step = open_checkpoints(workdir, name, rank=experiment.rank)
+    meta = checkpoints.meta(step)
+    changed = [
+        part
+        for part, fingerprint in experiment.fingerprints.items()
+        if meta["fingerprints"][part] != fingerprint
+    ]
+    if changed:
+        raise ValueError(
+            f"checkpoint {step} of {workdir} was trained on another {' and '.join(changed)} file "
+            "(the fingerprints differ): its frozen parameters are read from there; restore it"
+        )
+    params = checkpoints.restore_params(step, experiment.like())
+    checkpoints.close()
+    experiment.task.fitted = meta["fitted"]
+    title = f"{name} checkpoint, step {step}"
+    if name == "integrated":
+        title = f"integrated (alpha {meta['alpha']:g} of the {meta['of']})"
+    return Restored(params, meta, title)
