@@ -26,6 +26,7 @@ from models.pretrained import write_pretrained
 from models.t5 import T5Config
 from tasks.generation import Generation
 from tasks.writing import Writer
+from training import train as loop
 from training.data import load_data
 from training.experiment import build
 from training.sharding import put_batch
@@ -112,11 +113,10 @@ def test_it_learns_to_answer_and_beats_its_floors(finished):
         assert json.loads(line)["bits_per_character"] > 0
 
 
-def test_evaluate_mode_finds_what_training_reported(finished):
+def test_the_test_mode_finds_what_training_reported(finished):
     config, workdir, results = finished
-    config = config.copy_and_resolve_references()
-    config.eval.split = "test"
-    found, reported = protocol.evaluate(config, workdir), results["models"]["fine-tuned"]
+    found = loop.test(config, workdir)["models"]["fine-tuned"]
+    reported = results["models"]["fine-tuned"]
     for name in ("bits_per_character", "perplexity", "accuracy", "chrf", "bleu", "rouge_l"):
         assert found[name]["value"] == pytest.approx(reported[name]["value"], rel=1e-4)
 

@@ -21,6 +21,7 @@ from models.backbone import parameter_shapes, parts_of
 from models.bert import BertConfig
 from models.pretrained import load_pretrained, write_pretrained
 from models.t5 import T5Config
+from training import train as loop
 from training.experiment import build
 from training.sharding import put_batch
 from training.train import train
@@ -328,8 +329,7 @@ def test_continued_pretraining_end_to_end(make_config, tmp_path):
     row = results["models"]["fine-tuned"]
     assert row["bits_per_character"]["value"] < 3
     assert results["models"]["character 5-grams"]["bits_per_character"]["value"] > 0
-    config.eval.split = "test"
-    again = protocol.evaluate(config, tmp_path / "run")
+    again = loop.test(config, tmp_path / "run")["models"]["fine-tuned"]
     assert again["perplexity"] == row["perplexity"]
     config.predict.input = str(tmp_path / "input.txt")
     (tmp_path / "input.txt").write_text("房间非常好。" * 9 + "\n早餐\n", encoding="utf-8")
