@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -37,7 +37,6 @@ from rich.console import Console
 from rich.table import Table
 
 OURS, PYTORCH = "ours", "PyTorch float32"
-KINDS = ("forward", "training step")
 TOLERANCE = 1e-3  # of the losses of the first steps
 _CHECKED_STEPS = 3
 _CLASSES = 2
@@ -70,13 +69,16 @@ class Task:
 
 
 class Side(Protocol):
-    """One of the two inside its process."""
+    """One of the two inside its process; made from a task.
 
-    def train(self) -> float:
-        """Takes a training step, waits for it, and returns its loss."""
+    Attributes:
+        calls: what is measured, by kind; each waits for its result.
+    """
 
-    def forward(self) -> None:
-        """Computes the logits and waits for them."""
+    calls: Mapping[str, Callable[[], Any]]
+
+    def begin(self) -> Any:
+        """Returns what both sides must agree on."""
 
 
 def encoder_config(**changes: Any) -> Any:
@@ -221,14 +223,19 @@ class Ours:
         self.state = TrainState(zero, zero + 0, params, optimizer.init(params))
         self._part = jax.device_put(part)
         self.batch = jax.tree.map(lambda array: array[None], self._part)
+        self.calls = {"forward": self.forward, "training step": self.train}
+
+    def begin(self) -> list[float]:
+        """Returns the losses of the first steps."""
+        return [self.train() for _ in range(_CHECKED_STEPS)]
 
     def train(self) -> float:
-        """See Side."""
+        """Takes a training step and returns its loss."""
         self.state, metrics = self._jitted(self.state, {}, self.batch)
         return float(metrics["loss"])
 
     def forward(self) -> None:
-        """See Side."""
+        """Computes the logits."""
         self._forward(self.state.params, self._part).block_until_ready()
 
 
@@ -263,6 +270,11 @@ class PyTorch:
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         self._optimizer = torch.optim.AdamW(groups, lr=_LEARNING_RATE, betas=(_B1, _B2), eps=_EPS)
+        self.calls = {"forward": self.forward, "training step": self.train}
+
+    def begin(self) -> list[float]:
+        """Returns the losses of the first steps."""
+        return [self.train() for _ in range(_CHECKED_STEPS)]
 
     def _logits(self) -> Any:
         options = {} if self._first else {"use_cache": False}
@@ -272,7 +284,7 @@ class PyTorch:
         return self._head(hidden[:, 0 if self._first else -1])
 
     def train(self) -> float:
-        """See Side."""
+        """Takes a training step and returns its loss."""
         self._model.train()
         loss = self._torch.nn.functional.cross_entropy(self._logits(), self._labels)
         loss.backward()
@@ -282,37 +294,37 @@ class PyTorch:
         return loss.item()
 
     def forward(self) -> None:
-        """See Side."""
+        """Computes the logits."""
         self._model.eval()
         with self._torch.inference_mode():
             self._logits()
 
 
-def work(connection: Connection, name: str, task: Task) -> None:
-    """Runs in a side's process: sends the first losses, then seconds for each (kind, count)."""
-    side: Side = {OURS: Ours, PYTORCH: PyTorch}[name](task)
-    connection.send([side.train() for _ in range(_CHECKED_STEPS)])
-    calls = {"forward": side.forward, "training step": side.train}
-    side.forward()
+def work(connection: Connection, make: Callable[[Any], Side], task: Any) -> None:
+    """Runs in a side's process: sends what it begins with, then seconds for each (kind, count)."""
+    side = make(task)
+    connection.send(side.begin())
+    for call in side.calls.values():  # the first may compile
+        call()
     while request := connection.recv():
         kind, count = request
         start = time.perf_counter()
         for _ in range(count):
-            calls[kind]()
+            side.calls[kind]()
         connection.send((time.perf_counter() - start) / count)
 
 
 class Worker:
     """A side in its process."""
 
-    def __init__(self, name: str, task: Task):
-        """Starts it; `losses` are those of the first steps."""
+    def __init__(self, name: str, make: Callable[[Any], Side], task: Any):
+        """Starts it; `first` is what the side begins with."""
         context = get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=work, args=(other, name, task), daemon=True)
+        self._process = context.Process(target=work, args=(other, make, task), daemon=True)
         self._process.start()
         other.close()
-        self.name, self.losses = name, self._receive()
+        self.name, self.first = name, self._receive()
 
     def seconds(self, kind: str, count: int) -> float:
         """Returns the time of one of `count` calls, while the other side sleeps."""
@@ -351,15 +363,27 @@ def measure(task: Task, *, rounds: int, steps: int) -> dict[str, dict[str, list[
     Raises:
         ValueError: their losses differ.
     """
-    workers = [Worker(name, task) for name in (OURS, PYTORCH)]
-    losses = {worker.name: worker.losses for worker in workers}
+    workers = [Worker(OURS, Ours, task), Worker(PYTORCH, PyTorch, task)]
+    losses = {worker.name: worker.first for worker in workers}
     compare_losses(losses)
     print(f"{task.kind}: losses of the first steps", losses)
-    seconds: dict[str, dict[str, list[float]]] = {kind: {OURS: [], PYTORCH: []} for kind in KINDS}
+    return take_turns(workers, {"forward": 3 * steps, "training step": steps}, rounds=rounds)
+
+
+def take_turns(
+    workers: Sequence[Worker], counts: Mapping[str, int], *, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Returns seconds by kind and side, one for each round, and ends the workers.
+
+    Args:
+        workers: both sides.
+        counts: calls of each kind in a round.
+        rounds: in which each side measures once, the other one first every second time.
+    """
+    seconds = {kind: {worker.name: [] for worker in workers} for kind in counts}
     for number in range(rounds):
-        for kind in KINDS:
+        for kind, count in counts.items():
             for worker in workers if number % 2 else workers[::-1]:
-                count = steps * (3 if kind == "forward" else 1)
                 seconds[kind][worker.name].append(worker.seconds(kind, count))
     for worker in workers:
         worker.stop()
@@ -432,9 +456,9 @@ def _timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def show(name: str, results: dict[str, dict[str, list[float]]]) -> None:
+def show(title: str, results: dict[str, dict[str, list[float]]]) -> None:
     """Prints the table of a model."""
-    table = Table(title=f"The {name}: same weights, shapes and losses; medians over the rounds")
+    table = Table(title=title)
     for column in ("", "ours, ms", "PyTorch, ms", "x PyTorch", "quartiles"):
         table.add_column(column, justify="right" if column else "left")
     for kind, seconds in results.items():
@@ -463,7 +487,8 @@ def main(argv: Sequence[str]) -> None:
                 if options.profile:
                     profile(task, repeats=2 * options.rounds)
                 else:
-                    show(kind, measure(task, rounds=options.rounds, steps=options.steps))
+                    title = f"The {kind}: same weights, shapes and losses; medians of the rounds"
+                    show(title, measure(task, rounds=options.rounds, steps=options.steps))
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
 
