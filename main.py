@@ -25,7 +25,7 @@ flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, r
 flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "test", "predict", "integrate", "inspect", "verify", "export"],
+    ["train", "evaluate", "test", "predict", "integrate", "report", "inspect", "verify", "export"],
     "What to do; see README.md.",
 )
 flags.mark_flags_as_required(["config", "workdir"])
@@ -42,7 +42,8 @@ def main(argv: list[str]) -> None:
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
-    from evaluation import export, protocol, verification
+    from evaluation import comparison, export, protocol, verification
+    from integration import run as integrate
     from training import inspection, train
 
     modes = {
@@ -50,7 +51,8 @@ def main(argv: list[str]) -> None:
         "evaluate": protocol.evaluate,
         "test": train.test,
         "predict": protocol.predict,
-        "integrate": protocol.integrate,
+        "integrate": integrate.integrate,
+        "report": comparison.report,
         "inspect": inspection.inspect,
         "verify": verification.verify,
         "export": export.export,

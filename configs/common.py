@@ -39,6 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.integrate = _integrate()
     config.review = _review()
     config.search = _search()
+    config.report = _report()
     config.predict = _predict()
     config.inspect = _inspect()
     config.verify = _verify()
@@ -407,6 +408,14 @@ def _search() -> ConfigDict:
     search.print_commands = False  # print a command for each run, for a job queue, and run none
     search.trials = 0  # of Optuna over the recipe's sweep(), for the extra 'search'; 0 runs it all
     return search
+
+
+def _report() -> ConfigDict:
+    """Finished runs side by side (--mode=report)."""
+    found = ConfigDict()
+    found.runs = ()  # workdirs or globs; () is the workdir itself, or all runs in it
+    found.baseline = ""  # the run that all others are compared with; '' is the first
+    return found
 
 
 def _predict() -> ConfigDict:

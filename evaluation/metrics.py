@@ -23,6 +23,8 @@ class Metric(NamedTuple):
         higher_is_better: whether more is.
         scale: factor from the value to what tables show: 100 for per cent.
         digits: behind the point, in tables.
+        shown: whether tables for people hold it, or files alone.
+        additive: whether an example's statistics stay when others are left out. Ranks do not.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Metric(NamedTuple):
     higher_is_better: bool = True
     scale: float = 1.0
     digits: int = 3
+    shown: bool = True
+    additive: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +56,12 @@ class Scores:
     truth: Any = None
 
     def without(self, ids: np.ndarray) -> "Scores":
-        """Returns the scores of all examples but those with the given ids; without details."""
+        """Returns the scores of all examples but those with the given ids; without details, and
+        without metrics that are not additive: their statistics would count what was left out."""
         keep_N = ~np.isin(self.ids_N, ids)
-        statistics = {name: values[keep_N] for name, values in self.statistics.items()}
-        return Scores(self.metrics, self.ids_N[keep_N], statistics)
+        metrics = tuple(metric for metric in self.metrics if metric.additive)
+        statistics = {m.name: self.statistics[m.name][keep_N] for m in metrics}
+        return Scores(metrics, self.ids_N[keep_N], statistics)
 
     def metric(self, name: str) -> Metric:
         """Returns a metric by its name; 'auto' is the first.
@@ -92,19 +98,19 @@ def mean(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def f1(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Metric.value of statistics (found and right, found, to be found); 0 without any."""
     del whole
-    return _ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
+    return ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
 
 
 def precision(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Metric.value of the statistics of `f1`: share of what was found that is right."""
     del whole
-    return _ratio(sums[..., 0], sums[..., 1])
+    return ratio(sums[..., 0], sums[..., 1])
 
 
 def recall(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Metric.value of the statistics of `f1`: share of what is there that was found."""
     del whole
-    return _ratio(sums[..., 0], sums[..., 2])
+    return ratio(sums[..., 0], sums[..., 2])
 
 
 def macro_f1(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -115,7 +121,7 @@ def macro_f1(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """
     right, found, true = np.split(sums, 3, axis=-1)
     occurs = (np.split(whole, 3)[1] + np.split(whole, 3)[2]) > 0
-    return _ratio(2 * right, found + true).sum(-1) / max(int(occurs.sum()), 1)
+    return ratio(2 * right, found + true).sum(-1) / max(int(occurs.sum()), 1)
 
 
 def one_each(values_N: np.ndarray) -> np.ndarray:
@@ -206,7 +212,7 @@ def _leave_one_out(scores: Scores, name: str) -> tuple[float, np.ndarray]:
     return value, metric.value(sums_K - values_NxK, sums_K) - value
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Element-wise division in which something over 0 is 0."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)

@@ -10,18 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from evaluation import report
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Metric, Scores, find
+from evaluation.metrics import Metric, find
 from evaluation.restoring import Restored, read_meta, restore
+from evaluation.stored_scores import write_scores
 from input_pipeline.examples import Examples
 from input_pipeline.mixture import Mixture, member_configs
 from input_pipeline.preparation import read_unlabelled
-from integration.interpolation import interpolate
-from training.checkpoints import Checkpoints
+from integration.run import integrate_run, stored
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
 
@@ -92,22 +91,6 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     return output
 
 
-def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Interpolates config.eval.checkpoint with the pretrained weights; writes the winner."""
-    if config.eval.checkpoint == "integrated":
-        raise ValueError(
-            "config.eval.checkpoint: an integrated checkpoint can't be integrated again"
-        )
-    data = load_data(config)
-    read_meta(config, workdir)
-    experiment = build(config, workdir, data.labels, print)
-    restored = restore(experiment, workdir)
-    alpha, curve, _ = _integrate(experiment, workdir, restored, data.split("validation"))
-    metric = _metric(experiment)
-    report.show_curve(curve, alpha, metric)
-    return {"alpha": alpha, "curve": curve}
-
-
 def finish(
     experiment: Experiment,
     workdir: Path,
@@ -133,8 +116,7 @@ def finish(
         return report.show_results(workdir)
     shutil.rmtree(workdir / "integrated", ignore_errors=True)  # of a shorter training
     if config.train.integrate and config.model.init == "pretrained":
-        restored = restore(experiment, workdir, "best")
-        _integrate(experiment, workdir, restored, data.split("validation"))
+        integrate_run(experiment, workdir, data)
     split = "test" if config.eval.test and "test" in data.splits else "validation"
     return _report(experiment, workdir, data, train_split, others, split=split)
 
@@ -185,9 +167,9 @@ def _report(
     integration = None
     if (workdir / "integrated").is_dir():
         chosen = restore(experiment, workdir, "integrated")
-        integration = {"alpha": chosen.meta["alpha"], "curve": chosen.meta["curve"]}
-        if chosen.meta["alpha"] < 1:
-            models[f"{report.INTEGRATED} (alpha {chosen.meta['alpha']:g})"] = chosen
+        integration = stored(chosen.meta)
+        if integration["changed"]:
+            models[f"{report.INTEGRATED} ({integration['written']})"] = chosen
     openings = []
     if split == "test":
         opened_for = f"{restored.name}: {', '.join([*others, *models])}"
@@ -200,10 +182,14 @@ def _report(
     for row, (own, folder) in others.items():
         bare = examples if own.features.use != "none" else examples.without_features()
         scores[row] = task.score(predict_with(own, folder, data, bare), bare)
+    calibration = {}
     for row, model in models.items():
         task.fitted = model.meta["fitted"]
         predictions = experiment.predict(model.params, examples, complete=True)
         scores[row] = task.score(predictions, examples)
+        if card := task.calibration(predictions, examples):
+            calibration[row] = card
+    write_scores(workdir / f"scores_{split}.npz", scores)
     errors = task.describe(predictions, examples)
     report.write_errors(workdir / f"errors_{split}.jsonl", errors)
     return report.write_results(
@@ -221,6 +207,7 @@ def _report(
             "train_examples": len(train_split),
             "validation_examples": len(data.split("validation")),
             "test_openings": openings,
+            "calibration": calibration,
         },
     )
 
@@ -238,34 +225,6 @@ def predict_with(
     integrated = config.train.integrate and config.model.init == "pretrained"
     restored = restore(experiment, workdir, "integrated" if integrated else "best")
     return experiment.predict(restored.params, examples)
-
-
-def _integrate(
-    experiment: Experiment, workdir: Path, restored: Restored, validation: Examples
-) -> tuple[float, list[dict[str, float]], Restored]:
-    """Returns the chosen alpha, the curve, and the chosen point as a checkpoint."""
-    config = experiment.config
-    chosen = validation.first(config.integrate.max_examples or len(validation))
-    fitted: dict[int, dict] = {}
-
-    def score(params: dict[str, jax.Array]) -> Scores:
-        scores, fitted[len(fitted)] = experiment.score(params, chosen)
-        return scores
-
-    alpha, curve, params = interpolate(
-        score,
-        experiment.pretrained_end(restored.params),
-        restored.params,
-        points=config.integrate.points,
-        metric=_metric(experiment).name,
-    )
-    place = [point["alpha"] for point in curve].index(alpha)
-    integrated = Checkpoints(workdir / "integrated")
-    meta = {**restored.meta, "of": restored.name, "alpha": alpha, "curve": curve}
-    meta["fitted"] = fitted[place]
-    integrated.save_params(params, meta)
-    integrated.close()
-    return alpha, curve, Restored(params, meta, f"integrated (alpha {alpha:g})")
 
 
 def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str, str]]:

@@ -56,7 +56,7 @@ def write_results(
         fingerprints: of the splits and of what else the numbers depend on.
         split: name of the split that the numbers are about.
         metric: what chose the model.
-        integration: {'alpha', 'curve'} as integration.interpolation.interpolate returned, or None.
+        integration: as of integration.run.Integration.results, or None.
         leaked_ids: examples with a copy in another split; a second number leaves them out.
         extra: more JSON-ready facts to keep.
 
@@ -87,7 +87,7 @@ def write_results(
         "fingerprints": fingerprints,
         "split": split,
         "metric": metric.name,
-        "metrics": [_shown(m) for m in scores[last].metrics],
+        "metrics": [shown(m) for m in scores[last].metrics],
         "integration": integration,
         **extra,
     }
@@ -99,7 +99,7 @@ def write_results(
 def show_results(workdir: str | Path) -> dict[str, Any]:
     """Prints what results.json of a finished run holds, and returns it."""
     results = json.loads((Path(workdir) / "results.json").read_text(encoding="utf-8"))
-    _print(_table(*_cells(results["models"], results["metrics"])), results["conclusion"])
+    show(table(*_cells(results["models"], results["metrics"])), results["conclusion"])
     return results
 
 
@@ -114,8 +114,8 @@ def summarise_with_leaks(scores: Scores, leaked_ids: np.ndarray) -> dict[str, An
 
 def show_summary(scores: Scores, name: str) -> None:
     """Prints the metrics of the model `name`, and what is known of each class."""
-    summary, metrics = summarise(scores), [_shown(metric) for metric in scores.metrics]
-    tables = [_table(*_cells({name: summary}, metrics))]
+    summary, metrics = summarise(scores), [shown(metric) for metric in scores.metrics]
+    tables = [table(*_cells({name: summary}, metrics))]
     per_class, confusion = scores.detail.get("per_class"), scores.detail.get("confusion_matrix")
     if per_class:
         rows = [
@@ -129,17 +129,17 @@ def show_summary(scores: Scores, name: str) -> None:
         ]
         columns = ("class", "precision, %", "recall, %", "F1, %", "examples")
         predicted = (f"as {label}" for label in per_class if confusion)
-        tables.append(_table((*columns, *predicted), rows))
-    _print(*tables)
+        tables.append(table((*columns, *predicted), rows))
+    show(*tables)
 
 
 def show_curve(curve: Sequence[Mapping[str, float]], alpha: float, metric: Metric) -> None:
     """Prints the metric between the pretrained and the fine-tuned weights."""
     points = [
-        (f"{p['alpha']:g}", _cell(p, _shown(metric)), "chosen" if p["alpha"] == alpha else "")
+        (f"{p['alpha']:g}", cell(p, shown(metric)), "chosen" if p["alpha"] == alpha else "")
         for p in curve
     ]
-    _print(_table(("alpha", metric.title, ""), points))
+    show(table(("alpha", metric.title, ""), points))
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
@@ -158,7 +158,7 @@ def plot_curves(
     """
     lines = read_metrics(Path(workdir) / "metrics.jsonl")
     loss, validation = _series(lines, "loss"), _series(lines, f"validation/{metric.name}")
-    panels = [loss[0].size > 0, validation[0].size > 0, integration is not None]
+    panels = [loss[0].size > 0, validation[0].size > 0, "curve" in (integration or {})]
     columns = max(1, sum(panels))
     figure = Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
     axes = iter(np.ravel(figure.subplots(1, columns)))
@@ -170,7 +170,7 @@ def plot_curves(
         axis.plot(steps, metric.scale * values, marker="o", markersize=4, color="tab:green")
         axis.set(title="validation", xlabel="step", ylabel=metric.title)
     if panels[2]:
-        _plot_interpolation(next(axes), metric, **integration)
+        _plot_interpolation(next(axes), metric, integration)
     for axis in figure.axes:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -240,13 +240,13 @@ def _conclusion(
     return text if z >= 2 else text + " A difference this small may be chance."
 
 
-def _shown(metric: Metric) -> dict[str, Any]:
+def shown(metric: Metric) -> dict[str, Any]:
     """Returns how a metric is shown; JSON-ready."""
-    names = ("name", "title", "scale", "digits")
+    names = ("name", "title", "scale", "digits", "shown", "higher_is_better")
     return {name: getattr(metric, name) for name in names}
 
 
-def _print(*parts: Table | str) -> None:
+def show(*parts: Table | str) -> None:
     """Prints to the console; text is never broken, tables only where a terminal is too narrow."""
     console = Console()
     if not console.is_terminal:
@@ -255,20 +255,21 @@ def _print(*parts: Table | str) -> None:
         console.print(part, soft_wrap=isinstance(part, str), highlight=False, markup=False)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A console table; all columns but the first hold numbers."""
-    table = Table(box=box.SIMPLE)
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Returns a console table; all columns but the first hold numbers."""
+    found = Table(box=box.SIMPLE)
     for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if index else "left")
+        found.add_column(Text(column), justify="right" if index else "left")
     for row in rows:
-        table.add_row(*map(Text, row))  # labels may look like markup
-    return table
+        found.add_row(*map(Text, row))  # labels may look like markup
+    return found
 
 
 def _cells(
     models: Mapping[str, Mapping[str, Any]], metrics: Sequence[_Shown]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The columns of the results table and the cells of its rows, one per model."""
+    metrics = [metric for metric in metrics if metric["shown"]]
     leaks = any("leak_free" in summary for summary in models.values())
     some = metrics[:2]  # of the leak-free part
     columns = ("model", *(metric["title"] for metric in metrics), "examples")
@@ -287,11 +288,11 @@ def _cells(
 def _row(summary: Mapping[str, Any], metrics: Sequence[_Shown]) -> list[str]:
     """The cells of some metrics, empty where a model has none, and the number of examples."""
     known = [metric for metric in metrics if metric["name"] in summary]
-    cells = [_cell(summary[m["name"]], m) if m in known else "" for m in metrics]
+    cells = [cell(summary[m["name"]], m) if m in known else "" for m in metrics]
     return [*cells, f"{summary[known[0]['name']]['count']:,}" if known else ""]
 
 
-def _cell(estimate: Mapping[str, Any], metric: _Shown) -> str:
+def cell(estimate: Mapping[str, Any], metric: _Shown) -> str:
     """Value ± standard error, which is left out where it does not exist."""
     if estimate["value"] is None or not math.isfinite(estimate["value"]):
         return ""
@@ -320,19 +321,23 @@ def _plot_loss(axis: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     axis.set(title="training", xlabel="step", ylabel="loss")
 
 
-def _plot_interpolation(
-    axis: Axes, metric: Metric, alpha: float, curve: Sequence[Mapping[str, float]]
-) -> None:
+def _plot_interpolation(axis: Axes, metric: Metric, integration: Mapping[str, Any]) -> None:
     """The metric along the line from pretrained to fine-tuned weights, the choice marked."""
-    scale = metric.scale
-    alphas, values, errors = (
-        np.array([point[key] for point in curve], np.float64)
-        for key in ("alpha", "value", "standard_error")
-    )
-    style = {"color": "tab:purple", "marker": "o", "markersize": 4, "capsize": 2}
-    axis.errorbar(alphas, scale * values, scale * errors, **style)
+    scale, alpha = metric.scale, integration["alpha"]
+    curves = {"validation": integration["curve"]}
+    if "shifted_curve" in integration:
+        curves["shifted set"] = integration["shifted_curve"]
+    for (name, curve), color in zip(curves.items(), ("tab:purple", "tab:olive"), strict=False):
+        alphas, values, errors = (
+            np.array([point[key] for point in curve], np.float64)
+            for key in ("alpha", "value", "standard_error")
+        )
+        style = {"color": color, "marker": "o", "markersize": 4, "capsize": 2, "label": name}
+        axis.errorbar(alphas, scale * values, scale * errors, **style)
+    if len(curves) > 1:
+        axis.legend()
     axis.axvline(alpha, color="black", linestyle=":", linewidth=1)
-    axis.set(title=f"interpolation: {alpha:g} chosen", ylabel=f"{metric.title} (validation)")
+    axis.set(title=f"interpolation: {alpha:g} chosen", ylabel=metric.title)
     axis.set_xlabel("0 is pretrained, 1 is fine-tuned")
 
 

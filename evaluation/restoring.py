@@ -90,5 +90,5 @@ def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> R
     experiment.task.fitted = meta["fitted"]
     title = f"{name} checkpoint, step {step}"
     if name == "integrated":
-        title = f"integrated (alpha {meta['alpha']:g} of the {meta['of']})"
+        title = f"integrated ({meta['written']} of the {meta['of']})"
     return Restored(params, meta, title)

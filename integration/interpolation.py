@@ -1,10 +1,11 @@
 """Interpolation between the pretrained and the fine-tuned weights (WiSE-FT, arXiv 2109.01903).
 
 The straight line between the two often holds models that generalise better than either end. Only
-functions on parameter trees live here: main job and --mode=integrate bring the model and the data.
+functions on parameter trees live here, and the rule that chooses among their scores: run.py brings
+the model and the data, merging.py scales with the same functions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ def mix(pretrained: Params, finetuned: Params, alpha: jax.Array | float) -> Para
     Raises:
         ValueError: if the trees differ in paths or shapes, naming those that do.
     """
-    _check_alike(pretrained, finetuned)
+    check_alike(pretrained, finetuned)
     alpha = jnp.asarray(alpha, jnp.float32)
 
     def mix_leaf(start, end):
@@ -34,6 +35,11 @@ def mix(pretrained: Params, finetuned: Params, alpha: jax.Array | float) -> Para
 
 
 _mix_compiled = jax.jit(mix)  # alpha is an argument, so that all points share one program
+
+
+def mixed(pretrained: Params, finetuned: Params, alpha: float) -> Params:
+    """Returns what `mix` does, by the one program of all points."""
+    return _mix_compiled(pretrained, finetuned, np.float32(alpha))
 
 
 def interpolate(
@@ -63,13 +69,13 @@ def interpolate(
     """
     if points < 2:
         raise ValueError(f"integrate.points must be at least 2, both ends; found {points}.")
-    _check_alike(pretrained, finetuned)
+    check_alike(pretrained, finetuned)
     scores = {
-        alpha: score_fn(_mix_compiled(pretrained, finetuned, np.float32(alpha)))
+        alpha: score_fn(mixed(pretrained, finetuned, alpha))
         for alpha in np.linspace(0, 1, points).round(6).tolist()
     }
     alpha, curve = choose(scores, metric=metric)
-    return alpha, curve, _mix_compiled(pretrained, finetuned, np.float32(alpha))
+    return alpha, curve, mixed(pretrained, finetuned, alpha)
 
 
 def choose(scores: Mapping[float, Scores], *, metric: str) -> tuple[float, list[dict[str, float]]]:
@@ -87,35 +93,55 @@ def choose(scores: Mapping[float, Scores], *, metric: str) -> tuple[float, list[
         The chosen alpha, and for each {'alpha', 'value', 'standard_error', 'count', 'behind_best',
         'behind_best_error'}; an error of one example is NaN and counts as 0.
     """
+    compared = compare(dict(sorted(scores.items(), reverse=True)), metric=metric)
+    curve = [{"alpha": alpha, **compared[alpha]} for alpha in sorted(scores)]
+    return min(point["alpha"] for point in curve if is_tie(point)), curve
+
+
+def compare(scores: Mapping[Hashable, Scores], *, metric: str) -> dict[Any, dict[str, float]]:
+    """Returns of each {'value', 'standard_error', 'count', 'behind_best', 'behind_best_error'}.
+
+    Args:
+        scores: by any name, all of the same examples; of equal values the first is the best.
+        metric: name of what decides.
+    """
     first = next(iter(scores.values()))
     sign = 1 if first.metric(metric).higher_is_better else -1
-    values = {alpha: estimate(row, metric) for alpha, row in scores.items()}
-    best = max(sorted(values, reverse=True), key=lambda alpha: sign * values[alpha]["value"])
-    curve = []
-    for alpha in sorted(values):
-        behind = paired_difference(scores[best], scores[alpha], metric=metric)
-        gap = {
+    values = {name: estimate(row, metric) for name, row in scores.items()}
+    best = max(values, key=lambda name: sign * values[name]["value"])
+    compared = {}
+    for name, row in scores.items():
+        behind = paired_difference(scores[best], row, metric=metric)
+        compared[name] = {
+            **values[name],
             "behind_best": sign * behind["value"],
             "behind_best_error": behind["standard_error"],
         }
-        curve.append({"alpha": alpha, **values[alpha], **gap})
-    ties = [
-        point["alpha"]
-        for point in curve
-        # One example behind is exactly one error behind: a tie, whatever the rounding.
-        if point["behind_best"] <= np.nan_to_num(point["behind_best_error"]) + 1e-12
-    ]
-    return min(ties), curve
+    return compared
 
 
-def _check_alike(pretrained: Params, finetuned: Params) -> None:
-    """Raises ValueError naming the paths and shapes in which two trees differ."""
+def is_tie(point: Mapping[str, float]) -> bool:
+    """Whether a point of `compare` is within one standard error of the best."""
+    # One example behind is exactly one error behind: a tie, whatever the rounding.
+    return point["behind_best"] <= np.nan_to_num(point["behind_best_error"]) + 1e-12
+
+
+def check_alike(
+    first: Params, second: Params, *, names: tuple[str, str] = ("pretrained", "fine-tuned")
+) -> None:
+    """Raises ValueError naming the paths and shapes in which two trees differ.
+
+    Args:
+        first: any tree.
+        second: what is to be mixed with it.
+        names: of the two, for the message.
+    """
     shapes, other_shapes = (
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
             for path, leaf in jax.tree.leaves_with_path(tree)
         }
-        for tree in (pretrained, finetuned)
+        for tree in (first, second)
     )
     if shapes == other_shapes:
         return
@@ -126,7 +152,7 @@ def _check_alike(pretrained: Params, finetuned: Params) -> None:
     ]
     more = f" and {len(differing) - 10} more" if len(differing) > 10 else ""
     raise ValueError(
-        "Pretrained and fine-tuned parameters cannot be mixed, these differ (pretrained against "
-        f"fine-tuned): {'; '.join(differing[:10])}{more}. Use the checkpoint that the fine-tuning "
-        "started from."
+        f"The parameters of {names[0]} and {names[1]} cannot be mixed, these differ (the former "
+        f"against the latter): {'; '.join(differing[:10])}{more}. Use models of one configuration "
+        "that started from one checkpoint."
     )

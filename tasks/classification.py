@@ -6,7 +6,6 @@ multi_label.py, regression.py, ordinal.py and hierarchical.py, which build on th
 are in label_words.py.
 """
 
-import hashlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -19,16 +18,16 @@ import optax
 from ml_collections import ConfigDict
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from evaluation import baselines
+from evaluation import baselines, calibration, classification_metrics
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Metric, Scores, class_counts, macro_f1, mean, one_each
+from evaluation.metrics import Metric, Scores, macro_f1, mean, one_each
 from input_pipeline.examples import Examples
 from input_pipeline.template import MASK, Encoded
 from input_pipeline.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from models.heads import ClassifierHead
 from tasks import label_words
-from tasks.task import Chunk, Loss, Targets, Task, rows_of
+from tasks.task import Chunk, Loss, Targets, Task, digest, rows_of, text_record
 
 ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
 MACRO_F1 = Metric("macro_f1", "macro-F1, %", macro_f1, scale=100, digits=1)
@@ -51,9 +50,11 @@ class Classification(Task):
         OPTIONS: what of config.classification changes the loss of this kind.
         WORDS: whether a head from label words means anything.
         size: C.
+        fitted: {'temperature', 'bias'} as of evaluation.calibration.fit, chosen on the validation
+            split; nothing where config.eval.calibration is 'none'.
     """
 
-    METRICS = (ACCURACY, MACRO_F1, LOSS)
+    METRICS = (ACCURACY, MACRO_F1, *classification_metrics.METRICS, LOSS)
     FLOOR = baselines.TFIDF
     OPTIONS: ClassVar[tuple[str, ...]] = ("class_weights", "focal_gamma", "label_smoothing")
     WORDS: ClassVar[bool] = True
@@ -224,10 +225,39 @@ class Classification(Task):
             losses_B *= jnp.maximum(1 - right_B, 1e-6) ** options.focal_gamma
         return losses_B
 
+    def fit(self, predictions: Predictions, validation: Examples) -> dict[str, Any]:
+        """Returns the temperature and, if so configured, the biases that calibrate the model.
+
+        Models are chosen by scores on the same examples. One number fitted to all N of them makes
+        their loss about 1 / N nats less than that of new examples (Akaike 1974), for every model
+        alike and far within its error; C - 1 biases beside it make that C / N.
+        """
+        labels_N = validation.labels_N[rows_of(validation, predictions.ids_N)]
+        kind = self.config.eval.calibration
+        return calibration.fit(self.logits(predictions), labels_N, kind=kind)
+
+    def log_probabilities(self, predictions: Predictions) -> np.ndarray:
+        """Returns those of the labels, calibrated by `fitted`; float64 [N, C]."""
+        return calibration.calibrate(self.logits(predictions), self.fitted)
+
+    def calibration(self, predictions: Predictions, examples: Examples) -> dict[str, Any] | None:
+        """Returns cards as of evaluation.calibration.card of the model's own probabilities and of
+        the calibrated ones: 'before', 'after', and 'temperature' and 'bias' between them."""
+        labels_N = examples.labels_N[rows_of(examples, predictions.ids_N)]
+        own_NxC = calibration.calibrate(self.logits(predictions), {})
+        found = {
+            name: calibration.card(labels_N, self.classes(logs_NxC), logs_NxC)
+            for name, logs_NxC in {
+                "before": own_NxC,
+                "after": self.log_probabilities(predictions),
+            }.items()
+        }
+        return {**found, "temperature": 1.0, "bias": [0.0] * self.size, **self.fitted}
+
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Returns what predictions are worth, by METRICS; the loss is without class weights."""
         labels_N = examples.labels_N[rows_of(examples, predictions.ids_N)]
-        return self.scores(predictions.ids_N, labels_N, log_softmax(self.logits(predictions)))
+        return self.scores(predictions.ids_N, labels_N, self.log_probabilities(predictions))
 
     def scores(
         self, ids_N: np.ndarray, labels_N: np.ndarray, log_probabilities_NxC: np.ndarray
@@ -248,12 +278,13 @@ class Classification(Task):
         """Returns the statistics of each metric."""
         return {
             "accuracy": one_each(labels_N == classes_N),
-            "macro_f1": class_counts(labels_N, classes_N, self.size),
+            **classification_metrics.statistics(labels_N, classes_N, log_probabilities_NxC),
             "loss": one_each(-log_probabilities_NxC[np.arange(len(labels_N)), labels_N]),
         }
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
-        """Returns the majority class, TF-IDF and, if there are any, features alone."""
+        """Returns the majority class, TF-IDF and, if there are any, features alone; as they are,
+        not calibrated."""
         train, examples = (part.take(part.labels_N >= 0) for part in (train, examples))
         examples = examples.take(np.argsort(examples.ids_N))
         models = {
@@ -271,15 +302,13 @@ class Classification(Task):
 
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
         """Yields 'id', 'name', 'text', 'pair', 'label' and 'wrong' (each if known), 'prediction',
-        'confidence' and 'probabilities'."""
-        log_probabilities_NxC = log_softmax(self.logits(predictions))
+        'confidence' and 'probabilities', calibrated."""
+        log_probabilities_NxC = self.log_probabilities(predictions)
         classes_N = self.classes(log_probabilities_NxC)
         probabilities_NxC = np.exp(log_probabilities_NxC)
         rows_N = rows_of(examples, predictions.ids_N)
-        for id_, row, found, probabilities_C in zip(
-            predictions.ids_N, rows_N, classes_N, probabilities_NxC, strict=True
-        ):
-            record = text_record(examples, int(id_), int(row))
+        for row, found, probabilities_C in zip(rows_N, classes_N, probabilities_NxC, strict=True):
+            record = text_record(examples, int(row))
             if examples.labels_N is not None and examples.labels_N[row] >= 0:
                 record["label"] = self.labels[examples.labels_N[row]]
                 record["wrong"] = bool(found != examples.labels_N[row])
@@ -306,18 +335,6 @@ class Classification(Task):
         return logits_NxC
 
 
-def digest(truth: np.ndarray) -> str:
-    """Returns Scores.truth of true answers, int or float."""
-    return hashlib.sha256(np.ascontiguousarray(truth).tobytes()).hexdigest()
-
-
-def log_softmax(logits_NxC: np.ndarray) -> np.ndarray:
-    """Returns normalised log probabilities, float64."""
-    logits_NxC = logits_NxC.astype(np.float64)
-    logits_NxC = logits_NxC - logits_NxC.max(axis=-1, keepdims=True)
-    return logits_NxC - np.log(np.exp(logits_NxC).sum(axis=-1, keepdims=True))
-
-
 def details(labels_N: np.ndarray, classes_N: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
     """Returns the confusion matrix (true by predicted) and what is known of each class."""
     indices = np.arange(len(labels))
@@ -336,14 +353,3 @@ def details(labels_N: np.ndarray, classes_N: np.ndarray, labels: tuple[str, ...]
             for label, precision, recall, f1, support in zip(labels, *per_class_4xC, strict=True)
         },
     }
-
-
-def text_record(examples: Examples, id_: int, row: int) -> dict[str, Any]:
-    """Returns what every description begins with: id, name, text and pair, as far as there are."""
-    record: dict[str, Any] = {"id": id_}
-    if examples.names_N is not None:
-        record["name"] = examples.names_N[row]
-    record["text"] = examples.texts_N[row]
-    if examples.pairs_N is not None:
-        record["pair"] = examples.pairs_N[row]
-    return record

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.special import logsumexp
 
+from evaluation.classification_metrics import METRICS
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, mean, one_each
 from input_pipeline.examples import Examples
@@ -55,12 +56,12 @@ class Hierarchical(Classification):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Accuracy of the label and of each level above it."""
+        """Those of Classification, about the label, and the accuracy of each level above it."""
         levels = [
             Metric(f"accuracy_{level}", f"accuracy of level {level}, %", mean, scale=100, digits=1)
             for level in range(1, len(self.nodes_LxC))
         ]
-        return (ACCURACY, *levels, MACRO_F1, LOSS)
+        return (ACCURACY, *levels, MACRO_F1, *METRICS, LOSS)
 
     def losses(self, logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
         """Returns the sum over the levels of minus log of the true node's probability."""

@@ -14,12 +14,13 @@ import optax
 from ml_collections import ConfigDict
 
 from evaluation import baselines
+from evaluation.classification_metrics import AUROC, placements
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, f1, mean, one_each, precision, recall
 from input_pipeline.examples import Examples
 from input_pipeline.template import Encoded
-from tasks.classification import LOSS, MACRO_F1, Classification, digest, text_record
-from tasks.task import Chunk, Loss, Targets, rows_of
+from tasks.classification import LOSS, MACRO_F1, Classification
+from tasks.task import Chunk, Loss, Targets, digest, rows_of, text_record
 
 
 class MultiLabel(Classification):
@@ -34,6 +35,7 @@ class MultiLabel(Classification):
         Metric("micro_f1", "micro-F1, %", f1, scale=100, digits=1),
         MACRO_F1,
         Metric("exact", "all labels right, %", mean, scale=100, digits=1),
+        AUROC,
         LOSS,
     )
 
@@ -107,6 +109,10 @@ class MultiLabel(Classification):
         thresholds_C = best_thresholds(true_NxC, _sigmoid(self.logits(predictions)))
         return {"thresholds": thresholds_C.tolist()}
 
+    def calibration(self, predictions: Predictions, examples: Examples) -> None:
+        """None: what is fitted here is thresholds, and the probability of a decision about a label
+        is no confidence in the whole answer."""
+
     def _thresholds(self) -> np.ndarray:
         """Returns those to use: the number given, those fitted, or a half where nothing is yet."""
         if self._threshold is not None or not self.fitted:
@@ -114,7 +120,7 @@ class MultiLabel(Classification):
         return np.array(self.fitted["thresholds"])
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
-        """Returns F1 over all labels and averaged over them, how many are all right, and loss."""
+        """Returns what predictions are worth, by METRICS; AUROC is the mean over the labels."""
         true_NxC = self._true(examples, rows_of(examples, predictions.ids_N))
         found = _sigmoid(self.logits(predictions)), self._thresholds()
         return self._scores(predictions.ids_N, true_NxC, *found)
@@ -134,6 +140,7 @@ class MultiLabel(Classification):
             "micro_f1": counts_NxCx3.sum(axis=1),
             "macro_f1": np.moveaxis(counts_NxCx3, -1, 1).reshape(len(ids_N), -1),
             "exact": one_each((true_NxC == found_NxC).all(axis=1)),
+            "auroc": placements(true_NxC, probabilities_NxC),
             "loss": one_each(losses_N),
         }
         per_class = {
@@ -181,14 +188,13 @@ class MultiLabel(Classification):
         found_NxC = probabilities_NxC >= self._thresholds()
         known = examples.label_sets is not None or examples.labels_N is not None
         true_NxC = self._true(examples) if known else None
-        for id_, row, found_C, probabilities_C in zip(
-            predictions.ids_N,
+        for row, found_C, probabilities_C in zip(
             rows_of(examples, predictions.ids_N),
             found_NxC,
             probabilities_NxC,
             strict=True,
         ):
-            record = text_record(examples, int(id_), int(row))
+            record = text_record(examples, int(row))
             if true_NxC is not None:
                 record["label"] = self._names(true_NxC[row])
                 record["wrong"] = bool((true_NxC[row] != found_C).any())

@@ -5,6 +5,7 @@ that the train step and the evaluation see an ordinary task. Not here: what the 
 other files of tasks/), nor mixing their batches.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -299,22 +300,30 @@ def _metrics(metrics: Mapping[str, Sequence[Metric]], widths: Sequence[int]) -> 
         widths: how many statistics the first of each has, side by side in those of the mean.
     """
     firsts = [of_member[0] for of_member in metrics.values()]
-    bounds = np.cumsum(widths)[:-1].astype(int)
-
-    def mean(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        parts = (np.split(statistics, bounds, axis=-1) for statistics in (sums, whole))
-        values = []
-        for metric, own_sums, own_whole in zip(firsts, *parts, strict=True):
-            value = metric.value(own_sums, own_whole)
-            values.append(value if metric.higher_is_better else 1 / (1 + value))
-        return np.mean(values, axis=0)
-
+    parts = [(metric.value, metric.higher_is_better) for metric in firsts]
+    bounds = np.cumsum(widths)[:-1].astype(int).tolist()
     each = [
         metric._replace(name=f"{name}/{metric.name}", title=f"{name}: {metric.title}")
         for name, of_member in metrics.items()
         for metric in of_member
     ]
+    mean = functools.partial(_mean, parts, bounds)
     return (Metric(MEAN, "mean of the tasks", mean), *each)
+
+
+def _mean(
+    parts: Sequence[tuple[Callable, bool]],
+    bounds: Sequence[int],
+    sums: np.ndarray,
+    whole: np.ndarray,
+) -> np.ndarray:
+    """Metric.value of the mean: `parts` are of each member value and whether more is better."""
+    values = []
+    own = (np.split(statistics, bounds, axis=-1) for statistics in (sums, whole))
+    for (value_of, higher_is_better), own_sums, own_whole in zip(parts, *own, strict=True):
+        value = value_of(own_sums, own_whole)
+        values.append(value if higher_is_better else 1 / (1 + value))
+    return np.mean(values, axis=0)
 
 
 def _renamed(values: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:

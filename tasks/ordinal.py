@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from evaluation import classification_metrics
 from evaluation.metrics import Metric, mean, one_each
 from input_pipeline.examples import Examples
 from models.heads import OrdinalHead, threshold_parameters
@@ -33,6 +34,7 @@ class Ordinal(Classification):
         ACCURACY,
         Metric("absolute_error", "mean absolute error, classes", mean, higher_is_better=False),
         Metric("kappa", "quadratic weighted kappa", quadratic_weighted_kappa),
+        *classification_metrics.METRICS,
         LOSS,
     )
     OPTIONS = ("class_weights", "focal_gamma")
@@ -68,7 +70,11 @@ class Ordinal(Classification):
         return super().start_head(heads, params)
 
     def classes(self, log_probabilities_NxC: np.ndarray) -> np.ndarray:
-        """Returns the median class of each example, which is off by least on average."""
+        """Returns the median class of each example, which is off by least on average.
+
+        Unlike the likeliest class, it may change with a temperature: that of calibrated
+        probabilities is the better one.
+        """
         below_NxC = np.cumsum(np.exp(log_probabilities_NxC), axis=1)[:, :-1]
         return (below_NxC < 0.5).sum(axis=1)
 

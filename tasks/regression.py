@@ -19,8 +19,8 @@ from evaluation.metrics import Metric, Scores, mean, one_each
 from input_pipeline.examples import Examples
 from input_pipeline.template import Encoded
 from models.heads import ClassifierHead
-from tasks.classification import LOSS, Classification, digest, text_record
-from tasks.task import Chunk, Loss, Targets, rows_of
+from tasks.classification import LOSS, Classification
+from tasks.task import Chunk, Loss, Targets, digest, rows_of, text_record
 
 
 def correlation(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -106,6 +106,9 @@ class Regression(Classification):
         """Returns the scale, which travels in checkpoints; it is not of the validation split."""
         return self.fitted
 
+    def calibration(self, predictions: Predictions, examples: Examples) -> None:
+        """None: a number comes without a probability."""
+
     def _numbers(self, predictions: Predictions) -> np.ndarray:
         """Returns the predictions in the unit of the data."""
         outputs_N = predictions["logits_NxC"][:, 0].astype(np.float64)
@@ -150,10 +153,8 @@ class Regression(Classification):
         """
         deviation = self.fitted["deviation"]
         rows_N = rows_of(examples, predictions.ids_N)
-        for id_, row, found in zip(
-            predictions.ids_N, rows_N, self._numbers(predictions), strict=True
-        ):
-            record = text_record(examples, int(id_), int(row))
+        for row, found in zip(rows_N, self._numbers(predictions), strict=True):
+            record = text_record(examples, int(row))
             true = np.nan if examples.numbers_N is None else float(examples.numbers_N[row])
             if np.isfinite(true):
                 off = abs(found - true) / deviation

@@ -17,9 +17,11 @@ know of no kind of task. In the order in which an example meets them:
     score      predictions and truth to statistics that add up             host
     baselines  what needs no encoder, for the table of results             host
     describe   predictions as JSON                                         host
+    calibration  whether their probabilities can be believed               host
 """
 
 import abc
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -37,7 +39,7 @@ from input_pipeline.template import Encoded, Encoder
 from input_pipeline.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 
-__all__ = ["Chunk", "Loss", "Targets", "Task", "rows_of"]
+__all__ = ["Chunk", "Loss", "Targets", "Task", "digest", "rows_of", "text_record"]
 
 Loss = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
 
@@ -216,6 +218,11 @@ class Task(abc.ABC):
         ones are sorted, greatest first.
         """
 
+    def calibration(self, predictions: Predictions, examples: Examples) -> dict[str, Any] | None:
+        """Returns how far probabilities can be believed, before and after what `fit` does to them:
+        {'before', 'after', 'temperature', 'bias'}, JSON-ready; None where a prediction has none."""
+        del predictions, examples
+
     def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray | None:
         """Returns which tokens the loss counts, bool, flat; None where it is not about tokens."""
         del encoded, targets
@@ -238,3 +245,30 @@ def rows_of(examples: Examples, ids_N: np.ndarray) -> np.ndarray:
             f"examples, the first is {missing[0]}. Pass the predicted split."
         )
     return rows_N
+
+
+def digest(truth_N: np.ndarray) -> str:
+    """Returns Scores.truth of true answers, int or float."""
+    return hashlib.sha256(np.ascontiguousarray(truth_N).tobytes()).hexdigest()
+
+
+def text_record(
+    examples: Examples, row: int, text: str = "text", pair: str = "pair"
+) -> dict[str, Any]:
+    """Returns what a description begins with: id, name, text and pair, as far as there are.
+
+    Args:
+        examples: all of them.
+        row: at which index.
+        text: what to call the text; "" leaves it out.
+        pair: what to call the pair; "" leaves it out.
+    """
+    record: dict[str, Any] = {"id": int(examples.ids_N[row])}
+    for name, values_N in {
+        "name": examples.names_N,
+        text: examples.texts_N,
+        pair: examples.pairs_N,
+    }.items():
+        if name and values_N is not None:
+            record[name] = values_N[row]
+    return record

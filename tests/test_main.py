@@ -16,6 +16,7 @@ from configs.overrides import check_overrides
 from evaluation import protocol
 from input_pipeline.features import load as load_features
 from input_pipeline.preparation import load_split, prepare
+from integration.run import integrate
 from training import train as loop
 from training.checkpoints import Checkpoints
 from training.train import train
@@ -115,7 +116,7 @@ def test_integrated_checkpoint_gives_the_curve_of_its_point(trained):
 
 def test_integrate_mode_repeats_what_the_main_job_chose(trained):
     config, workdir, results = trained
-    result = protocol.integrate(config, workdir)
+    result = integrate(config, workdir)
     assert result["alpha"] == results["integration"]["alpha"]
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from evaluation.evaluate import Predictions
 from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.preparation import load_split, read_unlabelled
-from tasks.classification import log_softmax
 from training.data import RunData
 
 REST = "rest"  # config.self_training.files: what the training split has beyond its limit
@@ -130,7 +130,7 @@ def pseudo_labelled(
         raise ValueError(
             f"{len(predictions)} predictions are not about the {len(examples)} examples to label"
         )
-    probabilities_NxC = np.exp(log_softmax(predictions["logits_NxC"]))
+    probabilities_NxC = softmax(predictions["logits_NxC"].astype(np.float64), axis=1)
     classes_N, sure_N = probabilities_NxC.argmax(axis=1), probabilities_NxC.max(axis=1)
     rows = select(classes_N, sure_N, num_classes=len(labels), threshold=threshold, balance=balance)
     if not len(rows):

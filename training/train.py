@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from evaluation.metrics import estimate, find
 from evaluation.restoring import read_meta
 from input_pipeline import silent_loss
 from input_pipeline.examples import Examples
+from integration import run as integration
 from training import cost, optimizers, self_training
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
@@ -41,12 +42,23 @@ from training.workdir import check_workdir, write_config
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
 
 
+OnEvaluation = Callable[[int, list[float]], None]  # of the step and its rank: better is greater
+
+
 class Interrupted(Exception):
     """SIGTERM or SIGINT came; the state is saved and the same command goes on from there."""
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: Path, *, on_evaluation: OnEvaluation | None = None
+) -> dict[str, Any]:
     """Runs a config from its data to the report in `workdir`.
+
+    Args:
+      config: the whole config.
+      workdir: the run's folder; a run that was stopped there goes on.
+      on_evaluation: called after each evaluation of the training, when what it found is saved; what
+        it raises ends the run, which can go on later.
 
     Returns:
       What results.json holds.
@@ -57,11 +69,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       OSError: a file could not be read or written.
     """
     check_workdir(workdir, config)
+    if config.train.integrate and config.model.init == "pretrained":
+        integration.check(config, workdir)
     experiment, data, train_split, others = _begin(config, workdir)
     loss = silent_loss.measure(training_texts(train_split), experiment.tokenizer)
     print(loss.prose())
     report.write_json(workdir / "silent_loss.json", loss.to_json())
-    Run(experiment, workdir, data, train_split).train()
+    Run(experiment, workdir, data, train_split, on_evaluation).train()
     return protocol.finish(experiment, workdir, data, train_split, others)
 
 
@@ -146,10 +160,17 @@ class Durations:
 class Run:
     """One training run in its workdir."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, data: RunData, train_split: Examples):
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        data: RunData,
+        train_split: Examples,
+        on_evaluation: OnEvaluation | None = None,
+    ):
         config = experiment.config
         self._experiment, self._config, self._workdir = experiment, config, workdir
-        self._data = data
+        self._data, self._on_evaluation = data, on_evaluation
         self._count = len(train_split)
         self._train_split = experiment.windows(train_split, training=True)
         self._durations = Durations(config, len(self._train_split))
@@ -186,11 +207,15 @@ class Run:
 
     def train(self) -> None:
         """Trains to the end of config.train.duration, or to early stopping."""
-        self._checkpoints = Checkpoints(
+        checkpoints = Checkpoints(
             self._workdir / "checkpoints",
             rank=self._experiment.rank,
             keep_latest=self._config.train.keep_latest,
         )
+        with contextlib.closing(checkpoints) as self._checkpoints:  # a failed run leaves no thread
+            self._train()
+
+    def _train(self) -> None:
         state = self._start()
         write_config(self._workdir, self._config)
         first_step, seen = int(state.step), int(state.examples)
@@ -220,7 +245,6 @@ class Run:
                     self._evaluate(0, state)
                 self._loop(state, batches, first_step, total, stopped)
             print(f"{self._train_step.count} compilations of the train step.")
-        self._checkpoints.close()
 
     def _start(self) -> TrainState:
         """Returns the state to go on from, by the start order."""
@@ -342,11 +366,12 @@ class Run:
                 ranks = self._experiment.rank(values) if values else ()
                 self._checkpoints.save(step, state, self._meta, values, ranks=ranks)
             if stop:
-                self._checkpoints.close()
                 raise Interrupted(
                     f"Interrupted after step {step} of {total}, which is saved. Start the same "
                     "command again to go on."
                 )
+            if evaluate and self._on_evaluation:
+                self._on_evaluation(step, self._experiment.rank(values))
             if finished:
                 return
             pending.restart_clock(evaluate or save)
@@ -356,7 +381,9 @@ class Run:
         scores, fitted = self._experiment.score(state.params, self._data.split("validation"))
         values = {m.name: estimate(scores, m.name)["value"] for m in self._metrics}
         self._meta["fitted"] = fitted
-        self._progress.log(step, {f"validation/{name}": value for name, value in values.items()})
+        told = {m.name for m in self._metrics if m.shown} | {self._config.eval.metric}
+        logged = {f"validation/{name}": values[name] for name in values if name in told}
+        self._progress.log(step, logged)
         if not step:  # before training: it is told, and chooses nothing
             return values
         found, best = self._experiment.rank(values), self._meta["best"]

@@ -8,17 +8,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 # What may differ between two starts in one workdir, since the trained weights don't depend on it.
-_FREE = (
-    "eval.checkpoint",
-    "eval.split",
-    "eval.test",
-    "eval.robustness",
-    "search.",
-    "predict.",
-    "train.on_config_change",
-)
-_FREE += ("train.compilation_cache", "data.prepared_dir", "integrate.", "inspect.")
-_FREE += ("verify.", "export.", "model.hub")
+NOT_OF_THE_WEIGHTS = ("eval.checkpoint", "eval.split", "eval.test", "eval.robustness", "search.")
+NOT_OF_THE_WEIGHTS += ("train.on_config_change", "train.compilation_cache", "data.prepared_dir")
+NOT_OF_THE_WEIGHTS += ("integrate.", "inspect.", "verify.", "export.", "report.", "predict.")
+NOT_OF_THE_WEIGHTS += ("model.hub",)
 # What a run writes here, and all that 'overwrite' deletes.
 _OURS = ("checkpoints", "integrated", "tensorboard", "metrics.jsonl", "results.json", "curves.png")
 _OURS += ("errors_test.jsonl", "errors_validation.jsonl", "scores_test.npz")
@@ -59,7 +52,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     changed = {
         key: f"  {key}: {old.get(key, '(absent)')!r} there, {new.get(key, '(absent)')!r} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_FREE)
+        if old.get(key) != new.get(key) and not key.startswith(NOT_OF_THE_WEIGHTS)
     }
     if choice == "continue":
         if fitted := [line for key, line in changed.items() if key.startswith(_FITTED)]:

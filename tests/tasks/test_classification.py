@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from configs import common
 from evaluation.evaluate import Predictions
 from evaluation.metrics import estimate, summarise
-from input_pipeline.examples import Examples
+from input_pipeline.examples import Examples, object_array
 from tasks.classification import Classification
 
 LABELS = ("差", "中", "好")
@@ -246,3 +246,71 @@ def test_examples_without_what_the_kind_learns_are_refused_naming_the_key(kind):
     task = make_task(("甲/乙", "甲/丙"), kind=kind)
     with pytest.raises(ValueError, match=r"config\.data\.label_(column|kind)"):
         task.check(make_examples(None), "train")
+
+
+def make_validation(count, *, absent=None):
+    """Examples, and predictions of a model that is three times too sure, worst of class 0."""
+    rng = np.random.default_rng(0)
+    logits_NxC = rng.normal(size=(count, 3)) + np.array([0, 0, 0.5])
+    labels_N = (logits_NxC + rng.gumbel(size=(count, 3))).argmax(axis=1).astype(np.int32)
+    if absent is not None:
+        labels_N[labels_N == absent] = -1
+    examples = Examples(object_array(["文"] * count), labels_N, np.arange(count))
+    known = np.flatnonzero(labels_N >= 0)  # the others have no weight
+    logits_NxC = (3 * (logits_NxC + np.array([1, 0, 0]))).astype(np.float32)
+    return examples, Predictions(known, {"logits_NxC": logits_NxC[known]})
+
+
+def make_calibrated(kind, examples, predictions):
+    task = make_task()
+    task.config.eval.calibration = kind
+    task.fitted = json.loads(json.dumps(task.fit(predictions, examples)))
+    return task
+
+
+def test_what_is_fitted_acts_on_scores_and_descriptions_alike():
+    examples, predictions = make_validation(400)
+    before, *others = (
+        make_calibrated(kind, examples, predictions) for kind in ("none", "temperature", "bias")
+    )
+    assert before.fitted == {}
+    losses = [estimate(before.score(predictions, examples), "loss")["value"]]
+    for task in others:
+        scores = task.score(predictions, examples)
+        losses.append(estimate(scores, "loss")["value"])
+        records = list(task.describe(predictions, examples))
+        described = -np.log([record["probabilities"][record["label"]] for record in records])
+        assert described.mean() == pytest.approx(losses[-1], rel=1e-3)
+        wrong = np.mean([record["wrong"] for record in records])
+        assert wrong == pytest.approx(1 - estimate(scores, "accuracy")["value"])
+    assert losses == sorted(losses, reverse=True)
+    found = [estimate(task.score(predictions, examples), "accuracy")["value"] for task in others]
+    assert found[0] == estimate(before.score(predictions, examples), "accuracy")["value"] < found[1]
+
+
+@pytest.mark.parametrize("absent", [None, 1])
+def test_calibration_is_told_before_and_after_even_where_a_class_is_masked(absent):
+    examples, predictions = make_validation(400, absent=absent)
+    task = make_calibrated("temperature", examples, predictions)
+    found = task.calibration(predictions, examples)
+    assert found == json.loads(json.dumps(found))
+    assert found["after"]["ece"] < found["before"]["ece"] - 0.05
+    assert found["after"]["count"] == len(predictions)
+    assert (found["temperature"], found["bias"]) == (task.fitted["temperature"], [0, 0, 0])
+    assert found["temperature"] > 1.5
+    task.fitted = {}
+    found = task.calibration(predictions, examples)
+    assert (found["before"], found["temperature"]) == (found["after"], 1)
+
+
+@pytest.mark.parametrize("kind", ["multi", "regression", "ordinal", "hierarchical"])
+def test_only_kinds_with_probabilities_of_classes_are_calibrated(kind):
+    task = make_task(("甲/乙", "甲/丙"), kind=kind)
+    examples = Examples(object_array(["文"] * 4), np.array([0, 1, 1, 0], np.int32), np.arange(4))
+    predictions = Predictions(np.arange(4), {"logits_NxC": np.log([[0.9, 0.1], [0.2, 0.8]] * 2)})
+    found = task.calibration(predictions, examples)
+    assert (found is not None) == (kind in ("ordinal", "hierarchical"))
+    if found:
+        task.fitted = task.fit(predictions, examples)
+        names = [metric.name for metric in task.metrics]
+        assert list(task.score(predictions, examples).statistics) == names

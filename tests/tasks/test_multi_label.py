@@ -71,6 +71,8 @@ def test_metrics_equal_scikit_learns():
         assert estimate(scores, f"{average}_f1")["value"] == pytest.approx(expected)
     expected = sklearn.metrics.accuracy_score(true_NxC, found_NxC)
     assert estimate(scores, "exact")["value"] == pytest.approx(expected)
+    expected = sklearn.metrics.roc_auc_score(true_NxC, probabilities_NxC)
+    assert estimate(scores, "auroc")["value"] == pytest.approx(expected)
     expected = np.mean(
         [
             sklearn.metrics.log_loss(*both)

@@ -1,0 +1,188 @@
+"""Whether a classifier's probabilities can be believed, and how they are made so.
+
+Here: a temperature and biases of the classes, fitted on the validation split, and the facts that
+show what they are worth: calibration error, reliability, accuracy of the surest examples. Arrays
+in, JSON-ready facts out: tasks/classification.py calls this, the drawing is done elsewhere.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from scipy.stats import rankdata
+
+from evaluation.classification_metrics import squared_errors
+
+BINS = 15  # as Guo et al. (1706.04599) have it, but here with as many examples in each
+LEAST, GREATEST = 0.05, 20.0  # temperatures
+
+
+def fit(logits_NxC: np.ndarray, labels_N: np.ndarray, *, kind: str) -> dict[str, Any]:
+    """Fits log_softmax(logits / temperature + bias) to true classes (Guo et al., 1706.04599).
+
+    The likelihood is convex in 1 / temperature and the biases. Where it has no greatest value,
+    because few examples are all told right or a class is absent, it would run away: so a normal
+    distribution of deviation 1 is taken to be known beforehand of 1 / temperature, about 1, and of
+    each bias, about 0. It weighs as much as a few examples do, and makes the biases add up to 0.
+
+    Args:
+        logits_NxC: finite, float.
+        labels_N: classes; -1 is masked.
+        kind: 'none', 'temperature', or 'bias' for both.
+
+    Returns:
+        {'temperature': from LEAST to GREATEST, 'bias': one for each class, zeros if not fitted}; {}
+        for 'none' or where all is masked.
+    """
+    known_N = labels_N >= 0
+    if kind == "none" or not known_N.any():
+        return {}
+    logs_NxC, labels_N = log_softmax(logits_NxC[known_N].astype(np.float64), 1), labels_N[known_N]
+    count, size = logs_NxC.shape
+    true_NxC = np.eye(size)[labels_N]
+    start = np.eye(1, 1 + size * (kind == "bias"))[0]  # 1 / temperature is 1, the biases are 0
+
+    def objective(scale_and_bias: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the log of likelihood and prior for each example, and its gradient."""
+        away = scale_and_bias - start
+        bias = scale_and_bias[1:] if kind == "bias" else 0.0
+        found_NxC = log_softmax(scale_and_bias[0] * logs_NxC + bias, axis=1)
+        value = -found_NxC[np.arange(count), labels_N].sum() + away @ away / 2
+        errors_NxC = np.exp(found_NxC) - true_NxC
+        slopes = [(errors_NxC * logs_NxC).sum(), *errors_NxC.sum(axis=0)]
+        return value / count, (slopes[: len(start)] + away) / count
+
+    bounds = [(1 / GREATEST, 1 / LEAST), *[(None, None)] * (len(start) - 1)]
+    options = {"ftol": 1e-13, "gtol": 1e-8}
+    found = minimize(
+        objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    ).x
+    bias = found[1:] if kind == "bias" else np.zeros(size)
+    return {"temperature": float(1 / found[0]), "bias": bias.tolist()}
+
+
+def calibrate(logits_NxC: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray:
+    """Returns normalised log probabilities, float64; `fitted` is as of `fit`.
+
+    A temperature changes the order of the classes of no example; biases may.
+    """
+    logits_NxC = logits_NxC.astype(np.float64)
+    if fitted:
+        logits_NxC = logits_NxC / fitted["temperature"] + np.array(fitted["bias"])
+    return log_softmax(logits_NxC, axis=1)
+
+
+def card(
+    labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
+) -> dict[str, Any]:
+    """Returns what is known of the probabilities' calibration; JSON-ready.
+
+    Args:
+        labels_N: true classes.
+        classes_N: predicted ones, whose probability is the confidence.
+        log_probabilities_NxC: normalised.
+
+    Returns:
+        'count', 'ece', 'ece_by_chance' (what perfectly calibrated probabilities would show on so
+        many examples), 'brier', 'brier_error' (its standard error), 'bins' as of `reliability` and
+        'coverage' as of `selective_accuracy`.
+    """
+    probabilities_NxC = np.exp(log_probabilities_NxC)
+    confidence_N = probabilities_NxC[np.arange(len(labels_N)), classes_N]
+    right_N = classes_N == labels_N
+    brier_N = squared_errors(labels_N, probabilities_NxC)
+    bins = reliability(confidence_N, right_N)
+    error = np.std(brier_N, ddof=1) / np.sqrt(len(brier_N)) if len(brier_N) > 1 else np.nan
+    return {
+        "count": len(labels_N),
+        "ece": calibration_error(bins),
+        "ece_by_chance": _by_chance(bins),
+        "brier": float(brier_N.mean()),
+        "brier_error": float(error),
+        "bins": bins,
+        "coverage": selective_accuracy(confidence_N, right_N),
+    }
+
+
+def reliability(
+    confidence_N: np.ndarray, right_N: np.ndarray, *, bins: int = BINS
+) -> list[dict[str, float]]:
+    """Returns confidence and accuracy of examples that are about equally sure.
+
+    The bins hold as many examples each, as far as those of equal confidence, which stay together,
+    allow; so of few confidences there are fewer bins.
+
+    Args:
+        confidence_N: from 0 to 1.
+        right_N: bool.
+        bins: at most.
+
+    Returns:
+        For each bin, ascending, 'low' and 'high' (the least and greatest confidence in it),
+        'confidence' (mean), 'accuracy', 'standard_error' (of the accuracy, were the mean confidence
+        the true probability) and 'count'.
+    """
+    numbers_N = (rankdata(confidence_N, method="min").astype(int) - 1) * bins // len(confidence_N)
+    found = []
+    for number in np.unique(numbers_N):
+        inside = confidence_N[numbers_N == number]
+        count, sure = len(inside), float(inside.mean())
+        found.append(
+            {
+                "low": float(inside.min()),
+                "high": float(inside.max()),
+                "confidence": sure,
+                "accuracy": float(right_N[numbers_N == number].mean()),
+                "standard_error": float(np.sqrt(max(sure * (1 - sure), 0) / count)),
+                "count": count,
+            }
+        )
+    return found
+
+
+def calibration_error(bins: list[dict[str, float]]) -> float:
+    """Returns the expected calibration error (ECE; Naeini et al. 2015, AAAI), from 0 to 1: how far
+    accuracy and confidence of a bin are apart on average over the examples."""
+    counts = [each["count"] for each in bins]
+    return float(np.average([abs(b["accuracy"] - b["confidence"]) for b in bins], weights=counts))
+
+
+def _by_chance(bins: list[dict[str, float]]) -> float:
+    """Returns about what ECE is on average where all is calibrated: a mean of half normals."""
+    counts = [each["count"] for each in bins]
+    errors = [each["standard_error"] for each in bins]
+    return float(np.sqrt(2 / np.pi) * np.average(errors, weights=counts))
+
+
+def selective_accuracy(
+    confidence_N: np.ndarray, right_N: np.ndarray, *, points: int = 20
+) -> list[dict[str, float]]:
+    """Returns how accurate the surest examples are, if the others are left to a person.
+
+    Examples of equal confidence are taken together, so that a threshold reaches each point.
+
+    Args:
+        confidence_N: from 0 to 1.
+        right_N: bool.
+        points: at most so many, at about even shares.
+
+    Returns:
+        'coverage' (share of the examples taken, ascending, up to 1), 'accuracy' of these, and the
+        least 'confidence' among them.
+    """
+    order = np.argsort(-confidence_N, kind="stable")
+    sure_N, count = confidence_N[order], len(order)
+    right_before_N = np.cumsum(right_N[order])
+    wanted = np.ceil(count * np.arange(1, points + 1) / points).astype(int)
+    # The last of equals: the place before the first that is less sure.
+    ends = np.unique(np.searchsorted(-sure_N, -sure_N[wanted - 1], side="right"))
+    return [
+        {
+            "coverage": float(end / count),
+            "accuracy": float(right_before_N[end - 1] / end),
+            "confidence": float(sure_N[end - 1]),
+        }
+        for end in ends
+    ]

@@ -1,0 +1,127 @@
+"""Merging by task vectors: what trainings changed about the pretrained weights they share.
+
+Functions on flat dicts {path: array}. `start` are the pretrained weights, of the paths that have
+some: a head that was drawn at random has no common start, and is left to soups. All return the
+change to be added, in float32, before it is scaled. As in soups.py a model comes as a function that
+loads it, and a few trees are held at a time. Called by run.py.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from training.state import random_stream
+
+Flat = Mapping[str, jax.Array]
+Load = Callable[[], Flat]
+
+KEEP = 0.2  # share of a task vector that TIES keeps, the paper's
+DROP = 0.5  # share that DARE drops. The papers' up to 0.9 is for small changes of large models
+
+
+def change(start: Flat, tree: Flat) -> dict[str, jax.Array]:
+    """Returns the task vector: the tree minus its start, of the start's paths."""
+    return _change(dict(start), {path: tree[path] for path in start})
+
+
+def add(loads: Sequence[Load], start: Flat) -> dict[str, jax.Array]:
+    """Returns the sum of the task vectors (task arithmetic, arXiv 2212.04089)."""
+    return functools.reduce(_sum, (change(start, load()) for load in loads))
+
+
+def ties(loads: Sequence[Load], start: Flat, *, keep: float = KEEP) -> dict[str, jax.Array]:
+    """Returns the merged task vector of TIES (arXiv 2306.01708).
+
+    Trim: of each task vector as a whole the `keep` greatest by magnitude stay, the others become 0.
+    Elect: each parameter takes the sign of the sum over models. Merge: the mean of those that have
+    this sign; 0 where none has, or the sum is 0.
+    """
+    limits, total = [], None
+    for load in loads:
+        vector = change(start, load())
+        limits.append(_limit(vector, keep))
+        vector = _trimmed(vector, limits[-1])
+        total = vector if total is None else _sum(total, vector)
+    sums = None
+    for load, limit in zip(loads, limits, strict=True):
+        agreeing = _agreeing(_trimmed(change(start, load()), limit), total)
+        sums = agreeing if sums is None else _sum(sums, agreeing)
+    return _means(*sums)
+
+
+def dare(
+    loads: Sequence[Load], start: Flat, *, seed: int, drop: float = DROP
+) -> dict[str, jax.Array]:
+    """Returns the sum of task vectors thinned by DARE (arXiv 2311.03099).
+
+    Each change is dropped with probability `drop`, and what stays is divided by 1 - drop, so that
+    the expectation is that of `add`. What is dropped is a function of the seed, the position among
+    the models and the path.
+    """
+
+    vectors = (
+        _thinned(random_stream(seed, "dare", index), change(start, load()), drop)
+        for index, load in enumerate(loads)
+    )
+    return functools.reduce(_sum, vectors)
+
+
+@jax.jit
+def scaled(start: Flat, vector: Flat, scale: jax.Array | float) -> dict[str, jax.Array]:
+    """Returns start + scale * vector, each leaf in its start's dtype."""
+    return jax.tree.map(
+        lambda s, v: (s.astype(jnp.float32) + scale * v).astype(s.dtype), dict(start), dict(vector)
+    )
+
+
+@jax.jit
+def _change(start: Flat, tree: Flat) -> dict[str, jax.Array]:
+    return jax.tree.map(
+        lambda s, leaf: leaf.astype(jnp.float32) - s.astype(jnp.float32), start, tree
+    )
+
+
+@jax.jit
+def _sum(first: Any, second: Any) -> Any:
+    return jax.tree.map(jnp.add, first, second)
+
+
+def _limit(vector: Mapping[str, jax.Array], keep: float) -> np.float32:
+    """Returns the magnitude that the `keep` greatest of all values reach."""
+    sizes = np.concatenate([np.abs(np.asarray(leaf)).ravel() for leaf in vector.values()])
+    place = len(sizes) - max(1, round(keep * len(sizes)))
+    return np.partition(sizes, place)[place]
+
+
+@jax.jit
+def _trimmed(vector: Mapping[str, jax.Array], limit: jax.Array) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda leaf: jnp.where(jnp.abs(leaf) >= limit, leaf, 0), dict(vector))
+
+
+@jax.jit
+def _agreeing(vector: Mapping[str, jax.Array], total: Mapping[str, jax.Array]) -> tuple:
+    """Returns the values that have the sign of the total, and a 1 for each."""
+    agrees = jax.tree.map(lambda v, t: jnp.sign(v) * jnp.sign(t) > 0, dict(vector), dict(total))
+    values = jax.tree.map(lambda v, a: jnp.where(a, v, 0), dict(vector), agrees)
+    return values, jax.tree.map(lambda a: a.astype(jnp.float32), agrees)
+
+
+@jax.jit
+def _means(sums: Flat, counts: Flat) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda value, count: value / jnp.maximum(count, 1), sums, counts)
+
+
+@jax.jit
+def _thinned(rng: jax.Array, vector: Flat, drop: float) -> dict[str, jax.Array]:
+    """Drops changes with probability `drop`; each path draws from a stream of its own."""
+    kept = {}
+    for path, leaf in vector.items():
+        own = jax.random.fold_in(rng, zlib.crc32(path.encode()))
+        stays = jax.random.bernoulli(own, 1 - drop, leaf.shape)
+        kept[path] = jnp.where(stays, leaf / (1 - drop), 0)
+    return kept

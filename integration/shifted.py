@@ -1,0 +1,38 @@
+"""A second, shifted validation set: config.integrate.shifted_files. It chooses nothing.
+
+Called by trials.py, which draws a second interpolation curve from it.
+"""
+
+from input_pipeline.examples import Examples
+from input_pipeline.preparation import load_split, prepare
+from training.data import RunData
+from training.experiment import Experiment
+
+
+def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
+    """Returns the examples, read and cleaned as config.data says; None without files.
+
+    Raises:
+        ValueError: the files cannot be read so, or have other labels than the run.
+    """
+    files = experiment.config.integrate.shifted_files
+    if not files:
+        return None
+    config = experiment.config.copy_and_resolve_references()
+    config.data.update(source="files", files=files, validation_files="", test_files="")
+    config.data.split.update(kind="stratified", validation=0, test=0, folds=0)
+    config.data.audit.kind = "off"
+    if config.task == "classification":
+        config.data.labels = tuple(data.labels)
+    try:
+        prepared = prepare(config.data)
+        labels = RunData(config, prepared).labels
+        if labels != data.labels:
+            raise ValueError(
+                f"{files} has the labels {labels}, this run {data.labels}: expected the same"
+            )
+        examples = load_split(prepared, "train", limit=config.integrate.max_examples)
+        experiment.task.check(examples, "shifted")
+    except ValueError as error:
+        raise ValueError(f"config.integrate.shifted_files: {error}") from None
+    return experiment.with_features(examples)

@@ -1,0 +1,133 @@
+"""Weighted means of models (model soups, arXiv 2203.05482): uniform, greedy and learned.
+
+Functions on parameter trees. A model comes as a function that loads it, so that however many there
+are, a few trees are held at a time: the mean so far and the one that is added to it. Called by
+run.py, which brings the models and what judges them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from integration.interpolation import check_alike
+
+Params = Any
+Load = Callable[[], Params]
+
+STEPS = 8  # of `learn`
+RATE = 0.5  # of its Adam; weights are the softmax of what it moves
+
+
+def soup(loads: Sequence[Load], weights: Sequence[float] | None = None) -> Params:
+    """Returns the weighted mean of models, in float32, each leaf in its own dtype.
+
+    Equal models give that model, bit for bit, and so does a model with all the weight: each is
+    added as its share of the distance to it. Models of weight 0 are not loaded.
+
+    Args:
+        loads: each returns a tree; all alike.
+        weights: at least 0, one above; they are divided by their sum. None weighs all the same.
+
+    Raises:
+        ValueError: weights that cannot be divided so, or trees that differ.
+    """
+    weights = np.ones(len(loads)) if weights is None else np.asarray(weights, np.float64)
+    if len(weights) != len(loads) or not (weights >= 0).all() or not weights.sum() > 0:
+        raise ValueError(
+            f"a soup of {len(loads)} models needs as many weights of at least 0, one of them "
+            f"above; found {weights.tolist()}"
+        )
+    mean, dtypes, total = None, None, 0.0
+    for load, weight in zip(loads, weights.tolist(), strict=True):
+        if not weight:
+            continue
+        tree, total = load(), total + weight
+        if mean is None:
+            mean, dtypes = _widened(tree), jax.tree.map(lambda leaf: leaf.dtype, tree)
+        else:
+            check_alike(mean, tree, names=("one model", "another"))
+            mean = _moved(mean, tree, np.float32(weight / total))
+    return _narrowed(mean, dtypes)
+
+
+def grow(
+    loads: Sequence[Load], evaluate: Callable[[Params], Any], first: Any, *, rank: Callable
+) -> tuple[list[int], Any]:
+    """The greedy soup: models are added in their order where that makes the mean no worse.
+
+    Args:
+        loads: the best model first, the others by how good they are.
+        evaluate: params -> any result.
+        first: the result of the first model.
+        rank: result -> what orders them, greater is better.
+
+    Returns:
+        The indices of the models in the soup, and its result.
+    """
+    tree = loads[0]()
+    mean, dtypes = _widened(tree), jax.tree.map(lambda leaf: leaf.dtype, tree)
+    chosen, best = [0], first
+    for index, load in enumerate(loads[1:], start=1):
+        tree = load()
+        check_alike(mean, tree, names=("one model", "another"))
+        wider = _moved(mean, tree, np.float32(1 / (len(chosen) + 1)))
+        del tree
+        result = evaluate(_narrowed(wider, dtypes))
+        if rank(result) >= rank(best):
+            mean, best = wider, result
+            chosen.append(index)
+    return chosen, best
+
+
+def learn(
+    loads: Sequence[Load], gradient: Callable[[Params], tuple[float, Params]], *, steps: int
+) -> np.ndarray:
+    """Returns the weights [K] of a soup, fitted to a loss by gradient descent.
+
+    The weights are a softmax, so that they stay above 0 and add up to 1. The derivative of the loss
+    by a weight is the product of its gradient at the mean with that model, which takes one model at
+    a time. Adam starts from equal weights; those of the lowest loss on the way are returned.
+
+    Args:
+        loads: as of `soup`.
+        gradient: params -> the loss and its gradient; called once a step.
+        steps: how many.
+    """
+    logits = jnp.zeros(len(loads))
+    adam = optax.adam(RATE)
+    state, found = adam.init(logits), []
+    for step in range(steps):
+        weights = np.asarray(jax.nn.softmax(logits), np.float64)
+        loss, slope = gradient(soup(loads, weights))
+        found.append((loss, step, weights))
+        if step + 1 < steps:
+            slopes = np.array([float(_product(slope, load())) for load in loads])
+            along = jnp.asarray(weights * (slopes - weights @ slopes), jnp.float32)
+            update, state = adam.update(along, state)
+            logits = optax.apply_updates(logits, update)
+    return min(found)[2]
+
+
+@jax.jit
+def _widened(tree: Params) -> Params:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
+
+@jax.jit
+def _moved(mean: Params, tree: Params, share: jax.Array) -> Params:
+    """Moves the mean by its share of the way to a model; `share` is traced."""
+    return jax.tree.map(lambda m, leaf: m + share * (leaf.astype(jnp.float32) - m), mean, tree)
+
+
+@jax.jit
+def _product(slope: Params, tree: Params) -> jax.Array:
+    products = jax.tree.map(lambda s, leaf: jnp.vdot(s, leaf.astype(jnp.float32)), slope, tree)
+    return sum(jax.tree.leaves(products))
+
+
+def _narrowed(mean: Params, dtypes: Params) -> Params:
+    return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), mean, dtypes)

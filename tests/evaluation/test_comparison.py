@@ -1,0 +1,110 @@
+"""Runs of real results files side by side: groups of seeds, what differs, and refusals by name."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import common
+from evaluation import comparison
+from evaluation.baselines import TFIDF
+from evaluation.metrics import Scores, one_each
+from evaluation.report import FINETUNED, write_results
+from evaluation.stored_scores import write_scores
+from tasks.classification import ACCURACY
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A function that writes a finished run's files, whose model is right with a probability."""
+
+    def make(name, share, *, examples="abc", split="test", labels=("a", "b"), **changes):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = common.get_config()
+        config.update_from_flattened_dict(changes)
+        (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+        rng = np.random.default_rng(config.seed)
+        hard_N = np.random.default_rng(99).random(400)  # the same for all runs
+        right_N = hard_N + rng.normal(0, 0.1, 400) < share
+        rows = {
+            row: Scores((ACCURACY,), np.arange(400), {"accuracy": one_each(values)}, truth="t")
+            for row, values in ((TFIDF, hard_N < 0.5), (FINETUNED, right_N))
+        }
+        write_scores(folder / f"scores_{split}.npz", rows)
+        write_results(
+            folder,
+            rows,
+            floor=TFIDF,
+            fingerprints={split: examples},
+            split=split,
+            metric=ACCURACY,
+            integration=None,
+            leaked_ids=np.array([], int),
+            extra={"labels": list(labels), "test_openings": [{"time": "now"}]},
+        )
+        return folder
+
+    return make
+
+
+def test_seeds_are_one_group_and_the_better_setting_is_told_from_chance(make_run, tmp_path, capsys):
+    for seed in range(3):
+        make_run(f"low_{seed}", 0.6, seed=seed, **{"optimizer.learning_rate": 1e-5})
+        make_run(f"high_{seed}", 0.8, seed=seed, **{"optimizer.learning_rate": 1e-4})
+    make_run("same", 0.6, seed=5, **{"optimizer.learning_rate": 1e-5, "model.dropout": 0.3})
+    runs = comparison.find_runs([str(tmp_path / "low_*"), str(tmp_path / "*")], tmp_path)
+    found = comparison.compare(runs, tmp_path)
+    low, high, _ = found["runs"]
+    assert [row["count"] for row in found["runs"]] == [3, 3, 1]
+    assert [row["seeds"] for row in found["runs"]] == [[0, 1, 2], [0, 1, 2], [5]]
+    assert low["differs"] == {"optimizer.learning_rate": 1e-5, "model.dropout": 0.0}
+    assert low["mean"] == pytest.approx(np.mean(low["values"]))
+    assert low["test_openings"] == 3
+    assert high["mean"] - low["mean"] > 0.1
+    better, chance = found["comparisons"]
+    assert better["second"] == chance["second"] == "low_0 and 2 more seeds"
+    assert better["value"] == pytest.approx(high["mean"] - low["mean"])
+    assert better["p_holm"] < 0.01 and "likely real" in better["sentence"]
+    assert chance["p_holm"] > 0.05 and "may be chance" in chance["sentence"]
+    assert chance["p_seeds"] is None and better["p_seeds"] < 0.05
+    assert json.loads((tmp_path / "comparison.json").read_text("utf-8"))["runs"][0] == low
+    printed = capsys.readouterr().out
+    assert better["sentence"] in printed and "optimizer.learning_rate=0.0001" in printed
+
+
+def test_the_baseline_can_be_named(make_run, tmp_path):
+    first, second = make_run("a", 0.6), make_run("b", 0.8, **{"model.dropout": 0.1})
+    found = comparison.compare([first, second], tmp_path, str(second))
+    assert [each["second"] for each in found["comparisons"]] == ["b"]
+    assert found["comparisons"][0]["value"] < 0
+    with pytest.raises(ValueError, match=r"config\.report\.baseline: c is none of the runs"):
+        comparison.compare([first, second], tmp_path, "c")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "tagging"}, "their task differ: 'classification' and 'tagging'"),
+        ({"labels": ("a", "c")}, "their labels differ"),
+        ({"split": "validation"}, "their split differ: 'test' and 'validation'"),
+        ({"examples": "xyz"}, "their examples differ: 'abc' and 'xyz'"),
+    ],
+)
+def test_runs_about_different_questions_are_refused_by_name(make_run, tmp_path, changes, message):
+    folders = make_run("one", 0.6), make_run("two", 0.6, **changes)
+    with pytest.raises(ValueError, match=rf".*one and .*two cannot be compared, {message}"):
+        comparison.compare(folders, tmp_path)
+
+
+def test_patterns_that_stand_for_nothing_and_old_runs_are_refused(make_run, tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    with pytest.raises(ValueError, match="stands for 1 folders without results.json"):
+        comparison.find_runs([str(tmp_path / "unf*")], tmp_path)
+    with pytest.raises(ValueError, match="stands for nothing"):
+        comparison.find_runs([str(tmp_path / "nowhere*")], tmp_path)
+    folder = make_run("old", 0.6)
+    assert comparison.find_runs((), folder) == comparison.find_runs((), tmp_path) == [folder]
+    (folder / "scores_test.npz").unlink()
+    with pytest.raises(ValueError, match="no scores_test.npz, of an older version"):
+        comparison.compare([folder], tmp_path)

@@ -1,0 +1,144 @@
+"""Which candidate is chosen, how ensembles average, and what options are refused."""
+
+import re
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+
+from configs import common
+from evaluation.evaluate import Predictions
+from evaluation.metrics import Metric, Scores, mean, one_each
+from integration import methods
+from integration.candidates import Candidate, Judged, choose, show
+from integration.ensembles import average
+
+ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
+LOSS = Metric("loss", "loss", mean, False)
+
+
+def candidate(name, kind, right, *, count=20, cost=1):
+    """Right on the first `right` of so many examples."""
+    values_N = np.arange(count) < right
+    statistics = {"accuracy": one_each(values_N), "loss": one_each(~values_N)}
+    scores = Scores((ACCURACY, LOSS), np.arange(count), statistics)
+    judged = Judged(scores, {}, [right], None)
+    return Candidate(name, kind, judged, dict, 1.0, 2, cost)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_the_best_is_chosen_and_a_tie_goes_to_the_simpler_kind(metric):
+    rows = [
+        candidate("line", "interpolation", 10),
+        candidate("one", "single", 14),
+        candidate("two", "single", 15),
+        candidate("soup", "soup", 16),
+        candidate("all", "ensemble", 16, cost=3),
+    ]
+    # One example behind is one error behind: 15 ties with 16, and so does no other.
+    chosen, told = choose(rows, metric=metric)
+    assert chosen.name == "two"
+    assert [row["name"] for row in told] == ["line", "one", "two", "soup", "all"]
+    assert [round(20 * row["behind_best"]) for row in told] == [6, 2, 1, 0, 0]
+    assert [row["inference_cost"] for row in told] == [1, 1, 1, 1, 3]
+    assert choose([*rows, candidate("more", "merging", 20)], metric=metric)[0].name == "more"
+    rows[0] = candidate("line", "interpolation", 15)
+    assert choose(rows, metric=metric)[0].name == "line"
+
+
+def test_within_a_kind_the_better_one_is_chosen_not_the_first_tie():
+    rows = [candidate("a", "soup", 14), candidate("b", "soup", 15), candidate("c", "soup", 15)]
+    assert choose(rows, metric="accuracy")[0].name == "b"
+
+
+def test_the_table_shows_value_error_and_costs(capsys):
+    _, rows = choose(
+        [candidate("one", "single", 10), candidate("all", "ensemble", 20, cost=3)],
+        metric="accuracy",
+    )
+    show(rows, "all", ACCURACY)
+    _, one, all_ = (
+        line for line in capsys.readouterr().out.splitlines() if "─" not in line and line.strip()
+    )
+    assert re.search(r"one +50\.0 ± 11\.5 +50\.0 ± 11\.5 +2 +1\.0 +1", one)
+    assert re.search(r"all +100\.0 ± 0\.0 +0\.0 ± 0\.0 +2 +1\.0 +3 +chosen", all_)
+
+
+def members(*logits, ids=(3, 5)):
+    return [Predictions(np.array(ids), {"logits_NxC": np.array(rows)}) for rows in logits]
+
+
+def test_an_ensemble_is_the_mean_of_probabilities_not_of_logits():
+    logits = np.random.default_rng(0).normal(0, 5, (3, 2, 4))
+    found = average(members(*logits), kind="single")["logits_NxC"]
+    np.testing.assert_allclose(softmax(found, -1), softmax(logits, -1).mean(0), rtol=1e-9)
+    found = average(members(*logits), kind="multi")["logits_NxC"]
+    np.testing.assert_allclose(expit(found), expit(logits).mean(0), rtol=1e-6)
+    found = average(members(*logits), kind="regression")["logits_NxC"]
+    np.testing.assert_allclose(found, logits.mean(0))
+    order = average(members(*logits[::-1]), kind="single")["logits_NxC"]
+    np.testing.assert_allclose(order, average(members(*logits), kind="single")["logits_NxC"])
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "regression"])
+def test_far_logits_stay_finite_and_an_ensemble_of_equals_is_the_model(kind):
+    far = np.array([[800.0, -800.0], [0.0, 1.0]])
+    assert np.isfinite(average(members(far, -far), kind=kind)["logits_NxC"]).all()
+    near = np.array([[1.0, -2.0], [0.5, 3.0]])
+    found = average(members(near, near), kind=kind)["logits_NxC"]
+    np.testing.assert_allclose(found - found[:, :1], near - near[:, :1], atol=1e-9)
+
+
+def test_predictions_of_other_examples_have_no_average():
+    parts = [*members(np.ones((2, 2))), *members(np.ones((2, 2)), ids=(3, 6))]
+    with pytest.raises(ValueError, match="2 and 2 examples, 1 of them in both"):
+        average(parts, kind="single")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"integrate.methods": ("soups",)}, "found 'soups', expected names out of"),
+        ({"integrate.methods": ()}, "expected one or more"),
+        ({"integrate.methods": ("soup", "soup")}, "each once"),
+        ({"integrate.methods": ("ties",)}, "name the others in config.integrate.runs"),
+        (
+            {"integrate.methods": ("soup",), "adapt.kind": "lora"},
+            "product of averaged factors is not the average of the products",
+        ),
+        ({"model.init": "scratch"}, "'interpolation' needs the pretrained weights"),
+        (
+            {
+                "integrate.methods": ("soup",),
+                "integrate.runs": ("a",),
+                "model.init": "scratch",
+            },
+            "'soup' needs the pretrained weights",
+        ),
+        ({"integrate.methods": ("ensemble",), "task": "tagging"}, "found 'tagging'"),
+        ({"integrate.targets": "x.jsonl"}, "add 'ensemble' to config.integrate.methods"),
+        (
+            {"integrate.shifted_files": "x.csv", "integrate.methods": ("soup",)},
+            "add it to config.integrate.methods",
+        ),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_key(options, message):
+    config = common.get_config()
+    methods.check(config)
+    config.update_from_flattened_dict(options)
+    with pytest.raises(ValueError, match=r"config\.integrate\.\w+") as error:
+        methods.check(config)
+    assert message in str(error.value)
+
+
+def test_what_needs_no_shared_start_is_allowed_without_one():
+    config = common.get_config()
+    config.integrate.methods = ("soup", "ensemble")
+    config.model.init = "scratch"
+    methods.check(config)
+    config.update_from_flattened_dict(
+        {"adapt.kind": "lora", "model.init": "pretrained", "integrate.runs": ("a",)}
+    )
+    config.integrate.methods = ("interpolation", "ensemble")
+    methods.check(config)
