@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from evaluation import report as tables
 from evaluation import significance
+from evaluation.html_report import write_html
 from evaluation.metrics import Metric, Scores, estimate
 from evaluation.stored_scores import read_scores
 from training.workdir import NOT_OF_THE_WEIGHTS, flatten_config
@@ -117,7 +118,8 @@ def compare(folders: Sequence[Path], output: Path, baseline: str = "") -> dict[s
         "conclusion": "\n".join(row["sentence"] for row in comparisons),
     }
     tables.write_json(output / "comparison.json", found)
-    _show(found, metric)
+    tables.show(tables.table(*cells(rows, found["metric"])), found["conclusion"])
+    print(f"All of it, as a page: {write_html(output)}")
     return found
 
 
@@ -223,26 +225,30 @@ def _title(row: Mapping[str, Any]) -> str:
     return name if row["count"] == 1 else f"{name} and {row['count'] - 1} more seeds"
 
 
-def _show(found: Mapping[str, Any], metric: Metric) -> None:
-    """Prints the groups and the sentences."""
-    shown, cells = tables.shown(metric), []
-    for row in found["runs"]:
-        differs = ", ".join(f"{key}={value}" for key, value in row["differs"].items())
-        spread = {"value": row["deviation"], "standard_error": None}
-        low_high = row["interval"] and [
-            tables.cell({**spread, "value": v}, shown) for v in row["interval"]
-        ]
-        cells.append(
-            (
-                _title(row),
-                differs,
-                str(row["count"]),
-                tables.cell({**row, "value": row["mean"]}, shown),
-                "" if row["deviation"] is None else tables.cell(spread, shown),
-                f"{low_high[0]} to {low_high[1]}" if low_high else "",
-                str(row["test_openings"]),
-            )
+def cells(
+    rows: Sequence[Mapping[str, Any]], metric: Mapping[str, Any]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Returns columns and cells of the table of groups.
+
+    Args:
+        rows: 'runs' of what `compare` returns.
+        metric: as of report.shown.
+    """
+
+    def number(value: float | None, error: float | None = None) -> str:
+        return tables.cell({"value": value, "standard_error": error}, metric)
+
+    found = [
+        (
+            _title(row),
+            ", ".join(f"{key}={value}" for key, value in row["differs"].items()),
+            str(row["count"]),
+            number(row["mean"], row["standard_error"]),
+            number(row["deviation"]),
+            " to ".join(map(number, row["interval"] or ())),
+            str(row["test_openings"]),
         )
-    columns = ("run", "what differs", "seeds", metric.title, "deviation over seeds")
-    columns += ("95 % interval of the mean", "looks at the test split")
-    tables.show(tables.table(columns, cells), found["conclusion"])
+        for row in rows
+    ]
+    columns = ("run", "what differs", "seeds", metric["title"], "deviation over seeds")
+    return (*columns, "95 % interval of the mean", "looks at the test split"), found

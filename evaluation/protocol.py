@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from evaluation import report
+from evaluation import html_report, report, robustness
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, find
 from evaluation.restoring import Restored, read_meta, restore
@@ -182,17 +182,21 @@ def _report(
     for row, (own, folder) in others.items():
         bare = examples if own.features.use != "none" else examples.without_features()
         scores[row] = task.score(predict_with(own, folder, data, bare), bare)
-    calibration = {}
+    calibration, cards = {}, {}
     for row, model in models.items():
         task.fitted = model.meta["fitted"]
         predictions = experiment.predict(model.params, examples, complete=True)
         scores[row] = task.score(predictions, examples)
         if card := task.calibration(predictions, examples):
             calibration[row] = card
+        if config.eval.robustness:
+            cards[row] = robustness.robustness(
+                experiment, model.params, examples=examples, predictions=predictions
+            )
     write_scores(workdir / f"scores_{split}.npz", scores)
     errors = task.describe(predictions, examples)
     report.write_errors(workdir / f"errors_{split}.jsonl", errors)
-    return report.write_results(
+    results = report.write_results(
         workdir,
         scores,
         floor=task.FLOOR,
@@ -207,9 +211,16 @@ def _report(
             "train_examples": len(train_split),
             "validation_examples": len(data.split("validation")),
             "test_openings": openings,
+            "data": data.prose(),
+            "environment": report.environment(),
             "calibration": calibration,
+            "robustness": cards,
         },
     )
+    for row, card in cards.items():
+        robustness.show_card(row, card, _metric(experiment))
+    print(f"All of it, as a page: {html_report.write_html(workdir)}")
+    return results
 
 
 def _metric(experiment: Experiment) -> Metric:

@@ -1,4 +1,4 @@
-"""Turns predictions into what a person reads: tables, JSON, lists of errors, learning curves.
+"""Turns predictions into what a person reads: tables, JSON, lists of errors.
 
 The numbers come from evaluation/metrics.py. The main job calls `write_results` once, after it has
 opened the test split; the other modes write and show with the rest. `markdown_table` makes the
@@ -8,20 +8,21 @@ table of the README.
 import json
 import math
 import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from evaluation import figures
 from evaluation.metrics import Metric, Scores, paired_difference, summarise
-from training.progress import read_metrics
 
 # Names of the rows of the results table; those of baselines are the tasks'.
 ENCODER = "encoder alone"
@@ -31,6 +32,7 @@ FINETUNED = "fine-tuned"
 BOTH = "encoder and features"
 INTEGRATED = "integrated"
 
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 _Shown = Mapping[str, Any]  # of a Metric: name, title, scale, digits
 
 
@@ -91,7 +93,7 @@ def write_results(
         "integration": integration,
         **extra,
     }
-    plot_curves(workdir, metric=metric, integration=integration)
+    figures.save_curves(workdir, metric=metric, integration=integration)
     write_json(workdir / "results.json", results)  # last: its presence says that the run is done
     return show_results(workdir)
 
@@ -99,7 +101,7 @@ def write_results(
 def show_results(workdir: str | Path) -> dict[str, Any]:
     """Prints what results.json of a finished run holds, and returns it."""
     results = json.loads((Path(workdir) / "results.json").read_text(encoding="utf-8"))
-    show(table(*_cells(results["models"], results["metrics"])), results["conclusion"])
+    show(table(*cells(results["models"], results["metrics"])), results["conclusion"])
     return results
 
 
@@ -115,7 +117,7 @@ def summarise_with_leaks(scores: Scores, leaked_ids: np.ndarray) -> dict[str, An
 def show_summary(scores: Scores, name: str) -> None:
     """Prints the metrics of the model `name`, and what is known of each class."""
     summary, metrics = summarise(scores), [shown(metric) for metric in scores.metrics]
-    tables = [table(*_cells({name: summary}, metrics))]
+    tables = [table(*cells({name: summary}, metrics))]
     per_class, confusion = scores.detail.get("per_class"), scores.detail.get("confusion_matrix")
     if per_class:
         rows = [
@@ -144,37 +146,18 @@ def show_curve(curve: Sequence[Mapping[str, float]], alpha: float, metric: Metri
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """The results table in Markdown, for a README, from what results.json holds."""
-    columns, rows = _cells(results["models"], results["metrics"])
+    columns, rows = cells(results["models"], results["metrics"])
     head = [columns, ("---", *["---:"] * (len(columns) - 1))]
     return "".join(f"| {' | '.join(row)} |\n" for row in [*head, *rows])
 
 
-def plot_curves(
-    workdir: str | Path, *, metric: Metric, integration: Mapping[str, Any] | None
-) -> None:
-    """Draws curves.png from metrics.jsonl: training loss, validation metric, interpolation.
-
-    Reads 'loss' and 'validation/<metric>'; what was not logged or measured has no panel.
-    """
-    lines = read_metrics(Path(workdir) / "metrics.jsonl")
-    loss, validation = _series(lines, "loss"), _series(lines, f"validation/{metric.name}")
-    panels = [loss[0].size > 0, validation[0].size > 0, "curve" in (integration or {})]
-    columns = max(1, sum(panels))
-    figure = Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
-    axes = iter(np.ravel(figure.subplots(1, columns)))
-    if panels[0]:
-        _plot_loss(next(axes), *loss)
-    if panels[1]:
-        steps, values = validation
-        axis = next(axes)
-        axis.plot(steps, metric.scale * values, marker="o", markersize=4, color="tab:green")
-        axis.set(title="validation", xlabel="step", ylabel=metric.title)
-    if panels[2]:
-        _plot_interpolation(next(axes), metric, integration)
-    for axis in figure.axes:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(workdir) / "curves.png", dpi=120)
+def environment() -> str:
+    """Says what computed: packages and devices."""
+    devices = jax.devices()
+    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return (
+        f"Python {platform.python_version()}, {packages}; {len(devices)} x {devices[0].device_kind}"
+    )
 
 
 def write_errors(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
@@ -197,13 +180,13 @@ def write_errors(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
     """Writes one JSON object per line, UTF-8, whole or not at all; returns how many."""
     lines = [json.dumps(_nan_to_none(record), ensure_ascii=False) + "\n" for record in records]
-    _write_text(path, "".join(lines))
+    write_text(path, "".join(lines))
     return len(lines)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes indented JSON, UTF-8, whole or not at all; numbers that are not finite become null."""
-    _write_text(path, json.dumps(_nan_to_none(value), ensure_ascii=False, indent=2) + "\n")
+    write_text(path, json.dumps(_nan_to_none(value), ensure_ascii=False, indent=2) + "\n")
 
 
 def _comparable(first: Scores, second: Scores, metric: Metric) -> Metric:
@@ -265,10 +248,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return found
 
 
-def _cells(
+def cells(
     models: Mapping[str, Mapping[str, Any]], metrics: Sequence[_Shown]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The columns of the results table and the cells of its rows, one per model."""
+    """Returns the columns of the results table and the cells of its rows, one per model."""
     metrics = [metric for metric in metrics if metric["shown"]]
     leaks = any("leak_free" in summary for summary in models.values())
     some = metrics[:2]  # of the leak-free part
@@ -302,45 +285,6 @@ def cell(estimate: Mapping[str, Any], metric: _Shown) -> str:
     return f"{text} ± {metric['scale'] * error:.{metric['digits']}f}" if known else text
 
 
-def _series(lines: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one logged metric, without what was not finite."""
-    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-    steps, values = np.array(points, np.float64).reshape(-1, 2).T
-    return steps, values
-
-
-def _plot_loss(axis: Axes, steps: np.ndarray, values: np.ndarray) -> None:
-    """The training loss as logged and, from 20 points on, a moving average over a tenth of them."""
-    smooth = len(values) >= 20
-    axis.plot(steps, values, color="tab:blue", alpha=0.3 if smooth else 1, linewidth=1)
-    if smooth:
-        decay = 1 - 10 / len(values)
-        weights = decay ** np.arange(len(values))
-        averages = np.convolve(values, weights)[: len(values)] / np.cumsum(weights)
-        axis.plot(steps, averages, color="tab:blue")
-    axis.set(title="training", xlabel="step", ylabel="loss")
-
-
-def _plot_interpolation(axis: Axes, metric: Metric, integration: Mapping[str, Any]) -> None:
-    """The metric along the line from pretrained to fine-tuned weights, the choice marked."""
-    scale, alpha = metric.scale, integration["alpha"]
-    curves = {"validation": integration["curve"]}
-    if "shifted_curve" in integration:
-        curves["shifted set"] = integration["shifted_curve"]
-    for (name, curve), color in zip(curves.items(), ("tab:purple", "tab:olive"), strict=False):
-        alphas, values, errors = (
-            np.array([point[key] for point in curve], np.float64)
-            for key in ("alpha", "value", "standard_error")
-        )
-        style = {"color": color, "marker": "o", "markersize": 4, "capsize": 2, "label": name}
-        axis.errorbar(alphas, scale * values, scale * errors, **style)
-    if len(curves) > 1:
-        axis.legend()
-    axis.axvline(alpha, color="black", linestyle=":", linewidth=1)
-    axis.set(title=f"interpolation: {alpha:g} chosen", ylabel=metric.title)
-    axis.set_xlabel("0 is pretrained, 1 is fine-tuned")
-
-
 def _nan_to_none(value: Any) -> Any:
     """Replaces numbers that JSON does not know by None."""
     if isinstance(value, Mapping):
@@ -350,7 +294,7 @@ def _nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Replaces a file at once, so that a crash leaves the old one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

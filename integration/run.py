@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from evaluation import report
+from evaluation import figures, report
 from evaluation.metrics import Metric, find
 from evaluation.restoring import Restored, read_meta
 from integration import methods
@@ -58,7 +58,7 @@ def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if "shifted_curve" in results:
         print(f"On the shifted set, {config.integrate.shifted_files}:")
         report.show_curve(results["shifted_curve"], results["alpha"], metric)
-    report.plot_curves(workdir, metric=metric, integration=results)
+    figures.save_curves(workdir, metric=metric, integration=results)
     return results
 
 

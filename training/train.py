@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from evaluation import protocol, report
+from evaluation import protocol, report, robustness
 from evaluation.metrics import estimate, find
 from evaluation.restoring import read_meta
 from input_pipeline import silent_loss
@@ -71,6 +71,7 @@ def train(
     check_workdir(workdir, config)
     if config.train.integrate and config.model.init == "pretrained":
         integration.check(config, workdir)
+    robustness.check(config)
     experiment, data, train_split, others = _begin(config, workdir)
     loss = silent_loss.measure(training_texts(train_split), experiment.tokenizer)
     print(loss.prose())

@@ -1,7 +1,9 @@
 """The run's folder: the config it belongs to, and what to do when another one comes along."""
 
 import json
+import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,9 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes the resolved config to config.json, whole or not at all."""
+    """Writes the resolved config to config.json, whole or not at all, and command.txt."""
     workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "command.txt").write_text(shlex.join(["python", *sys.argv]) + "\n", "utf-8")
     partial = workdir / "config.json.partial"
     text = json.dumps(json.loads(config.to_json()), indent=2, ensure_ascii=False)
     partial.write_text(text + "\n", encoding="utf-8")

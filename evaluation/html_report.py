@@ -1,0 +1,196 @@
+"""report.html: one run, or several side by side, as a page that needs no network.
+
+All that is told lies in the workdir: results.json, metrics.jsonl, config.json, the errors and
+comparison.json. What is absent has no section. The page is templates/report.html.jinja; figures
+come from figures.py as SVG. Called by evaluation/protocol.py and comparison.py.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from configs import common
+from evaluation import figures, report
+from evaluation.metrics import Metric
+from training.workdir import flatten_config
+
+_MISTAKES = 20
+_TEXTS = ("text", "pair", "question", "prompt", "answer")
+_HIDDEN = (*_TEXTS, "wrong", "probabilities", "n_best", "scores", "worst", "history", "choices")
+_MOST_CLASSES = 20  # of a confusion matrix that can be read
+
+
+def write_html(workdir: str | Path) -> Path:
+    """Writes report.html into a finished run's workdir, or beside a comparison.json.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: the folder holds neither results.json nor comparison.json.
+    """
+    workdir = Path(workdir)
+    results, comparison = (_read(workdir / f"{name}.json") for name in ("results", "comparison"))
+    if not results and not comparison:
+        raise FileNotFoundError(f"{workdir} holds neither results.json nor comparison.json")
+    facts: dict[str, Any] = {"title": workdir.resolve().name, "results": results}
+    facts["comparison"] = comparison
+    if comparison:
+        facts["compared"] = _compared(comparison)
+    if results:
+        facts |= _run_facts(workdir, results)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("evaluation"),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,  # a section whose facts are absent is left out
+        keep_trailing_newline=True,
+    )
+    path = workdir / "report.html"
+    report.write_text(path, environment.get_template("report.html.jinja").render(facts))
+    return path
+
+
+def _run_facts(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the template tells of one run."""
+    metrics = {metric["name"]: metric for metric in results["metrics"]}
+    last = list(results["models"])[-1]
+    summary, metric = results["models"][last], metrics[results["metric"]]
+    config = flatten_config(_read(workdir / "config.json"))
+    default = flatten_config(json.loads(common.get_config().to_json()))
+    changed = {key: value for key, value in config.items() if default.get(key) != value}
+    command = workdir / "command.txt"
+    columns, rows = report.cells(results["models"], results["metrics"])
+    # A metric's title and digits are all that a figure takes of it.
+    drawn = Metric(**metric, value=None)
+    curves = figures.curves(workdir, metric=drawn, integration=results["integration"])
+    return {
+        "last": last,
+        "metric": metric,
+        "headline": _number(report.cell(summary[metric["name"]], metric)),
+        "count": f"{summary[metric['name']]['count']:,}",
+        "table": {"columns": columns, "rows": [[r[0], *map(_number, r[1:])] for r in rows]},
+        "curves": Markup(figures.svg(curves)),
+        "candidates": _candidates(results["integration"], metric),
+        "calibration": _calibration(results["calibration"]),
+        "robustness": [_card(name, rows, drawn) for name, rows in results["robustness"].items()],
+        "data": {"prose": results["data"]},
+        "openings": [
+            (opening["time"], opening["model"], opening["fingerprint"])
+            for opening in results["test_openings"]
+        ],
+        "command": command.read_text(encoding="utf-8") if command.exists() else "",
+        "changed": "\n".join(f"{key} = {value!r}" for key, value in changed.items()),
+        "whole": "\n".join(f"{key} = {value!r}" for key, value in config.items()),
+        "environment": results["environment"],
+        **_classes(summary),
+        **_mistakes(workdir / f"errors_{results['split']}.jsonl"),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns a file of JSON; {} where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _number(text: str) -> Markup:
+    """Sets the error of 'value ± error' smaller."""
+    value, mark, error = text.partition(" ± ")
+    return Markup("{} <small>± {}</small>").format(value, error) if mark else Markup.escape(value)
+
+
+def _candidates(
+    integration: Mapping[str, Any] | None, metric: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    if not integration:
+        return None
+    columns = ("candidate", metric["title"], "behind the best", "evaluations", "seconds", "cost")
+    rows = []
+    for row in integration["candidates"]:
+        behind = {"value": row["behind_best"], "standard_error": row["behind_best_error"]}
+        values = (_number(report.cell(each, metric)) for each in (row, behind))
+        costs = (row["evaluations"], f"{row['seconds']:.1f}", row["inference_cost"])
+        rows.append((row["name"], *values, *costs))
+    return {"columns": columns, "rows": rows}
+
+
+def _calibration(cards: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the table of all models and the figure of the last."""
+    if not cards:
+        return None
+    rows = [
+        (
+            f"{name}, {when}",
+            f"{card[when]['ece']:.3f}",
+            _number(f"{card[when]['brier']:.3f} ± {card[when]['brier_error']:.3f}"),
+            f"{card['temperature']:.2f}" if when == "after" else "",
+        )
+        for name, card in cards.items()
+        for when in ("before", "after")
+    ]
+    last = list(cards.values())[-1]
+    return {
+        "columns": ("model", "ECE", "Brier score", "temperature"),
+        "rows": rows,
+        "by_chance": f"{last['after']['ece_by_chance']:.3f}",
+        "figure": Markup(figures.svg(figures.calibration(last))),
+    }
+
+
+def _card(name: str, rows: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, Any]:
+    """Returns the robustness card of one model."""
+    from evaluation import robustness  # which brings the models
+
+    columns, found = robustness.cells(name, rows, metric)
+    return {
+        "columns": columns,
+        "rows": [[row[0], *map(_number, row[1:])] for row in found],
+        "conclusion": robustness.conclusion(rows, metric),
+    }
+
+
+def _classes(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tables of single classes, as far as a task has them."""
+    found: dict[str, Any] = {}
+    if per_class := summary.get("per_class"):
+        shares = ("precision", "recall", "f1")
+        found["per_class"] = {
+            "columns": ("class", "precision, %", "recall, %", "F1, %", "examples"),
+            "rows": [
+                (label, *(f"{100 * row[share]:.1f}" for share in shares), f"{row['support']:,}")
+                for label, row in per_class.items()
+            ],
+        }
+        matrix = summary.get("confusion_matrix")
+        if matrix and len(matrix) <= _MOST_CLASSES:
+            rows = []
+            for label, counts in zip(per_class, matrix, strict=True):
+                total = max(1, sum(counts))
+                cells = [{"count": n, "share": round(0.6 * n / total, 2)} for n in counts]
+                rows.append({"label": label, "cells": cells})
+            found["confusion"] = {"labels": list(per_class), "rows": rows}
+    return found
+
+
+def _mistakes(path: Path) -> dict[str, Any]:
+    """Returns the first mistakes: texts, and facts about them."""
+    if not path.exists():
+        return {}
+    lines, mistakes = path.read_text(encoding="utf-8").splitlines(), []
+    for line in lines[:_MISTAKES]:
+        record = json.loads(line)
+        texts = [(name, record[name]) for name in _TEXTS if isinstance(record.get(name), str)]
+        facts = [(name, value) for name, value in record.items() if name not in _HIDDEN]
+        mistakes.append({"texts": texts, "facts": facts})
+    return {"mistakes": mistakes, "mistakes_count": f"{len(lines):,}", "mistakes_file": path.name}
+
+
+def _compared(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the table of runs side by side."""
+    from evaluation.comparison import cells
+
+    columns, rows = cells(comparison["runs"], comparison["metric"])
+    return {"columns": columns, "rows": [[*r[:3], *map(_number, r[3:])] for r in rows]}
