@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from evaluation import html_report, report, robustness
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, find
+from evaluation.model_card import write_model_card
 from evaluation.restoring import Restored, read_meta, restore
 from evaluation.stored_scores import write_scores
 from input_pipeline.examples import Examples
@@ -219,6 +220,7 @@ def _report(
     )
     for row, card in cards.items():
         robustness.show_card(row, card, _metric(experiment))
+    write_model_card(workdir)
     print(f"All of it, as a page: {html_report.write_html(workdir)}")
     return results
 

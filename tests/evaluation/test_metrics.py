@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import pytest
 import sklearn.metrics
-from scipy.special import log_softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 
 from configs import common
 from evaluation.metrics import (
@@ -32,7 +32,9 @@ def scores_of(labels, logits_NxC):
     """Scores of a classifier with classes a, b, ..."""
     names = "abcd"[: logits_NxC.shape[1]]
     task = Classification(common.get_config(), names, tokenizer=None, backbone=None)
-    return task.scores(np.arange(len(labels)), np.array(labels, int), log_softmax(logits_NxC, axis=1))
+    return task.scores(
+        np.arange(len(labels)), np.array(labels, int), log_softmax(logits_NxC, axis=1)
+    )
 
 
 def make_scores(labels, classes, *, num_classes=3):

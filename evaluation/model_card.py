@@ -1,0 +1,51 @@
+"""MODEL_CARD.md: what a model is, is worth and how to use it, in Markdown with front matter.
+
+As model hubs show it. All comes from results.json and config.json; called by protocol.py.
+"""
+
+import json
+from pathlib import Path
+
+import jinja2
+
+from evaluation import report, robustness
+from evaluation.metrics import Metric
+from training.workdir import flatten_config
+
+
+def write_model_card(workdir: str | Path) -> Path:
+    """Writes MODEL_CARD.md into a finished run's workdir; returns the file."""
+    workdir = Path(workdir)
+    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    config = flatten_config(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    last = list(results["models"])[-1]
+    metric = next(each for each in results["metrics"] if each["name"] == results["metric"])
+    card = results["robustness"].get(last)
+    labels = results["labels"]
+    base = Path(str(config["model.checkpoint"])).name
+    text = (
+        jinja2.Environment(
+            loader=jinja2.PackageLoader("evaluation"), undefined=jinja2.StrictUndefined
+        )
+        .get_template("model_card.md.jinja")
+        .render(
+            title=workdir.resolve().name,
+            results=results,
+            config=config,
+            base=base,
+            task=config["task"].replace("_", " "),
+            labels=", ".join(labels) if isinstance(labels, list) else "several tasks",
+            train_examples=f"{results['train_examples']:,}",
+            names=[each["name"] for each in results["metrics"] if each["shown"]],
+            table=report.markdown_table(results),
+            calibration=results["calibration"].get(last),
+            robustness=card and robustness.conclusion(card, Metric(**metric, value=None)),
+            command="python main.py --config=CONFIG --workdir=WORKDIR --mode=predict "
+            "--config.eval.checkpoint="
+            f"{'integrated' if last.startswith(report.INTEGRATED) else 'best'} "
+            "--config.predict.input=texts.txt",
+        )
+    )
+    path = workdir / "MODEL_CARD.md"
+    report.write_text(path, text + "\n")
+    return path
