@@ -4,6 +4,7 @@ Flags and process set-up only; the work is in training/ and evaluation/.
 """
 
 import errno
+import functools
 import os
 import sys
 import warnings
@@ -22,12 +23,9 @@ from configs.overrides import check_overrides
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
-flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "evaluate", "test", "predict", "integrate", "report", "inspect", "verify", "export"],
-    "What to do; see README.md.",
-)
+_MODES = ["train", "sweep", "evaluate", "test", "predict", "integrate", "report"]
+_MODES += ["review", "inspect", "verify", "export"]
+flags.DEFINE_enum("mode", "train", _MODES, "What to do; see README.md.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -42,26 +40,31 @@ def main(argv: list[str]) -> None:
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
-    from evaluation import comparison, export, protocol, verification
+    from evaluation import comparison, data_review, export, protocol, verification
     from integration import run as integrate
-    from training import inspection, train
+    from training import inspection, interruption, sweep, train
 
+    recipe = config_flags.get_config_filename(FLAGS["config"])
     modes = {
-        "train": train.train,
+        "train": train.train
+        if config.seeds == 1
+        else functools.partial(sweep.repeat, recipe=recipe),
+        "sweep": functools.partial(sweep.sweep, recipe=recipe),
         "evaluate": protocol.evaluate,
         "test": train.test,
         "predict": protocol.predict,
         "integrate": integrate.integrate,
         "report": comparison.report,
+        "review": data_review.review,
         "inspect": inspection.inspect,
         "verify": verification.verify,
         "export": export.export,
     }
     try:
         modes[FLAGS.mode](config, workdir)
-    except train.Interrupted as interrupted:
+    except interruption.Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
-        sys.exit(train.EXIT_INTERRUPTED)
+        sys.exit(interruption.EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Start the same command again to go on from the last checkpoint.")
     except (ValueError, OSError) as error:

@@ -381,7 +381,8 @@ def _integrate() -> ConfigDict:
     """What joins weights after training; the validation split chooses, and the simplest wins ties.
 
     Methods: 'interpolation' with the pretrained weights; 'soup', 'greedy_soup' and 'learned_soup'
-    of all checkpoints; 'add', 'ties' and 'dare' of the runs' changes; 'ensemble' of probabilities.
+    of each run's best checkpoint, or of this run's checkpoints where no runs are named; 'add',
+    'ties' and 'dare' of what the runs have changed; 'ensemble' of probabilities.
     """
     integrate = ConfigDict()
     integrate.methods = ("interpolation",)

@@ -22,6 +22,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.mixture import Mixture, member_configs
 from input_pipeline.preparation import read_unlabelled
 from integration.run import integrate_run, stored
+from training import collapse
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
 
@@ -212,6 +213,7 @@ def _report(
             "train_examples": len(train_split),
             "validation_examples": len(data.split("validation")),
             "test_openings": openings,
+            "collapses": collapse.history(workdir),
             "data": data.prose(),
             "environment": report.environment(),
             "calibration": calibration,

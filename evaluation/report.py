@@ -27,6 +27,7 @@ from evaluation.metrics import Metric, Scores, paired_difference, summarise
 # Names of the rows of the results table; those of baselines are the tasks'.
 ENCODER = "encoder alone"
 TEACHER = "model without unlabelled texts"
+ALL_EXAMPLES = "model of all examples"
 BEFORE = "before training"
 FINETUNED = "fine-tuned"
 BOTH = "encoder and features"
@@ -70,7 +71,7 @@ def write_results(
     """
     workdir, last = Path(workdir), list(scores)[-1]
     differences, conclusion = {}, []
-    for other in (floor, ENCODER, TEACHER):
+    for other in (floor, ENCODER, TEACHER, ALL_EXAMPLES):
         if other not in scores:
             continue
         compared = _comparable(scores[last], scores[other], metric)

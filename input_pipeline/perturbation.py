@@ -7,11 +7,11 @@ used, and what a model makes of all this (evaluation/robustness.py, which calls 
 
     homophones           a share of the characters, for others of their sound; tones apart
     similar_shapes       a share of the characters that have such, for others in one component
-    punctuation_width    full-width punctuation to half width; of texts without, the other way
+    punctuation_width    full-width punctuation to half width; where most has that, the other way
     punctuation_dropped  none but within numbers and Latin words: 3.5
     width                Latin letters and digits to full width, and those of full width to half
-    script               simplified to traditional characters, as Taiwan writes them; traditional
-                         texts, the other way
+    script               simplified to traditional characters, as Taiwan writes them; texts that are
+                         traditional, the other way
     characters_dropped   a share of all
     repeated             the text twice
     first_half, last_half, first_characters
@@ -21,6 +21,7 @@ changed as a text of its own.
 """
 
 import dataclasses
+import operator
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -154,14 +155,11 @@ def _punctuation_dropped(text: str, rng: np.random.Generator) -> str:
     )
 
 
-def _recoded(ops: Sequence[str], back: str, text: str, rng: np.random.Generator) -> str:
-    """Applies ops of normalisation or, where the first has nothing to do, the one that leads back.
-
-    The others finish what the first began: they would touch other texts as well.
-    """
+def _recoded(there: Sequence[str], back: Sequence[str], text: str, rng: np.random.Generator) -> str:
+    """Applies ops of normalisation, or those that lead back if these change more characters."""
     del rng
-    found = Normalizer(ops[:1]).text(text)
-    return Normalizer(ops[1:] if found != text else [back]).text(found)
+    found = [Normalizer(ops).text(text) for ops in (there, back)]
+    return max(found, key=lambda changed: sum(map(operator.ne, text, changed)))
 
 
 _CHANGES: dict[str, tuple[str, _Change]] = {
@@ -175,7 +173,7 @@ _CHANGES: dict[str, tuple[str, _Change]] = {
     ),
     "punctuation_width": (
         "punctuation in the other width",
-        partial(_recoded, ["halfwidth_punctuation"], "fullwidth_punctuation"),
+        partial(_recoded, ["halfwidth_punctuation"], ["fullwidth_punctuation"]),
     ),
     "punctuation_dropped": ("no punctuation", _punctuation_dropped),
     "width": (
@@ -184,7 +182,7 @@ _CHANGES: dict[str, tuple[str, _Change]] = {
     ),
     "script": (
         "simplified or traditional, the other",
-        partial(_recoded, ["traditional", "variants"], "simplified"),
+        partial(_recoded, ["traditional", "variants"], ["simplified"]),
     ),
     "characters_dropped": (f"{100 * DROPPED:g} % of characters dropped", _characters_dropped),
     "repeated": ("the text twice", lambda text, rng: 2 * text),

@@ -53,6 +53,26 @@ def to_steps(examples: int, batch_size: int) -> int:
     return max(1, math.ceil(examples / batch_size))
 
 
+class Durations:
+    """Every duration of a config, in steps, for one training split."""
+
+    def __init__(self, config: ConfigDict, epoch_examples: int):
+        units = {"batch_size": config.data.batch_size, "epoch_examples": epoch_examples}
+        total = parse_duration(config.train.duration, "train.duration", **units)
+        units["total_examples"] = self.total_examples = total
+
+        def steps(text: str, key: str) -> int:
+            return to_steps(parse_duration(text, key, **units), config.data.batch_size)
+
+        self.log_every = steps(config.train.log_every, "train.log_every")
+        self.checkpoint_every = steps(config.train.checkpoint_every, "train.checkpoint_every")
+        self.evaluate_every = steps(config.eval.every, "eval.every")
+        self.warmup = parse_duration(config.schedule.warmup, "schedule.warmup", **units)
+        self.cooldown = parse_duration(config.schedule.cooldown, "schedule.cooldown", **units)
+        period = config.adapt.unfreeze_every
+        self.unfreeze_every = period and parse_duration(period, "adapt.unfreeze_every", **units)
+
+
 def make_schedule(
     config: ConfigDict, *, warmup: int, cooldown: int, total: int
 ) -> Callable[[jnp.ndarray], jnp.ndarray]:

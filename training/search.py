@@ -18,9 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.sweeping import check_space
-from training import sweep
+from training import planning, sweep
 
-_FINISHED_BEFORE_PRUNING = 5  # trials
+_PATIENCE = {"n_startup_trials": 5, "n_warmup_steps": 2}  # finished trials; evaluations of this one
 
 
 class _Pruned(Exception):
@@ -29,7 +29,7 @@ class _Pruned(Exception):
 
 def search(
     config: ConfigDict, workdir: Path, *, recipe: str
-) -> tuple[list[sweep.Planned], list[sweep.Record]]:
+) -> tuple[list[planning.Planned], list[sweep.Record]]:
     """Runs config.search.trials trials over the recipe's space(), those done before included.
 
     Returns:
@@ -43,7 +43,7 @@ def search(
     if config.search.print_commands:
         raise ValueError(
             "config.search.print_commands: a search learns from trial to trial, so that its "
-            "commands are not known beforehand; set config.search.trials=0 to print those of sweep()"
+            "commands are not known beforehand: set config.search.trials=0 to print sweep()'s"
         )
     optuna = _optuna()
     space = sweep.from_recipe(
@@ -53,18 +53,18 @@ def search(
     path = workdir / "sweep.json"
     before = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     known = {record["name"]: record.get("evaluations", []) for record in before}
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=_FINISHED_BEFORE_PRUNING)
+    pruner = optuna.pruners.MedianPruner(**_PATIENCE)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     shut = config.copy_and_resolve_references()
     shut.eval.test = False  # whatever is searched
-    planned: dict[str, sweep.Planned] = {}
+    planned: dict[str, planning.Planned] = {}
     records: dict[str, sweep.Record] = {}
     for number in range(config.search.trials):
         seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
         study.sampler = optuna.samplers.TPESampler(seed=seed)
         trial = study.ask()
         overrides = {key: values.suggest(trial, key) for key, values in space.items()}
-        (run,) = sweep.plan(shut, workdir, [overrides], recipe=recipe)
+        (run,) = planning.plan(shut, workdir, [overrides], recipe=recipe)
         print(f"Trial {number + 1} of {config.search.trials}: {run.name}")
         planned[run.name] = run
 
@@ -82,7 +82,7 @@ def search(
 
 
 def _try(
-    run: sweep.Planned,
+    run: planning.Planned,
     trial: Any,
     earlier: Sequence[tuple[int, float]],
     save: Callable[[sweep.Record], None],

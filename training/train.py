@@ -7,8 +7,6 @@ import contextlib
 import functools
 import itertools
 import json
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,37 +18,36 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from evaluation import protocol, report, robustness
+from evaluation import label_issues, protocol, report, robustness
 from evaluation.metrics import estimate, find
 from evaluation.restoring import read_meta
 from input_pipeline import silent_loss
 from input_pipeline.examples import Examples
 from integration import run as integration
-from training import cost, optimizers, self_training
+from tasks.task import digest
+from training import collapse, cost, optimizers, self_training
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
 from training.data import RunData, load_data
 from training.experiment import Experiment, build, run_features
+from training.interruption import Interrupted, stop_signals
 from training.progress import Progress
 from training.run_tokenizer import training_texts
-from training.schedules import make_schedule, parse_duration, to_steps
+from training.schedules import Durations, make_schedule
 from training.sharding import put_batch, replicated
 from training.state import TrainState
 from training.train_step import make_train_step
 from training.workdir import check_workdir, write_config
 
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again
-
-
 OnEvaluation = Callable[[int, list[float]], None]  # of the step and its rank: better is greater
 
 
-class Interrupted(Exception):
-    """SIGTERM or SIGINT came; the state is saved and the same command goes on from there."""
-
-
 def train(
-    config: ConfigDict, workdir: Path, *, on_evaluation: OnEvaluation | None = None
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    on_evaluation: OnEvaluation | None = None,
+    compare: bool = True,
 ) -> dict[str, Any]:
     """Runs a config from its data to the report in `workdir`.
 
@@ -59,6 +56,7 @@ def train(
       workdir: the run's folder; a run that was stopped there goes on.
       on_evaluation: called after each evaluation of the training, when what it found is saved; what
         it raises ends the run, which can go on later.
+      compare: train what this run is compared with, too.
 
     Returns:
       What results.json holds.
@@ -72,7 +70,7 @@ def train(
     if config.train.integrate and config.model.init == "pretrained":
         integration.check(config, workdir)
     robustness.check(config)
-    experiment, data, train_split, others = _begin(config, workdir)
+    experiment, data, train_split, others = _begin(config, workdir, compare=compare)
     loss = silent_loss.measure(training_texts(train_split), experiment.tokenizer)
     print(loss.prose())
     report.write_json(workdir / "silent_loss.json", loss.to_json())
@@ -97,22 +95,29 @@ def test(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _begin(
-    config: ConfigDict, workdir: Path
+    config: ConfigDict, workdir: Path, *, compare: bool = True
 ) -> tuple[Experiment, RunData, Examples, dict[str, tuple[ConfigDict, Path]]]:
     """Prepares the data, ends the runs to compare with, and builds the experiment."""
     data = load_data(config)
     train_split = data.split("train")
     print(data.prose())
     others = {}
-    if alone := encoder_alone(config, workdir):
+    if everything := label_issues.all_examples(config, workdir):
+        train_split, left_out = label_issues.exclude(train_split, config.review.exclude)
+        if compare:
+            print("First the model of all examples, to compare with.")
+            train(*everything, compare=False)
+            others[report.ALL_EXAMPLES] = everything
+        print(f"Without {left_out:,} training examples that {config.review.exclude} marks.")
+    if (alone := encoder_alone(config, workdir)) and compare:
         run_features(config, workdir, train_split)  # its mistakes come out now
         print("First the encoder alone, to compare with.")
-        train(*alone)
+        train(*alone, compare=False)
         print("Now the encoder with features.")
         others[report.ENCODER] = alone
     if teacher := self_training.teacher(config, workdir):
         print("First the model that labels texts.")
-        train(*teacher)
+        train(*teacher, compare=False)
         predict = functools.partial(protocol.predict_with, *teacher, data)
         train_split, taken = self_training.extend(config, data, train_split, predict=predict)
         report.write_json(workdir / "self_training.json", taken)
@@ -138,26 +143,6 @@ def encoder_alone(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] 
     return alone, workdir / "encoder_alone"
 
 
-class Durations:
-    """Every duration of a config, in steps, for one training split."""
-
-    def __init__(self, config: ConfigDict, epoch_examples: int):
-        units = {"batch_size": config.data.batch_size, "epoch_examples": epoch_examples}
-        total = parse_duration(config.train.duration, "train.duration", **units)
-        units["total_examples"] = self.total_examples = total
-
-        def steps(text: str, key: str) -> int:
-            return to_steps(parse_duration(text, key, **units), config.data.batch_size)
-
-        self.log_every = steps(config.train.log_every, "train.log_every")
-        self.checkpoint_every = steps(config.train.checkpoint_every, "train.checkpoint_every")
-        self.evaluate_every = steps(config.eval.every, "eval.every")
-        self.warmup = parse_duration(config.schedule.warmup, "schedule.warmup", **units)
-        self.cooldown = parse_duration(config.schedule.cooldown, "schedule.cooldown", **units)
-        period = config.adapt.unfreeze_every
-        self.unfreeze_every = period and parse_duration(period, "adapt.unfreeze_every", **units)
-
-
 class Run:
     """One training run in its workdir."""
 
@@ -178,50 +163,72 @@ class Run:
         self._metrics = experiment.task.metrics
         find(self._metrics, config.eval.metric)  # raises where there is none
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)
+        self._meta = {
+            "config": json.loads(config.to_json()),
+            "labels": data.labels,
+            "fingerprints": {
+                **experiment.fingerprints,
+                **data.fingerprints,
+                "examples": digest(train_split.ids_N),
+            },
+            "metric": config.eval.metric,
+            "fitted": experiment.task.fitted,
+            "best": None,
+            "evaluations_without_gain": 0,
+            "collapse": {},
+        }
+
+    def train(self) -> None:
+        """Trains to the end of config.train.duration, or to early stopping."""
+        choice, trained = self._config.train.collapse, False
+        while not trained:
+            checkpoints = Checkpoints(
+                self._workdir / "checkpoints",
+                rank=self._experiment.rank,
+                keep_latest=self._config.train.keep_latest,
+            )
+            try:
+                with contextlib.closing(checkpoints) as self._checkpoints:  # leaves no thread
+                    self._train()
+                trained = True
+            except collapse.Collapsed as found:
+                collapse.restart(choice, self._workdir, found, learning_rate=self._rate)
+                self._meta |= {"best": None, "evaluations_without_gain": 0, "collapse": {}}
+
+    def _make_step(self) -> None:
+        """Makes the train step, at the learning rate that earlier collapses left."""
+        experiment, config, durations = self._experiment, self._config, self._durations
+        self._rate = config.optimizer.learning_rate * collapse.rate_factor(self._workdir)
         schedule = make_schedule(
             config.schedule,
-            warmup=self._durations.warmup,
-            cooldown=self._durations.cooldown,
-            total=self._durations.total_examples,
+            warmup=durations.warmup,
+            cooldown=durations.cooldown,
+            total=durations.total_examples,
         )
         self._step_function = make_train_step(
             experiment.apply,
             experiment.task.loss,
             self._optimizer,
-            learning_rate=config.optimizer.learning_rate,
+            learning_rate=self._rate,
             schedule=schedule,
             batch_size=config.data.batch_size,
             seed=config.seed,
-            gates=experiment.gates(self._durations.unfreeze_every),
+            gates=experiment.gates(durations.unfreeze_every),
             ema=config.train.ema,
         )
         self._train_step = PerShape(self._step_function, "the train step", print, donate=(0,))
-        self._meta = {
-            "config": json.loads(config.to_json()),
-            "labels": data.labels,
-            "fingerprints": {**experiment.fingerprints, **data.fingerprints},
-            "metric": config.eval.metric,
-            "fitted": experiment.task.fitted,
-            "best": None,
-            "evaluations_without_gain": 0,
-        }
-
-    def train(self) -> None:
-        """Trains to the end of config.train.duration, or to early stopping."""
-        checkpoints = Checkpoints(
-            self._workdir / "checkpoints",
-            rank=self._experiment.rank,
-            keep_latest=self._config.train.keep_latest,
-        )
-        with contextlib.closing(checkpoints) as self._checkpoints:  # a failed run leaves no thread
-            self._train()
 
     def _train(self) -> None:
+        self._make_step()
         state = self._start()
         write_config(self._workdir, self._config)
         first_step, seen = int(state.step), int(state.examples)
         left = self._durations.total_examples - seen
         total = first_step + max(0, -(-left // self._config.data.batch_size))
+        self._guard = collapse.CollapseGuard(
+            self._config.train.collapse, total_steps=total, seen=self._meta["collapse"]
+        )
+        self._meta["collapse"] = self._guard.seen  # the same dict: checkpoints hold it as it is
         self._describe(state, total)
         if left > 0 and not self._stopped_early():
             (self._workdir / "results.json").unlink(missing_ok=True)  # of a shorter training
@@ -256,7 +263,7 @@ class Run:
             saved = self._checkpoints.meta(latest)
             self._check_origin(saved, f"checkpoint {latest} of {self._workdir}")
             if saved["metric"] == config.eval.metric:
-                for key in ("best", "evaluations_without_gain"):
+                for key in ("best", "evaluations_without_gain", "collapse"):
                     self._meta[key] = saved[key]
             scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=placed)
             optimizer = jax.tree.map(
@@ -329,7 +336,7 @@ class Run:
             "steps of "
             f"{config.data.batch_size} in {config.train.microbatches} microbatches, "
             f"{durations.total_examples / examples:.3g} epochs; {config.schedule.name} schedule up "
-            f"to {config.optimizer.learning_rate:g} after {durations.warmup:,} examples; "
+            f"to {self._rate:g} after {durations.warmup:,} examples; "
             f"evaluation on {len(self._data.split('validation')):,} examples every "
             f"{durations.evaluate_every} steps, checkpoint every {durations.checkpoint_every}."
         )
@@ -348,7 +355,7 @@ class Run:
     ) -> None:
         """Runs steps first_step + 1 .. total. Order: step, log, evaluate, save, stop."""
         durations, frozen = self._durations, self._experiment.frozen
-        pending = Pending(self._progress)
+        pending = Pending(self._progress, self._guard)
         for step in range(first_step + 1, total + 1):
             batch = next(batches)
             check_batch(batch, step)
@@ -387,6 +394,8 @@ class Run:
         self._progress.log(step, logged)
         if not step:  # before training: it is told, and chooses nothing
             return values
+        confusion = scores.detail.get("confusion_matrix")
+        self._guard.check(step, confusion_CxC=confusion, loss=values.get("loss"))
         found, best = self._experiment.rank(values), self._meta["best"]
         gain = best is None or found > best
         waited = 0 if gain else self._meta["evaluations_without_gain"] + 1
@@ -404,8 +413,8 @@ class Run:
 class Pending:
     """Metrics of steps that may still run on the device; fetched only when they are logged."""
 
-    def __init__(self, progress: Progress):
-        self._progress = progress
+    def __init__(self, progress: Progress, guard: collapse.CollapseGuard):
+        self._progress, self._guard = progress, guard
         self._steps: list[tuple[int, dict[str, jax.Array]]] = []
         self._tokens = 0
         self._start = time.perf_counter()
@@ -427,7 +436,7 @@ class Pending:
         """Waits for the steps, checks and logs them.
 
         Raises:
-          ValueError: a loss or gradient is not finite; names the steps.
+          Collapsed: a loss or gradient is not finite, naming the steps; or the losses run away.
         """
         fetched = [(step, jax.device_get(metrics)) for step, metrics in self._steps]
         speed = self._tokens / max(time.perf_counter() - self._start, 1e-9)
@@ -441,11 +450,13 @@ class Pending:
             last = {"tokens_per_second": speed} if step == fetched[-1][0] else {}
             self._progress.log(step, {**values, **last}, show=bool(last))
         if broken:
-            raise ValueError(
+            raise collapse.Collapsed(
                 f"the loss or the gradient is not finite at steps {broken}: lower "
                 "config.optimizer.learning_rate, lengthen config.schedule.warmup, or compute in "
                 "float32. Checkpoints hold only steps before these."
             )
+        for step, metrics in fetched:
+            self._guard.check_loss(step, float(metrics["loss"]))
         self._steps, self._tokens, self._start = [], 0, time.perf_counter()
 
 
@@ -461,23 +472,3 @@ def check_batch(batch: Mapping[str, np.ndarray], step: int) -> None:
             f"step {step}: every label of the batch is masked (examples {ids}), so there is "
             "nothing to learn from: check the labels, or raise config.data.batch_size"
         )
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Turns SIGTERM and SIGINT into an event; a second one acts as usual."""
-    stopped = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, frame: object) -> None:
-        stopped.set()
-        signal.signal(number, before[number])
-        print("Stopping after this step; a second signal stops at once.", file=sys.stderr)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 NOT_OF_THE_WEIGHTS = ("eval.checkpoint", "eval.split", "eval.test", "eval.robustness", "search.")
 NOT_OF_THE_WEIGHTS += ("train.on_config_change", "train.compilation_cache", "data.prepared_dir")
 NOT_OF_THE_WEIGHTS += ("integrate.", "inspect.", "verify.", "export.", "report.", "predict.")
-NOT_OF_THE_WEIGHTS += ("model.hub",)
+NOT_OF_THE_WEIGHTS += ("model.hub", "train.collapse", "review.folds", "review.neighbours")
 # What a run writes here, and all that 'overwrite' deletes.
 _OURS = ("checkpoints", "integrated", "tensorboard", "metrics.jsonl", "results.json", "curves.png")
 _OURS += ("errors_test.jsonl", "errors_validation.jsonl", "scores_test.npz")
 _OURS += ("scores_validation.npz", "report.html", "MODEL_CARD.md")
 _OURS += ("tokenizer.model", "features.safetensors", "encoder_alone", "silent_loss.json", "teacher")
+_OURS += ("checkpoints_collapsed_1", "checkpoints_collapsed_2", "all_examples")
 _OURS += ("self_training.json", "export")  # test_openings.jsonl stays: it is evidence
 # What a run's weights belong to, beside the data and the model.
 _FITTED = ("features.", "tokenizer.")

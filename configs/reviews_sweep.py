@@ -1,0 +1,40 @@
+"""Which learning rate, and how much of it is chance: the reviews, swept.
+
+    python main.py --config=configs/reviews_sweep.py --workdir=runs/sweep --mode=sweep
+
+runs three learning rates with two seeds each, one after another, and compares them on the
+validation split; the same command goes on where it was stopped. The test split stays shut until
+the printed `--mode=test` command. Other ways to run it:
+
+    ... --mode=sweep --config.search.print_commands=True    a command for each run, for a job queue
+    ... --mode=sweep --config.search.trials=20              Optuna over space(), with pruning
+    ... --mode=train --config.seeds=5                       no sweep: the recipe with five seeds
+
+Optuna is the extra 'search': pip install -e '.[demo,search]'. `:runlocal` is small, as in
+configs/reviews.py. Not measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import reviews
+from configs.sweeping import Space, Sweep, choice, log_uniform, product
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns what all runs share; `arg` as of configs/reviews.py."""
+    config = reviews.get_config(arg)
+    config.train.integrate = False  # of the winner, by --mode=integrate, not of every run
+    return config
+
+
+def sweep() -> Sweep:
+    """What --mode=sweep runs."""
+    return product({"optimizer.learning_rate": (2e-5, 5e-5, 1e-4), "seed": range(2)})
+
+
+def space() -> Space:
+    """What --config.search.trials searches."""
+    return {
+        "optimizer.learning_rate": log_uniform(1e-5, 3e-4),
+        "optimizer.layer_decay": choice(1.0, 0.9),
+    }
