@@ -45,10 +45,9 @@ def main(argv: list[str]) -> None:
     from training import inspection, interruption, sweep, train
 
     recipe = config_flags.get_config_filename(FLAGS["config"])
+    alone = config.seeds == 1 and not config.search.print_commands
     modes = {
-        "train": train.train
-        if config.seeds == 1
-        else functools.partial(sweep.repeat, recipe=recipe),
+        "train": train.train if alone else functools.partial(sweep.repeat, recipe=recipe),
         "sweep": functools.partial(sweep.sweep, recipe=recipe),
         "evaluate": protocol.evaluate,
         "test": train.test,

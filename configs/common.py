@@ -407,7 +407,7 @@ def _search() -> ConfigDict:
     """Several runs (--mode=sweep, or seeds > 1)."""
     search = ConfigDict()
     search.print_commands = False  # print a command for each run, for a job queue, and run none
-    search.trials = 0  # of Optuna over the recipe's sweep(), for the extra 'search'; 0 runs it all
+    search.trials = 0  # of Optuna over the recipe's space(), for the extra 'search'; 0 runs sweep()
     return search
 
 

@@ -309,7 +309,7 @@ def _exported(experiment: Experiment, params: Mapping[str, Any]) -> tuple[Any, b
     max_length = experiment.config.layout.max_length
 
     def probabilities(params: Mapping, *batch: jax.Array) -> jax.Array:
-        return jax.nn.softmax(row_logits(experiment.model, params, *batch))
+        return _calibrated(experiment, row_logits(experiment.model, params, *batch))
 
     def attempt(length: str) -> Any:
         scope = f"b, {length}", [] if length.isdigit() else [f"{length} <= {max_length}"]
@@ -324,6 +324,14 @@ def _exported(experiment: Experiment, params: Mapping[str, Any]) -> tuple[Any, b
         return attempt("l"), True
     except jax.errors.InconclusiveDimensionOperation:  # a window that some lengths fill, others not
         return attempt(str(max_length)), False
+
+
+def _calibrated(experiment: Experiment, logits_BxC: jax.Array) -> jax.Array:
+    """Returns the probabilities that --mode=predict gives: see evaluation.calibration.calibrate."""
+    fitted = experiment.task.fitted
+    if fitted:
+        logits_BxC = logits_BxC / fitted["temperature"] + np.asarray(fitted["bias"], np.float32)
+    return jax.nn.softmax(logits_BxC)
 
 
 def _tokenizer_file(experiment: Experiment) -> tuple[str, bytes]:
@@ -344,7 +352,7 @@ def _check_stablehlo(trained: Trained, folder: Path, sample: Sample) -> float:
     padded = (np.pad(x, ((0, 0), (0, missing))) for x in (sample.tokens_BxL, sample.types_BxL))
     call = jax.jit(jax.export.deserialize(bytearray(content)).call)
     found_BxC = call(params, *padded, sample.lengths_B)
-    expected_BxC = np.asarray(jax.nn.softmax(trained.logits_BxC))
+    expected_BxC = np.asarray(_calibrated(trained.experiment, trained.logits_BxC))
     return trained.refuse_difference(found_BxC, expected_BxC, str(folder))
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from evaluation import html_report, report, robustness
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Metric, find
+from evaluation.metrics import Metric, Scores, find
 from evaluation.model_card import write_model_card
 from evaluation.restoring import Restored, read_meta, restore
 from evaluation.stored_scores import write_scores
@@ -164,7 +164,9 @@ def _report(
     restored = restore(experiment, workdir, "best")
     models = {report.BOTH if experiment.features else report.FINETUNED: restored}
     if config.eval.at_start and not config.resume_from:
-        before = Restored(experiment.put(experiment.initial), restored.meta, report.BEFORE)
+        start = experiment.put(experiment.initial)
+        _, fitted = experiment.score(start, data.split("validation"))
+        before = Restored(start, restored.meta | {"fitted": fitted}, report.BEFORE)
         models = {report.BEFORE: before, **models}
     integration = None
     if (workdir / "integrated").is_dir():
@@ -183,7 +185,7 @@ def _report(
     scores = task.baselines(train_split, examples)
     for row, (own, folder) in others.items():
         bare = examples if own.features.use != "none" else examples.without_features()
-        scores[row] = task.score(predict_with(own, folder, data, bare), bare)
+        scores[row] = score_with(own, folder, data, bare)
     calibration, cards = {}, {}
     for row, model in models.items():
         task.fitted = model.meta["fitted"]
@@ -236,10 +238,22 @@ def predict_with(
     config: ConfigDict, workdir: Path, data: RunData, examples: Examples
 ) -> Predictions:
     """Returns what another finished run says, integrated if it is."""
+    return _with(config, workdir, data, examples)[1]
+
+
+def score_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Scores:
+    """Returns what another finished run's predictions are worth, by what it fitted itself."""
+    experiment, predictions = _with(config, workdir, data, examples)
+    return experiment.task.score(predictions, examples)
+
+
+def _with(
+    config: ConfigDict, workdir: Path, data: RunData, examples: Examples
+) -> tuple[Experiment, Predictions]:
     experiment = build(config, workdir, data.labels, lambda line: None)
     integrated = config.train.integrate and config.model.init == "pretrained"
     restored = restore(experiment, workdir, "integrated" if integrated else "best")
-    return experiment.predict(restored.params, examples)
+    return experiment, experiment.predict(restored.params, examples)
 
 
 def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str, str]]:

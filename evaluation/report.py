@@ -90,7 +90,9 @@ def write_results(
         "fingerprints": fingerprints,
         "split": split,
         "metric": metric.name,
-        "metrics": [shown(m) for m in scores[last].metrics],
+        "metrics": [
+            shown(m._replace(shown=m.shown or m.name == metric.name)) for m in scores[last].metrics
+        ],
         "integration": integration,
         **extra,
     }
@@ -253,7 +255,7 @@ def cells(
     models: Mapping[str, Mapping[str, Any]], metrics: Sequence[_Shown]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Returns the columns of the results table and the cells of its rows, one per model."""
-    metrics = [metric for metric in metrics if metric["shown"]]
+    metrics = [metric for metric in metrics if metric.get("shown", True)]  # absent in old files
     leaks = any("leak_free" in summary for summary in models.values())
     some = metrics[:2]  # of the leak-free part
     columns = ("model", *(metric["title"] for metric in metrics), "examples")

@@ -35,11 +35,11 @@ from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.normalization import Normalizer
 from input_pipeline.words import word_stops
 
-# Of the characters that can be replaced or dropped; at least one of every text. One in ten is what
-# careless typing or poor recognition of scans leaves: people still read it without effort.
+# Of the characters that can be replaced or dropped; at least one of every text. Not measured on any
+# source of errors: more than careful people leave, and still read without effort.
 REPLACED = 0.1
 DROPPED = 0.1
-FIRST = 32  # characters: about what a list of search results shows of a text
+FIRST = 32  # characters, such as a preview shows
 
 _TASKS = ("classification", "multiple_choice")
 _ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -181,7 +181,7 @@ _CHANGES: dict[str, tuple[str, _Change]] = {
         lambda text, rng: text.translate(_OTHER_WIDTH),
     ),
     "script": (
-        "simplified or traditional, the other",
+        "the other script (simplified, traditional)",
         partial(_recoded, ["traditional", "variants"], ["simplified"]),
     ),
     "characters_dropped": (f"{100 * DROPPED:g} % of characters dropped", _characters_dropped),

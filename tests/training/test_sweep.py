@@ -17,7 +17,6 @@ from configs import common
 from configs.overrides import load_config
 from training import search, sweep
 from training.interruption import Interrupted
-from training.interruption import Interrupted
 from training.planning import command, plan, run_name
 
 RECIPE = "configs/reviews.py"
