@@ -143,16 +143,17 @@ def conclusion(rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
     cost = sign * worst["difference"]["value"]
     if cost <= 0:
         return f"None of {len(tried)} perturbations makes {title} worse."
-    error, digits = worst["difference"]["standard_error"], metric.digits
+    error = worst["difference"]["standard_error"]
+    moved = report.cell({"value": cost, "standard_error": error}, report.shown(metric))
     text = (
         f"Of {len(tried)} perturbations this costs most: {worst['title']}. "
         f"{title[0].upper() + title[1:]} {'falls' if metric.higher_is_better else 'rises'} by "
-        f"{metric.scale * cost:.{digits}f} ± {metric.scale * error:.{digits}f}"
-        f"{' points' if metric.scale == 100 else ''}"
+        f"{moved}{' points' if metric.scale == 100 else ''}"
     )
     if worst["flipped"]:
         text += f"; {report.cell(worst['flipped'], report.shown(_FLIPPED))} % of predictions change"
-    chance = not cost > norm.isf(_CHANCE / len(tried)) * error  # NaN is an error too
+    # Of one example there is no error: NaN, and null in files.
+    chance = error is None or not cost > norm.isf(_CHANCE / len(tried)) * error
     return text + "." + chance * f" As the worst of {len(tried)}, it may be chance."
 
 

@@ -69,8 +69,13 @@ def test_examples_without_a_label_are_left_out_as_they_were():
     masked = Examples(examples.texts_N, examples.labels_N.copy(), examples.ids_N)
     masked.labels_N[1] = -1
     predictions = reads(examples.take(masked.labels_N >= 0))
+
+    def predict(some):  # a real one refuses a batch of these alone
+        assert (some.labels_N >= 0).all()
+        return reads(some)
+
     rows = card(
-        lambda some: reads(some.take(some.labels_N >= 0)),
+        predict,
         make_task(),
         masked,
         predictions=predictions,
@@ -124,6 +129,9 @@ def test_the_conclusion_names_the_worst_and_says_when_it_may_be_chance():
     assert "chance" not in conclusion([make_row("a", -0.02, 0.01)], ACCURACY)
     many = [make_row(str(i), -0.02, 0.01) for i in range(11)]
     assert conclusion(many, ACCURACY).endswith("As the worst of 11, it may be chance.")
+    for unknown in (None, float("nan")):
+        text = conclusion([make_row("a", -0.5, unknown)], ACCURACY)
+        assert "falls by 50.0 points" in text and "chance" in text
     better = conclusion([make_row("a", 0.1, 0.01)], ACCURACY)
     assert better == "None of 1 perturbations makes accuracy worse."
     same = conclusion([make_row("a", 0, 0, changed=0.0)], ACCURACY)
