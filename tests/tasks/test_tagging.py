@@ -18,6 +18,9 @@ from input_pipeline.tokenization import load_tokenizer
 from tasks.tagging import Tagging
 from tasks.task import Chunk
 from training import train as loop
+from training.data import load_data
+from training.experiment import build
+from training.sharding import put_batch
 from training.train import train
 
 HEADS = ("softmax", "crf", "global_pointer")
@@ -287,6 +290,38 @@ def test_floors_know_what_training_spans_say(make_task):
     )
     [found] = spans.dictionary(words, ["人民说中国好"])
     assert found.tolist() == [[0, 2, 0], [2, 3, 0], [3, 5, 0], [5, 6, 0]]  # tiles: 说 is a word
+
+
+@pytest.mark.filterwarnings("ignore:.*training spans")
+def test_the_trainers_batches_give_the_same_loss_and_gradients_in_every_layout(
+    make_tagging_config, tmp_path
+):
+    found = {}
+    for kind in ("pad", "pack"):
+        config = make_tagging_config(tmp_path, "crf")
+        config.layout.update(kind=kind, max_shapes=2)
+        data = load_data(config)
+        experiment = build(config, tmp_path / "run", data.labels, lambda line: None)
+        windows = experiment.windows(data.split("train"), training=True)
+        experiment.pipeline.plan(windows)
+        batch = next(experiment.pipeline.train(windows, first_example=0))
+        part = {name: array[0] for name, array in batch.items()}
+
+        def loss(params, part, experiment=experiment):
+            outputs = experiment.apply({**experiment.frozen, **params}, part)
+            total, weight, _ = experiment.task.loss(outputs, part)
+            return total / weight
+
+        step = jax.jit(jax.value_and_grad(loss))
+        on_device = put_batch(part, experiment.mesh)
+        value, gradients = jax.device_get(step(experiment.put(experiment.initial), on_device))
+        found[kind] = part["tokens_RxL"].shape, value, gradients
+    (pad_shape, padded, others), (pack_shape, packed, gradients) = found.values()
+    assert pad_shape != pack_shape
+    assert packed == pytest.approx(padded, rel=1e-5)
+    for path, gradient in gradients.items():
+        difference = np.linalg.norm(gradient - others[path])
+        assert difference <= 1e-5 * np.linalg.norm(others[path]), path
 
 
 @pytest.mark.filterwarnings("ignore:.*training spans")
