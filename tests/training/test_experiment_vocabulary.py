@@ -13,6 +13,7 @@ from input_pipeline.examples import Examples, object_array
 from input_pipeline.preparation import prepare
 from input_pipeline.tokenization import load_tokenizer
 from input_pipeline.vocabulary import parts
+from integration.run import integrate
 from models.pretrained import load_pretrained, write_pretrained
 from training.experiment import build
 from training.state import merge
@@ -88,7 +89,7 @@ def test_a_run_is_restored_without_its_training_texts(config, tmp_path):
     value = protocol.evaluate(config, tmp_path / "run")["loss"]["value"]
     logged = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert value in [row["validation/loss"] for row in logged if "validation/loss" in row]
-    integrated = protocol.integrate(config, tmp_path / "run")
+    integrated = integrate(config, tmp_path / "run")
     assert integrated["alpha"] == results["integration"]["alpha"]
     path = tmp_path / "run/tokenizer.model"
     path.rename(tmp_path / "elsewhere.model")
