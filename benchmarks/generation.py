@@ -5,20 +5,19 @@
 Prompts are beginnings of People's Daily paragraphs, of different lengths, as the same token ids on
 both sides; float32, key-value cache, batches padded on the right here and on the left there, as
 each wants it. Greedy texts must be the same, else nothing is measured. Processes and turns are
-those of models.py, and times are of whole batches, prompts included.
+those of turns.py, and times are of whole batches, prompts included.
 """
 
 import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
-from benchmarks.models import OURS, PYTORCH, Worker, show, take_turns
+from benchmarks.turns import OURS, PYTORCH, Worker, show, show_machine, take_turns
 
 _BEAMS = 4
 _END = 1  # </s> of Gemma
@@ -138,11 +137,7 @@ def make_task(count: int, tokens: int) -> Task:
 def main(argv: Sequence[str]) -> None:
     """Measures and prints; a user's mistake ends as one message."""
     options = flags.FLAGS
-    print(
-        f"{os.cpu_count()} cores and as many threads on either side, load average "
-        f"{os.getloadavg()[0]:.1f}; jax {version('jax')}, torch {version('torch')}, transformers "
-        f"{version('transformers')}"
-    )
+    show_machine()
     try:
         task = make_task(options.prompts, options.tokens)
     except (ValueError, OSError) as error:

@@ -24,19 +24,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-OURS, PYTORCH = "ours", "PyTorch float32"
+from benchmarks.turns import OURS, PYTORCH, Worker, show, show_machine, take_turns
+
 TOLERANCE = 1e-3  # of the losses of the first steps
 _CHECKED_STEPS = 3
 _CLASSES = 2
@@ -44,8 +42,6 @@ _CLASSES = 2
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-6, 0.01
 _LOWEST_LOSS = 0.05
 _B1, _B2, _EPS = 0.9, 0.999, 1e-8
-_PAUSE = 0.3  # seconds in which the other side's threads come to rest
-_QUIET = 0.5  # load average above which another program is at work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +62,6 @@ class Task:
         """What task.npz holds."""
         with np.load(self.folder / "task.npz") as file:
             return dict(file)
-
-
-class Side(Protocol):
-    """One of the two inside its process; made from a task.
-
-    Attributes:
-        calls: what is measured, by kind; each waits for its result.
-    """
-
-    calls: Mapping[str, Callable[[], Any]]
-
-    def begin(self) -> Any:
-        """Returns what both sides must agree on."""
 
 
 def encoder_config(**changes: Any) -> Any:
@@ -300,54 +283,6 @@ class PyTorch:
             self._logits()
 
 
-def work(connection: Connection, make: Callable[[Any], Side], task: Any) -> None:
-    """Runs in a side's process: sends what it begins with, then seconds for each (kind, count)."""
-    side = make(task)
-    connection.send(side.begin())
-    for call in side.calls.values():  # the first may compile
-        call()
-    while request := connection.recv():
-        kind, count = request
-        start = time.perf_counter()
-        for _ in range(count):
-            side.calls[kind]()
-        connection.send((time.perf_counter() - start) / count)
-
-
-class Worker:
-    """A side in its process."""
-
-    def __init__(self, name: str, make: Callable[[Any], Side], task: Any):
-        """Starts it; `first` is what the side begins with."""
-        context = get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=work, args=(other, make, task), daemon=True)
-        self._process.start()
-        other.close()
-        self.name, self.first = name, self._receive()
-
-    def seconds(self, kind: str, count: int) -> float:
-        """Returns the time of one of `count` calls, while the other side sleeps."""
-        time.sleep(_PAUSE)
-        self._connection.send((kind, count))
-        return self._receive()
-
-    def stop(self) -> None:
-        """Ends the process."""
-        self._connection.send(None)
-        self._process.join()
-
-    def _receive(self) -> Any:
-        try:
-            return self._connection.recv()
-        except EOFError:
-            self._process.join()
-            sys.exit(
-                f"Error: {self.name} ended with exit code {self._process.exitcode}; its message "
-                "stands above"
-            )
-
-
 def compare_losses(losses: dict[str, Sequence[float]]) -> None:
     """Raises ValueError unless both sides train alike, from losses that can tell."""
     difference = max(abs(a - b) for a, b in zip(*losses.values(), strict=True))
@@ -368,35 +303,6 @@ def measure(task: Task, *, rounds: int, steps: int) -> dict[str, dict[str, list[
     compare_losses(losses)
     print(f"{task.kind}: losses of the first steps", losses)
     return take_turns(workers, {"forward": 3 * steps, "training step": steps}, rounds=rounds)
-
-
-def take_turns(
-    workers: Sequence[Worker], counts: Mapping[str, int], *, rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """Returns seconds by kind and side, one for each round, and ends the workers.
-
-    Args:
-        workers: both sides.
-        counts: calls of each kind in a round.
-        rounds: in which each side measures once, the other one first every second time.
-    """
-    seconds = {kind: {worker.name: [] for worker in workers} for kind in counts}
-    for number in range(rounds):
-        for kind, count in counts.items():
-            for worker in workers if number % 2 else workers[::-1]:
-                seconds[kind][worker.name].append(worker.seconds(kind, count))
-    for worker in workers:
-        worker.stop()
-    return seconds
-
-
-def ratio_of(seconds: dict[str, list[float]]) -> tuple[float, float, float]:
-    """Returns the lower quartile, median and upper quartile of how many times faster we are."""
-    ratios = [b / a for a, b in zip(seconds[OURS], seconds[PYTORCH], strict=True)]
-    if len(ratios) < 2:
-        return (ratios[0],) * 3
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return low, middle, high
 
 
 def products(function: Callable, *args: Any) -> collections.Counter:
@@ -456,28 +362,10 @@ def _timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def show(title: str, results: dict[str, dict[str, list[float]]]) -> None:
-    """Prints the table of a model."""
-    table = Table(title=title)
-    for column in ("", "ours, ms", "PyTorch, ms", "x PyTorch", "quartiles"):
-        table.add_column(column, justify="right" if column else "left")
-    for kind, seconds in results.items():
-        low, middle, high = ratio_of(seconds)
-        times = (f"{1e3 * statistics.median(seconds[side]):,.0f}" for side in (OURS, PYTORCH))
-        table.add_row(kind, *times, f"{middle:.2f}", f"{low:.2f} to {high:.2f}")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-
-
 def main(argv: Sequence[str]) -> None:
     """Measures and prints; a user's mistake ends as one message."""
     options = flags.FLAGS
-    print(
-        f"{os.cpu_count()} cores and as many threads on either side, load average "
-        f"{os.getloadavg()[0]:.1f}; jax {version('jax')}, torch {version('torch')}, transformers "
-        f"{version('transformers')}"
-    )
-    if os.getloadavg()[0] > _QUIET:
-        print("Other programs are at work: measure again without them.")
+    show_machine()
     try:
         for kind in options.models:
             with tempfile.TemporaryDirectory() as folder:

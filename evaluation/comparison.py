@@ -118,7 +118,7 @@ def compare(folders: Sequence[Path], output: Path, baseline: str = "") -> dict[s
         "conclusion": "\n".join(row["sentence"] for row in comparisons),
     }
     tables.write_json(output / "comparison.json", found)
-    tables.show(tables.table(*cells(rows, found["metric"])), found["conclusion"])
+    tables.show(tables.table(*tables.run_cells(rows, found["metric"])), found["conclusion"])
     print(f"All of it, as a page: {write_html(output)}")
     return found
 
@@ -210,45 +210,11 @@ def _comparisons(
     pooled = [_pooled(group, metric) for group in groups]
     found = [significance.compare(scores, pooled[0], metric) for scores in pooled[1:]]
     corrected = significance.holm([each["p_bootstrap"] for each in found])
-    first = _title(rows[0])
+    first = tables.run_title(rows[0])
     for each, p_holm, row in zip(found, corrected, rows[1:], strict=True):
-        each |= {"first": _title(row), "second": first, "p_holm": p_holm}
+        each |= {"first": tables.run_title(row), "second": first, "p_holm": p_holm}
         each["p_seeds"] = significance.seeds_differ(row["values"], rows[0]["values"])
         each["sentence"] = significance.sentence(
-            each, metric, first=_title(row), second=first, split=split, family=len(found)
+            each, metric, first=tables.run_title(row), second=first, split=split, family=len(found)
         )
     return found
-
-
-def _title(row: Mapping[str, Any]) -> str:
-    name = Path(row["workdirs"][0]).name
-    return name if row["count"] == 1 else f"{name} and {row['count'] - 1} more seeds"
-
-
-def cells(
-    rows: Sequence[Mapping[str, Any]], metric: Mapping[str, Any]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Returns columns and cells of the table of groups.
-
-    Args:
-        rows: 'runs' of what `compare` returns.
-        metric: as of report.shown.
-    """
-
-    def number(value: float | None, error: float | None = None) -> str:
-        return tables.cell({"value": value, "standard_error": error}, metric)
-
-    found = [
-        (
-            _title(row),
-            ", ".join(f"{key}={value}" for key, value in row["differs"].items()),
-            str(row["count"]),
-            number(row["mean"], row["standard_error"]),
-            number(row["deviation"]),
-            " to ".join(map(number, row["interval"] or ())),
-            str(row["test_openings"]),
-        )
-        for row in rows
-    ]
-    columns = ("run", "what differs", "seeds", metric["title"], "deviation over seeds")
-    return (*columns, "95 % interval of the mean", "looks at the test split"), found

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from configs import common
-from evaluation import figures, report
+from evaluation import figures, report, robustness
 from evaluation.metrics import Metric
 from training.workdir import flatten_config
 
@@ -142,8 +142,6 @@ def _calibration(cards: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _card(name: str, rows: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, Any]:
     """Returns the robustness card of one model."""
-    from evaluation import robustness  # which brings the models
-
     columns, found = robustness.cells(name, rows, metric)
     return {
         "columns": columns,
@@ -190,7 +188,5 @@ def _mistakes(path: Path) -> dict[str, Any]:
 
 def _compared(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the table of runs side by side."""
-    from evaluation.comparison import cells
-
-    columns, rows = cells(comparison["runs"], comparison["metric"])
+    columns, rows = report.run_cells(comparison["runs"], comparison["metric"])
     return {"columns": columns, "rows": [[*r[:3], *map(_number, r[3:])] for r in rows]}

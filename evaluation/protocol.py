@@ -3,6 +3,7 @@
 The functions named after modes are called by main.py, `finish` by the training at its end.
 """
 
+import dataclasses
 import datetime
 import json
 import shutil
@@ -25,6 +26,25 @@ from integration.run import integrate_run, stored
 from training import collapse
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run whose data are split and whose model is built.
+
+    Attributes:
+        experiment: its parts; checkpoints are in `workdir`.
+        workdir: the results' files go here.
+        data: the splits.
+        train_split: the training examples that are used.
+        others: config and workdir of finished runs to compare with, by the name of their row.
+    """
+
+    experiment: Experiment
+    workdir: Path
+    data: RunData
+    train_split: Examples
+    others: Mapping[str, tuple[ConfigDict, Path]]
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -93,25 +113,13 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     return output
 
 
-def finish(
-    experiment: Experiment,
-    workdir: Path,
-    data: RunData,
-    train_split: Examples,
-    others: Mapping[str, tuple[ConfigDict, Path]],
-) -> dict[str, Any]:
+def finish(run: Prepared) -> dict[str, Any]:
     """Integrates and reports, on the test split if config.eval.test; does nothing twice.
-
-    Args:
-      experiment: as trained; its checkpoints are in `workdir`.
-      workdir: the results' files go here.
-      data: the splits.
-      train_split: the training examples that were used.
-      others: config and workdir of finished runs to compare with, by the name of their row.
 
     Returns:
       What results.json holds.
     """
+    experiment, workdir, data = run.experiment, run.workdir, run.data
     config = experiment.config
     if (workdir / "results.json").exists():
         print(f"This run is finished; its results are in {workdir / 'results.json'}:")
@@ -120,47 +128,35 @@ def finish(
     if config.train.integrate and config.model.init == "pretrained":
         integrate_run(experiment, workdir, data)
     split = "test" if config.eval.test and "test" in data.splits else "validation"
-    return _report(experiment, workdir, data, train_split, others, split=split)
+    return _report(run, split)
 
 
-def test(
-    experiment: Experiment,
-    workdir: Path,
-    data: RunData,
-    train_split: Examples,
-    others: Mapping[str, tuple[ConfigDict, Path]],
-) -> dict[str, Any]:
-    """Tests a finished run once more, or for the first time; arguments as of `finish`.
+def test(run: Prepared) -> dict[str, Any]:
+    """Tests a finished run once more, or for the first time.
 
     Raises:
       ValueError: there is no test split.
     """
+    workdir, data = run.workdir, run.data
     if "test" not in data.splits:
         raise ValueError(
             f"--mode=test: the data have the splits {sorted(data.splits)} and no 'test': set "
             "config.data.split.test, or config.data.test_files"
         )
-    saved = read_meta(experiment.config, workdir)["fingerprints"]
+    saved = read_meta(run.experiment.config, workdir)["fingerprints"]
     changed = [name for name, found in data.fingerprints.items() if saved.get(name) != found]
     if changed:
         raise ValueError(
             f"--mode=test: the run in {workdir} was chosen on other data, the splits {changed} of "
             f"the data have changed (by fingerprint): restore them, or train anew"
         )
-    return _report(experiment, workdir, data, train_split, others, split="test")
+    return _report(run, "test")
 
 
-def _report(
-    experiment: Experiment,
-    workdir: Path,
-    data: RunData,
-    train_split: Examples,
-    others: Mapping[str, tuple[ConfigDict, Path]],
-    *,
-    split: str,
-) -> dict[str, Any]:
+def _report(run: Prepared, split: str) -> dict[str, Any]:
     """Says what the chosen models, and what they are compared with, are worth on a split."""
-    config, task = experiment.config, experiment.task
+    experiment, workdir, data = run.experiment, run.workdir, run.data
+    config, task, train_split = experiment.config, experiment.task, run.train_split
     restored = restore(experiment, workdir, "best")
     models = {report.BOTH if experiment.features else report.FINETUNED: restored}
     if config.eval.at_start and not config.resume_from:
@@ -176,14 +172,14 @@ def _report(
             models[f"{report.INTEGRATED} ({integration['written']})"] = chosen
     openings = []
     if split == "test":
-        opened_for = f"{restored.name}: {', '.join([*others, *models])}"
+        opened_for = f"{restored.name}: {', '.join([*run.others, *models])}"
         openings = _note_test_opening(workdir, data, opened_for)
     examples = data.split(split)
     task.check(examples, split)
     if experiment.features:
         train_split, examples = (experiment.with_features(e) for e in (train_split, examples))
     scores = task.baselines(train_split, examples)
-    for row, (own, folder) in others.items():
+    for row, (own, folder) in run.others.items():
         bare = examples if own.features.use != "none" else examples.without_features()
         scores[row] = score_with(own, folder, data, bare)
     calibration, cards = {}, {}

@@ -304,3 +304,38 @@ def write_text(path: str | Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def run_title(row: Mapping[str, Any]) -> str:
+    """Names a group of runs that differ in their seed alone, by its first folder."""
+    name = Path(row["workdirs"][0]).name
+    return name if row["count"] == 1 else f"{name} and {row['count'] - 1} more seeds"
+
+
+def run_cells(
+    rows: Sequence[Mapping[str, Any]], metric: Mapping[str, Any]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Returns columns and cells of the table of groups.
+
+    Args:
+        rows: 'runs' of comparison.json.
+        metric: as of `shown`.
+    """
+
+    def number(value: float | None, error: float | None = None) -> str:
+        return cell({"value": value, "standard_error": error}, metric)
+
+    found = [
+        (
+            run_title(row),
+            ", ".join(f"{key}={value}" for key, value in row["differs"].items()),
+            str(row["count"]),
+            number(row["mean"], row["standard_error"]),
+            number(row["deviation"]),
+            " to ".join(map(number, row["interval"] or ())),
+            str(row["test_openings"]),
+        )
+        for row in rows
+    ]
+    columns = ("run", "what differs", "seeds", metric["title"], "deviation over seeds")
+    return (*columns, "95 % interval of the mean", "looks at the test split"), found

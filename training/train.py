@@ -70,12 +70,12 @@ def train(
     if config.train.integrate and config.model.init == "pretrained":
         integration.check(config, workdir)
     robustness.check(config)
-    experiment, data, train_split, others = _begin(config, workdir, compare=compare)
-    loss = silent_loss.measure(training_texts(train_split), experiment.tokenizer)
+    run = _begin(config, workdir, compare=compare)
+    loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
     print(loss.prose())
     report.write_json(workdir / "silent_loss.json", loss.to_json())
-    Run(experiment, workdir, data, train_split, on_evaluation).train()
-    return protocol.finish(experiment, workdir, data, train_split, others)
+    Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
+    return protocol.finish(run)
 
 
 def test(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -90,13 +90,10 @@ def test(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "the same command with --mode=train first"
         )
     read_meta(config, workdir)
-    experiment, data, train_split, others = _begin(config, workdir)
-    return protocol.test(experiment, workdir, data, train_split, others)
+    return protocol.test(_begin(config, workdir))
 
 
-def _begin(
-    config: ConfigDict, workdir: Path, *, compare: bool = True
-) -> tuple[Experiment, RunData, Examples, dict[str, tuple[ConfigDict, Path]]]:
+def _begin(config: ConfigDict, workdir: Path, *, compare: bool = True) -> protocol.Prepared:
     """Prepares the data, ends the runs to compare with, and builds the experiment."""
     data = load_data(config)
     train_split = data.split("train")
@@ -125,7 +122,7 @@ def _begin(
         others[report.TEACHER] = teacher
     experiment = build(config, workdir, data.labels, print, train_split)
     experiment.task.check(data.split("validation"), "validation")
-    return experiment, data, train_split, others
+    return protocol.Prepared(experiment, workdir, data, train_split, others)
 
 
 def encoder_alone(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None:
