@@ -33,12 +33,16 @@ class FinishedRun:
         folder: the workdir.
         config: flat, without what does not touch the model.
         results: of results.json.
-        scores: of the model that the run ended with.
+        split: that is compared.
+        model: the row of the model that the run ended with.
+        scores: of that model on that split.
     """
 
     folder: Path
     config: dict[str, Any]
     results: dict[str, Any]
+    split: str
+    model: str
     scores: Scores
 
     @property
@@ -79,13 +83,16 @@ def find_runs(patterns: Sequence[str], workdir: Path) -> list[Path]:
     return list(found)
 
 
-def compare(folders: Sequence[Path], output: Path, baseline: str = "") -> dict[str, Any]:
+def compare(
+    folders: Sequence[Path], output: Path, baseline: str = "", *, split: str = ""
+) -> dict[str, Any]:
     """Compares finished runs, prints what was found and writes it to comparison.json.
 
     Args:
         folders: their workdirs.
         output: folder of comparison.json.
         baseline: workdir whose group all others are compared with; '' takes the first.
+        split: 'validation' or 'test'; '' takes the one that each run's results are about.
 
     Returns:
         {'split', 'metric', 'runs': one for each group, 'comparisons', 'conclusion'}.
@@ -93,7 +100,7 @@ def compare(folders: Sequence[Path], output: Path, baseline: str = "") -> dict[s
     Raises:
         ValueError: runs of different tasks, labels, splits, metrics or data; no such baseline.
     """
-    runs = [_read(Path(folder)) for folder in folders]
+    runs = [_read(Path(folder), split) for folder in folders]
     _check_alike(runs)
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
@@ -106,12 +113,11 @@ def compare(folders: Sequence[Path], output: Path, baseline: str = "") -> dict[s
                 f"config.report.baseline: {baseline} is none of the runs "
                 f"{[str(run.folder) for run in runs]}"
             )
-    results = runs[0].results
-    metric = runs[0].scores.metric(results["metric"])
+    metric, split = runs[0].scores.metric(runs[0].results["metric"]), runs[0].split
     rows = [_describe(group, ordered, metric) for group in ordered]
-    comparisons = _comparisons(rows, ordered, metric, results["split"])
+    comparisons = _comparisons(rows, ordered, metric, split)
     found = {
-        "split": results["split"],
+        "split": split,
         "metric": tables.shown(metric),
         "runs": rows,
         "comparisons": comparisons,
@@ -123,13 +129,14 @@ def compare(folders: Sequence[Path], output: Path, baseline: str = "") -> dict[s
     return found
 
 
-def _read(folder: Path) -> FinishedRun:
+def _read(folder: Path, split: str) -> FinishedRun:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    path = folder / f"scores_{results['split']}.npz"
+    split = split or results["split"]
+    path = folder / f"scores_{split}.npz"
     if not path.exists():
         raise ValueError(
-            f"{folder} holds results.json but no {path.name}, of an older version: run it again "
-            "with --mode=test"
+            f"{folder} holds results.json but no {path.name}: it was not evaluated on that split, "
+            "or by an older version (--mode=test writes scores_test.npz)"
         )
     config = flatten_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     config = {
@@ -137,8 +144,8 @@ def _read(folder: Path) -> FinishedRun:
         for key, value in config.items()
         if key.startswith("integrate.") or not key.startswith(NOT_OF_THE_WEIGHTS)
     }
-    last = list(results["models"])[-1]
-    return FinishedRun(folder, config, results, read_scores(path)[last])
+    model, scores = list(read_scores(path).items())[-1]
+    return FinishedRun(folder, config, results, split, model, scores)
 
 
 def _check_alike(runs: Sequence[FinishedRun]) -> None:
@@ -149,9 +156,9 @@ def _check_alike(runs: Sequence[FinishedRun]) -> None:
             {
                 "task": each.config["task"],
                 "labels": each.results["labels"],
-                "split": each.results["split"],
+                "split": each.split,
                 "metric": each.results["metric"],
-                "examples": each.results["fingerprints"][each.results["split"]],
+                "examples": each.results["fingerprints"][each.split],
             }
             for each in (first, run)
         ]
@@ -190,7 +197,7 @@ def _describe(
     return {
         "workdirs": [str(run.folder) for run in group],
         "seeds": [run.config["seed"] for run in group],
-        "model": list(group[0].results["models"])[-1],
+        "model": group[0].model,
         "differs": differing,
         "values": values,
         **significance.over_seeds(values),

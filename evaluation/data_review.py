@@ -122,9 +122,9 @@ class _Watched(Run):
         super().__init__(*args)
         self._watched, self._folder = watched, folder
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+    def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates as ever; then writes 'true' and 'right' of the watched examples, [2, W]."""
-        values = super()._evaluate(step, state)
+        values = super().evaluate(step, state)
         if step:  # before it nothing was learned, or forgotten
             predictions = self._experiment.predict(state.params, self._watched)
             logs_WxC = calibration.calibrate(self._experiment.task.logits(predictions), {})
@@ -235,7 +235,7 @@ def pooled(
 
 
 def _pools(module: nn.Module, method: str) -> bool:
-    return isinstance(module, ClassifierHead) and method == "_pool"
+    return isinstance(module, ClassifierHead) and method == "pool"
 
 
 def _join(

@@ -144,7 +144,7 @@ class ClassifierHead(nn.Module):
         Raises:
             ValueError: there are other features than `num_features`, or none.
         """
-        pooled_BxD = self._pool(backbone, hidden_RxLxD, batch)
+        pooled_BxD = self.pool(backbone, hidden_RxLxD, batch)
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         init = nn.initializers.normal(HEAD_STDDEV)
         shape = (pooled_BxD.shape[-1], self.num_classes)
@@ -172,7 +172,7 @@ class ClassifierHead(nn.Module):
             logits_BxC += features_BxK.astype(jnp.float32) @ kernel_KxC
         return {"logits_BxC": logits_BxC}
 
-    def _pool(
+    def pool(
         self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Mapping[str, jax.Array]
     ) -> jax.Array:
         """Returns float32 [B, D], or [B * K, D] of K masks or sequences."""

@@ -153,7 +153,9 @@ def conclude(
     ranked = sorted(settings.values(), key=lambda runs: -_mean_rank(runs))
     if ranked:
         best = max(ranked[0], key=lambda record: record["rank"])
-        _compare([record for runs in ranked for record in runs], workdir, best)
+        folders = [workdir / record["name"] for runs in ranked for record in runs]
+        # By the split of the choice, also where a run was tested since.
+        comparison.compare(folders, workdir, str(workdir / best["name"]), split=best["split"])
     if len(ranked) > 1:
         run = next(run for run in planned if run.name == best["name"])
         tested = command(run, recipe, mode="test")
@@ -183,16 +185,6 @@ def _run(planned: Sequence[Planned], workdir: Path, recipe: str, *, commands: bo
 def _mean_rank(runs: Sequence[Record]) -> float:
     mean = float(np.mean([run["rank"] for run in runs]))
     return mean if np.isfinite(mean) else -np.inf  # of no number, the worst
-
-
-def _compare(records: Sequence[Record], workdir: Path, best: Record) -> None:
-    """Compares what is finished with the best, unless a run's results are of the test by now."""
-    folders = [workdir / record["name"] for record in records]
-    texts = [(folder / "results.json").read_text(encoding="utf-8") for folder in folders]
-    if len({json.loads(text)["split"] for text in texts}) == 1:
-        comparison.compare(folders, workdir, str(workdir / best["name"]))
-    else:
-        print("A run was tested since, so that the comparison is not made again.")
 
 
 def _seeds(config: ConfigDict) -> dict[str, range]:

@@ -247,7 +247,7 @@ class Run:
             ):
                 self._progress = progress
                 if self._config.eval.at_start and not first_step:
-                    self._evaluate(0, state)
+                    self.evaluate(0, state)
                 self._loop(state, batches, first_step, total, stopped)
             print(f"{self._train_step.count} compilations of the train step.")
 
@@ -365,7 +365,7 @@ class Run:
             save = last or stop or step % durations.checkpoint_every == 0
             if evaluate or save or step % durations.log_every == 0:
                 pending.flush()
-            values = self._evaluate(step, state) if evaluate else None
+            values = self.evaluate(step, state) if evaluate else None
             finished = last or self._stopped_early()
             if save or finished or (values and not self._meta["evaluations_without_gain"]):
                 ranks = self._experiment.rank(values) if values else ()
@@ -381,7 +381,7 @@ class Run:
                 return
             pending.restart_clock(evaluate or save)
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+    def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates on the validation split, counts gains, and returns the metrics' values."""
         scores, fitted = self._experiment.score(state.params, self._data.split("validation"))
         values = {m.name: estimate(scores, m.name)["value"] for m in self._metrics}

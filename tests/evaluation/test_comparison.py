@@ -106,5 +106,5 @@ def test_patterns_that_stand_for_nothing_and_old_runs_are_refused(make_run, tmp_
     folder = make_run("old", 0.6)
     assert comparison.find_runs((), folder) == comparison.find_runs((), tmp_path) == [folder]
     (folder / "scores_test.npz").unlink()
-    with pytest.raises(ValueError, match="no scores_test.npz, of an older version"):
+    with pytest.raises(ValueError, match="no scores_test.npz: it was not evaluated"):
         comparison.compare([folder], tmp_path)
