@@ -77,7 +77,8 @@ def make_generation(checkpoints, tmp_path_factory):
         config.layout.update(max_length=48, row_length=64)
         config.model.checkpoint = str(checkpoints[name])
         config.optimizer.learning_rate = 1e-2
-        config.train.update(duration="30 steps", log_every="10 steps", integrate=False)
+        config.train.update(duration="30 steps", log_every="10 steps", keep_latest=2)
+        config.integrate.update(methods=("interpolation", "soup"), points=3)
         config.train.checkpoint_every = config.eval.every = "15 steps"
         config.generation.update(max_tokens=8, examples=4, **generation)
         return config
@@ -104,6 +105,8 @@ def made(config, tmp_path, **examples):
 def test_it_learns_to_answer_and_beats_its_floors(finished):
     _, workdir, results = finished
     models = results["models"]
+    kinds = [candidate["kind"] for candidate in results["integration"]["candidates"]]
+    assert kinds == ["interpolation", "single", "single", "soup"]
     bits = {row: m["bits_per_character"]["value"] for row, m in models.items() if len(m) > 3}
     assert bits["fine-tuned"] < models["character 5-grams"]["bits_per_character"]["value"]
     assert models["fine-tuned"]["chrf"]["value"] > 0.3

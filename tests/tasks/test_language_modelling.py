@@ -323,9 +323,12 @@ def test_continued_pretraining_end_to_end(make_config, tmp_path):
     """Trains, beats its start, and other modes read what it left."""
     config = make_config("causal_language_modelling")
     config.optimizer.learning_rate = 3e-3
-    config.train.update(duration="24 steps", checkpoint_every="100%", integrate=False)
+    config.train.update(duration="24 steps", checkpoint_every="50%", keep_latest=2)
+    config.integrate.update(methods=("interpolation", "soup"), points=3)
     config.eval.update(every="100%", at_start=True)
     results = train(config, tmp_path / "run")
+    kinds = [candidate["kind"] for candidate in results["integration"]["candidates"]]
+    assert kinds == ["interpolation", "single", "single", "soup"]
     row = results["models"]["fine-tuned"]
     assert row["bits_per_character"]["value"] < 3
     assert results["models"]["character 5-grams"]["bits_per_character"]["value"] > 0

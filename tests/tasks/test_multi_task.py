@@ -53,9 +53,10 @@ def multi_config(make_config, choices_jsonl, tmp_path_factory):
     config.model.checkpoint = tiny_config.model.checkpoint
     config.layout.update(max_length=64, row_length=128, max_shapes=1)
     config.optimizer.learning_rate = 3e-3
-    config.train.update(duration="30 steps", log_every="5 steps", checkpoint_every="30 steps")
+    config.train.update(duration="30 steps", log_every="5 steps", checkpoint_every="15 steps")
     config.eval.every = "30 steps"
-    config.train.integrate = False
+    config.train.keep_latest = 2
+    config.integrate.update(methods=("interpolation", "soup"), points=3)
     return config
 
 
@@ -132,6 +133,8 @@ def test_each_member_is_as_it_would_be_alone(started):
 
 def test_run_learns_both_and_tells_their_metrics_apart(multi_config, tmp_path):
     results = train(multi_config, tmp_path / "run")
+    kinds = [candidate["kind"] for candidate in results["integration"]["candidates"]]
+    assert kinds == ["interpolation", "single", "single", "soup"]
     model = results["models"]["fine-tuned"]
     assert model["reviews/accuracy"]["value"] > 0.8
     assert model["blanks/accuracy"]["value"] > 0.8

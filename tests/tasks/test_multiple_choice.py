@@ -222,10 +222,13 @@ def test_what_is_asked_tells_choices_apart_as_whole_sequences_do(pairs):
 
 
 def test_run_learns_evaluates_and_predicts(choice_config, tmp_path, choices_jsonl):
-    choice_config.train.update(duration="2 epochs", integrate=False)
+    choice_config.train.update(duration="2 epochs", checkpoint_every="50%", keep_latest=2)
+    choice_config.integrate.update(methods=("interpolation", "soup"), points=3)
     choice_config.layout.max_shapes = 1
     choice_config.eval.every = "50%"
     results = train(choice_config, tmp_path / "run")
+    kinds = [candidate["kind"] for candidate in results["integration"]["candidates"]]
+    assert kinds == ["interpolation", "single", "single", "soup"]
     model = results["models"]["fine-tuned"]["accuracy"]["value"]
     assert model > results["models"][MultipleChoice.FLOOR]["accuracy"]["value"] or model == 1
     assert model > 0.8

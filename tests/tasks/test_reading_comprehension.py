@@ -231,12 +231,15 @@ def test_pad_equals_pack_in_loss_and_gradients(reading_config, tmp_path):
 
 def test_it_learns_evaluates_and_predicts(reading_config, tmp_path):
     config = reading_config
-    config.train.update(duration="12 epochs", integrate=False)
+    config.train.update(duration="12 epochs", keep_latest=2)
+    config.integrate.update(methods=("interpolation", "soup"), points=3)
     config.layout.max_shapes = 1
     config.train.checkpoint_every = config.eval.every = "50%"
     config.train.log_every = "50 steps"
     config.optimizer.learning_rate = 1e-2
     results = train(config, tmp_path / "run")
+    kinds = [candidate["kind"] for candidate in results["integration"]["candidates"]]
+    assert kinds == ["interpolation", "single", "single", "soup"]
     rows = {row: values["f1"]["value"] for row, values in results["models"].items()}
     floor = max(rows[name] for name in ("first clause", ReadingComprehension.FLOOR))
     assert max(value for name, value in rows.items() if "tuned" in name) > floor

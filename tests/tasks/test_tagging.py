@@ -88,9 +88,10 @@ def make_tagging_config(reviews, tiny_checkpoint, tmp_path_factory):
         config.layout.update(max_length=20, row_length=64, max_shapes=1)
         config.model.update(checkpoint=str(tiny_checkpoint), bidirectional=True)
         config.optimizer.learning_rate = 1e-2
-        config.train.update(duration="48 steps", log_every="12 steps", checkpoint_every="48 steps")
+        config.train.update(duration="48 steps", log_every="12 steps", checkpoint_every="24 steps")
         config.eval.every = "48 steps"
-        config.train.integrate = False
+        config.train.keep_latest = 2
+        config.integrate.update(methods=("interpolation", "soup"), points=3)
         return config
 
     return make
@@ -331,6 +332,8 @@ def test_a_run_learns_evaluates_and_predicts(make_tagging_config, tmp_path):
     results = train(config, tmp_path / "run")
     tuned = results["models"]["fine-tuned"]
     assert tuned["f1"]["value"] > 0.9, tuned
+    kinds = [candidate["kind"] for candidate in results["integration"]["candidates"]]
+    assert kinds == ["interpolation", "single", "single", "soup"]
     again = loop.test(config, tmp_path / "run")["models"]["fine-tuned"]
     assert again["representable"] == tuned["representable"]
     config.predict.input = str(tmp_path / "texts.txt")
