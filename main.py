@@ -40,9 +40,9 @@ def main(argv: list[str]) -> None:
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
-    from evaluation import comparison, data_review, export, protocol, verification
+    from evaluation import comparison, export, protocol, verification
     from integration import run as integrate
-    from training import inspection, interruption, sweep, train
+    from training import data_review, inspection, interruption, sweep, train
 
     recipe = config_flags.get_config_filename(FLAGS["config"])
     alone = config.seeds == 1 and not config.search.print_commands

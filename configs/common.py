@@ -293,7 +293,7 @@ def _self_training() -> ConfigDict:
     self_training.files = ""  # texts without labels; '' is off. 'rest' takes those of the training
     # split beyond data.max_train_examples, without their labels
     self_training.max_examples = 0  # of them; 0 is all
-    self_training.threshold = 0.9  # least confidence of a label that is taken
+    self_training.threshold = 0.9  # least calibrated probability of a label that is taken
     self_training.balance = True  # as many of each class, the most confident ones
     return self_training
 

@@ -1,4 +1,4 @@
-"""Checks command-line overrides before absl does, to name the nearest key of a misspelt one."""
+"""Configs by name and by flag: loading, copies, and the nearest key of a misspelt override."""
 
 import difflib
 import importlib.util
@@ -23,6 +23,17 @@ def load_config(spec: str) -> ConfigDict:
     return module.get_config(arg) if arg else module.get_config()
 
 
+def companion(config: ConfigDict) -> ConfigDict:
+    """Returns a copy for a run that the config's own is compared with.
+
+    It is integrated by itself, without other runs, and its test split stays shut.
+    """
+    own = config.copy_and_resolve_references()
+    own.integrate.update(methods=("interpolation",), runs=(), shifted_files="", targets="")
+    own.eval.test = False
+    return own
+
+
 def key_paths(config: ConfigDict, prefix: str = "config") -> list[str]:
     """Lists every key as 'config.a.b', inner nodes included."""
     paths = []
@@ -31,6 +42,12 @@ def key_paths(config: ConfigDict, prefix: str = "config") -> list[str]:
         if isinstance(value, ConfigDict):
             paths += key_paths(value, f"{prefix}.{key}")
     return paths
+
+
+def find_recipe(argv: list[str]) -> str:
+    """Returns what a command line gives to --config: 'path/to/config.py:arg'; '' without it."""
+    joined = re.search(r"(?:^|\0)--?config[=\0]([^\0]+)", "\0".join(argv))
+    return joined[1] if joined else ""
 
 
 def check_overrides(argv: list[str]) -> None:
@@ -42,10 +59,10 @@ def check_overrides(argv: list[str]) -> None:
     Raises:
       ValueError: names the full path of the unknown key and the nearest one that exists.
     """
-    joined = re.search(r"(?:^|\0)--?config[=\0]([^\0]+)", "\0".join(argv))
-    if not joined:
+    recipe = find_recipe(argv)
+    if not recipe:
         return  # absl reports the missing flag
-    paths = key_paths(load_config(joined[1]))
+    paths = key_paths(load_config(recipe))
     for argument in argv:
         match = re.match(r"--?(?:no)?(config\.[^=]+)", argument)
         if match and match[1] not in paths:

@@ -16,6 +16,8 @@ from scipy.stats import rankdata
 from evaluation.classification_metrics import squared_errors
 
 BINS = 15  # as Guo et al. (1706.04599) have it, but here with as many examples in each
+DRAWS = 500  # of the interval
+_CHUNK = 2**20  # examples of a block of draws
 LEAST, GREATEST = 0.05, 20.0  # temperatures
 
 
@@ -85,9 +87,9 @@ def card(
         log_probabilities_NxC: normalised.
 
     Returns:
-        'count', 'ece', 'ece_by_chance' (what perfectly calibrated probabilities would show on so
-        many examples), 'brier', 'brier_error' (its standard error), 'bins' as of `reliability` and
-        'coverage' as of `selective_accuracy`.
+        'count', 'ece', 'ece_interval' as of `calibration_interval`, 'ece_by_chance' (what perfectly
+        calibrated probabilities would show on so many examples), 'brier', 'brier_error' (its
+        standard error), 'bins' as of `reliability` and 'coverage' as of `selective_accuracy`.
     """
     probabilities_NxC = np.exp(log_probabilities_NxC)
     confidence_N = probabilities_NxC[np.arange(len(labels_N)), classes_N]
@@ -98,6 +100,7 @@ def card(
     return {
         "count": len(labels_N),
         "ece": calibration_error(bins),
+        "ece_interval": calibration_interval(confidence_N, right_N),
         "ece_by_chance": _by_chance(bins),
         "brier": float(brier_N.mean()),
         "brier_error": float(error),
@@ -124,9 +127,8 @@ def reliability(
         'confidence' (mean), 'accuracy', 'standard_error' (of the accuracy, were the mean confidence
         the true probability) and 'count'.
     """
-    numbers_N = (rankdata(confidence_N, method="min").astype(int) - 1) * bins // len(confidence_N)
-    found = []
-    for number in np.unique(numbers_N):
+    numbers_N, found = _bin_numbers(confidence_N, bins), []
+    for number in range(numbers_N.max() + 1):
         inside = confidence_N[numbers_N == number]
         count, sure = len(inside), float(inside.mean())
         found.append(
@@ -147,6 +149,48 @@ def calibration_error(bins: list[dict[str, float]]) -> float:
     accuracy and confidence of a bin are apart on average over the examples."""
     counts = [each["count"] for each in bins]
     return float(np.average([abs(b["accuracy"] - b["confidence"]) for b in bins], weights=counts))
+
+
+def calibration_interval(
+    confidence_N: np.ndarray, right_N: np.ndarray, *, draws: int = DRAWS, seed: int = 0
+) -> list[float] | None:
+    """Returns the 95 % bootstrap interval [low, high] of the ECE; None for a single example.
+
+    Chance adds to an ECE, and to one of drawn examples twice, so that quantiles of the latter lie
+    too high. The interval holds instead, as multiples of the one found, each ECE that would make
+    it an ordinary one: that which the noise of the drawn bins makes of so many times the gaps
+    between accuracy and confidence is neither among the highest nor the lowest 2.5 %. It reaches
+    down to 0 where all may be calibrated, and may lie below the ECE that was found.
+
+    Args:
+        confidence_N: from 0 to 1.
+        right_N: bool.
+        draws: how many.
+        seed: of the draws.
+    """
+    count, gaps_N = len(confidence_N), right_N - confidence_N
+    if count < 2:
+        return None
+    numbers_N = _bin_numbers(confidence_N, BINS)
+    size, block = int(numbers_N.max()) + 1, max(1, _CHUNK // count)
+    gaps_K = np.bincount(numbers_N, gaps_N, size) / count
+    rng, drawn = np.random.default_rng(seed), []
+    for start in range(0, draws, block):
+        rows_DxN = rng.integers(0, count, (min(block, draws - start), count))
+        cells_DxN = numbers_N[rows_DxN] + size * np.arange(len(rows_DxN))[:, None]
+        sums = np.bincount(cells_DxN.ravel(), gaps_N[rows_DxN].ravel(), size * len(rows_DxN))
+        drawn.append(sums.reshape(-1, size) / count)
+    noise_DxK, multiples = np.concatenate(drawn) - gaps_K, np.linspace(0, 4, 41)
+    found = [np.abs(multiple * gaps_K + noise_DxK).sum(axis=1) for multiple in multiples]
+    lowest, highest = np.maximum.accumulate(np.quantile(found, [0.025, 0.975], axis=1), axis=1)
+    error = np.abs(gaps_K).sum()
+    return [float(error * np.interp(error, each, multiples)) for each in (highest, lowest)]
+
+
+def _bin_numbers(confidence_N: np.ndarray, bins: int) -> np.ndarray:
+    """Returns which bin each example is in, from 0, none of them empty."""
+    numbers_N = (rankdata(confidence_N, method="min").astype(int) - 1) * bins // len(confidence_N)
+    return np.unique(numbers_N, return_inverse=True)[1]
 
 
 def _by_chance(bins: list[dict[str, float]]) -> float:

@@ -1,13 +1,27 @@
 """What predicted classes and their probabilities are worth, beside accuracy, macro-F1 and loss.
 
-Here: the values of these metrics as functions of sums, as evaluation/metrics.py has them, and the
-statistics of each example. Classes come from tasks/, which choose what belongs to which kind.
+Here: the values of these metrics as functions of sums, as evaluation/metrics.py has them, the
+statistics of each example, and what is known of each class. Classes come from tasks/, which choose
+what belongs to which kind.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation.metrics import Metric, class_counts, mean, one_each, ratio
+from evaluation.metrics import (
+    Metric,
+    Scores,
+    class_counts,
+    estimate,
+    f1,
+    mean,
+    one_each,
+    precision,
+    ratio,
+    recall,
+)
 
 
 def balanced_accuracy(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -119,3 +133,32 @@ def statistics(
         "auroc": placements(true_NxC[:, apart], log_probabilities_NxC[:, apart]),
         "brier": one_each(squared_errors(labels_N, np.exp(log_probabilities_NxC))),
     }
+
+
+def per_class(counts_Nx3C: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Returns what is known of each class; JSON-ready.
+
+    Args:
+        counts_Nx3C: statistics of `macro_f1`, of a task with one label, several, or spans.
+        labels: names of the classes.
+
+    Returns:
+        label -> 'precision', 'recall', 'f1'; 'precision_error', 'recall_error', 'f1_error', the
+        jackknife standard errors, None where there is nothing to divide by or a single example; and
+        'support', how often the class is true.
+    """
+    count = len(counts_Nx3C)
+    counts_NxCx3 = np.moveaxis(counts_Nx3C.reshape(count, 3, len(labels)), 1, -1)
+    found = {}
+    for c, label in enumerate(labels):
+        counts_Nx3 = counts_NxCx3[:, c]
+        _, told, true = counts_Nx3.sum(axis=0)
+        row: dict[str, float | None] = {}
+        for share, of in ((precision, told), (recall, true), (f1, told + true)):
+            name = share.__name__
+            scores = Scores((Metric(name, name, share),), np.arange(count), {name: counts_Nx3})
+            each = estimate(scores, name)
+            row[name] = each["value"]
+            row[f"{name}_error"] = each["standard_error"] if of and count > 1 else None
+        found[label] = row | {"support": int(true)}
+    return found

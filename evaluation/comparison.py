@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation import report as tables
@@ -61,17 +60,23 @@ def report(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def find_runs(patterns: Sequence[str], workdir: Path) -> list[Path]:
-    """Returns the finished runs that globs, or else a workdir, stand for.
+    """Returns the finished runs that folders or globs, or else a workdir, stand for.
+
+    Returns:
+        Whole paths, each once.
 
     Raises:
         ValueError: a pattern stands for nothing.
     """
     if not patterns:
-        own = [workdir] if (workdir / "results.json").exists() else []
-        patterns = [str(folder) for folder in own] or [str(workdir / "*")]
+        own = (workdir / "results.json").exists()
+        patterns = [str(workdir if own else Path(glob.escape(str(workdir))) / "*")]
     found: dict[Path, None] = {}
     for pattern in patterns:
-        folders = [Path(name) for name in sorted(glob.glob(pattern))]
+        path = Path(pattern).expanduser()
+        # A folder is taken as it is: its name may hold what means something in a glob.
+        names = [path] if path.is_dir() else sorted(glob.glob(str(path)))
+        folders = [Path(name).resolve() for name in names]
         runs = [folder for folder in folders if (folder / "results.json").exists()]
         if not runs:
             there = f"{len(folders)} folders without results.json" if folders else "nothing"
@@ -98,17 +103,16 @@ def compare(
         {'split', 'metric', 'runs': one for each group, 'comparisons', 'conclusion'}.
 
     Raises:
-        ValueError: runs of different tasks, labels, splits, metrics or data; no such baseline.
+        ValueError: runs of different tasks, labels, splits, metrics or data; one run twice; no such
+            baseline.
     """
-    runs = [_read(Path(folder), split) for folder in folders]
+    runs = [_read(Path(folder).resolve(), split) for folder in folders]
     _check_alike(runs)
-    groups: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        groups.setdefault(json.dumps(run.setting, sort_keys=True), []).append(run)
-    ordered = list(groups.values())
+    ordered = _grouped(runs)
     if baseline:
-        ordered.sort(key=lambda group: Path(baseline) not in [run.folder for run in group])
-        if Path(baseline) not in [run.folder for run in ordered[0]]:
+        wanted = Path(baseline).expanduser().resolve()
+        ordered.sort(key=lambda group: wanted not in [run.folder for run in group])
+        if wanted not in [run.folder for run in ordered[0]]:
             raise ValueError(
                 f"config.report.baseline: {baseline} is none of the runs "
                 f"{[str(run.folder) for run in runs]}"
@@ -158,7 +162,8 @@ def _check_alike(runs: Sequence[FinishedRun]) -> None:
                 "labels": each.results["labels"],
                 "split": each.split,
                 "metric": each.results["metric"],
-                "examples": each.results["fingerprints"][each.split],
+                "splits (by fingerprint)": _short(each.results["fingerprints"][each.split]),
+                "number of examples": len(each.scores.ids_N),
             }
             for each in (first, run)
         ]
@@ -170,16 +175,28 @@ def _check_alike(runs: Sequence[FinishedRun]) -> None:
                 )
 
 
-def _pooled(group: Sequence[FinishedRun], metric: Metric) -> Scores:
-    """Returns the scores of a group: each example's statistics on average over the seeds."""
-    ids_N = group[0].scores.ids_N
-    values = [run.scores.statistics[metric.name] for run in group]
-    if any(len(each) != len(values[0]) for each in values):
-        names = [str(run.folder) for run in group]
-        raise ValueError(f"the runs {names} were evaluated on different numbers of examples")
-    return Scores(
-        (metric,), ids_N, {metric.name: np.mean(values, axis=0)}, truth=group[0].scores.truth
-    )
+def _short(fingerprint: str) -> str:
+    """Returns a fingerprint as a person tells it from others; several tasks' are one by one."""
+    return " ".join(part[:12] for part in fingerprint.split(" "))
+
+
+def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """Returns the runs of each setting.
+
+    Raises:
+        ValueError: two runs of a setting have the same seed: a copy shows no spread.
+    """
+    groups: dict[str, dict[int, FinishedRun]] = {}
+    for run in runs:
+        group = groups.setdefault(json.dumps(run.setting, sort_keys=True), {})
+        same = group.setdefault(run.config["seed"], run)
+        if same is not run:
+            raise ValueError(
+                f"{same.folder} and {run.folder} have the same config and the same seed, "
+                f"{run.config['seed']}: they are one run twice and say nothing about other seeds. "
+                "Leave one of them out of config.report.runs"
+            )
+    return [list(group.values()) for group in groups.values()]
 
 
 def _describe(
@@ -193,7 +210,8 @@ def _describe(
         if any(setting.get(key) != group[0].setting[key] for setting in settings)
     }
     values = [estimate(run.scores, metric.name)["value"] for run in group]
-    error = estimate(_pooled(group, metric), metric.name)["standard_error"]
+    pooled = significance.pooled([run.scores for run in group], metric.name)
+    found = estimate(pooled, metric.name)
     return {
         "workdirs": [str(run.folder) for run in group],
         "seeds": [run.config["seed"] for run in group],
@@ -201,8 +219,8 @@ def _describe(
         "differs": differing,
         "values": values,
         **significance.over_seeds(values),
-        "standard_error": error,
-        "examples": len(group[0].scores.ids_N),
+        "standard_error": found["standard_error"],
+        "examples": found["count"],
         "test_openings": sum(len(run.results["test_openings"]) for run in group),
     }
 
@@ -214,14 +232,31 @@ def _comparisons(
     split: str,
 ) -> list[dict[str, Any]]:
     """Returns each group against the first, with Holm's correction over all."""
-    pooled = [_pooled(group, metric) for group in groups]
-    found = [significance.compare(scores, pooled[0], metric) for scores in pooled[1:]]
-    corrected = significance.holm([each["p_bootstrap"] for each in found])
-    first = tables.run_title(rows[0])
-    for each, p_holm, row in zip(found, corrected, rows[1:], strict=True):
-        each |= {"first": tables.run_title(row), "second": first, "p_holm": p_holm}
-        each["p_seeds"] = significance.seeds_differ(row["values"], rows[0]["values"])
+    scores = [[run.scores for run in group] for group in groups]
+    found = significance.correct(
+        [significance.compare(group, scores[0], metric) for group in scores[1:]]
+    )
+    second, *firsts = tables.run_titles(rows)
+    for each, first, group in zip(found, firsts, groups[1:], strict=True):
+        each |= {"first": first, "second": second}
+        each["p_mcnemar_by_seed"] = _mcnemar_by_seed(group, groups[0], metric)
         each["sentence"] = significance.sentence(
-            each, metric, first=tables.run_title(row), second=first, split=split, family=len(found)
+            each, metric, first=first, second=second, split=split
         )
     return found
+
+
+def _mcnemar_by_seed(
+    first: Sequence[FinishedRun], second: Sequence[FinishedRun], metric: Metric
+) -> dict[str, float]:
+    """Returns McNemar's p value of each pair of runs with the same seed, by the seed.
+
+    The mean of several runs is no share of 0 and 1; {} for metrics that are none anyway.
+    """
+    others = {run.config["seed"]: run.scores for run in second}
+    pairs = {
+        str(seed): significance.mcnemar(run.scores, others[seed], metric)
+        for run in first
+        if (seed := run.config["seed"]) in others
+    }
+    return {seed: p for seed, p in pairs.items() if p is not None}

@@ -16,12 +16,16 @@ from markupsafe import Markup
 from configs import common
 from evaluation import figures, report, robustness
 from evaluation.metrics import Metric
+from evaluation.model_card import caveats
+from training.data import RunData, SeveralData
 from training.workdir import flatten_config
 
 _MISTAKES = 20
 _TEXTS = ("text", "pair", "question", "prompt", "answer")
 _HIDDEN = (*_TEXTS, "wrong", "probabilities", "n_best", "scores", "worst", "history", "choices")
 _MOST_CLASSES = 20  # of a confusion matrix that can be read
+_PLAIN = {"scale": 1, "digits": 3}  # how a number without a metric is shown
+_PERCENT = {"scale": 100, "digits": 1}
 
 
 def write_html(workdir: str | Path) -> Path:
@@ -59,6 +63,7 @@ def _run_facts(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     metrics = {metric["name"]: metric for metric in results["metrics"]}
     last = list(results["models"])[-1]
     summary, metric = results["models"][last], metrics[results["metric"]]
+    headline = _number(report.cell(summary[metric["name"]], metric))
     config = flatten_config(_read(workdir / "config.json"))
     default = flatten_config(json.loads(common.get_config().to_json()))
     changed = {key: value for key, value in config.items() if default.get(key) != value}
@@ -70,16 +75,17 @@ def _run_facts(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "last": last,
         "metric": metric,
-        "headline": _number(report.cell(summary[metric["name"]], metric)),
+        "headline": headline or "not defined",
+        "caveats": caveats(results),
         "count": f"{summary[metric['name']]['count']:,}",
         "table": {"columns": columns, "rows": [[r[0], *map(_number, r[1:])] for r in rows]},
         "curves": Markup(figures.svg(curves)),
         "candidates": _candidates(results["integration"], metric),
         "calibration": _calibration(results["calibration"]),
         "robustness": [_card(name, rows, drawn) for name, rows in results["robustness"].items()],
-        "data": {"prose": results["data"]},
+        "data": {"prose": results["data"], "tables": _data_tables(results.get("manifest", {}))},
         "openings": [
-            (opening["time"], opening["model"], opening["fingerprint"])
+            (opening["time"], opening["model"], _short(opening["fingerprint"]))
             for opening in results["test_openings"]
         ],
         "command": command.read_text(encoding="utf-8") if command.exists() else "",
@@ -91,6 +97,64 @@ def _run_facts(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def data_counts(data: RunData | SeveralData) -> dict[str, dict[str, Any]]:
+    """Returns the numbers of manifest.json, for results.json: none of its texts.
+
+    Returns:
+        Name of a task, '' where there is one alone -> 'read'; 'dropped', by reason; 'splits' with
+        their 'examples' and 'leaked'; 'audit' of each split that was audited.
+    """
+    members = data.members if isinstance(data, SeveralData) else {"": data}
+    found = {}
+    for name, member in members.items():
+        manifest = member.prepared.manifest
+        found[name] = {
+            "read": manifest["read"],
+            "dropped": {reason: count for reason, count in manifest["dropped"].items() if count},
+            "splits": {
+                split: {"examples": part["examples"], "leaked": part["leaked"]}
+                for split, part in manifest["splits"].items()
+            },
+            "audit": {
+                split: {key: value for key, value in part.items() if key != "worst"}
+                for split, part in manifest["audit"].items()
+            },
+        }
+    return found
+
+
+def _data_tables(manifests: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the tables of `data_counts`: splits, what was dropped, and what the audit found."""
+    splits, dropped, audited = [], [], []
+    for name, found in manifests.items():
+        task = (name,) if name else ()
+        for split, part in found["splits"].items():
+            leaked = f"{part['leaked']:,}" if split in found["audit"] else "not searched"
+            splits.append((*task, split, f"{part['examples']:,}", leaked))
+        counts = {"read": found["read"]} | found["dropped"]
+        counts["kept"] = sum(part["examples"] for part in found["splits"].values())
+        dropped += [(*task, key.replace("_", " "), f"{n:,}") for key, n in counts.items()]
+        for split, part in found["audit"].items():
+            copies = ", ".join(f"{n:,} in {other}" for other, n in part["copies_in"].items())
+            numbers = (part["exact"], part["other_labels"], part["shared_text"])
+            audited.append((*task, split, copies or "none", *(f"{n:,}" for n in numbers)))
+    first = ("task",) if any(manifests) else ()
+    tables = (
+        ("Splits", ("split", "examples", "leaks"), splits),
+        ("What was read, dropped and kept", ("reason", "examples"), dropped),
+        (
+            "What the audit found",
+            ("split", "copies", "exact ones", "with another label", "shared texts"),
+            audited,
+        ),
+    )
+    return [
+        {"title": title, "columns": (*first, *columns), "rows": rows}
+        for title, columns, rows in tables
+        if rows
+    ]
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Returns a file of JSON; {} where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -100,6 +164,11 @@ def _number(text: str) -> Markup:
     """Sets the error of 'value ± error' smaller."""
     value, mark, error = text.partition(" ± ")
     return Markup("{} <small>± {}</small>").format(value, error) if mark else Markup.escape(value)
+
+
+def _short(fingerprint: str) -> str:
+    """Returns the beginning of a fingerprint, or of those of several tasks' splits."""
+    return " ".join(part[:12] for part in fingerprint.split())
 
 
 def _candidates(
@@ -125,7 +194,8 @@ def _calibration(cards: Mapping[str, Any]) -> dict[str, Any] | None:
         (
             f"{name}, {when}",
             f"{card[when]['ece']:.3f}",
-            _number(f"{card[when]['brier']:.3f} ± {card[when]['brier_error']:.3f}"),
+            " to ".join(f"{bound:.3f}" for bound in card[when].get("ece_interval") or ()),
+            _number(report.cell(_with_error(card[when], "brier"), _PLAIN)),
             f"{card['temperature']:.2f}" if when == "after" else "",
         )
         for name, card in cards.items()
@@ -133,11 +203,16 @@ def _calibration(cards: Mapping[str, Any]) -> dict[str, Any] | None:
     ]
     last = list(cards.values())[-1]
     return {
-        "columns": ("model", "ECE", "Brier score", "temperature"),
+        "columns": ("model", "ECE", "95 % interval", "Brier score", "temperature"),
         "rows": rows,
         "by_chance": f"{last['after']['ece_by_chance']:.3f}",
         "figure": Markup(figures.svg(figures.calibration(last))),
     }
+
+
+def _with_error(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns one of several numbers as report.cell takes it; older files know of fewer errors."""
+    return {"value": found[name], "standard_error": found.get(f"{name}_error")}
 
 
 def _card(name: str, rows: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, Any]:
@@ -158,7 +233,11 @@ def _classes(summary: Mapping[str, Any]) -> dict[str, Any]:
         found["per_class"] = {
             "columns": ("class", "precision, %", "recall, %", "F1, %", "examples"),
             "rows": [
-                (label, *(f"{100 * row[share]:.1f}" for share in shares), f"{row['support']:,}")
+                (
+                    label,
+                    *(_number(report.cell(_with_error(row, share), _PERCENT)) for share in shares),
+                    f"{row['support']:,}",
+                )
                 for label, row in per_class.items()
             ],
         }

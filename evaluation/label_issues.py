@@ -2,7 +2,7 @@
 
 Here: confident learning (1911.00068) on probabilities of examples that the model was not trained
 on; training dynamics (2009.10795, forgetting 1812.05159); folds and nearest neighbours; and the
-reading of what a person marked in a review. evaluation/data_review.py trains the folds and writes
+reading of what a person marked in a review. training/data_review.py trains the folds and writes
 the review; training/train.py calls `exclude` and `all_examples`.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.overrides import companion
 from input_pipeline import encodings
 from input_pipeline.examples import Examples
 
@@ -215,9 +216,8 @@ def all_examples(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] |
     if not config.review.exclude:
         return None
     check_task(config, "config.review.exclude")
-    everything = config.copy_and_resolve_references()
+    everything = companion(config)
     everything.review.exclude = ""
-    everything.eval.test = False
     return everything, workdir / "all_examples"
 
 

@@ -2,8 +2,9 @@
 
 Every metric is a function of sums over examples: counts of right answers, of pairs of classes, of
 entities found. A task keeps these statistics of each example (`Scores`), and value, standard error
-and difference of two models follow for all of them in the same way. Model selection, integration
-and evaluation/report.py call this; the statistics are the tasks'.
+and difference of two models follow for all of them in the same way. A metric may be about some of
+the examples only, such as those for which a text was written: these alone count. Model selection,
+integration and evaluation/report.py call this; the statistics are the tasks'.
 """
 
 import dataclasses
@@ -44,7 +45,8 @@ class Scores:
     Attributes:
         metrics: at least one; the first chooses models by default, the last breaks ties.
         ids_N: int64, ascending.
-        statistics: metric name -> float64 [N, K]; `Metric.value` of their sum is the metric.
+        statistics: metric name -> float64 [N, K]; `Metric.value` of their sum is the metric. A row
+            of NaN alone is of an example that the metric is not about (`about`).
         detail: more JSON-ready facts about all of them, such as a confusion matrix.
         truth: a digest of the true answers, by which two models' scores are known to be comparable.
     """
@@ -129,6 +131,23 @@ def one_each(values_N: np.ndarray) -> np.ndarray:
     return np.stack([values_N, np.ones(len(values_N))], axis=1).astype(np.float64)
 
 
+def about(rows_N: np.ndarray, values_NxK: np.ndarray) -> np.ndarray:
+    """Returns the statistics [N, K] of a metric that is about some of the examples only.
+
+    Zeros would not do: they count as examples, of which nothing was found, say.
+
+    Args:
+        rows_N: bool, which examples these are.
+        values_NxK: the statistics; those of the others are not read.
+    """
+    return np.where(rows_N[:, None], values_NxK, np.nan)
+
+
+def counted(values_NxK: np.ndarray) -> np.ndarray:
+    """Returns which examples, bool [N], the metric of these statistics is about."""
+    return ~np.isnan(values_NxK).all(axis=1)
+
+
 def class_counts(truth_N: np.ndarray, classes_N: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns the statistics [N, 3C] of `macro_f1` from true and predicted classes."""
     eye = np.eye(num_classes)
@@ -137,8 +156,11 @@ def class_counts(truth_N: np.ndarray, classes_N: np.ndarray, num_classes: int) -
 
 
 def estimate(scores: Scores, name: str) -> dict[str, float]:
-    """One metric as {'value', 'standard_error', 'count'}; the error of one example is NaN."""
-    value, changes_N = _leave_one_out(scores, name)
+    """One metric as {'value', 'standard_error', 'count'}, of the examples that it is about; the
+    error of one example is NaN, and so is the value of none."""
+    metric = scores.metric(name)
+    values_NxK = scores.statistics[metric.name]
+    value, changes_N = _leave_one_out(metric, values_NxK[counted(values_NxK)])
     return {"value": value, "standard_error": _error(changes_N), "count": len(changes_N)}
 
 
@@ -177,6 +199,22 @@ def paired_difference(first: Scores, second: Scores, *, metric: str) -> dict[str
     Raises:
         ValueError: if the two are not about the same examples with the same truth.
     """
+    values_NxK, others_NxK = paired_statistics(first, second, metric=metric)
+    value, changes_N = _leave_one_out(first.metric(metric), values_NxK)
+    other_value, other_changes_N = _leave_one_out(second.metric(metric), others_NxK)
+    difference, error = value - other_value, _error(changes_N - other_changes_N)
+    z = difference / error if error > 0 else float("nan")
+    return {"value": difference, "standard_error": error, "count": len(changes_N), "z": z}
+
+
+def paired_statistics(
+    first: Scores, second: Scores, *, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the statistics [N, K] of either, of the examples that the metric is about in both.
+
+    Raises:
+        ValueError: if the two are not about the same examples with the same truth.
+    """
     if not np.array_equal(first.ids_N, second.ids_N) or first.truth != second.truth:
         shared = len(np.intersect1d(first.ids_N, second.ids_N))
         raise ValueError(
@@ -184,11 +222,9 @@ def paired_difference(first: Scores, second: Scores, *, metric: str) -> dict[str
             f"paired: {shared} ids are in both, and ids and true answers must be the same. "
             "Evaluate both on the same split with the same limit."
         )
-    value, changes_N = _leave_one_out(first, metric)
-    other_value, other_changes_N = _leave_one_out(second, metric)
-    difference, error = value - other_value, _error(changes_N - other_changes_N)
-    z = difference / error if error > 0 else float("nan")
-    return {"value": difference, "standard_error": error, "count": len(changes_N), "z": z}
+    sides = [scores.statistics[scores.metric(metric).name] for scores in (first, second)]
+    both_N = counted(sides[0]) & counted(sides[1])
+    return sides[0][both_N], sides[1][both_N]
 
 
 def _error(changes_N: np.ndarray) -> float:
@@ -201,10 +237,10 @@ def _error(changes_N: np.ndarray) -> float:
     return float(np.sqrt((count - 1) * np.var(changes_N))) if count > 1 else float("nan")
 
 
-def _leave_one_out(scores: Scores, name: str) -> tuple[float, np.ndarray]:
+def _leave_one_out(metric: Metric, values_NxK: np.ndarray) -> tuple[float, np.ndarray]:
     """A metric, and by how much it changes when each of the N examples is left out."""
-    metric = scores.metric(name)
-    values_NxK = scores.statistics[metric.name]
+    if not len(values_NxK):
+        return float("nan"), np.zeros(0)
     sums_K = values_NxK.sum(axis=0)
     value = float(metric.value(sums_K, sums_K))
     if len(values_NxK) < 2:

@@ -4,7 +4,9 @@ As model hubs show it. All comes from results.json and config.json; called by pr
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -38,6 +40,7 @@ def write_model_card(workdir: str | Path) -> Path:
             train_examples=f"{results['train_examples']:,}",
             names=[each["name"] for each in results["metrics"] if each["shown"]],
             table=report.markdown_table(results),
+            caveats=caveats(results),
             calibration=results["calibration"].get(last),
             robustness=card and robustness.conclusion(card, Metric(**metric, value=None)),
             command="python main.py --config=CONFIG --workdir=WORKDIR --mode=predict "
@@ -49,3 +52,27 @@ def write_model_card(workdir: str | Path) -> Path:
     path = workdir / "MODEL_CARD.md"
     report.write_text(path, text + "\n")
     return path
+
+
+def caveats(results: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on what has to be known before the numbers of results.json are believed."""
+    found = []
+    for collapse in results.get("collapses", ()):
+        rate = collapse["learning_rate"]
+        what = collapse["found"].partition(". The likely cause")[0]  # the rest is what to do
+        found.append(
+            f"{what[:1].upper()}{what[1:]}. It was started again at a learning rate of "
+            f"{rate / 2:g}, half of {rate:g}."
+        )
+    if results["split"] == "validation":
+        chosen = "The checkpoint" + " and the integration" * bool(results["integration"])
+        if any(card["temperature"] != 1 for card in results["calibration"].values()):
+            chosen = f"{chosen.replace(' and', ',')} and the temperature"
+        remedy = "--mode=test opens the test split"
+        if "test" not in results["fingerprints"]:
+            remedy = "config.data.split.test or config.data.test_files makes a test split"
+        found.append(
+            f"{chosen} {'were' if ' and ' in chosen else 'was'} chosen on this very split, "
+            f"validation, so that its numbers are too good; {remedy}."
+        )
+    return found

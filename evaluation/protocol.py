@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 
 from evaluation import html_report, report, robustness
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Metric, Scores, find
+from evaluation.metrics import Scores
 from evaluation.model_card import write_model_card
-from evaluation.restoring import Restored, read_meta, restore
+from evaluation.restoring import Restored, check_data, read_meta, restore
 from evaluation.stored_scores import write_scores
 from input_pipeline.examples import Examples
 from input_pipeline.mixture import Mixture, member_configs
 from input_pipeline.preparation import read_unlabelled
+from integration import methods
 from integration.run import integrate_run, stored
 from training import collapse
 from training.data import RunData, load_data
@@ -125,7 +126,7 @@ def finish(run: Prepared) -> dict[str, Any]:
         print(f"This run is finished; its results are in {workdir / 'results.json'}:")
         return report.show_results(workdir)
     shutil.rmtree(workdir / "integrated", ignore_errors=True)  # of a shorter training
-    if config.train.integrate and config.model.init == "pretrained":
+    if methods.apply(config):
         integrate_run(experiment, workdir, data)
     split = "test" if config.eval.test and "test" in data.splits else "validation"
     return _report(run, split)
@@ -143,13 +144,7 @@ def test(run: Prepared) -> dict[str, Any]:
             f"--mode=test: the data have the splits {sorted(data.splits)} and no 'test': set "
             "config.data.split.test, or config.data.test_files"
         )
-    saved = read_meta(run.experiment.config, workdir)["fingerprints"]
-    changed = [name for name, found in data.fingerprints.items() if saved.get(name) != found]
-    if changed:
-        raise ValueError(
-            f"--mode=test: the run in {workdir} was chosen on other data, the splits {changed} of "
-            f"the data have changed (by fingerprint): restore them, or train anew"
-        )
+    check_data(read_meta(run.experiment.config, workdir), data, workdir)
     return _report(run, "test")
 
 
@@ -162,7 +157,8 @@ def _report(run: Prepared, split: str) -> dict[str, Any]:
     if config.eval.at_start and not config.resume_from:
         start = experiment.put(experiment.initial)
         _, fitted = experiment.score(start, data.split("validation"))
-        before = Restored(start, restored.meta | {"fitted": fitted}, report.BEFORE)
+        meta = restored.meta | {"fitted": fitted}
+        before = Restored(start, meta, report.BEFORE, 0)
         models = {report.BEFORE: before, **models}
     integration = None
     if (workdir / "integrated").is_dir():
@@ -202,7 +198,7 @@ def _report(run: Prepared, split: str) -> dict[str, Any]:
         floor=task.FLOOR,
         fingerprints=restored.meta["fingerprints"],
         split=split,
-        metric=_metric(experiment),
+        metric=experiment.metric,
         integration=integration,
         leaked_ids=examples.leaked_ids,
         extra={
@@ -213,28 +209,24 @@ def _report(run: Prepared, split: str) -> dict[str, Any]:
             "test_openings": openings,
             "collapses": collapse.history(workdir),
             "data": data.prose(),
+            "manifest": html_report.data_counts(data),
             "environment": report.environment(),
             "calibration": calibration,
             "robustness": cards,
         },
     )
     for row, card in cards.items():
-        robustness.show_card(row, card, _metric(experiment))
+        robustness.show_card(row, card, experiment.metric)
     write_model_card(workdir)
     print(f"All of it, as a page: {html_report.write_html(workdir)}")
     return results
 
 
-def _metric(experiment: Experiment) -> Metric:
-    """Returns the metric that chooses."""
-    return find(experiment.task.metrics, experiment.config.eval.metric)
-
-
-def predict_with(
-    config: ConfigDict, workdir: Path, data: RunData, examples: Examples
-) -> Predictions:
-    """Returns what another finished run says, integrated if it is."""
-    return _with(config, workdir, data, examples)[1]
+def label_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Predictions:
+    """Returns 'log_probabilities_NxC' of another finished classifier, as it calibrated them."""
+    experiment, predictions = _with(config, workdir, data, examples)
+    found = experiment.task.log_probabilities(predictions)
+    return Predictions(predictions.ids_N, {"log_probabilities_NxC": found})
 
 
 def score_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Scores:
@@ -247,8 +239,7 @@ def _with(
     config: ConfigDict, workdir: Path, data: RunData, examples: Examples
 ) -> tuple[Experiment, Predictions]:
     experiment = build(config, workdir, data.labels, lambda line: None)
-    integrated = config.train.integrate and config.model.init == "pretrained"
-    restored = restore(experiment, workdir, "integrated" if integrated else "best")
+    restored = restore(experiment, workdir, "integrated" if methods.apply(config) else "best")
     return experiment, experiment.predict(restored.params, examples)
 
 

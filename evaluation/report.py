@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evaluation import figures
+from evaluation import figures, significance
 from evaluation.metrics import Metric, Scores, paired_difference, summarise
 
 # Names of the rows of the results table; those of baselines are the tasks'.
@@ -53,9 +53,9 @@ def write_results(
 
     Args:
         workdir: where metrics.jsonl lies.
-        scores: row name -> scores on the split, in the order of the table. The closing sentence is
-            about the last, the model that the run ends with.
-        floor: the row that it is compared with, if it is there.
+        scores: row name -> scores on the split, in the order of the table. The closing sentences
+            are about the last, the model that the run ends with.
+        floor: the row that it is compared with first, if it is there.
         fingerprints: of the splits and of what else the numbers depend on.
         split: name of the split that the numbers are about.
         metric: what chose the model.
@@ -70,23 +70,12 @@ def write_results(
         ValueError: if the rows are not about the same examples.
     """
     workdir, last = Path(workdir), list(scores)[-1]
-    differences, conclusion = {}, []
-    for other in (floor, ENCODER, TEACHER, ALL_EXAMPLES):
-        if other not in scores:
-            continue
-        compared = _comparable(scores[last], scores[other], metric)
-        gains = {
-            name: paired_difference(row, scores[other], metric=compared.name)
-            for name, row in scores.items()
-            if name != other and compared.name in row.statistics
-        }
-        differences = differences or gains
-        name = other if other == floor else f"the {other}"
-        conclusion.append(_conclusion(last, gains[last], compared, split=split, other=name))
+    comparisons = _compare_last(scores, floor, metric, split)
     results = {
-        "conclusion": "\n".join(conclusion),
+        "conclusion": "\n".join(each["sentence"] for each in comparisons),
         "models": {name: summarise_with_leaks(row, leaked_ids) for name, row in scores.items()},
-        "minus_baseline": differences,
+        "comparisons": comparisons,
+        "minus_baseline": _gains(scores, comparisons[0]) if comparisons else {},
         "fingerprints": fingerprints,
         "split": split,
         "metric": metric.name,
@@ -170,12 +159,13 @@ def write_errors(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
 
     Args:
         path: the file.
-        records: as tasks.task.Task.describe yields, with 'wrong' and 'confidence'.
+        records: as tasks.task.Task.describe yields, with 'wrong' and 'confidence' where the truth
+            is known; the others are neither right nor wrong.
 
     Returns:
-        How many there are.
+        How many are wrong.
     """
-    wrong = [dict(record) for record in records if record["wrong"]]
+    wrong = [dict(record) for record in records if record.get("wrong")]
     wrong.sort(key=lambda record: -record["confidence"])
     return write_jsonl(path, wrong)
 
@@ -192,6 +182,44 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(_nan_to_none(value), ensure_ascii=False, indent=2) + "\n")
 
 
+def _compare_last(
+    scores: Mapping[str, Scores], floor: str, metric: Metric, split: str
+) -> list[dict[str, Any]]:
+    """Returns the last row against the floor and the models that a person would ask about.
+
+    Each is as of significance.correct, with 'first', 'second' (the rows) and 'sentence'.
+    """
+    last, names = list(scores)[-1], {floor: floor}
+    names |= {row: f"the {row}" for row in (ENCODER, TEACHER, ALL_EXAMPLES)}
+    names |= {row: f"the {row} model" for row in (FINETUNED, BOTH)}  # of one that is integrated
+    others = [row for row in names if row in scores and row != last]
+    metrics = [_comparable(scores[last], scores[other], metric) for other in others]
+    compared = significance.correct(
+        [
+            significance.compare([scores[last]], [scores[other]], each)
+            for other, each in zip(others, metrics, strict=True)
+        ]
+    )
+    for found, other, each in zip(compared, others, metrics, strict=True):
+        found |= {"first": last, "second": other}
+        found["sentence"] = significance.sentence(
+            found, each, first=f"the {last} model", second=names[other], split=split
+        )
+    return compared
+
+
+def _gains(
+    scores: Mapping[str, Scores], compared: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Returns the difference of every row to the one that a comparison is about."""
+    name, other = compared["metric"], compared["second"]
+    return {
+        row: paired_difference(each, scores[other], metric=name)
+        for row, each in scores.items()
+        if row != other and name in each.statistics
+    }
+
+
 def _comparable(first: Scores, second: Scores, metric: Metric) -> Metric:
     """Returns the metric that chose the model or, where one row lacks it, the first that both have.
 
@@ -205,25 +233,6 @@ def _comparable(first: Scores, second: Scores, metric: Metric) -> Metric:
     raise ValueError(
         f"{sorted(first.statistics)} and {sorted(second.statistics)} have no metric in common"
     )
-
-
-def _conclusion(
-    name: str, difference: Mapping[str, float], metric: Metric, *, split: str, other: str
-) -> str:
-    """Says by how much a model beats another, or fails to."""
-    value, error = (metric.scale * difference[key] for key in ("value", "standard_error"))
-    title = metric.title.removesuffix(", %")
-    unit = f"points of {title}" if metric.scale == 100 else f"in {title}"
-    text = f"On {difference['count']:,} {split} examples, the {name} model "
-    if value == 0:
-        return text + f"is exactly as good as {other} in {title}."
-    verb = "beats" if (value > 0) == metric.higher_is_better else "falls behind"
-    z, digits = abs(difference["z"]), metric.digits
-    text += f"{verb} {other} by {abs(value):.{digits}f} ± {error:.{digits}f} {unit}"
-    if not math.isfinite(z):
-        return text + "."
-    text += f" ({z:.1f} standard errors)."
-    return text if z >= 2 else text + " A difference this small may be chance."
 
 
 def shown(metric: Metric) -> dict[str, Any]:
@@ -255,7 +264,7 @@ def cells(
     models: Mapping[str, Mapping[str, Any]], metrics: Sequence[_Shown]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Returns the columns of the results table and the cells of its rows, one per model."""
-    metrics = [metric for metric in metrics if metric.get("shown", True)]  # absent in old files
+    metrics = [metric for metric in metrics if metric["shown"]]
     leaks = any("leak_free" in summary for summary in models.values())
     some = metrics[:2]  # of the leak-free part
     columns = ("model", *(metric["title"] for metric in metrics), "examples")
@@ -306,10 +315,26 @@ def write_text(path: str | Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def run_title(row: Mapping[str, Any]) -> str:
-    """Names a group of runs that differ in their seed alone, by its first folder."""
-    name = Path(row["workdirs"][0]).name
-    return name if row["count"] == 1 else f"{name} and {row['count'] - 1} more seeds"
+def short_names(folders: Iterable[Path]) -> dict[Path, str]:
+    """Returns the shortest ends of paths, of one length, that tell them apart."""
+    folders = list(dict.fromkeys(folders))
+    names: dict[Path, str] = {}
+    for count in range(1, max((len(folder.parts) for folder in folders), default=0) + 1):
+        names = {folder: str(Path(*folder.parts[-count:])) for folder in folders}
+        if len(set(names.values())) == len(folders):
+            break
+    return names
+
+
+def run_titles(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names groups of runs that differ in their seed alone, each by its first folder."""
+    firsts = [Path(row["workdirs"][0]) for row in rows]
+    names = short_names(firsts)
+    titles = []
+    for first, row in zip(firsts, rows, strict=True):
+        more = row["count"] - 1
+        titles.append(names[first] + f" and {more} more seed{'s' * (more > 1)}" * (more > 0))
+    return titles
 
 
 def run_cells(
@@ -327,7 +352,7 @@ def run_cells(
 
     found = [
         (
-            run_title(row),
+            title,
             ", ".join(f"{key}={value}" for key, value in row["differs"].items()),
             str(row["count"]),
             number(row["mean"], row["standard_error"]),
@@ -335,7 +360,7 @@ def run_cells(
             " to ".join(map(number, row["interval"] or ())),
             str(row["test_openings"]),
         )
-        for row in rows
+        for title, row in zip(run_titles(rows), rows, strict=True)
     ]
     columns = ("run", "what differs", "seeds", metric["title"], "deviation over seeds")
     return (*columns, "95 % interval of the mean", "looks at the test split"), found

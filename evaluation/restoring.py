@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from training.checkpoints import Checkpoints, Meta
+from training.data import RunData, SeveralData
 from training.experiment import Experiment
 from training.workdir import flatten_config
 
@@ -34,6 +35,7 @@ class Restored:
     params: dict[str, jax.Array]
     meta: Meta
     name: str
+    step: int
 
 
 def open_checkpoints(workdir: Path, name: str, **options: Any) -> tuple[Checkpoints, int]:
@@ -90,5 +92,25 @@ def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> R
     experiment.task.fitted = meta["fitted"]
     title = f"{name} checkpoint, step {step}"
     if name == "integrated":
-        title = f"integrated ({meta['written']} of the {meta['of']})"
-    return Restored(params, meta, title)
+        title = f"integrated ({meta['written']})"
+    return Restored(params, meta, title, step)
+
+
+def check_data(meta: Meta, data: RunData | SeveralData, workdir: Path) -> None:
+    """Checks that a run is judged on the data by which it was chosen.
+
+    Raises:
+      ValueError: other labels, or other examples in a split.
+    """
+    if data.labels != meta["labels"]:
+        raise ValueError(
+            f"the data have the labels {data.labels}, but the run in {workdir} was trained on "
+            f"{meta['labels']}: set config.data.labels to the latter"
+        )
+    saved = meta["fingerprints"]
+    if changed := [name for name, found in data.fingerprints.items() if saved.get(name) != found]:
+        raise ValueError(
+            f"the run in {workdir} was chosen on other data, the splits {changed} of the data have "
+            f"changed (by fingerprint): use its config.data ({workdir / 'config.json'}) and its "
+            "files, or train anew"
+        )

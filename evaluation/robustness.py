@@ -139,6 +139,9 @@ def conclusion(rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
     title = metric.title.removesuffix(", %")
     if not tried:
         return "No perturbation changes a text."
+    values = [row["difference"]["value"] for row in tried]
+    if None in values or not np.isfinite(values).all():  # in a file what is no number is null
+        return f"{title[0].upper() + title[1:]} has no value on these texts: nothing can be told."
     worst = max(tried, key=lambda row: sign * row["difference"]["value"])
     cost = sign * worst["difference"]["value"]
     if cost <= 0:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.metrics import Metric, Scores, f1, precision, recall
+from evaluation.classification_metrics import per_class
+from evaluation.metrics import Metric, Scores
 from input_pipeline.examples import Examples
 from input_pipeline.span_tags import from_tags, to_tags, tokens_of
 
@@ -43,14 +44,8 @@ def scores(
         for kind, part in enumerate((one & other, one, other)):
             np.add.at(counts_NxCx3, (row, [label for _, _, label in part], kind), 1)
         digest.update(repr(sorted(other)).encode())
-    counts_Cx3 = counts_NxCx3.sum(axis=0)
-    shares = (("precision", precision), ("recall", recall), ("f1", f1))
-    per_class = {
-        label: {name: float(share(sums, sums)) for name, share in shares}
-        | {"support": int(sums[2])}
-        for label, sums in zip(labels, counts_Cx3, strict=True)
-    }
-    detail = {"per_class": per_class, "spans": int(counts_Cx3[:, 2].sum())}
+    known = per_class(np.moveaxis(counts_NxCx3, -1, 1).reshape(len(ids_N), -1), labels)
+    detail = {"per_class": known, "spans": int(counts_NxCx3[..., 2].sum())}
     if reachable_N is not None:
         detail["representable"] = int(reachable_N.sum())
     counts_Nx3 = counts_NxCx3.sum(axis=1)

@@ -1,7 +1,7 @@
 """What could be the model that a run ends with: judged on validation, compared, chosen.
 
 Here: the result of judging parameters, the candidates with their costs, the rule that chooses and
-the table. Not here: what makes candidates (run.py), nor trees. Called by run.py.
+the table. Not here: what makes candidates, nor trees. Called by trials.py and run.py.
 """
 
 import dataclasses
@@ -75,6 +75,7 @@ class Candidate:
         make: returns the parameters; None where they are those of several models.
         seconds: that it took to make and judge.
         evaluations: of the validation split that it took.
+        members: names of the single models that it is made of.
         inference_cost: forward passes for each example.
     """
 
@@ -84,6 +85,7 @@ class Candidate:
     make: Callable[[], dict[str, jax.Array]] | None
     seconds: float
     evaluations: int
+    members: tuple[str, ...]
     inference_cost: int = 1
 
 
@@ -120,6 +122,7 @@ def choose(candidates: Sequence[Candidate], *, metric: str) -> tuple[Candidate, 
             **compared[candidate.name],
             "evaluations": candidate.evaluations,
             "seconds": candidate.seconds,
+            "members": list(candidate.members),
             "inference_cost": candidate.inference_cost,
         }
         for candidate in candidates

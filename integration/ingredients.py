@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from evaluation import report
 from evaluation.restoring import Restored, read_meta
 from training.checkpoints import Checkpoints, Meta
 from training.experiment import Experiment
@@ -37,6 +38,12 @@ class Ingredient:
     item: str
     fitted: dict[str, Any]
 
+    @property
+    def title(self) -> str:
+        """Where it comes from, for the record."""
+        part = " (running average)" if self.item == "average" else ""
+        return f"{self.workdir}, step {self.step}{part}"
+
     def load(self, experiment: Experiment) -> dict[str, jax.Array]:
         """Returns the parameters; the task takes over what was fitted with them."""
         checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
@@ -54,7 +61,9 @@ def find_runs(config: ConfigDict, workdir: Path) -> list[Path]:
     """
     found: set[Path] = set()
     for pattern in config.integrate.runs:
-        folders = [Path(name) for name in glob.glob(pattern) if Path(name).is_dir()]
+        whole = Path(pattern).expanduser()
+        names = [whole] if whole.is_dir() else map(Path, glob.glob(str(whole)))
+        folders = [folder for folder in names if folder.is_dir()]
         runs = [folder for folder in folders if has_checkpoint(folder)]
         if not runs:
             raise ValueError(
@@ -66,21 +75,20 @@ def find_runs(config: ConfigDict, workdir: Path) -> list[Path]:
 
 
 def find(
-    experiment: Experiment, workdir: Path, restored: Restored, step: int, fingerprints: Mapping
+    experiment: Experiment, workdir: Path, *, restored: Restored, fingerprints: Mapping
 ) -> list[Ingredient]:
-    """Returns the ingredients, the checkpoint `step` of `workdir` first.
+    """Returns the ingredients, the checkpoint that was restored first.
 
     Args:
         experiment: of this run.
         workdir: of this run.
-        restored: its checkpoint `step`.
-        step: config.eval.checkpoint, resolved.
+        restored: config.eval.checkpoint.
         fingerprints: of the splits of the data.
 
     Raises:
         ValueError: another run is not about the same task, labels, data or pretrained weights.
     """
-    config = experiment.config
+    config, step = experiment.config, restored.step
     first = Ingredient(restored.name, workdir, step, "params", restored.meta["fitted"])
     others = find_runs(config, workdir)
     found = [first]
@@ -95,7 +103,7 @@ def find(
                 found.append(Ingredient(f"step {other}", workdir, other, "params", fitted))
     checkpoints.close()
     wanted = {**experiment.fingerprints, **fingerprints}
-    named = _short([workdir.resolve(), *others])
+    named = report.short_names([workdir.resolve(), *others])
     for run in others:
         try:
             found.append(_best(config, run, named[run], restored.meta, wanted))
@@ -133,12 +141,3 @@ def _best(
             "take runs with the same config.data.max_train_examples"
         )
     return Ingredient(f"{name}, step {step}", run, step, "params", meta["fitted"])
-
-
-def _short(folders: list[Path]) -> dict[Path, str]:
-    """Returns the shortest ends of paths, of one length, that tell them apart."""
-    for count in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = {folder: "/".join(folder.parts[-count:]) for folder in folders}
-        if len(set(names.values())) == len(folders):
-            break
-    return names

@@ -1,8 +1,8 @@
 """Interpolation between the pretrained and the fine-tuned weights (WiSE-FT, arXiv 2109.01903).
 
 The straight line between the two often holds models that generalise better than either end. Only
-functions on parameter trees live here, and the rule that chooses among their scores: run.py brings
-the model and the data, merging.py scales with the same functions.
+functions on parameter trees live here, and the rule that chooses among their scores: trials.py
+brings the model and the data, merging.py scales with the same functions.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -104,10 +104,19 @@ def compare(scores: Mapping[Hashable, Scores], *, metric: str) -> dict[Any, dict
     Args:
         scores: by any name, all of the same examples; of equal values the first is the best.
         metric: name of what decides.
+
+    Raises:
+        ValueError: the metric has no value for one of them.
     """
     first = next(iter(scores.values()))
     sign = 1 if first.metric(metric).higher_is_better else -1
     values = {name: estimate(row, metric) for name, row in scores.items()}
+    if undefined := [name for name, found in values.items() if not np.isfinite(found["value"])]:
+        raise ValueError(
+            f"config.eval.metric: {metric} of the {len(first.ids_N)} examples has no value for "
+            f"{undefined[0]} ({len(undefined)} of {len(values)} models), so nothing can be chosen "
+            "by it. A class may be absent: choose another metric, or more validation examples"
+        )
     best = max(values, key=lambda name: sign * values[name]["value"])
     compared = {}
     for name, row in scores.items():

@@ -1,6 +1,6 @@
 """The gradient of a run's own loss over a whole split, for what learns from it after training.
 
-Called by run.py for soups whose weights are learned.
+Called by trials.py for soups whose weights are learned.
 """
 
 from collections.abc import Callable, Mapping

@@ -3,7 +3,7 @@
 Functions on flat dicts {path: array}. `start` are the pretrained weights, of the paths that have
 some: a head that was drawn at random has no common start, and is left to soups. All return the
 change to be added, in float32, before it is scaled. As in soups.py a model comes as a function that
-loads it, and a few trees are held at a time. Called by run.py.
+loads it, and a few trees are held at a time. Called by trials.py.
 """
 
 import functools

@@ -10,7 +10,15 @@ from models.adapters import LORA_KINDS
 
 SOUPS = ("soup", "greedy_soup", "learned_soup")
 MERGES = ("add", "ties", "dare")
+ROOTED = ("interpolation", *MERGES)  # start from the pretrained weights
 METHODS = ("interpolation", *SOUPS, *MERGES, "ensemble")
+
+
+def apply(config: ConfigDict) -> bool:
+    """Whether a training ends with integration; one from scratch has nothing to interpolate with,
+    and no more is asked for by default."""
+    only_default = tuple(config.integrate.methods) == ("interpolation",)
+    return config.train.integrate and not (config.model.init == "scratch" and only_default)
 
 
 def check(config: ConfigDict) -> None:
@@ -45,7 +53,7 @@ def check(config: ConfigDict) -> None:
             f"config.integrate.methods: {merges[0]!r} merges several runs: name the others in "
             "config.integrate.runs, found none"
         )
-    rooted = [name for name in methods if name in ("interpolation", *MERGES)]
+    rooted = [name for name in methods if name in ROOTED]
     if options.runs:
         rooted += [name for name in methods if name in SOUPS]
     if rooted and config.model.init == "scratch":

@@ -11,9 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from evaluation import figures, report
-from evaluation.metrics import Metric, find
-from evaluation.restoring import Restored, read_meta
-from integration import methods
+from evaluation.restoring import Restored, check_data, read_meta
+from integration import methods, shifted
 from integration.candidates import choose, show
 from integration.ingredients import find_runs
 from integration.trials import Trials
@@ -48,11 +47,11 @@ def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
     check(config, workdir)
     data = load_data(config)
-    read_meta(config, workdir)
+    check_data(read_meta(config, workdir), data, workdir)
     experiment = build(config, workdir, data.labels, print)
     found = integrate_run(experiment, workdir, data, config.eval.checkpoint, alone="stop")
     results = found.results
-    metric = _metric(experiment)
+    metric = experiment.metric
     if "curve" in results:
         report.show_curve(results["curve"], results["alpha"], metric)
     if "shifted_curve" in results:
@@ -66,6 +65,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
     """Raises ValueError where config.integrate cannot be followed: before a training, not after."""
     methods.check(config)
     find_runs(config, workdir)
+    shifted.check(config)
 
 
 def integrate_run(
@@ -83,8 +83,8 @@ def integrate_run(
         workdir: of the run.
         data: validation chooses; train is read for config.integrate.targets alone.
         name: the checkpoint that all is compared with: 'best', 'latest' or a step.
-        alone: what becomes of methods for several models where the run has one: 'skip' says so and
-            goes on without them, 'stop' raises.
+        alone: what becomes of methods that this run has too few models, or no pretrained weights,
+            for: 'skip' says so and goes on without them, 'stop' raises.
 
     Raises:
         ValueError: as `integrate`.
@@ -92,7 +92,7 @@ def integrate_run(
     methods.check(experiment.config)
     trials = Trials(experiment, workdir, data, name, alone=alone)
     candidates = trials.run()
-    metric = _metric(experiment)
+    metric = experiment.metric
     chosen, rows = choose(candidates, metric=metric.name)
     written, note = chosen, ""
     if chosen.make is None:
@@ -114,7 +114,7 @@ def integrate_run(
     checkpoints.save_params(params, meta)
     checkpoints.close()
     print(f"Integration: {chosen.name} is chosen; it is in {workdir / 'integrated'}.{note}")
-    return Integration(Restored(params, meta, f"integrated ({written.name})"), results)
+    return Integration(Restored(params, meta, f"integrated ({written.name})", 1), results)
 
 
 def stored(meta: dict[str, Any]) -> dict[str, Any]:
@@ -122,8 +122,3 @@ def stored(meta: dict[str, Any]) -> dict[str, Any]:
     keys = ("alpha", "curve", "shifted_curve", "targets")
     keys += ("chosen", "written", "changed", "candidates")
     return {key: meta[key] for key in keys if key in meta}
-
-
-def _metric(experiment: Experiment) -> Metric:
-    """Returns the metric that chooses."""
-    return find(experiment.task.metrics, experiment.config.eval.metric)

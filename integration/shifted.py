@@ -1,12 +1,25 @@
 """A second, shifted validation set: config.integrate.shifted_files. It chooses nothing.
 
-Called by trials.py, which draws a second interpolation curve from it.
+Called by trials.py, which draws a second interpolation curve from it, and by run.py.
 """
+
+from ml_collections import ConfigDict
 
 from input_pipeline.examples import Examples
 from input_pipeline.preparation import load_split, prepare
+from input_pipeline.sources import find_files
 from training.data import RunData
 from training.experiment import Experiment
+
+
+def check(config: ConfigDict) -> None:
+    """Raises where config.integrate.shifted_files names no file: before a training, not after."""
+    if not config.integrate.shifted_files:
+        return
+    try:
+        find_files(config.integrate.shifted_files)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"config.integrate.shifted_files: {error}") from None
 
 
 def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:

@@ -2,7 +2,7 @@
 
 Functions on parameter trees. A model comes as a function that loads it, so that however many there
 are, a few trees are held at a time: the mean so far and the one that is added to it. Called by
-run.py, which brings the models and what judges them.
+trials.py, which brings the models and what judges them.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 
 from evaluation import report
-from evaluation.metrics import Scores, find
-from evaluation.restoring import open_checkpoints, restore
+from evaluation.metrics import Scores
+from evaluation.restoring import restore
 from integration import ensembles, ingredients, merging, methods, soups
 from integration.candidates import Candidate, Judge, Judged, Stopwatch
 from integration.ingredients import Ingredient
@@ -41,31 +41,45 @@ class Trials:
         config = experiment.config
         self._experiment, self._config, self._data = experiment, config, data
         self.restored, self.told = restore(experiment, workdir, name), {}
-        checkpoints, step = open_checkpoints(workdir, name)
-        checkpoints.close()
         split = data.split("validation")
         self._validation = split.first(config.integrate.max_examples or len(split))
         self._judge = Judge(experiment, self._validation)
-        self._metric = find(experiment.task.metrics, config.eval.metric).name
+        self._metric = experiment.metric.name
         self._methods = tuple(config.integrate.methods)
-        found = ingredients.find(experiment, workdir, self.restored, step, data.fingerprints)
+        rooted = [m for m in self._methods if m in methods.ROOTED]
+        if rooted and experiment.initial.keys() <= experiment.rootless:
+            self._leave_out(
+                rooted,
+                f"{', '.join(rooted)}: what config.adapt.kind={config.adapt.kind!r} trains, a head "
+                "drawn at random or a prompt, has no pretrained weights to go back to",
+                alone,
+            )
+        found = ingredients.find(
+            experiment, workdir, restored=self.restored, fingerprints=data.fingerprints
+        )
         several = [m for m in self._methods if m != "interpolation"]
         # Of several runs each has one part, so that none weighs more.
         pool = [i for i in found if i.item == "params" or not config.integrate.runs]
         if len(pool) == 1 and several:
-            text = (
-                f"config.integrate.methods: {', '.join(several)} of one model, the "
-                f"{self.restored.name} of {workdir}: add workdirs to config.integrate.runs "
-                f"(found {tuple(config.integrate.runs)}), or raise config.train.keep_latest "
-                f"(found {config.train.keep_latest}) or set config.train.ema"
+            self._leave_out(
+                several,
+                f"{', '.join(several)} of one model, the {self.restored.name} of {workdir}: add "
+                f"workdirs to config.integrate.runs (found {tuple(config.integrate.runs)}), or "
+                f"raise config.train.keep_latest (found {config.train.keep_latest}) or set "
+                "config.train.ema",
+                alone,
             )
-            if alone == "stop":
-                raise ValueError(text)
-            print(f"Left out: {text}.")
-            self._methods, several = ("interpolation",) * ("interpolation" in self._methods), []
-        own = [i for i in found if i.workdir == workdir and i.step == step]
+            several = []
+        own = [i for i in found if i.workdir == workdir and i.step == self.restored.step]
         self._singles, self._pool = (found if several else own), pool
         self._judged: dict[str, Judged] = {}
+
+    def _leave_out(self, names: list[str], why: str, alone: str) -> None:
+        """Goes on without some methods, or raises with `alone` 'stop'."""
+        if alone == "stop":
+            raise ValueError(f"config.integrate.methods: {why}")
+        print(f"Left out: config.integrate.methods: {why}.")
+        self._methods = tuple(name for name in self._methods if name not in names)
 
     def is_changed(self, candidate: Candidate) -> bool:
         """Whether a candidate has other weights than the checkpoint that all is compared with."""
@@ -92,7 +106,8 @@ class Trials:
         params = self.restored.params if own else ingredient.load(self._experiment)
         judged = self._judge(params, keep="ensemble" in self._methods)
         self._judged[ingredient.name] = judged
-        return Candidate(ingredient.name, "single", judged, self._load(ingredient), **watch.cost())
+        facts = {"members": (ingredient.title,), **watch.cost()}
+        return Candidate(ingredient.name, "single", judged, self._load(ingredient), **facts)
 
     def _load(self, ingredient: Ingredient) -> Callable[[], Params]:
         return lambda: ingredient.load(self._experiment)
@@ -137,8 +152,8 @@ class Trials:
         def make() -> Params:
             return mixed(self._experiment.pretrained_end(params), params, alpha)
 
-        name = f"interpolation, alpha {alpha:g}"
-        return Candidate(name, "interpolation", judged, make, **watch.cost())
+        name, members = f"interpolation, alpha {alpha:g}", (self._singles[0].title,)
+        return Candidate(name, "interpolation", judged, make, members=members, **watch.cost())
 
     def _soup(self, method: str) -> Candidate:
         watch = Stopwatch(self._judge)
@@ -161,7 +176,8 @@ class Trials:
 
         judged = judged or self._judge(make())
         name = f"{method.replace('_', ' ')} of {count}"
-        return Candidate(name, "soup", judged, make, **watch.cost())
+        members = tuple(i.title for i, weight in zip(pool, weights, strict=True) if weight)
+        return Candidate(name, "soup", judged, make, members=members, **watch.cost())
 
     def _merge(self, method: str) -> Candidate:
         """Adds what the trainings changed, by a scale that the validation split chooses.
@@ -174,7 +190,7 @@ class Trials:
 
         def ends() -> tuple[Params, Params]:
             start = experiment.pretrained_end(self.restored.params)
-            rootless = {p for p in start if p in experiment.fresh or p.endswith("/prompt")}
+            rootless = experiment.rootless
             rooted = {path: leaf for path, leaf in start.items() if path not in rootless}
             parts = [lambda load=load: {p: load()[p] for p in rootless} for load in loads]
             kept = soups.soup(parts) if rootless else {}
@@ -183,14 +199,16 @@ class Trials:
 
         place, judged, _, _ = self._line(*ends())
         name = f"{method.upper()} of {len(loads)}, scale {place * _MOST[method]:g}"
-        return Candidate(name, "merging", judged, lambda: mixed(*ends(), place), **watch.cost())
+        facts = {"members": tuple(i.title for i in self._pool), **watch.cost()}
+        return Candidate(name, "merging", judged, lambda: mixed(*ends(), place), **facts)
 
     def _ensemble(self) -> Candidate:
         watch, kind = Stopwatch(self._judge), self._config.classification.kind
         members = [self._judged[i.name].predictions for i in self._pool]
         judged = self._judge.of(ensembles.average(members, kind=kind))
-        name, cost = f"ensemble of {len(members)}", {"inference_cost": len(members)}
-        candidate = Candidate(name, "ensemble", judged, None, **watch.cost(), **cost)
+        facts = {"inference_cost": len(members), "members": tuple(i.title for i in self._pool)}
+        name = f"ensemble of {len(members)}"
+        candidate = Candidate(name, "ensemble", judged, None, **watch.cost(), **facts)
         if self._config.integrate.targets:
             self._write_targets(judged)
         return candidate

@@ -61,6 +61,11 @@ def is_added(path: str) -> bool:
     return path.rsplit("/", 1)[-1] in _ADDED
 
 
+def is_prompt(path: str) -> bool:
+    """Whether the leaf at `path` is a prompt, which changes no weights."""
+    return path == _PROMPT
+
+
 def target_kernels(adapt: ConfigDict, paths: Iterable[str]) -> list[str]:
     """Returns the kernels that LoRA and IA3 change, sorted.
 

@@ -7,7 +7,7 @@ are in label_words.py.
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix
 
 from evaluation import baselines, calibration, classification_metrics
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Metric, Scores, macro_f1, mean, one_each
+from evaluation.metrics import Metric, Scores, class_counts, macro_f1, mean, one_each
 from input_pipeline.examples import Examples
 from input_pipeline.template import MASK, Encoded
 from input_pipeline.tokenization import Tokenizer
@@ -244,15 +244,8 @@ class Classification(Task):
         """Returns cards as of evaluation.calibration.card of the model's own probabilities and of
         the calibrated ones: 'before', 'after', and 'temperature' and 'bias' between them."""
         labels_N = examples.labels_N[rows_of(examples, predictions.ids_N)]
-        own_NxC = calibration.calibrate(self.logits(predictions), {})
-        found = {
-            name: calibration.card(labels_N, self.classes(logs_NxC), logs_NxC)
-            for name, logs_NxC in {
-                "before": own_NxC,
-                "after": self.log_probabilities(predictions),
-            }.items()
-        }
-        return {**found, "temperature": 1.0, "bias": [0.0] * self.size, **self.fitted}
+        logits_NxC = self.logits(predictions)
+        return calibration_cards(labels_N, logits_NxC, self.fitted, classes=self.classes)
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Returns what predictions are worth, by METRICS; the loss is without class weights."""
@@ -335,21 +328,33 @@ class Classification(Task):
         return logits_NxC
 
 
+def calibration_cards(
+    labels_N: np.ndarray,
+    logits_NxC: np.ndarray,
+    fitted: Mapping[str, Any],
+    *,
+    classes: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, Any]:
+    """Returns what Task.calibration does.
+
+    Args:
+        labels_N: true classes.
+        logits_NxC: of the model.
+        fitted: as of evaluation.calibration.fit.
+        classes: log probabilities to predicted classes.
+    """
+    found = {}
+    for name, how in {"before": {}, "after": fitted}.items():
+        logs_NxC = calibration.calibrate(logits_NxC, how)
+        found[name] = calibration.card(labels_N, classes(logs_NxC), logs_NxC)
+    return {**found, "temperature": 1.0, "bias": [0.0] * logits_NxC.shape[1], **fitted}
+
+
 def details(labels_N: np.ndarray, classes_N: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
     """Returns the confusion matrix (true by predicted) and what is known of each class."""
+    counts_Nx3C = class_counts(labels_N, classes_N, len(labels))
     indices = np.arange(len(labels))
-    per_class_4xC = precision_recall_fscore_support(
-        labels_N, classes_N, labels=indices, zero_division=0
-    )
     return {
         "confusion_matrix": confusion_matrix(labels_N, classes_N, labels=indices).tolist(),
-        "per_class": {
-            label: {
-                "precision": float(precision),
-                "recall": float(recall),
-                "f1": float(f1),
-                "support": int(support),
-            }
-            for label, precision, recall, f1, support in zip(labels, *per_class_4xC, strict=True)
-        },
+        "per_class": classification_metrics.per_class(counts_Nx3C, labels),
     }

@@ -5,6 +5,7 @@ The loss is on the answer alone. Not here: templates and which tokens are of an 
 writes (models/generation.py), what written texts are worth (evaluation/generated_text.py).
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from evaluation import generated_text, surprisal
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Scores
+from evaluation.metrics import Scores, about
 from input_pipeline.chat import ChatEncoder, unpack_messages
 from input_pipeline.conversations import fitting, messages_of, name_of
 from input_pipeline.examples import Examples, object_array
@@ -147,7 +148,7 @@ class Generation(Task):
     def windows(self, examples: Examples, encoder: ChatEncoder, *, training: bool) -> Examples:
         """Packs each conversation into one text; drops or cuts what is too long, and says so.
 
-        Empty answers are dropped from training; elsewhere they are prompts.
+        Empty answers are dropped from training; elsewhere they are prompts, of which no metric is.
         """
         found, counts = fitting(
             examples,
@@ -155,6 +156,9 @@ class Generation(Task):
             on_long=self.config.generation.on_long,
             keep_prompts=not training,
         )
+        if not training and examples.pairs_N is not None:
+            empty = sum(not answer.strip() for answer in examples.pairs_N)
+            counts["have an empty answer and are prompts only, in no metric"] = empty
         for what, count in counts.items():
             message = f"{count:,} of {len(examples):,} examples {what}."
             if count and message not in self._said:  # every evaluation comes here
@@ -165,13 +169,16 @@ class Generation(Task):
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Asks for the tokens of answers: of a decoder at the place before each of them.
 
-        Of a dialogue the last answer alone is evaluated, whatever is trained on.
+        Of a dialogue the last answer alone is evaluated, whatever is trained on; where that is
+        empty, nothing is.
         """
         counts_P = encoded.fields == 1
         lasts_B = encoded.starts_B + encoded.lengths_B - 1
         if not chunk.training:
             runs_P = np.cumsum(np.diff(counts_P, prepend=False) & counts_P)
-            counts_P &= runs_P == np.repeat(runs_P[lasts_B], encoded.lengths_B)
+            answered_B = [bool(unpack_messages(text)[-1][1]) for text in chunk.texts_B]
+            last_B = np.where(answered_B, runs_P[lasts_B], 0)
+            counts_P &= runs_P == np.repeat(last_B, encoded.lengths_B)
         asked = np.where(counts_P, encoded.tokens + 1, 0).astype(np.int32)
         if self._seq2seq:
             return Targets({"is_target_RxL": counts_P.astype(np.int32), "targets_RxL": asked}, {})
@@ -252,24 +259,33 @@ class Generation(Task):
         return Writer(model, adapted, decoding, rows=self.config.eval.rows, seed=self.config.seed)
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
-        """Returns what answers cost and, where some were written, what these are worth."""
+        """Returns what answers cost and, where some were written, what these are worth.
+
+        The former is about the examples with an answer that fit, the latter about those of them for
+        which a text was written; how many of the others there are is in the details.
+        """
         rows_N = rows_of(examples, predictions.ids_N)
         answers = [examples.pairs_N[i] for i in rows_N]
         nats_N, _, tokens_N = surprisal.sums(predictions)
         read = [answer if count else "" for answer, count in zip(answers, tokens_N, strict=True)]
         found = surprisal.bit_scores(predictions.ids_N, nats_N, read)
         statistics = {**found.statistics, **surprisal.token_scores(predictions).statistics}
+        statistics = {name: about(tokens_N > 0, values) for name, values in statistics.items()}
         metrics = self.METRICS
         if "texts_N" in predictions.outputs:
             texts = zip(predictions["texts_N"], answers, strict=True)
             texts = [text if answer.strip() else None for text, answer in texts]
             metrics += generated_text.METRICS
-            statistics |= generated_text.statistics(texts, answers)
+            statistics |= _of_written(texts, answers)
+        without = sum(not answer.strip() for answer in answers)
         return Scores(
             metrics,
             found.ids_N,
             {metric.name: statistics[metric.name] for metric in metrics},
-            detail={"left_out": int((tokens_N == 0).sum())},
+            detail={
+                "without_answer": without,
+                "too_long": int((tokens_N == 0).sum()) - without,
+            },
             truth=found.truth,
         )
 
@@ -284,8 +300,11 @@ class Generation(Task):
             a if i in fitting_ids and a.strip() else ""
             for i, a in zip(examples.ids_N, examples.pairs_N, strict=True)
         ]
-        known = [answer for answer in train.pairs_N if answer.strip()]
-        scores = {self.FLOOR: surprisal.ngram_floor(known, examples.ids_N, read)}
+        train = train.take(np.array([bool(answer.strip()) for answer in train.pairs_N]))
+        floor = surprisal.ngram_floor(list(train.pairs_N), examples.ids_N, read)
+        is_read_N = np.array([bool(answer) for answer in read])
+        statistics = {name: about(is_read_N, values) for name, values in floor.statistics.items()}
+        scores = {self.FLOOR: dataclasses.replace(floor, statistics=statistics)}
         chosen = [i for i, answer in enumerate(read) if answer.strip()][
             : self.config.generation.examples
         ]
@@ -296,7 +315,7 @@ class Generation(Task):
         nearest = generated_text.nearest_answers(prompts, others, list(train.pairs_N))
         texts_N = np.full(len(examples), None, object)
         texts_N[chosen] = nearest
-        statistics = generated_text.statistics(texts_N, read)
+        statistics = _of_written(texts_N, read)
         return scores | {
             _NEAREST: Scores(
                 generated_text.METRICS, examples.ids_N, statistics, truth=scores[self.FLOOR].truth
@@ -331,6 +350,13 @@ class Generation(Task):
             elif answer:
                 record |= {"wrong": True, "confidence": 0.0}  # left out
             yield record
+
+
+def _of_written(texts_N: Sequence[str | None], answers: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the statistics of written texts, which are about the examples that have one."""
+    is_written_N = np.array([text is not None for text in texts_N])
+    found = generated_text.statistics(texts_N, answers)
+    return {name: about(is_written_N, values) for name, values in found.items()}
 
 
 def _prompt(examples: Examples, i: int) -> str:

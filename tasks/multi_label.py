@@ -14,9 +14,9 @@ import optax
 from ml_collections import ConfigDict
 
 from evaluation import baselines
-from evaluation.classification_metrics import AUROC, placements
+from evaluation.classification_metrics import AUROC, per_class, placements
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Metric, Scores, f1, mean, one_each, precision, recall
+from evaluation.metrics import Metric, Scores, f1, mean, one_each
 from input_pipeline.examples import Examples
 from input_pipeline.template import Encoded
 from tasks.classification import LOSS, MACRO_F1, Classification
@@ -143,19 +143,10 @@ class MultiLabel(Classification):
             "auroc": placements(true_NxC, probabilities_NxC),
             "loss": one_each(losses_N),
         }
-        per_class = {
-            label: {
-                "precision": float(precision(counts_3, counts_3)),
-                "recall": float(recall(counts_3, counts_3)),
-                "f1": float(f1(counts_3, counts_3)),
-                "support": int(counts_3[2]),
-                "threshold": float(threshold),
-            }
-            for label, counts_3, threshold in zip(
-                self.labels, counts_NxCx3.sum(axis=0), thresholds_C, strict=True
-            )
-        }
-        detail = {"per_class": per_class}
+        known = per_class(statistics["macro_f1"], self.labels)
+        for label, threshold in zip(self.labels, thresholds_C.tolist(), strict=True):
+            known[label]["threshold"] = threshold
+        detail = {"per_class": known}
         return Scores(self.metrics, ids_N, statistics, detail, digest(true_NxC))
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:

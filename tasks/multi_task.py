@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Metric, Scores
+from evaluation.metrics import Metric, Scores, about, counted
 from input_pipeline.mixture import MARKER, Mixture, global_ids, member_configs, member_of, own_ids
 from input_pipeline.template import Encoder
 from input_pipeline.tokenization import Tokenizer
@@ -231,7 +231,7 @@ class MultiTask(Task):
         }
 
     def score(self, predictions: Predictions, examples: Mixture) -> Scores:
-        """Scores each member's predictions; examples of the others count as nothing."""
+        """Scores each member's predictions, whose metrics are about its own examples."""
         return self._joint(
             {
                 name: self.members[name].score(found, examples.parts[name])
@@ -270,21 +270,25 @@ class MultiTask(Task):
         return Predictions(np.concatenate(ids), {k: v for part in outputs for k, v in part.items()})
 
     def _joint(self, scores: Mapping[str, Scores]) -> Scores:
-        """Returns the scores of all members, whose statistics are 0 for others' examples."""
+        """Returns the scores of all members, whose metrics are about their own examples alone.
+
+        The mean is about all; in the columns of another member's metric an example has zeros.
+        """
         order = list(self.members)
         ids_N = [global_ids(order.index(name), part.ids_N) for name, part in scores.items()]
         bounds = np.cumsum([0, *map(len, ids_N)])
         statistics, firsts = {}, []
         for start, stop, (name, part) in zip(bounds, bounds[1:], scores.items(), strict=False):
-            for metric in part.metrics:
-                own_NxK = part.statistics[metric.name]
-                rows = ((start, bounds[-1] - stop), (0, 0))
-                statistics[f"{name}/{metric.name}"] = np.pad(own_NxK, rows)
-            firsts.append(statistics[f"{name}/{part.metrics[0].name}"])
+            rows = ((start, bounds[-1] - stop), (0, 0))
+            padded = {m.name: np.pad(part.statistics[m.name], rows) for m in part.metrics}
+            firsts.append(padded[part.metrics[0].name])
+            is_own_N = (np.arange(bounds[-1]) >= start) & (np.arange(bounds[-1]) < stop)
+            statistics |= {f"{name}/{key}": about(is_own_N, v) for key, v in padded.items()}
+        is_in_mean_N = np.all([counted(first) for first in firsts], axis=0)
         return Scores(
             _metrics({n: s.metrics for n, s in scores.items()}, [f.shape[1] for f in firsts]),
             np.concatenate(ids_N),
-            {MEAN: np.concatenate(firsts, axis=1), **statistics},
+            {MEAN: about(is_in_mean_N, np.concatenate(firsts, axis=1)), **statistics},
             {name: dict(part.detail) for name, part in scores.items()},
             {name: part.truth for name, part in scores.items()},
         )
@@ -308,7 +312,8 @@ def _metrics(metrics: Mapping[str, Sequence[Metric]], widths: Sequence[int]) -> 
         for metric in of_member
     ]
     mean = functools.partial(_mean, parts, bounds)
-    return (Metric(MEAN, "mean of the tasks", mean), *each)
+    additive = all(metric.additive for metric in firsts)
+    return (Metric(MEAN, "mean of the tasks", mean, additive=additive), *each)
 
 
 def _mean(

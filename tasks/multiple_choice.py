@@ -6,6 +6,7 @@ an example stay in one step and share one softmax. A sequence is scored by the c
 choice and what follows it. Not here: reading the formats (input_pipeline/).
 """
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import optax
 from ml_collections import ConfigDict
 from scipy.optimize import minimize
 
+from evaluation import calibration
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, mean, one_each
 from input_pipeline.clue_formats import BLANK
@@ -29,6 +31,7 @@ from models.backbone import BackboneConfig
 from models.decoder import DecoderConfig
 from models.heads import ClassifierHead
 from models.language_heads import LanguageHead
+from tasks.classification import calibration_cards
 from tasks.task import Chunk, Loss, Targets, Task, rows_of
 
 _NGRAMS = (1, 2, 3)  # characters
@@ -98,7 +101,12 @@ class ChoiceLikelihood(nn.Module):
 
 
 class MultipleChoice(Task):
-    """An example has two to K choices, of which one is the answer; K is the number of labels."""
+    """An example has two to K choices, of which one is the answer; K is the number of labels.
+
+    Attributes:
+        fitted: {'temperature', 'bias'} as of evaluation.calibration.fit, chosen on the validation
+            split, the biases 0; nothing where config.eval.calibration is 'none'.
+    """
 
     METRICS = (
         Metric("accuracy", "accuracy, %", mean, scale=100, digits=1),
@@ -234,10 +242,30 @@ class MultipleChoice(Task):
         logits_BxK = jax.nn.log_softmax(_logits(outputs, batch), axis=-1)
         return {"logits_BxK": jnp.maximum(logits_BxK, _ABSENT)}
 
+    def fit(self, predictions: Predictions, validation: Examples) -> dict[str, Any]:
+        """Returns the temperature that calibrates the model, whatever kind of calibration.
+
+        Choices differ from example to example, so that there is no bias to one of them; absent ones
+        have no probability at any temperature, and so no part in it.
+        """
+        kind = "none" if self.config.eval.calibration == "none" else "temperature"
+        answers_N = validation.labels_N[rows_of(validation, predictions.ids_N)]
+        return calibration.fit(predictions["logits_NxK"], answers_N, kind=kind)
+
+    def log_probabilities(self, predictions: Predictions) -> np.ndarray:
+        """Returns those of the choices, calibrated by `fitted`; float64 [N, K]."""
+        return calibration.calibrate(predictions["logits_NxK"], self.fitted)
+
+    def calibration(self, predictions: Predictions, examples: Examples) -> dict[str, Any]:
+        """Returns the cards of the choices' probabilities; see Task."""
+        answers_N = examples.labels_N[rows_of(examples, predictions.ids_N)]
+        logits_NxK, likeliest = predictions["logits_NxK"], functools.partial(np.argmax, axis=1)
+        return calibration_cards(answers_N, logits_NxK, self.fitted, classes=likeliest)
+
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
-        """Returns accuracy and the loss in nats."""
+        """Returns accuracy and the loss in nats, of calibrated probabilities."""
         chosen = examples.take(rows_of(examples, predictions.ids_N))
-        return self._scores(chosen, predictions["logits_NxK"])
+        return self._scores(chosen, self.log_probabilities(predictions))
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
         """Returns guessing, and what words and frequencies alone give away.
@@ -266,9 +294,10 @@ class MultipleChoice(Task):
         return scores
 
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
-        """Yields each example with its choices and their probabilities, in the same order."""
+        """Yields each example with its choices and their probabilities, in the same order and
+        calibrated."""
         rows_N = rows_of(examples, predictions.ids_N)
-        probabilities_NxK = np.exp(_log_softmax(predictions["logits_NxK"]))
+        probabilities_NxK = np.exp(self.log_probabilities(predictions))
         for i, probabilities_K in zip(rows_N, probabilities_NxK, strict=True):
             choices = examples.choices_N[i]
             best = int(np.argmax(probabilities_K[: len(choices)]))

@@ -51,7 +51,7 @@ class Regression(Classification):
 
     METRICS = (
         Metric("pearson", "Pearson correlation", correlation),
-        Metric("spearman", "Spearman correlation", correlation),
+        Metric("spearman", "Spearman correlation", correlation, additive=False),  # of ranks
         Metric("rmse", "root mean squared error", root_mean, higher_is_better=False),
         LOSS,
     )

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,8 @@ def test_the_main_job_learns_integrates_tests_and_reports(trained):
     assert len(lines(workdir / "test_openings.jsonl")) == 1
     assert json.loads((workdir / "config.json").read_text())["data"]["batch_size"] == 8
     assert (workdir / "curves.png").stat().st_size > 5000
+    assert results["manifest"][""]["splits"]["test"]["examples"] == 36
+    assert "<h2>Data manifest and audit</h2>" in (workdir / "report.html").read_text("utf-8")
     losses = [line["loss"] for line in lines(workdir / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 48
     assert np.mean(losses[-8:]) < np.mean(losses[:8]) / 2
@@ -379,6 +382,9 @@ def test_a_failed_write_ends_as_one_message_and_the_run_goes_on_later(
     run = main(*flags)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "run/results.json").exists()
+    assert (tmp_path / "run/command.txt").read_text() == shlex.join(
+        ["python", "main.py", *flags]
+    ) + "\n"
 
 
 def test_pairs_train_are_split_by_group_and_predicted(tiny_config, tmp_path):

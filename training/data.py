@@ -38,8 +38,9 @@ class RunData:
 
     @property
     def splits(self) -> Mapping[str, Any]:
-        """What the manifest says of each split."""
-        return self.prepared.manifest["splits"]
+        """What the manifest says of each split that has examples."""
+        found = self.prepared.manifest["splits"]
+        return {name: part for name, part in found.items() if part["examples"]}
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -56,10 +57,15 @@ class RunData:
         """Returns the first config.data.max_<name>_examples of a split.
 
         Raises:
-            ValueError: there is no such split.
+            ValueError: there is no such split, or it is empty.
         """
-        limit = self.config.data[f"max_{name}_examples"] if name in self.splits else 0
-        return load_split(self.prepared, name, limit=limit)
+        if name not in self.splits:
+            raise ValueError(
+                f"the data have no {name} examples, but {sorted(self.splits)}: raise "
+                f"config.data.split.{name}, or name config.data.{name}_files with "
+                "config.data.split.kind='given'"
+            )
+        return load_split(self.prepared, name, limit=self.config.data[f"max_{name}_examples"])
 
     def prose(self) -> str:
         """Says what was prepared, and where it lies."""

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions, predict
-from evaluation.metrics import Scores, rank
+from evaluation.metrics import Metric, Scores, find, rank
 from input_pipeline import features as feature_fitting
 from input_pipeline.examples import Examples
 from input_pipeline.features import FeaturePipeline
@@ -80,6 +80,16 @@ class Experiment:
             return jax.lax.with_sharding_constraint(outputs, replicated(self.mesh))
 
         self._forward = PerShape(forward, "the evaluation step", self.say)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that chooses: config.eval.metric, or the task's first."""
+        return find(self.task.metrics, self.config.eval.metric)
+
+    @property
+    def rootless(self) -> set[str]:
+        """Trained paths without a pretrained side: heads drawn at random, and prompts."""
+        return self.fresh | {path for path in self.initial if adapters.is_prompt(path)}
 
     @property
     def num_layers(self) -> int:

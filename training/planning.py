@@ -6,7 +6,6 @@ Nothing here runs or writes anything. Called by training/sweep.py and training/s
 import dataclasses
 import hashlib
 import re
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.checks import check_values
-from configs.overrides import check_overrides, key_paths, load_config
+from configs.overrides import check_overrides, key_paths
 from configs.sweeping import Overrides
-from training.workdir import flatten_config
+from training.workdir import run_command
 
 _PER_SWEEP = ("seeds", "search")  # keys that no single run has
 
@@ -97,12 +96,7 @@ def run_name(config: ConfigDict, keys: Collection[str]) -> str:
 
 def command(run: Planned, recipe: str, *, mode: str = "train") -> str:
     """Returns the shell command that does a run alone."""
-    given, own = (flatten_config(c.to_dict()) for c in (load_config(recipe), run.config))
-    words = ["python", "main.py", f"--config={recipe}", f"--workdir={run.workdir}"]
-    words += [f"--mode={mode}"] if mode != "train" else []
-    needless = {"eval.test"} if mode == "test" else set()
-    changed = (key for key, value in own.items() if value != given[key] and key not in needless)
-    return shlex.join([*words, *(f"--config.{key}={own[key]}" for key in changed)])
+    return run_command(run.config, run.workdir, recipe=recipe, mode=mode)
 
 
 def _planned(shared: ConfigDict, workdir: Path, overrides: Mapping[str, Any]) -> Planned:

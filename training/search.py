@@ -3,8 +3,9 @@
 What trial n tries is a function of the seed, n and the results before it, so that there is no
 database to keep: the same command replays the search from the workdirs, where finished runs cost
 nothing, and goes on where it was stopped. A trial is an ordinary run in a folder of its own; one
-that falls behind the median of those before it, at the same evaluation, is pruned (Bergstra et al.
-2011; Golovin et al. 2017). Optuna is the extra 'search'.
+that falls behind the median of those before it, at the same evaluation, is pruned, but not at its
+last one, when all is paid for (Bergstra et al. 2011; Golovin et al. 2017). Optuna is the extra
+'search'.
 """
 
 import json
@@ -37,13 +38,18 @@ def search(
       and 'evaluations' holds [step, rank] of each evaluation while it trained.
 
     Raises:
-      ValueError: Optuna is missing, or the space is none.
+      ValueError: Optuna is missing, the space is none, or there is more than one seed.
       Interrupted: a signal came.
     """
     if config.search.print_commands:
         raise ValueError(
             "config.search.print_commands: a search learns from trial to trial, so that its "
             "commands are not known beforehand: set config.search.trials=0 to print sweep()'s"
+        )
+    if config.seeds > 1:
+        raise ValueError(
+            f"config.seeds={config.seeds}: a search tries each point once, found more than 1: "
+            "search with one seed, then repeat the best with --mode=train --config.seeds=N"
         )
     optuna = _optuna()
     space = sweep.from_recipe(

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy.special import softmax
 
+from configs.overrides import companion
 from evaluation.evaluate import Predictions
 from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.preparation import load_split, read_unlabelled
@@ -36,9 +36,8 @@ def teacher(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None
             f"config.classification.kind='single' takes labels from a first model, found {found}: "
             "leave it empty"
         )
-    first = config.copy_and_resolve_references()
+    first = companion(config)
     first.self_training.files = ""
-    first.eval.test = False
     return first, workdir / "teacher"
 
 
@@ -77,7 +76,7 @@ def extend(
         config: of the second model.
         data: of both.
         train: what the first model was trained on.
-        predict: the first model.
+        predict: the first model, with 'log_probabilities_NxC' as of `pseudo_labelled`.
 
     Raises:
         ValueError, OSError: as of `unlabelled` and `pseudo_labelled`.
@@ -108,7 +107,9 @@ def pseudo_labelled(
     """Returns the examples with labels that a first model is sure of, and what is known of them.
 
     Args:
-        predictions: 'logits_NxC' of all `examples`.
+        predictions: 'log_probabilities_NxC' of all `examples`: normalised, and calibrated on the
+            validation split, for a model of few examples is far too sure of itself
+            (tasks.classification.Classification.log_probabilities).
         examples: without labels, or with the true ones, which are only compared.
         train: whose ids are taken already.
         labels: names of the classes.
@@ -130,7 +131,7 @@ def pseudo_labelled(
         raise ValueError(
             f"{len(predictions)} predictions are not about the {len(examples)} examples to label"
         )
-    probabilities_NxC = softmax(predictions["logits_NxC"].astype(np.float64), axis=1)
+    probabilities_NxC = np.exp(predictions["log_probabilities_NxC"])
     classes_N, sure_N = probabilities_NxC.argmax(axis=1), probabilities_NxC.max(axis=1)
     rows = select(classes_N, sure_N, num_classes=len(labels), threshold=threshold, balance=balance)
     if not len(rows):

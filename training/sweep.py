@@ -3,9 +3,10 @@
 Each run is an ordinary one in a folder of its own, named after what it changes, and they follow one
 another in this process. What is finished is left alone and what was stopped goes on, so that the
 same command resumes a sweep, and tells what runs started elsewhere (search.print_commands) have
-found. A sweep chooses by the validation split and leaves the test split shut: its winner is tested
-by --mode=test, with the command that is printed. Repeats that differ in their seed alone choose
-nothing and may test. How sweeps are written: configs/sweeping.py; Optuna: training/search.py.
+found. At the end all are compared with the first of the recipe. A sweep chooses by the validation
+split and leaves the test split shut: its winner is tested by --mode=test, with the command that is
+printed. Repeats that differ in their seed alone choose nothing and may test. How sweeps are
+written: configs/sweeping.py; Optuna: training/search.py.
 """
 
 import dataclasses
@@ -146,17 +147,24 @@ def conclude(
 
     Of equal settings the first is the best. A setting with several seeds counts by their mean.
     """
+    finished = [record for record in records if record["status"] == "finished"]
     settings: dict[str, list[Record]] = {}
-    for record in records:
-        if record["status"] == "finished":
-            settings.setdefault(record["setting"], []).append(record)
+    for record in finished:
+        settings.setdefault(record["setting"], []).append(record)
     ranked = sorted(settings.values(), key=lambda runs: -_mean_rank(runs))
     if ranked:
         best = max(ranked[0], key=lambda record: record["rank"])
         folders = [workdir / record["name"] for runs in ranked for record in runs]
-        # By the split of the choice, also where a run was tested since.
-        comparison.compare(folders, workdir, str(workdir / best["name"]), split=best["split"])
-    if len(ranked) > 1:
+        # All are compared with the first run of the recipe: the best was chosen by these very
+        # examples, and would look better than the others by chance alone.
+        first = str(workdir / finished[0]["name"])
+        try:  # by the split of the choice, also where a run was tested since
+            comparison.compare(folders, workdir, first, split=best["split"])
+        except ValueError as error:
+            print(f"The runs are not compared example by example: {error}")
+            report.show(report.table(("run", "metric", "mean"), map(_mean_cells, ranked)))
+    asked = {(record["split"], record["metric"]["name"]) for record in finished}
+    if len(ranked) > 1 and len(asked) == 1:  # of several metrics, none is the best
         run = next(run for run in planned if run.name == best["name"])
         tested = command(run, recipe, mode="test")
         print(f"The best on the {best['split']} split is {run.name}. To test it:\n  {tested}")
@@ -185,6 +193,13 @@ def _run(planned: Sequence[Planned], workdir: Path, recipe: str, *, commands: bo
 def _mean_rank(runs: Sequence[Record]) -> float:
     mean = float(np.mean([run["rank"] for run in runs]))
     return mean if np.isfinite(mean) else -np.inf  # of no number, the worst
+
+
+def _mean_cells(runs: Sequence[Record]) -> tuple[str, str, str]:
+    """The cells of a setting: its name, what was measured, and the mean over its runs."""
+    shown = runs[0]["metric"]
+    mean = {"value": float(np.mean([run["value"] for run in runs])), "standard_error": None}
+    return runs[0]["setting"], shown["title"], report.cell(mean, shown)
 
 
 def _seeds(config: ConfigDict) -> dict[str, range]:

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.overrides import companion
 from evaluation import label_issues, protocol, report, robustness
 from evaluation.metrics import estimate, find
 from evaluation.restoring import read_meta
 from input_pipeline import silent_loss
 from input_pipeline.examples import Examples
+from integration import methods
 from integration import run as integration
 from tasks.task import digest
 from training import collapse, cost, optimizers, self_training
@@ -54,8 +56,8 @@ def train(
     Args:
       config: the whole config.
       workdir: the run's folder; a run that was stopped there goes on.
-      on_evaluation: called after each evaluation of the training, when what it found is saved; what
-        it raises ends the run, which can go on later.
+      on_evaluation: called after each evaluation of the training but the last, when what it found
+        is saved; what it raises ends the run, which can go on later.
       compare: train what this run is compared with, too.
 
     Returns:
@@ -67,7 +69,7 @@ def train(
       OSError: a file could not be read or written.
     """
     check_workdir(workdir, config)
-    if config.train.integrate and config.model.init == "pretrained":
+    if methods.apply(config):
         integration.check(config, workdir)
     robustness.check(config)
     run = _begin(config, workdir, compare=compare)
@@ -89,6 +91,7 @@ def test(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             f"--mode=test: {workdir} holds no results.json, so its training is not finished: run "
             "the same command with --mode=train first"
         )
+    robustness.check(config)
     read_meta(config, workdir)
     return protocol.test(_begin(config, workdir))
 
@@ -115,7 +118,7 @@ def _begin(config: ConfigDict, workdir: Path, *, compare: bool = True) -> protoc
     if teacher := self_training.teacher(config, workdir):
         print("First the model that labels texts.")
         train(*teacher, compare=False)
-        predict = functools.partial(protocol.predict_with, *teacher, data)
+        predict = functools.partial(protocol.label_with, *teacher, data)
         train_split, taken = self_training.extend(config, data, train_split, predict=predict)
         report.write_json(workdir / "self_training.json", taken)
         print(self_training.prose(taken))
@@ -134,9 +137,8 @@ def encoder_alone(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] 
         )
     if config.features.use == "none" or not config.features.compare:
         return None
-    alone = config.copy_and_resolve_references()
+    alone = companion(config)
     alone.features.use = "none"
-    alone.eval.test = False
     return alone, workdir / "encoder_alone"
 
 
@@ -375,10 +377,10 @@ class Run:
                     f"Interrupted after step {step} of {total}, which is saved. Start the same "
                     "command again to go on."
                 )
-            if evaluate and self._on_evaluation:
-                self._on_evaluation(step, self._experiment.rank(values))
             if finished:
                 return
+            if evaluate and self._on_evaluation:
+                self._on_evaluation(step, self._experiment.rank(values))
             pending.restart_clock(evaluate or save)
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The run's folder: the config it belongs to, and what to do when another one comes along."""
+"""The run's folder: config and command it belongs to, and what to do when another comes along."""
 
 import json
 import shlex
@@ -9,18 +9,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.overrides import find_recipe, load_config
+
 # What may differ between two starts in one workdir, since the trained weights don't depend on it.
 NOT_OF_THE_WEIGHTS = ("eval.checkpoint", "eval.split", "eval.test", "eval.robustness", "search.")
 NOT_OF_THE_WEIGHTS += ("train.on_config_change", "train.compilation_cache", "data.prepared_dir")
 NOT_OF_THE_WEIGHTS += ("integrate.", "inspect.", "verify.", "export.", "report.", "predict.")
 NOT_OF_THE_WEIGHTS += ("model.hub", "train.collapse", "review.folds", "review.neighbours")
-# What a run writes here, and all that 'overwrite' deletes.
-_OURS = ("checkpoints", "integrated", "tensorboard", "metrics.jsonl", "results.json", "curves.png")
-_OURS += ("errors_test.jsonl", "errors_validation.jsonl", "scores_test.npz")
-_OURS += ("scores_validation.npz", "report.html", "MODEL_CARD.md")
-_OURS += ("tokenizer.model", "features.safetensors", "encoder_alone", "silent_loss.json", "teacher")
-_OURS += ("checkpoints_collapsed_1", "checkpoints_collapsed_2", "all_examples")
-_OURS += ("self_training.json", "export")  # test_openings.jsonl stays: it is evidence
+# What is written here of a run, as globs, and all that 'overwrite' deletes. What is not its own
+# stays: test_openings.jsonl is evidence, review.csv may hold a person's marks, and
+# verification.json and golden.npz are about the pretrained checkpoint.
+_OURS = ("checkpoints", "checkpoints_collapsed_*", "integrated", "tensorboard", "export")
+_OURS += ("all_examples", "encoder_alone", "teacher", "tokenizer.model", "features.safetensors")
+_OURS += ("metrics.jsonl", "silent_loss.json", "self_training.json", "curves.png", "report.html")
+_OURS += ("results.json", "comparison.json", "evaluation_*.json", "scores_*.npz")
+_OURS += ("errors_*.jsonl", "predictions.jsonl", "MODEL_CARD.md", "*.partial")
 # What a run's weights belong to, beside the data and the model.
 _FITTED = ("features.", "tokenizer.")
 
@@ -72,15 +75,39 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
             "again (--config.train.on_config_change=overwrite)."
         )
     elif changed:
-        for name in _OURS:
-            part = workdir / name
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        for part in [part for glob in _OURS for part in workdir.glob(glob)]:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def run_command(config: ConfigDict, workdir: Path, *, recipe: str, mode: str = "train") -> str:
+    """Returns the shell command that does one run alone.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      recipe: as given to --config: 'configs/x.py:arg'. What differs from it becomes flags.
+      mode: as given to --mode.
+    """
+    given, own = (flatten_config(c.to_dict()) for c in (load_config(recipe), config))
+    words = ["python", "main.py", f"--config={recipe}", f"--workdir={workdir}"]
+    words += [f"--mode={mode}"] if mode != "train" else []
+    needless = {"eval.test"} if mode == "test" else set()
+    changed = (key for key, value in own.items() if value != given[key] and key not in needless)
+    return shlex.join([*words, *(f"--config.{key}={own[key]}" for key in changed)])
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes the resolved config to config.json, whole or not at all, and command.txt."""
+    """Writes the resolved config to config.json, whole or not at all, and command.txt.
+
+    main.py may do several runs at a time, each of which gets the command of itself alone; of
+    another program's runs nothing is known but how it was called.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "command.txt").write_text(shlex.join(["python", *sys.argv]) + "\n", "utf-8")
+    recipe = find_recipe(sys.argv) if Path(sys.argv[0]).name == "main.py" else ""
+    called = shlex.join(["python", *sys.argv])
+    if recipe:
+        called = run_command(config, workdir, recipe=recipe)
+    (workdir / "command.txt").write_text(called + "\n", "utf-8")
     partial = workdir / "config.json.partial"
     text = json.dumps(json.loads(config.to_json()), indent=2, ensure_ascii=False)
     partial.write_text(text + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Properties of the metrics of classes and their probabilities: values and leave-one-out values."""
 
+import json
 import warnings
 
 import numpy as np
@@ -13,10 +14,11 @@ from evaluation.classification_metrics import (
     METRICS,
     area_under_roc,
     matthews_correlation,
+    per_class,
     placements,
     statistics,
 )
-from evaluation.metrics import Scores, estimate, paired_difference
+from evaluation.metrics import Scores, class_counts, estimate, paired_difference
 
 
 def make_case(seed, count, *, size=3, levels=0):
@@ -132,3 +134,32 @@ def test_part_of_the_examples_keeps_no_metric_whose_statistics_count_the_others(
     again = scores_of(labels_N[10:], logs_NxC[10:])
     for metric in some.metrics:
         assert estimate(some, metric.name) == pytest.approx(estimate(again, metric.name))
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs)
+def test_what_is_known_of_a_class_equals_scikit_learns_and_has_an_error_where_it_can(pairs):
+    labels_N, classes_N = map(np.array, zip(*pairs, strict=True))
+    found = per_class(class_counts(labels_N, classes_N, 4), "甲乙丙丁")
+    assert found == json.loads(json.dumps(found))
+    expected = sklearn.metrics.precision_recall_fscore_support(
+        labels_N, classes_N, labels=range(4), zero_division=0
+    )
+    for c, row in enumerate(found.values()):
+        names = ("precision", "recall", "f1", "support")
+        assert [row[name] for name in names] == pytest.approx([column[c] for column in expected])
+        told, true = (classes_N == c).any(), (labels_N == c).any()
+        for name, some in (("precision", told), ("recall", true), ("f1", told or true)):
+            assert (row[f"{name}_error"] is not None) == bool(some and len(pairs) > 1)
+
+
+def test_errors_of_a_class_are_how_much_its_values_scatter_over_samples():
+    samples = []
+    for seed in range(200):
+        labels_N, logs_NxC = make_case(seed, 300)
+        samples.append(per_class(class_counts(labels_N, logs_NxC.argmax(axis=1), 3), "甲乙丙"))
+    for label in "甲乙丙":
+        for name in ("precision", "recall", "f1"):
+            scatter = np.std([sample[label][name] for sample in samples], ddof=1)
+            error = np.mean([sample[label][f"{name}_error"] for sample in samples])
+            assert error == pytest.approx(scatter, rel=0.2)  # 200 samples know it to 5 %

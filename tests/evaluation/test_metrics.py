@@ -14,10 +14,14 @@ from configs import common
 from evaluation.metrics import (
     Metric,
     Scores,
+    about,
     estimate,
     f1,
     find,
+    mean,
+    one_each,
     paired_difference,
+    paired_statistics,
     precision,
     rank,
     recall,
@@ -182,6 +186,56 @@ def test_ten_thousand_examples_take_a_fraction_of_a_second():
     start = time.perf_counter()
     summarise(predictions)
     assert time.perf_counter() - start < 0.5  # 0.02 s alone on a machine
+
+
+def test_a_metric_about_some_examples_is_that_of_these_alone():
+    """Value, error and count; a row of zeros is an example of which nothing was found."""
+    rng, metrics = np.random.default_rng(0), (Metric("f1", "", f1), Metric("mean", "", mean))
+    counts_NxK, values_N = rng.integers(0, 3, (12, 3)).astype(float), rng.normal(size=12)
+    counts_NxK[:2] = 0
+    statistics = {"f1": counts_NxK, "mean": one_each(values_N)}
+    known_N = np.arange(30) % 5 < 2
+    wide = {name: np.zeros((30, v.shape[1])) for name, v in statistics.items()}
+    for name, values in statistics.items():
+        wide[name][known_N] = values
+    alone = Scores(metrics, np.arange(12), statistics)
+    among = Scores(
+        metrics, np.arange(30), {name: about(known_N, values) for name, values in wide.items()}
+    )
+    for name in statistics:
+        assert estimate(among, name) == estimate(alone, name)
+        assert estimate(among, name)["count"] == 12
+        assert estimate(among.without(np.arange(5)), name)["count"] == 10
+    expected = np.std(values_N, ddof=1) / np.sqrt(12)
+    assert estimate(among, "mean")["standard_error"] == pytest.approx(expected)
+
+
+def test_models_are_compared_on_the_examples_that_both_are_about():
+    values_2xN = np.random.default_rng(0).normal(size=(2, 30))
+    rows_2xN = np.arange(30) < np.array([[20], [10]])
+    first, second = (
+        Scores((Metric("m", "", mean),), np.arange(30), {"m": about(rows_N, one_each(values_N))})
+        for rows_N, values_N in zip(rows_2xN, values_2xN, strict=True)
+    )
+    found = paired_difference(first, second, metric="m")
+    differences_N = (values_2xN[0] - values_2xN[1])[:10]
+    error = np.std(differences_N, ddof=1) / np.sqrt(10)
+    expected = {"value": differences_N.mean(), "standard_error": error, "count": 10}
+    assert found == pytest.approx(expected | {"z": differences_N.mean() / error})
+    assert [len(side) for side in paired_statistics(first, second, metric="m")] == [10, 10]
+
+
+def test_a_metric_about_no_example_has_no_value():
+    nothing = about(np.zeros(3, bool), one_each(np.ones(3)))
+    scores = Scores((Metric("f1", "", mean),), np.arange(3), {"f1": nothing})
+    found = estimate(scores, "f1")
+    assert found["count"] == 0
+    assert np.isnan([found["value"], found["standard_error"]]).all()
+
+
+def test_one_value_that_is_no_number_is_not_left_out():
+    scores = Scores((Metric("m", "", mean),), np.arange(3), {"m": one_each([1, np.nan, 2])})
+    assert np.isnan(estimate(scores, "m")["value"])
 
 
 def test_nothing_to_summarise_is_refused():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_results_json_holds_what_was_returned_and_every_number(tmp_path):
     [
         (90, "the fine-tuned model beats TF-IDF + logistic regression by 10.0 ± 3.0 points"),
         (70, "the fine-tuned model falls behind TF-IDF + logistic regression by 10.0 ± 3.0 points"),
-        (81, "by 1.0 ± 1.0 points of accuracy (1.0 standard errors). A difference this small"),
+        (81, "by 1.0 ± 1.0 points of accuracy (95 % interval 0.0 to 3.0; p = "),
         (
             80,
             "the fine-tuned model is exactly as good as TF-IDF + logistic regression in accuracy.",
@@ -80,6 +81,7 @@ def test_conclusion_is_honest_whichever_sign(tmp_path, right, sentence):
     results = write(tmp_path, make_rows({FLOOR: 80, report.FINETUNED: right}))
     assert sentence in results["conclusion"]
     assert ("may be chance" in results["conclusion"]) == (right == 81)
+    assert ("likely real" in results["conclusion"]) == (right in (70, 90))
 
 
 def test_console_shows_all_rows_and_the_conclusion_unbroken(tmp_path, capsys):
@@ -110,6 +112,51 @@ def test_a_gain_over_the_encoder_alone_is_said_beside_that_over_the_baseline(tmp
     assert "beats TF-IDF + logistic regression by 10.0 ± 3.0" in conclusion[0]
     assert "beats the encoder alone by 1.0 ± 1.0" in conclusion[1]
     assert "may be chance" in conclusion[1]
+
+
+def test_the_integrated_model_is_compared_with_the_fine_tuned(tmp_path):
+    last = f"{report.INTEGRATED} (alpha 0.5)"
+    rows = make_rows({FLOOR: 80, report.ENCODER: 84, report.FINETUNED: 90, last: 91})
+    results = write(tmp_path, rows)
+    assert [each["second"] for each in results["comparisons"]] == [
+        FLOOR,
+        report.ENCODER,
+        report.FINETUNED,
+    ]
+    *_, tuned = results["conclusion"].split("\n")
+    assert f"the {last} model beats the fine-tuned model by 1.0 ± 1.0 points" in tuned
+    assert "McNemar" in tuned and "for 3 comparisons" in tuned and "may be chance" in tuned
+    assert results["comparisons"][0]["p_holm"] > results["comparisons"][0]["p_bootstrap"]
+    assert results["minus_baseline"][report.FINETUNED]["value"] == pytest.approx(0.1)
+    rows[report.BOTH] = rows.pop(report.FINETUNED)  # with features, a fine-tuned model is this
+    rows[last] = rows.pop(last)
+    assert "the encoder and features model by 1.0" in write(tmp_path, rows)["conclusion"]
+
+
+def test_a_metric_without_a_value_concludes_nothing(tmp_path):
+    rows = make_rows({FLOOR: 80, report.FINETUNED: 90})
+    rows[FLOOR].statistics["accuracy"][:] = 0
+    results = write(tmp_path, rows)
+    assert "cannot be told whether the fine-tuned model beats" in results["conclusion"]
+    assert "nan" not in results["conclusion"]
+    assert results["comparisons"][0]["value"] is results["comparisons"][0]["p_holm"] is None
+
+
+def test_runs_are_named_by_the_shortest_ends_that_tell_them_apart():
+    def row(folder, count=1):
+        return {"workdirs": [folder], "count": count}
+
+    assert report.run_titles([row("/w/a/run"), row("/w/b/run", 3)]) == [
+        "a/run",
+        "b/run and 2 more seeds",
+    ]
+    assert report.run_titles([row("/w/a/one"), row("/w/b/two", 2)]) == [
+        "one",
+        "two and 1 more seed",
+    ]
+    assert report.short_names([Path("/a"), Path("/b/a")]) == {Path("/a"): "/a", Path("/b/a"): "b/a"}
+    assert report.short_names([Path("x/a"), Path("x/a")]) == {Path("x/a"): "a"}
+    assert report.short_names([]) == {}
 
 
 def test_markdown_table_from_the_file_equals_that_from_the_run(tmp_path):
@@ -181,6 +228,7 @@ def test_errors_are_the_wrong_ones_with_the_most_confident_first(tmp_path):
         }
         for id_, prediction, share in ((1, "差评", 0.6), (2, "好评", 0.1), (3, "差评", 0.9))
     ]
+    records.append({"id": 4, "text": "没有答案", "prediction": "好评"})  # neither right nor wrong
     assert report.write_errors(tmp_path / "deep" / "errors.jsonl", records) == 2
     lines = (tmp_path / "deep" / "errors.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == [3, 1]

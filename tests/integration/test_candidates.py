@@ -23,7 +23,7 @@ def candidate(name, kind, right, *, count=20, cost=1):
     statistics = {"accuracy": one_each(values_N), "loss": one_each(~values_N)}
     scores = Scores((ACCURACY, LOSS), np.arange(count), statistics)
     judged = Judged(scores, {}, [right], None)
-    return Candidate(name, kind, judged, dict, 1.0, 2, cost)
+    return Candidate(name, kind, judged, dict, 1.0, 2, (name,), cost)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation import restoring
 from evaluation.metrics import estimate
-from integration import ingredients, run, soups
+from integration import ingredients, methods, run, soups
 from integration.trials import Trials
 from training.checkpoints import Checkpoints
 from training.data import load_data
@@ -82,6 +82,8 @@ def test_the_mode_compares_all_methods_and_writes_an_ordinary_checkpoint(
     assert {row["count"] for row in rows.values()} == {24}
     assert all(name in output for name in rows)
     assert json.loads(json.dumps(results))["chosen"] in rows
+    assert rows["soup of 3"]["members"] == rows["ensemble of 3"]["members"]
+    assert f"{workdir}, step 16 (running average)" in rows["soup of 3"]["members"]
     config.eval.checkpoint = "integrated"
     meta = restoring.read_meta(config, workdir)
     assert run.stored(meta) == json.loads(json.dumps(results))
@@ -172,6 +174,86 @@ def test_unlike_trees_are_refused_naming_checkpoint_and_parameters(parts):
     trials = Trials(experiment, workdir, data, "best", alone="stop")
     with pytest.raises(ValueError, match=r"other/checkpoints does not fit (.|\n)*head/extra: only"):
         trials.run()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "data.split.seed",
+            3,
+            r"chosen on other data, the splits \['train', 'validation', 'test'\]",
+        ),
+        (
+            "data.labels",
+            ("positive", "negative"),
+            r"labels \['positive', 'negative'\], but the run",
+        ),
+    ],
+)
+def test_a_run_is_joined_on_its_own_data_alone(parts, key, value, message):
+    config, workdir, *_ = parts
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        run.integrate(config, workdir)
+
+
+def test_the_model_that_is_judged_is_the_one_that_is_loaded(parts):
+    """Also by another metric than chose while training, whose best may be another step."""
+    config, workdir, _, experiment, data, _ = parts
+    config.integrate.methods = ("soup",)
+    for metric in ("accuracy", "loss"):
+        config.eval.metric = metric
+        for name in ("8", "16"):
+            trials = Trials(experiment, workdir, data, name, alone="stop")
+            first = trials._singles[0]
+            loaded = first.load(experiment)
+            assert first.name == trials.restored.name and first.step == int(name)
+            assert all(np.array_equal(loaded[p], v) for p, v in trials.restored.params.items())
+            assert len({i.title for i in trials._singles}) == len(trials._singles) == 3
+
+
+def test_a_folder_with_glob_characters_is_a_run(parts):
+    config, workdir, *_ = parts
+    folder = workdir.parent / "[a] 1"
+    shutil.copytree(workdir, folder)
+    config.integrate.runs = (str(folder),)
+    assert ingredients.find_runs(config, workdir) == [folder.resolve()]
+
+
+def test_shifted_files_that_are_not_there_are_told_before_the_training(parts):
+    config, workdir, *_ = parts
+    config.integrate.shifted_files = str(workdir / "absent*.csv")
+    with pytest.raises(FileNotFoundError, match=r"integrate\.shifted_files: no file matches"):
+        run.check(config, workdir)
+
+
+def test_what_has_no_pretrained_side_is_not_interpolated(make_config, tmp_path, capsys):
+    config = make_config(tmp_path)
+    config.train.update(duration="2 steps", checkpoint_every="1 step")
+    config.eval.update(every="2 steps", test=False)
+    config.adapt.kind = "head"
+    config.model.update(head="linear", label_words=())
+    results = train(config, tmp_path / "run")
+    assert "what config.adapt.kind='head' trains" in capsys.readouterr().out
+    assert [row["kind"] for row in results["integration"]["candidates"]] == ["single"]
+    assert list(results["models"])[-1] == "fine-tuned"
+    with pytest.raises(ValueError, match="has no pretrained weights to go back to"):
+        run.integrate(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("init", "chosen", "applies"),
+    [
+        ("pretrained", ("interpolation",), True),
+        ("scratch", ("interpolation",), False),
+        ("scratch", ("soup",), True),
+    ],
+)
+def test_what_was_asked_for_is_not_silently_skipped(tiny_config, init, chosen, applies):
+    tiny_config.model.init = init
+    tiny_config.integrate.methods = chosen
+    assert methods.apply(tiny_config) == applies
 
 
 def test_a_glob_without_runs_is_refused(parts):

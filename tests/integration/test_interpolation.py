@@ -134,3 +134,10 @@ def test_bad_arguments_are_refused_before_any_evaluation():
         interpolate(pytest.fail, pretrained, finetuned, **options | {"points": 1})
     with pytest.raises(ValueError, match="head/bias"):
         interpolate(pytest.fail, pretrained, {"backbone": finetuned["backbone"]}, **options)
+
+
+def test_a_metric_without_a_value_chooses_nothing():
+    metric = Metric("auroc", "AUROC", lambda sums, totals: sums[..., 0] * np.nan, True)
+    rows = {"a": Scores((metric,), np.arange(3), {"auroc": np.ones((3, 2))})}
+    with pytest.raises(ValueError, match=r"config\.eval\.metric: auroc of the 3 examples has no"):
+        interpolation.compare(rows, metric="auroc")

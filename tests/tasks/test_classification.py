@@ -182,7 +182,8 @@ def test_scores_are_accuracy_f1_and_cross_entropy_with_the_confusion_matrix():
     assert found["macro_f1"]["value"] == pytest.approx(1 / 3)
     assert found["loss"]["value"] == pytest.approx(-(np.log(0.7) + np.log(0.1)) / 2, rel=1e-6)
     assert found["confusion_matrix"] == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
-    assert found["per_class"]["中"] == {"precision": 1, "recall": 1, "f1": 1, "support": 1}
+    right = {"precision": 1, "recall": 1, "f1": 1, "support": 1}
+    assert found["per_class"]["中"].items() >= right.items()
 
 
 def test_baselines_come_by_ascending_id_and_the_floor_is_among_them():

@@ -14,7 +14,7 @@ import pytest
 from configs import common
 from evaluation import protocol
 from evaluation.evaluate import Predictions
-from evaluation.metrics import estimate
+from evaluation.metrics import counted, estimate
 from input_pipeline.chat import pack_messages
 from input_pipeline.examples import Examples, object_array
 from input_pipeline.targets import Chunk
@@ -289,11 +289,61 @@ def test_what_was_left_out_is_no_part_of_the_scores(make_generation, tmp_path):
     assert estimate(scores, "perplexity")["value"] == pytest.approx(8**0.5)
     assert estimate(scores, "accuracy")["value"] == 0.5
     assert estimate(scores, "rouge_l")["value"] == 1
-    assert scores.detail == {"left_out": 2}
+    assert {estimate(scores, metric.name)["count"] for metric in scores.metrics} == {1}
+    assert scores.detail == {"without_answer": 1, "too_long": 1}
     rows = list(task.describe(predictions, examples))
     assert [row["prediction"] for row in rows] == ["好", None, "写了"]
     assert [row.get("wrong") for row in rows] == [False, True, None]
     assert rows[0]["bits_per_character"] == 3
+
+
+def test_written_texts_are_counted_apart_and_floors_are_about_the_same(make_generation, tmp_path):
+    config = make_generation("tiny")
+    texts, pairs = ["房间", "早餐", "电池", "价格", "长" * 60], ["好", " ", "不好", "很好", "差"]
+    experiment, examples = made(config, tmp_path, texts_N=texts, pairs_N=pairs)
+    config.generation.examples = 2
+    params, task = experiment.put(experiment.initial), experiment.task
+    scores = task.score(experiment.predict(params, examples, complete=True), examples)
+    assert scores.detail == {"without_answer": 1, "too_long": 1}
+    expected = {"bits_per_character": 3, "perplexity": 3, "accuracy": 3}
+    expected |= {"chrf": 2, "bleu": 2, "rouge_l": 2}
+    assert {m.name: estimate(scores, m.name)["count"] for m in scores.metrics} == expected
+    for floor in task.baselines(examples, examples).values():
+        for metric in floor.metrics:
+            if metric.name in expected:
+                assert estimate(floor, metric.name)["count"] == expected[metric.name]
+                np.testing.assert_array_equal(
+                    counted(floor.statistics[metric.name]), counted(scores.statistics[metric.name])
+                )
+
+
+@pytest.mark.parametrize("train_on", ["last", "all"])
+def test_a_dialogue_without_its_last_answer_is_a_prompt_and_no_part_of_the_metrics(
+    make_generation, tmp_path, caplog, train_on
+):
+    """The answer before it is not what is asked for, whatever is trained on."""
+    history = pack_messages([("user", "早"), ("assistant", "早上好")])
+    columns = {"texts_N": ["一", "二", "三"], "pairs_N": ["好", "", " "]}
+    config = make_generation("tiny", chat_template=CHAT, train_on=train_on)
+    experiment, examples = made(config, tmp_path, **columns, histories_N=[history] * 3)
+    params, task = experiment.put(experiment.initial), experiment.task
+    task.check(examples, "test")
+    with caplog.at_level(logging.WARNING):
+        predictions = experiment.predict(params, examples, complete=True)
+    assert "2 of 3 examples have an empty answer and are prompts only, in no metric." in [
+        record.message for record in caplog.records
+    ]
+    alone = examples.take(np.array([0]))
+    expected = task.score(experiment.predict(params, alone, complete=True), alone)
+    scores = task.score(predictions, examples)
+    assert scores.detail == {"without_answer": 2, "too_long": 0}
+    for metric in scores.metrics:
+        found, own = estimate(scores, metric.name), estimate(expected, metric.name)
+        assert found["value"] == pytest.approx(own["value"], rel=1e-4)
+        assert found["count"] == own["count"] == 1
+    records = list(task.describe(predictions, examples))
+    assert ["wrong" in record for record in records] == [True, False, False]
+    assert all(isinstance(record["prediction"], str) for record in records)
 
 
 def test_dialogues_need_a_chat_template(make_generation, tmp_path):

@@ -174,8 +174,11 @@ def test_scores_are_those_of_each_member_alone(started):
             expected = estimate(own, metric.name)
             here = summary[f"{name}/{metric.name}"]
             assert here["value"] == pytest.approx(expected["value"], rel=1e-5, abs=1e-6)
-            # The jackknife's N - 1 is of all examples here.
-            assert here["standard_error"] == pytest.approx(expected["standard_error"], rel=0.1)
+            assert here["standard_error"] == pytest.approx(
+                expected["standard_error"], rel=1e-4, abs=1e-6
+            )
+            assert here["count"] == expected["count"] == len(part)
+    assert summary[MEAN]["count"] == len(validation)
     floors = experiment.task.baselines(data.split("train"), validation)
     assert list(floors) == [MultiTask.FLOOR]
     assert floors[MultiTask.FLOOR].truth == scores.truth

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation import protocol
+from evaluation.evaluate import Predictions
 from evaluation.metrics import summarise
 from input_pipeline.examples import Examples, object_array
 from input_pipeline.preparation import load_split, prepare
@@ -223,15 +224,20 @@ def test_what_is_asked_tells_choices_apart_as_whole_sequences_do(pairs):
 
 def test_run_learns_evaluates_and_predicts(choice_config, tmp_path, choices_jsonl):
     choice_config.train.update(duration="2 epochs", checkpoint_every="50%", keep_latest=2)
-    choice_config.integrate.update(methods=("interpolation", "soup"), points=3)
+    choice_config.integrate.update(methods=("interpolation", "soup", "ensemble"), points=3)
     choice_config.layout.max_shapes = 1
     choice_config.eval.every = "50%"
     results = train(choice_config, tmp_path / "run")
     kinds = [candidate["kind"] for candidate in results["integration"]["candidates"]]
-    assert kinds == ["interpolation", "single", "single", "soup"]
+    assert kinds == ["interpolation", "single", "single", "soup", "ensemble"]
+    card = results["calibration"]["fine-tuned"]
+    assert card["temperature"] != 1
+    assert card["bias"] == [0, 0, 0, 0]
+    loss = results["models"]["fine-tuned"]["loss"]["value"]
     model = results["models"]["fine-tuned"]["accuracy"]["value"]
     assert model > results["models"][MultipleChoice.FLOOR]["accuracy"]["value"] or model == 1
     assert model > 0.8
+    assert loss < 1
     found = protocol.evaluate(choice_config, tmp_path / "run")
     logged = [
         json.loads(line)["validation/accuracy"]
@@ -254,6 +260,56 @@ def test_run_learns_evaluates_and_predicts(choice_config, tmp_path, choices_json
         assert prediction["prediction"] == prediction["choices"][best]
         assert "label" not in prediction
         assert "wrong" not in prediction
+
+
+def made_predictions(task, *, sure=4.0):
+    """Examples with two or three choices, and a model that is so many times too sure."""
+    rng, count = np.random.default_rng(0), 400
+    logits_NxK = rng.normal(size=(count, 3)) * 1.5
+    logits_NxK[np.arange(count) % 2 == 0, 2] = -1e9
+    answers_N = (logits_NxK + rng.gumbel(size=(count, 3))).argmax(axis=1)
+    rows = [("文", ("一", "二", "三")[: 2 + i % 2], answer) for i, answer in enumerate(answers_N)]
+    logits_BxC = (sure * logits_NxK).astype(np.float32).reshape(-1, 1)
+    choices_BxK = (logits_NxK > -1e8).astype(np.int32)
+    found = task.outputs({"logits_BxC": logits_BxC}, {"choices_BxK": choices_BxK})
+    outputs = {"logits_NxK": np.asarray(found["logits_BxK"])}
+    return Predictions(np.arange(count), outputs), examples_of(rows)
+
+
+@pytest.mark.parametrize("kind", ["temperature", "bias"])
+def test_probabilities_are_calibrated_in_scores_and_descriptions_alike(choice_config, kind):
+    task = make_task(choice_config)
+    predictions, examples = made_predictions(task)
+    before = summarise(task.score(predictions, examples))
+    choice_config.eval.calibration = kind
+    task.fitted = json.loads(json.dumps(task.fit(predictions, examples)))
+    assert task.fitted["temperature"] == pytest.approx(4, rel=0.2)
+    assert task.fitted["bias"] == [0, 0, 0]  # of choices that differ, none is preferred
+    after = summarise(task.score(predictions, examples))
+    assert after["accuracy"] == before["accuracy"]
+    assert after["loss"]["value"] < before["loss"]["value"] - 0.1
+    records = list(task.describe(predictions, examples))
+    assert {len(record["probabilities"]) for record in records} == {2, 3}
+    for record in records:
+        assert sum(record["probabilities"]) == pytest.approx(1, abs=1e-5)
+    described = [
+        -np.log(record["probabilities"][record["choices"].index(record["label"])])
+        for record in records
+    ]
+    assert np.mean(described) == pytest.approx(after["loss"]["value"], rel=1e-3)
+    card = task.calibration(predictions, examples)
+    assert card == json.loads(json.dumps(card))
+    assert card["after"]["ece"] < card["before"]["ece"] / 2
+    assert card["temperature"] == task.fitted["temperature"]
+
+
+def test_without_calibration_nothing_is_fitted(choice_config):
+    choice_config.eval.calibration = "none"
+    task = make_task(choice_config)
+    predictions, examples = made_predictions(task)
+    assert task.fit(predictions, examples) == {}
+    card = task.calibration(predictions, examples)
+    assert (card["before"], card["temperature"]) == (card["after"], 1)
 
 
 def test_floors_find_what_overlap_and_frequency_give_away(choice_config):

@@ -53,6 +53,14 @@ def test_correlations_equal_scipys_far_from_zero():
     assert found["rmse"]["value"] == pytest.approx(np.sqrt(np.mean((found_N - true_N) ** 2)))
 
 
+def test_ranks_among_all_say_nothing_of_some():
+    examples, predictions, _ = make_case(40)
+    scores = make_task({"mean": 1e4, "deviation": 100.0}).score(predictions, examples)
+    some = scores.without(np.arange(10))
+    assert [metric.name for metric in some.metrics] == ["pearson", "rmse", "loss"]
+    assert estimate(some, "pearson")["count"] == 30
+
+
 def test_standard_error_of_the_correlation_is_its_scatter_over_samples():
     task = make_task({"mean": 1e4, "deviation": 100.0})
     found = [

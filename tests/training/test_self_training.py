@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 
 from evaluation.evaluate import Predictions
 from input_pipeline.examples import Examples, Ragged, object_array
+from tasks.classification import Classification
 from training import self_training
 from training.data import load_data
 
@@ -27,9 +29,9 @@ TRAIN = make_examples(10, first_id=100, labels_N=np.zeros(10, np.int32))
 def take(probabilities, examples=None, **options):
     """Labels for texts from the probability of the class 好."""
     good_N = np.array(probabilities)
-    logits_NxC = np.log(np.maximum(np.stack([1 - good_N, good_N], axis=1), 1e-9))
+    logs_NxC = np.log(np.maximum(np.stack([1 - good_N, good_N], axis=1), 1e-9))
     examples = examples or make_examples(len(good_N))
-    predictions = Predictions(np.sort(examples.ids_N), {"logits_NxC": logits_NxC})
+    predictions = Predictions(np.sort(examples.ids_N), {"log_probabilities_NxC": logs_NxC})
     options = {"threshold": 0.9, "balance": False} | options
     return self_training.pseudo_labelled(
         predictions, examples, train=TRAIN, labels=LABELS, **options
@@ -129,12 +131,39 @@ def test_the_first_model_sees_texts_alone_and_the_second_all_of_both(tiny_config
     def predict(texts):
         assert texts.labels_N is None
         good_N = np.array(["满意" in text for text in texts.texts_N])
-        return Predictions(texts.ids_N, {"logits_NxC": 9.0 * np.stack([~good_N, good_N], 1)})
+        logs_NxC = log_softmax(9.0 * np.stack([~good_N, good_N], 1), axis=1)
+        return Predictions(texts.ids_N, {"log_probabilities_NxC": logs_NxC})
 
     joined, summary = self_training.extend(tiny_config, data, train, predict=predict)
     assert len(joined) == 96 + 40 == 96 + summary["taken"]
     np.testing.assert_array_equal(joined.labels_N[:96], train.labels_N)
     assert 0 < summary["accuracy"] < 1
+
+
+def test_a_model_that_is_too_sure_labels_what_it_is_sure_of_once_calibrated(tiny_config):
+    """Three times too sure, it would be 90 % sure of far more labels than of which 90 % are right;
+    calibrated, what it expects of the labels that are taken is what they are worth."""
+    tiny_config.self_training.update(files="rest", balance=False, threshold=0.9)
+    tiny_config.model.update(head="linear", pooling="last", label_words=())
+    data = load_data(tiny_config)
+    labels_N = self_training.unlabelled(tiny_config, data).labels_N
+    noise_NxC = np.random.default_rng(0).gumbel(size=(len(labels_N), 2))
+    logits_NxC = 3 * (2.5 * np.eye(2)[labels_N] + noise_NxC)
+    task = Classification(tiny_config, data.labels, tokenizer=None, backbone=None)
+    found = {}
+    for name, fitted in {"raw": {}, "calibrated": {"temperature": 3.0, "bias": [0, 0]}}.items():
+        task.fitted = fitted
+
+        def predict(texts):
+            logs_NxC = task.log_probabilities(Predictions(texts.ids_N, {"logits_NxC": logits_NxC}))
+            return Predictions(texts.ids_N, {"log_probabilities_NxC": logs_NxC})
+
+        _, found[name] = self_training.extend(
+            tiny_config, data, data.split("train"), predict=predict
+        )
+    assert found["calibrated"]["taken"] < found["raw"]["taken"]
+    assert abs(found["calibrated"]["expected_accuracy"] - found["calibrated"]["accuracy"]) < 0.04
+    assert found["raw"]["expected_accuracy"] - found["raw"]["accuracy"] > 0.04
 
 
 def test_texts_come_from_a_file_as_well(tiny_config, tmp_path):

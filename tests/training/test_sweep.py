@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 import shlex
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from hypothesis import given, settings
@@ -15,6 +17,10 @@ from ml_collections import config_flags
 
 from configs import common
 from configs.overrides import load_config
+from evaluation import report
+from evaluation.metrics import Scores, one_each
+from evaluation.stored_scores import write_scores
+from tasks.classification import ACCURACY
 from training import search, sweep
 from training.interruption import Interrupted
 from training.planning import command, plan, run_name
@@ -155,6 +161,46 @@ def test_a_stopped_sweep_goes_on_past_finished_and_failed_runs(recipe, tmp_path,
     assert [record["split"] for record in records[:2]] == ["validation"] * 2
     assert not list(tmp_path.rglob("test_openings.jsonl"))
     assert len(list(Path(config.data.prepared_dir).glob("*/*"))) == 1  # shared by all
+
+
+def write_finished(run, share, *, fingerprint="abc"):
+    """Writes what comparisons read of a run whose model is right with a probability."""
+    report.write_text(run.workdir / "config.json", run.config.to_json())
+    right_N = np.random.default_rng(run.config.seed).random(400) < share
+    scores = Scores((ACCURACY,), np.arange(400), {"accuracy": one_each(right_N)})
+    write_scores(run.workdir / "scores_validation.npz", {report.FINETUNED: scores})
+    results = {"labels": ["a", "b"], "split": "validation", "metric": "accuracy"}
+    results |= {"fingerprints": {"validation": fingerprint}, "test_openings": []}
+    report.write_json(run.workdir / "results.json", results)
+    return run.facts | {"status": "finished"} | sweep.outcome(run)
+
+
+def test_all_are_compared_with_the_first_run_and_the_best_is_announced(tmp_path, capsys):
+    runs = planned(*({"optimizer.learning_rate": r} for r in (1e-3, 1e-4, 1e-5)), workdir=tmp_path)
+    records = [write_finished(*each) for each in zip(runs, (0.6, 0.8, 0.5), strict=True)]
+    assert sweep.conclude(runs, records, workdir=tmp_path, recipe=RECIPE) == records
+    found = json.loads((tmp_path / "comparison.json").read_text("utf-8"))
+    assert [each["second"] for each in found["comparisons"]] == [runs[0].name] * 2
+    assert f"The best on the validation split is {runs[1].name}. To" in capsys.readouterr().out
+
+
+def test_runs_of_different_splits_are_shown_and_nothing_else_is_lost(tmp_path, capsys):
+    entries = [{"data.split.fold": fold, "data.split.folds": 3} for fold in range(3)]
+    runs = planned(*entries, workdir=tmp_path)
+    records = [
+        write_finished(run, share, fingerprint=f"of fold {fold}")
+        for fold, (run, share) in enumerate(zip(runs[:2], (0.6, 0.8), strict=True))
+    ]
+    records.append(runs[2].facts | {"status": "failed", "message": "no memory"})
+    with pytest.raises(ValueError, match=r"(?s)1 of 3 runs .*: no memory"):
+        sweep.conclude(runs, records, workdir=tmp_path, recipe=RECIPE)
+    said = capsys.readouterr().out
+    assert "The runs are not compared example by example: " in said
+    assert "their splits (by fingerprint) differ: 'of fold 1' and 'of fold 0'" in said
+    for run, record in zip(runs, records[:2], strict=False):
+        assert str(run.workdir) in said
+        assert re.search(rf"{re.escape(run.name)} +accuracy, % +{100 * record['value']:.1f}", said)
+    assert f"The best on the validation split is {runs[1].name}. To test it" in said
 
 
 def test_commands_are_printed_and_nothing_runs(recipe, tmp_path, capsys):

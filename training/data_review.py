@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.overrides import companion
 from evaluation import calibration, label_issues
 from evaluation.evaluate import Predictions, predict
 from evaluation.label_issues import LabelIssues
@@ -107,10 +108,10 @@ def review(config: ConfigDict, workdir: Path) -> Path:
 
 def fold_config(config: ConfigDict) -> ConfigDict:
     """Returns the config of a fold's training: of the model alone, its test split shut."""
-    own = config.copy_and_resolve_references()
+    own = companion(config)
     own.review.exclude = ""
     own.self_training.files = ""
-    own.eval.test = own.train.integrate = False
+    own.train.integrate = False
     own.seeds = 1
     return own
 

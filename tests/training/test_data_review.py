@@ -6,10 +6,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evaluation import data_review, label_issues
-from evaluation.data_review import records, review
+from evaluation import label_issues
 from input_pipeline.examples import Examples, object_array
+from training import data_review
 from training.data import load_data
+from training.data_review import records, review
 from training.experiment import build
 
 PLANTED = 3  # labels that are turned around
