@@ -91,12 +91,13 @@ class Trials:
         found = [self._single(ingredient) for ingredient in self._singles]
         if "interpolation" in self._methods:
             found.insert(0, self._interpolation())
-        for method in self._methods:
+        for method in (m for m in self._methods if m != "interpolation"):
+            print(f"Trying {method} of {len(self._pool)} models.")  # each may take minutes
             if method in methods.SOUPS:
                 found.append(self._soup(method))
             elif method in methods.MERGES:
                 found.append(self._merge(method))
-            elif method == "ensemble":
+            else:
                 found.append(self._ensemble())
         return found
 
