@@ -97,7 +97,8 @@ def compare(
         folders: their workdirs.
         output: folder of comparison.json.
         baseline: workdir whose group all others are compared with; '' takes the first.
-        split: 'validation' or 'test'; '' takes the one that each run's results are about.
+        split: 'validation' or 'test'; '' takes the one that the runs' results are about, validation
+            where these are about different ones.
 
     Returns:
         {'split', 'metric', 'runs': one for each group, 'comparisons', 'conclusion'}.
@@ -107,6 +108,9 @@ def compare(
             baseline.
     """
     runs = [_read(Path(folder).resolve(), split) for folder in folders]
+    if len({run.split for run in runs}) > 1:  # the winner of a sweep was tested, and no other
+        print("Not all of the runs were tested: they are compared by the validation split.")
+        runs = [_read(run.folder, "validation") for run in runs]
     _check_alike(runs)
     ordered = _grouped(runs)
     if baseline:

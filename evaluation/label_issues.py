@@ -233,6 +233,10 @@ def check_task(config: ConfigDict, what: str) -> None:
 
 def _read_marks(path: Path) -> dict[int, tuple[str, str]]:
     """Returns id -> digest and 'file:line' of the marked rows."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"config.review.exclude: there is no file {path.absolute()}; --mode=review writes one"
+        )
     text = encodings.read_text(path, encodings.resolve(path, "auto"))  # programs save in GB18030
     rows = csv.DictReader(io.StringIO(text, newline=""))
     if missing := [name for name in NEEDED if name not in (rows.fieldnames or ())]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from evaluation import html_report, report, robustness
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores
-from evaluation.model_card import write_model_card
+from evaluation.model_card import caveats, write_model_card
 from evaluation.restoring import Restored, check_data, read_meta, restore
 from evaluation.stored_scores import write_scores
 from input_pipeline.examples import Examples
@@ -144,7 +144,8 @@ def test(run: Prepared) -> dict[str, Any]:
             f"--mode=test: the data have the splits {sorted(data.splits)} and no 'test': set "
             "config.data.split.test, or config.data.test_files"
         )
-    check_data(read_meta(run.experiment.config, workdir), data, workdir)
+    config = run.experiment.config
+    check_data(read_meta(config, workdir), data, config, workdir)
     return _report(run, "test")
 
 
@@ -217,6 +218,13 @@ def _report(run: Prepared, split: str) -> dict[str, Any]:
     )
     for row, card in cards.items():
         robustness.show_card(row, card, experiment.metric)
+    for caveat in caveats(results):
+        print(f"Note: {caveat}")
+    if len(openings) > 1:
+        print(
+            f"Note: the test split was opened {len(openings)} times: a number that was chosen by "
+            "looking is too good."
+        )
     write_model_card(workdir)
     print(f"All of it, as a page: {html_report.write_html(workdir)}")
     return results

@@ -96,7 +96,7 @@ def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> R
     return Restored(params, meta, title, step)
 
 
-def check_data(meta: Meta, data: RunData | SeveralData, workdir: Path) -> None:
+def check_data(meta: Meta, data: RunData | SeveralData, config: ConfigDict, workdir: Path) -> None:
     """Checks that a run is judged on the data by which it was chosen.
 
     Raises:
@@ -109,8 +109,15 @@ def check_data(meta: Meta, data: RunData | SeveralData, workdir: Path) -> None:
         )
     saved = meta["fingerprints"]
     if changed := [name for name, found in data.fingerprints.items() if saved.get(name) != found]:
+        then = flatten_config(meta["config"])
+        now = flatten_config(json.loads(config.to_json()))
+        keys = [
+            f"{key}: {then.get(key)!r} there, {value!r} now"
+            for key, value in now.items()
+            if ("data." in key or key == "task") and then.get(key) != value
+        ]
         raise ValueError(
-            f"the run in {workdir} was chosen on other data, the splits {changed} of the data have "
-            f"changed (by fingerprint): use its config.data ({workdir / 'config.json'}) and its "
-            "files, or train anew"
+            f"the run in {workdir} was chosen on other data, the splits {changed} have changed (by "
+            f"fingerprint; {'; '.join(keys) or 'config.data is the same, so the files have'}): use "
+            "its config.data and its files, or train anew"
         )

@@ -7,6 +7,7 @@ and comparison.py, of several runs.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -167,7 +168,9 @@ def seeds_differ(first: Sequence[float], second: Sequence[float]) -> float | Non
         return None
     if np.ptp(first) == np.ptp(second) == 0:
         return 1.0 if first[0] == second[0] else 0.0
-    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    with warnings.catch_warnings():  # one side may have no spread, of which SciPy warns
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
 def compare(first: Sequence[Scores], second: Sequence[Scores], metric: Metric) -> dict[str, Any]:

@@ -105,6 +105,8 @@ def find(
     wanted = {**experiment.fingerprints, **fingerprints}
     named = report.short_names([workdir.resolve(), *others])
     for run in others:
+        if not (run / "results.json").exists():
+            print(f"Note: {run} is not finished; its best checkpoint so far is taken.")
         try:
             found.append(_best(config, run, named[run], restored.meta, wanted))
         except ValueError as error:

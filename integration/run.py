@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from evaluation import figures, report
-from evaluation.restoring import Restored, check_data, read_meta
+from evaluation.restoring import Restored, check_data, read_meta, restore
 from integration import methods, shifted
 from integration.candidates import choose, show
 from integration.ingredients import find_runs
@@ -47,8 +47,14 @@ def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
     check(config, workdir)
     data = load_data(config)
-    check_data(read_meta(config, workdir), data, workdir)
+    check_data(read_meta(config, workdir), data, config, workdir)
     experiment = build(config, workdir, data.labels, print)
+    if (workdir / "integrated").is_dir():
+        before = restore(experiment, workdir, "integrated").name
+        print(
+            f"The model {before} is replaced; results.json, report.html and MODEL_CARD.md go on to "
+            "tell of it until --mode=test."
+        )
     found = integrate_run(experiment, workdir, data, config.eval.checkpoint, alone="stop")
     results = found.results
     metric = experiment.metric

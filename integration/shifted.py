@@ -47,5 +47,8 @@ def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
         examples = load_split(prepared, "train", limit=config.integrate.max_examples)
         experiment.task.check(examples, "shifted")
     except ValueError as error:
-        raise ValueError(f"config.integrate.shifted_files: {error}") from None
+        raise ValueError(
+            f"config.integrate.shifted_files: {error} (a shifted set has the columns and labels of "
+            "the run's own data: name them alike in a copy of the file)"
+        ) from None
     return experiment.with_features(examples)

@@ -100,8 +100,9 @@ def review(config: ConfigDict, workdir: Path) -> Path:
     _write(path, records(examples, data.labels, issues, found))
     print(prose(examples, data.labels, issues, found["probabilities"]))
     print(
-        f"All {len(examples):,} examples are in {path}, the likeliest wrong label first. Mark what "
-        f"to leave out under 'exclude', then train with --config.review.exclude={path}"
+        f"All {len(examples):,} examples are in {path}, the likeliest wrong label first. Those "
+        "flagged have a 1 under 'exclude': read them, correct the marks, then train without the "
+        f"marked ones with --config.review.exclude={path}"
     )
     return path
 

@@ -170,9 +170,10 @@ def conclude(
         print(f"The best on the {best['split']} split is {run.name}. To test it:\n  {tested}")
     if failed := [record for record in records if record["status"] == "failed"]:
         lines = "".join(f"\n  {record['name']}: {record['message']}" for record in failed)
+        others = "The others are finished; s" if len(failed) < len(records) else "S"
         raise ValueError(
-            f"{len(failed)} of {len(records)} runs in {workdir} failed:{lines}\nThe others are "
-            "finished; start the same command again to try these again."
+            f"{len(failed)} of {len(records)} runs in {workdir} failed:{lines}\n{others}tart the "
+            "same command again to try these again."
         )
     return list(records)
 

@@ -26,6 +26,7 @@ from input_pipeline import silent_loss
 from input_pipeline.examples import Examples
 from integration import methods
 from integration import run as integration
+from integration.shifted import shifted_examples
 from tasks.task import digest
 from training import collapse, cost, optimizers, self_training
 from training.checkpoints import Checkpoints
@@ -73,6 +74,8 @@ def train(
         integration.check(config, workdir)
     robustness.check(config)
     run = _begin(config, workdir, compare=compare)
+    if methods.apply(config):
+        shifted_examples(run.experiment, run.data)  # its mistakes come out now
     loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
     print(loss.prose())
     report.write_json(workdir / "silent_loss.json", loss.to_json())

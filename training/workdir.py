@@ -46,9 +46,15 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Makes sure that `workdir` may become, or is, the home of `config`.
 
     Raises:
-      ValueError: it holds a run of another config and train.on_config_change is 'refuse', or
-        'continue' where what was fitted for the run cannot follow the change.
+      ValueError: its path cannot hold checkpoints; or it holds a run of another config and
+        train.on_config_change is 'refuse', or 'continue' where what was fitted for the run cannot
+        follow the change.
     """
+    if found := sorted(set("[]*?") & set(str(workdir.absolute()))):
+        raise ValueError(
+            f"--workdir={workdir}: Orbax takes {' '.join(found)} in a path for a pattern and would "
+            "not find its own checkpoints again: choose a folder without them"
+        )
     path, choice = workdir / "config.json", config.train.on_config_change
     started = has_checkpoint(workdir) or (workdir / "results.json").exists()
     if not path.exists() or not started:

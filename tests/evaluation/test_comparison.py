@@ -162,7 +162,6 @@ def test_the_baseline_can_be_named(make_run, tmp_path):
     [
         ({"task": "tagging"}, "their task differ: 'classification' and 'tagging'"),
         ({"labels": ("a", "c")}, "their labels differ"),
-        ({"split": "validation"}, "their split differ: 'test' and 'validation'"),
         ({"examples": f"{'0' * 64} b"}, r"their splits .* 'abc' and '0{12} b'"),
         ({"examples": "xyz"}, r"their splits \(by fingerprint\) differ: 'abc' and 'xyz'"),
     ],
@@ -171,6 +170,19 @@ def test_runs_about_different_questions_are_refused_by_name(make_run, tmp_path, 
     folders = make_run("one", 0.6), make_run("two", 0.6, **changes)
     with pytest.raises(ValueError, match=rf".*one and .*two cannot be compared, {message}"):
         comparison.compare(folders, tmp_path)
+
+
+def test_a_tested_run_and_others_are_compared_by_the_validation_split(make_run, tmp_path, capsys):
+    tested = make_run("one", 0.6)
+    other = make_run("two", 0.6, split="validation", **{"model.dropout": 0.1})
+    with pytest.raises(ValueError, match=r"one holds results.json but no scores_validation\.npz"):
+        comparison.compare([tested, other], tmp_path)
+    shutil.copy(make_run("three", 0.6, split="validation") / "scores_validation.npz", tested)
+    results = json.loads((tested / "results.json").read_text("utf-8"))
+    results["fingerprints"]["validation"] = "abc"
+    (tested / "results.json").write_text(json.dumps(results), "utf-8")
+    assert comparison.compare([tested, other], tmp_path)["split"] == "validation"
+    assert "compared by the validation split" in capsys.readouterr().out
 
 
 def test_patterns_that_stand_for_nothing_and_old_runs_are_refused(make_run, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from configs import common
 from configs.overrides import companion, load_config
 from training.planning import plan
 from training.workdir import check_workdir, write_config
@@ -87,3 +88,8 @@ def test_overwrite_leaves_nothing_of_the_old_run_but_evidence_and_a_persons_work
     check_workdir(tmp_path, config)
     assert {path.name for path in tmp_path.iterdir()} == kept
     assert json.loads((tmp_path / "config.json").read_text("utf-8"))["seed"] == config.seed
+
+
+def test_a_path_that_would_lose_its_checkpoints_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"runs \[1\]: Orbax takes \[ \] in a path for a pattern"):
+        check_workdir(tmp_path / "runs [1]", common.get_config())
