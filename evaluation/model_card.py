@@ -1,6 +1,7 @@
 """MODEL_CARD.md: what a model is, is worth and how to use it, in Markdown with front matter.
 
-As model hubs show it. All comes from results.json and config.json; called by protocol.py.
+As model hubs show it. All comes from results.json, config.json and command.txt. Called by
+protocol.py.
 """
 
 import json
@@ -20,6 +21,7 @@ def write_model_card(workdir: str | Path) -> Path:
     workdir = Path(workdir)
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
     config = flatten_config(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    trained = (workdir / "command.txt").read_text(encoding="utf-8").strip()
     last = list(results["models"])[-1]
     metric = next(each for each in results["metrics"] if each["name"] == results["metric"])
     card = results["robustness"].get(last)
@@ -43,8 +45,7 @@ def write_model_card(workdir: str | Path) -> Path:
             caveats=caveats(results),
             calibration=results["calibration"].get(last),
             robustness=card and robustness.conclusion(card, Metric(**metric, value=None)),
-            command="python main.py --config=CONFIG --workdir=WORKDIR --mode=predict "
-            "--config.eval.checkpoint="
+            command=f"{trained} --mode=predict --config.eval.checkpoint="
             f"{'integrated' if last.startswith(report.INTEGRATED) else 'best'} "
             "--config.predict.input=texts.txt",
         )
