@@ -21,11 +21,10 @@ from input_pipeline.tokenization import (
     Marks,
     Offsets,
     Tokenizer,
-    parse_json,
     special_pieces,
     stored_chat_template,
-    stored_json,
 )
+from input_pipeline.tokenizer_files import ADDED, CONFIG, JSON, TokenizerFiles, pieces_of
 
 Spec = dict[str, Any]  # what a tokenizer.json holds
 
@@ -34,6 +33,7 @@ _ROBERTA = {
     **{"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>"},
     **{"pad": "<pad>", "unk": "<unk>", "mask": "<mask>"},
 }
+_QWEN = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
 _GGUF_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "mask": "mask"}
 # What texts are cut into before BPE, as the publishers of the models give it; digits one by one in
 # Qwen, up to three in Llama 3.
@@ -62,6 +62,7 @@ class HuggingFaceTokenizer(Tokenizer):
         marks: str = "auto",
         names: Mapping[str, str],
         contents: Mapping[str, bytes],
+        reading: str = "",
     ):
         """Takes a parsed tokenizer.json.
 
@@ -71,6 +72,7 @@ class HuggingFaceTokenizer(Tokenizer):
             marks: config.tokenizer.marks.
             names: special pieces by role, as of `special_pieces`.
             contents: the files it was read from, by name.
+            reading: as of Tokenizer.
 
         Raises:
             ValueError: no tokenizer.json, or a mark is asked for that there is not.
@@ -100,6 +102,7 @@ class HuggingFaceTokenizer(Tokenizer):
             marks=marks,
             files=contents,
             file=file,
+            reading=reading,
         )
         byte = re.compile("<0x[0-9A-F]{2}>" if model.get("byte_fallback") else "(?!)")
         self.fragments = frozenset(
@@ -174,50 +177,74 @@ class HuggingFaceTokenizer(Tokenizer):
         return [result[1:-1] for result in results]
 
 
-def from_files(
-    contents: Mapping[str, bytes], *, model_type: str, file: str, marks: str = "auto"
-) -> HuggingFaceTokenizer:
+def from_files(files: TokenizerFiles, *, marks: str = "auto") -> HuggingFaceTokenizer:
     """Makes the tokeniser of a folder.
 
     Args:
-        contents: the folder's tokeniser files, by name.
-        model_type: of config.json, else tokenizer_class, in lower case; '' without either.
-        file: where it comes from, for messages.
+        files: read, their kind chosen.
         marks: config.tokenizer.marks.
 
     Raises:
-        ValueError: a file is damaged, or of a kind that isn't known.
+        ValueError: a file is damaged, or others contradict it.
     """
-    names = special_pieces(contents, file=file)
-    config = stored_json(contents, "tokenizer_config.json", file=file)
-    if "tokenizer.json" in contents:
-        name = "tokenizer.json"
-        spec = parse_json(contents[name], f"{file}: {name}")
+    names = special_pieces(files.contents, file=str(files.path))
+    config = files.json(CONFIG)
+    if files.kind == "json":
+        spec = files.json(JSON)
         names = _named_in(spec) | names
         _set_bert_options(spec.get("normalizer"), config)
-    elif "vocab.txt" in contents:
-        name, names = "vocab.txt", _BERT | names
-        spec = _wordpiece(contents[name], names, config, file=f"{file}: {name}")
+    elif files.kind == "wordpiece":
+        names = _BERT | names
+        spec = _wordpiece(files.contents[files.main], names, config, file=files.where)
     else:
-        if not model_type.startswith("roberta"):
-            raise ValueError(
-                f"{file} holds vocab.json and merges.txt of a "
-                f"{model_type or 'model of unknown kind'}; these are read for "
-                "RoBERTa (model_type in config.json): put tokenizer.json there"
-            )
-        name, names = "vocab.json", _ROBERTA | names
-        merges = contents["merges.txt"].decode().split("\n")
-        spec = _byte_level(
-            parse_json(contents[name], f"{file}: {name}"),
-            [line for line in merges if line and not line.startswith("#version")],
-            special=names.values(),
-            prefix=bool(config.get("add_prefix_space", False)),
-        )
+        spec, names = _byte_level_of(files, names)
+    return from_spec(spec, files, names=names, marks=marks)
+
+
+def from_spec(
+    spec: Spec, files: TokenizerFiles, *, names: Mapping[str, str], marks: str, **options: Any
+) -> HuggingFaceTokenizer:
+    """Makes the tokeniser of a tokenizer.json, with the tokens that other files add to it."""
+    known = {token["content"] for token in spec.get("added_tokens") or ()}
+    pieces = pieces_of(spec)
+    added = [token for token in files.added_to(pieces) if token["content"] not in known]
+    if added:
+        rows = [{key: token[key] for key in ADDED} for token in added]
+        rows = [*spec["added_tokens"], *rows]
+        spec = spec | {"added_tokens": sorted(rows, key=lambda token: token["id"])}
+    options = {"contents": files.contents} | options
+    reading = files.reading + ("added" if added else "")
+    return HuggingFaceTokenizer(
+        spec, file=files.where, marks=marks, names=names, reading=reading, **options
+    )
+
+
+def _byte_level_of(
+    files: TokenizerFiles, names: Mapping[str, str]
+) -> tuple[Spec, Mapping[str, str]]:
+    """RoBERTa's or Qwen's tokeniser of vocab.json and merges.txt, and its special pieces."""
+    is_roberta = files.kind == "roberta"
+    names = (_ROBERTA if is_roberta else _QWEN) | names
+    config = files.json(CONFIG)
+    try:
+        merges = files.contents["merges.txt"].decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{files.path}/merges.txt is no UTF-8 text ({error}): copy it") from None
+    merges = [line for line in merges if line and not line.startswith("#version")]
+    vocab = files.json("vocab.json")
+    spec = _byte_level(
+        vocab,
+        merges,
+        special=names.values(),
+        words="" if is_roberta else _WORDS % "",
+        prefix=bool(config.get("add_prefix_space", False)),
+    )
+    if is_roberta:
         around = [names["cls"], "A", names["sep"], names["sep"], "B", names["sep"]]
         spec["post_processor"] = _template(spec, around)
-    return HuggingFaceTokenizer(
-        spec, file=f"{file}: {name}", marks=marks, names=names, contents=contents
-    )
+    else:
+        spec["normalizer"] = {"type": "NFC"}
+    return spec, names
 
 
 def from_gguf(

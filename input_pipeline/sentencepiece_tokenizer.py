@@ -9,7 +9,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from sentencepiece import sentencepiece_pb2 as text_lib
 
 from input_pipeline.augmentation_ops import numpy_mix
 from input_pipeline.tokenization import (
-    MODEL_FILES,
     SPACE,
     Marks,
     Offsets,
@@ -29,11 +28,13 @@ from input_pipeline.tokenization import (
     stored_chat_template,
     stored_json,
 )
+from input_pipeline.tokenizer_files import CONFIG, OWN_NAMES, Token, TokenizerFiles
 
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of XLM-R; <mask> is the last one
 _SENTINEL = "<extra_id_{}>"
 _SENTINELS = 100  # what T5's tokenisers add where nothing is said
+_LAST = ("<mask>", _SENTINEL.format(0))  # of the pieces that a class adds to its model
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -46,6 +47,7 @@ class SentencePieceTokenizer(Tokenizer):
         file: str,
         marks: str = "auto",
         contents: Mapping[str, bytes] | None = None,
+        reading: str = "",
     ):
         """Takes a serialised ModelProto whose ids are the embedding's.
 
@@ -54,6 +56,7 @@ class SentencePieceTokenizer(Tokenizer):
             file: where it comes from, for messages.
             marks: config.tokenizer.marks.
             contents: the files it was read from, by name; None makes them of the model.
+            reading: as of Tokenizer.
 
         Raises:
             ValueError: `model` is no SentencePiece model, or lacks a mark that is asked for.
@@ -69,15 +72,16 @@ class SentencePieceTokenizer(Tokenizer):
         names = special_pieces(contents or {}, file=file)
         ids = {role: getattr(processor, f"{role}_id")() for role in ("bos", "eos", "pad", "unk")}
         for role, piece in ({"mask": "<mask>"} | names).items():
-            if ids.get(role, -1) < 0 and processor.id_to_piece(i := processor[piece]) == piece:
+            if processor.id_to_piece(i := processor[piece]) == piece:
                 ids[role] = i
         super().__init__(
             ids,
             vocab_size=size,
-            family=_family(processor, contents or {}, file),
+            family=_family(processor, ids, contents or {}, file),
             marks=marks,
             files=contents or _stored(model),
             file=file,
+            reading=reading,
         )
         self.fragments = frozenset(i for i in range(size) if processor.is_byte(i))
 
@@ -237,10 +241,13 @@ def _offsets(data: bytes, text: str) -> tuple[list[int], Offsets]:
 
 
 def _family(
-    processor: sentencepiece.SentencePieceProcessor, contents: Mapping[str, bytes], file: str
+    processor: sentencepiece.SentencePieceProcessor,
+    ids: Mapping[str, int],
+    contents: Mapping[str, bytes],
+    file: str,
 ) -> Marks:
     """Tells the marks by the pieces: those of XLM-R, of T5 (which has no bos), or one bos."""
-    bos, eos = processor.bos_id(), processor.eos_id()
+    bos, eos = ids["bos"] if processor.bos_id() >= 0 else -1, ids["eos"]
     if _is_fairseq([processor.id_to_piece(i) for i in range(min(4, len(processor)))]):
         return Marks((bos,), (eos, eos), (eos,))
     if bos < 0:
@@ -261,91 +268,158 @@ def _not_whole(model: bytes, file: str) -> ValueError:
     )
 
 
-def from_files(
-    contents: Mapping[str, bytes], *, model_type: str, file: str, marks: str = "auto"
-) -> SentencePieceTokenizer:
-    """Makes the tokeniser of a folder.
+def from_files(files: TokenizerFiles, *, marks: str = "auto") -> Tokenizer:
+    """Makes the tokeniser of a SentencePiece model and the files beside it.
 
     Args:
-        contents: the folder's tokeniser files, by name.
-        model_type: of config.json, else tokenizer_class, in lower case; '' without either.
-        file: where it comes from, for messages.
+        files: read, their kind chosen.
         marks: config.tokenizer.marks.
 
+    Returns:
+        A SentencePieceTokenizer, unless tokens were added that SentencePiece can't cut out of a
+        text as transformers does: then one of `tokenizers`.
+
     Raises:
-        ValueError: as of SentencePieceTokenizer.
+        ValueError: the model is damaged, or other files contradict it.
     """
-    name = next(name for name in MODEL_FILES if name in contents)
-    where = f"{file}/{name}" if len(contents) > 1 or not file.endswith(".model") else file
+    data = files.contents[files.main]
     try:
-        proto = proto_lib.ModelProto.FromString(contents[name])
+        proto = proto_lib.ModelProto.FromString(data)
     except DecodeError:
-        raise _not_whole(contents[name], where) from None
-    config = stored_json(contents, "tokenizer_config.json", file=file)
-    known = {piece.piece for piece in proto.pieces}
-    model, kept = contents[name], contents
-    if model_type.startswith(("xlm-roberta", "xlmroberta")) or (not model_type and "bpe" in name):
-        if not _is_fairseq([piece.piece for piece in proto.pieces[:4]]):
-            model = _with_fairseq_ids(proto)
-    elif model_type.startswith(("t5", "mt5", "umt5")) or (
-        not model_type and name == "spiece.model"
-    ):
-        if not known & {_SENTINEL.format(0), SPACE + _SENTINEL.format(0)}:
-            model = _with_sentinels(proto, config.get("extra_ids", _SENTINELS))
-    elif name == "tokenizer.model" and len(contents) == 1:
-        kept = None  # a model of ours, whose ids may be arranged already
-    return SentencePieceTokenizer(model, file=where, marks=marks, contents=kept)
+        raise _not_whole(data, files.where) from None
+    # What comes last in the file: one that is cut off between two pieces can be parsed.
+    if not (proto.HasField("trainer_spec") and proto.HasField("normalizer_spec")):
+        raise _not_whole(data, files.where)
+    changed = _arrange(proto, files)
+    tokens = files.added_to({i: piece.piece for i, piece in enumerate(proto.pieces)})
+    added, cut = _add(proto, tokens)
+    changed |= added
+    files.refuse_conflict({i: piece.piece for i, piece in enumerate(proto.pieces)})
+    if cut and not _is_exact(proto, cut):
+        raise ValueError(
+            f"{files.path} adds {cut[0]['content']!r} to a SentencePiece model that puts a space "
+            "before texts: put tokenizer.json beside it"
+        )
+    contents = {OWN_NAMES.get(files.kind, files.main): data}
+    contents |= {name: file for name, file in files.contents.items() if name != files.main}
+    return SentencePieceTokenizer(
+        proto.SerializeToString(deterministic=True) if changed else data,
+        file=files.where,
+        marks=marks,
+        # A model of ours has its ids arranged already; its files are made of it.
+        contents=None if files.kind == "plain" and len(contents) == 1 else contents,
+        reading=files.reading + ("added" if added else ""),
+    )
 
 
-def _serialised(proto: proto_lib.ModelProto, pieces: Sequence[_TYPES]) -> bytes:
+def _arrange(proto: proto_lib.ModelProto, files: TokenizerFiles) -> bool:
+    """Gives a model the ids that its class has; returns whether it had others."""
+    known, config = {piece.piece for piece in proto.pieces}, files.json(CONFIG)
+    if files.kind == "xlm-roberta" and not _is_fairseq([p.piece for p in proto.pieces[:4]]):
+        _put_fairseq_ids(proto, files.where)
+        return True
+    if files.kind == "t5" and not known & {_SENTINEL.format(0), SPACE + _SENTINEL.format(0)}:
+        _put_sentinels(proto, config.get("extra_ids", _SENTINELS))
+        return True
+    return False
+
+
+def _add(proto: proto_lib.ModelProto, tokens: Sequence[Token]) -> tuple[bool, list[Token]]:
+    """Puts added tokens into a model, in place.
+
+    Returns:
+        Whether that changed it, and the tokens that are cut out of a text before all else.
+    """
+    changed, cut = False, []
+    for token in tokens:
+        if token["id"] == len(proto.pieces):
+            proto.pieces.add(piece=token["content"])
+        piece = proto.pieces[token["id"]]
+        if piece.type != _TYPES.NORMAL:
+            continue
+        # No text reaches control pieces.
+        piece.type = _TYPES.CONTROL if token["special"] else _TYPES.USER_DEFINED
+        changed, cut = True, [*cut, *([] if token["special"] else [token])]
+    if changed:
+        proto.trainer_spec.vocab_size = len(proto.pieces)
+    return changed, cut
+
+
+def _is_exact(proto: proto_lib.ModelProto, cut: Sequence[Token]) -> bool:
+    """Whether SentencePiece cuts tokens out of a text with the ids that transformers gives.
+
+    It does if it changes no text: transformers tokenises what stands between such tokens apart,
+    each part with a space before it and without those at its ends where the model has it so.
+    """
+    normalizer = proto.normalizer_spec
+    return not (
+        normalizer.add_dummy_prefix
+        or normalizer.remove_extra_whitespaces
+        or normalizer.precompiled_charsmap
+        or any(token[flag] for token in cut for flag in ("lstrip", "rstrip", "single_word"))
+    )
+
+
+def _set_pieces(proto: proto_lib.ModelProto, pieces: Sequence[_TYPES]) -> None:
     pieces = [_TYPES.FromString(piece.SerializeToString()) for piece in pieces]
     del proto.pieces[:]
     proto.pieces.extend(pieces)
     proto.trainer_spec.vocab_size = len(pieces)
-    return proto.SerializeToString(deterministic=True)
 
 
-def _with_fairseq_ids(proto: proto_lib.ModelProto) -> bytes:
+def _put_fairseq_ids(proto: proto_lib.ModelProto, file: str) -> None:
     """Puts XLM-R's first ids in place and <mask> at the end; other pieces move up by one."""
     first = {piece.piece: piece for piece in proto.pieces[:3]}
     first["<pad>"] = _TYPES(piece="<pad>", type=_TYPES.CONTROL)
     mask = _TYPES(piece="<mask>", type=_TYPES.CONTROL)
-    try:
-        front = [first[piece] for piece in _FAIRSEQ]
-    except KeyError as error:
+    if absent := [piece for piece in _FAIRSEQ if piece not in first]:
         raise ValueError(
-            f"the SentencePiece model of an XLM-R starts with {', '.join(first)}, without {error}: "
-            "it belongs to another model; set config.tokenizer.model to the checkpoint's folder"
-        ) from None
-    return _serialised(proto, [*front, *proto.pieces[3:], mask])
+            f"{file} starts with {', '.join(first)}, without {', '.join(absent)}: it is no model "
+            "of an XLMRobertaTokenizer; set config.tokenizer.model to the right file, or correct "
+            f"tokenizer_class in {CONFIG}"
+        )
+    _set_pieces(proto, [*(first[piece] for piece in _FAIRSEQ), *proto.pieces[3:], mask])
 
 
-def _with_sentinels(proto: proto_lib.ModelProto, count: int) -> bytes:
+def _put_sentinels(proto: proto_lib.ModelProto, count: int) -> None:
     """Puts T5's sentinels at the end, counting down; as control pieces no text reaches them."""
     last = [_TYPES(piece=_SENTINEL.format(i), type=_TYPES.CONTROL) for i in reversed(range(count))]
-    return _serialised(proto, [*proto.pieces, *last])
+    _set_pieces(proto, [*proto.pieces, *last])
 
 
 def _stored(model: bytes) -> dict[str, bytes]:
     """Undoes the arrangements above, since transformers and `from_files` make them anew."""
     proto = proto_lib.ModelProto.FromString(model)
     pieces = [piece.piece for piece in proto.pieces]
-    if _is_fairseq(pieces[:4]) and pieces[-1] == "<mask>":
-        first = [proto.pieces[i] for i in (3, 0, 2)]
-        stored = _serialised(proto, [*first, *proto.pieces[4:-1]])
-        return {"sentencepiece.bpe.model": stored, **_config("XLMRobertaTokenizer")}
+    # What was added, as special pieces, stands behind the last of the class's own.
+    last = len(pieces) - 1
+    while last and proto.pieces[last].type == _TYPES.CONTROL and pieces[last] not in _LAST:
+        last -= 1
+    added = {pieces[i]: i for i in range(last + 1, len(pieces))}
+    files = {"added_tokens.json": _json(added)} if added else {}
+    if _is_fairseq(pieces[:4]) and pieces[last] == "<mask>":
+        _set_pieces(proto, [*(proto.pieces[i] for i in (3, 0, 2)), *proto.pieces[4:last]])
+        files["sentencepiece.bpe.model"] = proto.SerializeToString(deterministic=True)
+        return files | _config("XLMRobertaTokenizer", added)
     count = 0
-    while count < len(pieces) and pieces[-1 - count] == _SENTINEL.format(count):
-        count += proto.pieces[-1 - count].type == _TYPES.CONTROL or len(pieces)
-    if 0 < count < len(pieces):
-        stored = _serialised(proto, proto.pieces[:-count])
-        return {"spiece.model": stored, **_config("T5Tokenizer", extra_ids=count)}
+    while count < last and pieces[last - count] == _SENTINEL.format(count):
+        count += proto.pieces[last - count].type == _TYPES.CONTROL or len(pieces)
+    if 0 < count < last:
+        _set_pieces(proto, proto.pieces[: last + 1 - count])
+        files["spiece.model"] = proto.SerializeToString(deterministic=True)
+        return files | _config("T5Tokenizer", added, extra_ids=count)
     return {"tokenizer.model": model}
 
 
-def _config(name: str, **fields: Any) -> dict[str, bytes]:
+def _config(name: str, special: Iterable[str], **fields: Any) -> dict[str, bytes]:
     config = {"tokenizer_class": name, **fields}
-    return {"tokenizer_config.json": json.dumps(config, indent=2).encode() + b"\n"}
+    if special := list(special):
+        config["additional_special_tokens"] = special
+    return {CONFIG: _json(config)}
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"
 
 
 def from_gguf(
@@ -358,7 +432,7 @@ def from_gguf(
     contents = {"tokenizer.model": model}
     config |= stored_chat_template(metadata)
     if config:
-        contents["tokenizer_config.json"] = json.dumps(config, indent=2).encode() + b"\n"
+        contents[CONFIG] = _json(config)
     return SentencePieceTokenizer(model, file=file, marks=marks, contents=contents)
 
 

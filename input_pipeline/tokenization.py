@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,9 @@ class Tokenizer(abc.ABC):
         start_ids, between_ids, end_ids: marks around every example, and behind the first of a pair.
         second_type: type id of the second text of a pair, 0 where a family has none.
         fingerprint: sha256 over `files()`.
+        role_ids: ids of the special pieces by role, those of 'cls' and 'sep' too.
+        named_pieces: spellings by id of the pieces to which its files give ids.
+        note: a sentence for people on what had to be guessed, or ''.
         fragments: ids of pieces that are bytes and not whole characters.
         special_pieces: ids by spelling, of control pieces and others that are no parts of words.
     """
@@ -62,6 +66,8 @@ class Tokenizer(abc.ABC):
     mask_id: int
     fragments: frozenset[int]
     special_pieces: Mapping[str, int]
+    named_pieces: Mapping[int, str] = MappingProxyType({})
+    note: str = ""
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class Tokenizer(abc.ABC):
         marks: str,
         files: Mapping[str, bytes],
         file: str,
+        reading: str = "",
     ):
         """Takes what all kinds have.
 
@@ -82,17 +89,20 @@ class Tokenizer(abc.ABC):
             marks: config.tokenizer.marks.
             files: by name, as of `files()`.
             file: where it comes from, for messages.
+            reading: how the files are read, where their bytes don't say it all.
 
         Raises:
             ValueError: a mark is asked for that there is not.
         """
+        self.role_ids = {role: i for role, i in special_ids.items() if i >= 0}
         for role in _ROLES:
-            setattr(self, f"{role}_id", special_ids.get(role, -1))
+            setattr(self, f"{role}_id", self.role_ids.get(role, -1))
         self.vocab_size = vocab_size
         self._files = dict(files)
         digest = hashlib.sha256()
         for name, data in sorted(self._files.items()):
             digest.update(f"{name} {len(data)}\n".encode() + data)
+        digest.update(reading.encode())
         self.fingerprint = digest.hexdigest()
         if marks not in MARKS:
             raise ValueError(
@@ -209,51 +219,33 @@ def _asked(role: str, instead: str, ids: Mapping[str, int], file: str) -> tuple[
     return (token_id,)
 
 
-def load_tokenizer(path: str | os.PathLike, *, marks: str = "auto") -> Tokenizer:
-    """Loads a file, or from a folder a SentencePiece model, tokenizer.json or vocab.txt, in order.
+def load_tokenizer(
+    path: str | os.PathLike, *, marks: str = "auto", checkpoint: str | os.PathLike | None = None
+) -> Tokenizer:
+    """Loads the tokeniser of a folder, or of one of its files.
 
     Args:
-        path: of a folder as a model hub has it, or of one of those files.
+        path: of a folder as a model hub has it, or of a SentencePiece model, tokenizer.json or
+            vocab.txt.
         marks: config.tokenizer.marks.
+        checkpoint: whose folder names the tokeniser's class where none is named beside `path`.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: a file is truncated, or of another kind.
+        ValueError: a file is damaged or contradicts another, or of a kind that isn't implemented.
     """
-    from input_pipeline import huggingface_tokenizer, sentencepiece_tokenizer  # which import this
+    from input_pipeline import huggingface_tokenizer, sentencepiece_tokenizer, tokenizer_files
 
-    path = Path(path)
-    files = {name: path / name for name in FILES if (path / name).is_file()}
-    if path.is_file():
-        own = "tokenizer.json" if path.suffix == ".json" else path.name
-        files = {"tokenizer.model" if path.suffix == ".model" and own not in FILES else own: path}
-    contents = {name: file.read_bytes() for name, file in files.items()}
-    config = path / "config.json"
-    model_type = parse_json(config.read_bytes(), config) if config.is_file() else {}
-    named = stored_json(contents, "tokenizer_config.json", file=str(path))
-    # Folders without a config.json, as adapters' are, name the class of the tokeniser still.
-    model_type = str(model_type.get("model_type") or named.get("tokenizer_class", "")).lower()
-    options = {"model_type": model_type, "file": str(path), "marks": marks}
-    if files.keys() & set(MODEL_FILES) and not model_type.startswith("albert"):
-        return sentencepiece_tokenizer.from_files(contents, **options)
-    if files.keys() & {"tokenizer.json", "vocab.txt"} or files.keys() >= {
-        *("vocab.json", "merges.txt")
-    }:
-        return huggingface_tokenizer.from_files(contents, **options)
-    if files.keys() & set(MODEL_FILES):
-        raise ValueError(
-            f"{path} holds an ALBERT model with a SentencePiece file, whose texts are lower-cased "
-            "before it by rules that only tokenizer.json holds: put tokenizer.json beside it"
-        )
-    if path.is_file():
-        raise ValueError(
-            f"{path} is no tokeniser that is known: set config.tokenizer.model to a .model, "
-            "tokenizer.json, vocab.txt or .gguf file, or a folder"
-        )
-    raise FileNotFoundError(
-        f"no tokeniser at {path}: expected {', '.join(MODEL_FILES)}, tokenizer.json or vocab.txt. "
-        "Set config.tokenizer.model to such a file or a folder with one, or to a .gguf file"
-    )
+    files = tokenizer_files.TokenizerFiles(Path(path), checkpoint and Path(checkpoint))
+    read = sentencepiece_tokenizer if files.main in MODEL_FILES else huggingface_tokenizer
+    tokenizer = read.from_files(files, marks=marks)
+    tokenizer.named_pieces, tokenizer.note = files.named_pieces, files.note
+    name = "tokenizer_config.json"
+    config = stored_json(tokenizer.files(), name, file=str(path))
+    if files.class_name and not config.get("tokenizer_class"):  # named by a file of the model
+        config |= {"tokenizer_class": files.class_name}
+        tokenizer._files[name] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    return tokenizer
 
 
 def tokenizer_from_gguf(
@@ -302,6 +294,11 @@ def stored_chat_template(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {"chat_template": template} if template else {}
 
 
+def spelled_alike(piece: str, content: str) -> bool:
+    """Whether a vocabulary's piece is the token that a JSON file names."""
+    return piece in (content, SPACE + content, content.replace(" ", SPACE))
+
+
 def special_pieces(contents: Mapping[str, bytes], *, file: str) -> dict[str, str]:
     """Returns the special pieces that a folder's JSON files name, by role: 'cls', 'pad', ..."""
     named = {}
@@ -321,6 +318,8 @@ def check_belongs(
     vocab_size: int,
     special_ids: Mapping[str, int | Sequence[int] | None],
     file: str,
+    named_pieces: Mapping[int, str] = MappingProxyType({}),
+    chosen: bool = True,
 ) -> str:
     """Checks that a tokeniser is the one which some weights were trained with.
 
@@ -330,34 +329,59 @@ def check_belongs(
         special_ids: the checkpoint's, by role; of several, one has to be the tokeniser's. Roles
             that either side lacks are not compared.
         file: the checkpoint's, for messages.
+        named_pieces: spellings by id of the pieces to which the tokeniser's files in the
+            checkpoint's folder give ids. These outrank `special_ids`: many a config.json has a
+            pad_token_id that only its model class chose.
+        chosen: whether config.tokenizer.model names the tokeniser.
 
     Returns:
-        A sentence for the start-up log on rows without a piece, '' if there are none.
+        Sentences for the start-up log on what was guessed, on fields that contradict the
+        tokeniser's own files and on rows without a piece; '' if there are none.
 
     Raises:
         ValueError: they do not belong together.
     """
     pieces = tokenizer.vocab_size
     remedy = "leave config.tokenizer.model empty to use the checkpoint's own tokeniser"
+    if not chosen:
+        remedy = "copy the folder's tokeniser files again, or name others by config.tokenizer.model"
+    notes = [tokenizer.note] if tokenizer.note else []
     if pieces > vocab_size or pieces < _PADDING * vocab_size:
+        without = [tokenizer.piece(i) for i in range(vocab_size, min(pieces, vocab_size + 3))]
         raise ValueError(
             f"the tokeniser has {pieces:,} pieces but {file} has embeddings for {vocab_size:,} "
-            f"(vocab_size): it is not the one the weights were trained with; {remedy}"
+            "(vocab_size): it is not the one the weights were trained with, or it is damaged"
+            + (f"; pieces without a row begin with {', '.join(map(repr, without))}" * bool(without))
+            + f"; {remedy}"
         )
-    for role in ("bos", "eos", "pad"):
-        own, found = getattr(tokenizer, f"{role}_id"), special_ids.get(role)
-        wanted = [found] if isinstance(found, int) else list(found or ())
-        if own >= 0 and wanted and wanted != [-1] and own not in wanted:
+    for i, piece in named_pieces.items():
+        if not spelled_alike(own := tokenizer.piece(i), piece):
+            elsewhere = tokenizer.special_pieces.get(piece)
             raise ValueError(
-                f"{file} says {role}_token_id={found}, but that piece is {own} "
-                f"({tokenizer.piece(own)}) for the tokeniser: {remedy}, or correct the field"
+                f"the files beside {file} give {piece!r} the id {i}, but for the tokeniser "
+                f"{own!r} is {i}"
+                + (f" and {piece!r} is {elsewhere}" if elsewhere is not None else "")
+                + f": it is not the one the weights were trained with; {remedy}"
             )
+    for role, found in special_ids.items():
+        own = tokenizer.role_ids.get(role, -1)
+        wanted = [found] if isinstance(found, int) else list(found or ())
+        if own < 0 or not wanted or wanted == [-1] or own in wanted:
+            continue
+        says = f"{file} says {role}_token_id={found}, but that piece is {own} "
+        says += f"({tokenizer.piece(own)}) for the tokeniser"
+        if own not in named_pieces:
+            raise ValueError(
+                f"{says}: {remedy}; if the tokeniser is right, correct the field or, beside it, "
+                "name the tokenizer_class in tokenizer_config.json"
+            )
+        notes.append(f"{says}, as its own files have it: {own} is used.")
     if spare := vocab_size - pieces:
-        return (
-            f"The embedding has {spare:,} rows more than the tokeniser has pieces ({pieces:,}): "
-            "padding, which no text reaches."
+        notes.append(
+            f"The embedding has {spare:,} rows more than the tokeniser has pieces ({pieces:,}); no "
+            "text reaches them."
         )
-    return ""
+    return " ".join(notes)
 
 
 def train_tokenizer(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int) -> None:

@@ -21,7 +21,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.features import FeaturePipeline
 from input_pipeline.mixture import MixturePipeline
 from input_pipeline.pipeline import TextPipeline
-from input_pipeline.tokenization import Tokenizer, check_belongs
+from input_pipeline.tokenization import Tokenizer
 from models import adapters, pretrained
 from models.backbone import BackboneConfig, parameter_shapes, parts_of
 from models.decoder import DecoderConfig
@@ -224,10 +224,8 @@ def build(
     for why, count in checkpoint.ignored.items():
         say(f"Not read: {count} tensors of {checkpoint.path.name} ({why}).")
     own, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training)
-    if config.tokenizer.model != "train":
-        belongs = {"vocab_size": checkpoint.config.vocab_size, "file": str(checkpoint.path)}
-        if note := check_belongs(own, special_ids=checkpoint.special_ids, **belongs):
-            say(note)
+    if note := run_tokenizer.check_own(config, checkpoint, own):
+        say(note)
     backbone = _backbone_config(config, checkpoint.config, tokenizer, own)
     task = task_class(config.task)(config, labels, tokenizer=tokenizer, backbone=backbone)
     if training is not None:

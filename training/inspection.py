@@ -17,7 +17,7 @@ from models import pretrained
 from tasks import task_class
 from training.data import load_data
 from training.experiment import make_pipeline
-from training.run_tokenizer import run_tokenizers, training_texts
+from training.run_tokenizer import check_own, run_tokenizers, training_texts
 
 
 def inspect(config: ConfigDict, workdir: Path) -> None:
@@ -33,9 +33,13 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     count = config.inspect.examples
     data = load_data(config)
     train = data.split("train")
-    _, tokenizer = run_tokenizers(config, workdir, train)
-    checkpoint = pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
-    backbone = pretrained.open_checkpoint(checkpoint).config
+    own, tokenizer = run_tokenizers(config, workdir, train)
+    checkpoint = pretrained.open_checkpoint(
+        pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
+    )
+    if note := check_own(config, checkpoint, own):
+        print(note)
+    backbone = checkpoint.config
     task = task_class(config.task)(config, data.labels, tokenizer=tokenizer, backbone=backbone)
     task.check(train, "train")
     pipeline = make_pipeline(config, task)

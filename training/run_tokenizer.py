@@ -17,10 +17,12 @@ from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 from input_pipeline.template import FIELD
 from input_pipeline.tokenization import (
     Tokenizer,
+    check_belongs,
     load_tokenizer,
     tokenizer_from_gguf,
     train_tokenizer,
 )
+from input_pipeline.tokenizer_files import named_pieces
 from models import pretrained
 from models.backbone import BackboneConfig
 from models.pretrained.vocabulary import follow_vocabulary
@@ -31,13 +33,31 @@ _SAMPLE = 10_000  # texts whose length in tokens is told
 
 def load_own(config: ConfigDict) -> Tokenizer:
     """Loads the tokeniser that config.tokenizer.model names, or the checkpoint's own."""
-    file = config.tokenizer.model or pretrained.resolve(
-        config.model.checkpoint, hub=config.model.hub
-    )
-    file, marks = Path(file), config.tokenizer.marks
+    checkpoint = pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
+    file, marks = Path(config.tokenizer.model or checkpoint).expanduser(), config.tokenizer.marks
     if file.suffix == ".gguf" and file.is_file():
         return tokenizer_from_gguf(pretrained.gguf.metadata(file), file=str(file), marks=marks)
-    return load_tokenizer(file, marks=marks)
+    return load_tokenizer(file, marks=marks, checkpoint=checkpoint)
+
+
+def check_own(config: ConfigDict, checkpoint: pretrained.Checkpoint, own: Tokenizer) -> str:
+    """Checks that `load_own`'s tokeniser belongs to the weights; see `check_belongs`."""
+    if config.tokenizer.model == "train":
+        return ""
+    named, ids = own.named_pieces, checkpoint.special_ids
+    if config.tokenizer.model and checkpoint.path.is_dir():
+        named = named_pieces(checkpoint.path)
+    elif config.tokenizer.model:
+        tokens = pretrained.gguf.metadata(checkpoint.path).get("tokenizer.ggml.tokens", ())
+        named = {i: tokens[i] for i in ids.values() if 0 <= i < len(tokens)}
+    return check_belongs(
+        own,
+        vocab_size=checkpoint.config.vocab_size,
+        special_ids=ids,
+        file=str(checkpoint.path),
+        named_pieces=named,
+        chosen=bool(config.tokenizer.model),
+    )
 
 
 def run_tokenizers(
