@@ -42,6 +42,7 @@ _WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _HIDDEN = "\ufdd0 "  # a noncharacter and a space: no normalised text holds them
+_REPLACED = ("added_tokens_decoder", "sp_model_kwargs", "legacy", "add_bos_token", "add_eos_token")
 _EMPTY: Spec = {
     "version": "1.0",
     **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor")),
@@ -89,6 +90,12 @@ class HuggingFaceTokenizer(Tokenizer):
         }
         self._pieces = {i: piece for piece, i in vocabulary.items()}
         self.special_pieces = {token["content"]: token["id"] for token in spec["added_tokens"]}
+        for piece, i in self.special_pieces.items():
+            if vocabulary.get(piece) != i:
+                raise ValueError(
+                    f"{file} gives the added token {piece!r} the id {i}, but behind the "
+                    f"vocabulary it gets {vocabulary.get(piece)}: copy the file again"
+                )
         self._added = set(self.special_pieces.values())
         self._byte_level = '"ByteLevel"' in json.dumps([spec["pre_tokenizer"], spec["decoder"]])
         ids = {role: vocabulary[piece] for role, piece in names.items() if piece in vocabulary}
@@ -198,13 +205,19 @@ def from_files(files: TokenizerFiles, *, marks: str = "auto") -> HuggingFaceToke
         spec = _wordpiece(files.contents[files.main], names, config, file=files.where)
     else:
         spec, names = _byte_level_of(files, names)
-    return from_spec(spec, files, names=names, marks=marks)
+    spec, added = _with_added(spec, files)
+    return HuggingFaceTokenizer(
+        spec,
+        file=files.where,
+        marks=marks,
+        names=names,
+        contents=files.contents,
+        reading=files.reading + ("added" if added else ""),
+    )
 
 
-def from_spec(
-    spec: Spec, files: TokenizerFiles, *, names: Mapping[str, str], marks: str, **options: Any
-) -> HuggingFaceTokenizer:
-    """Makes the tokeniser of a tokenizer.json, with the tokens that other files add to it."""
+def _with_added(spec: Spec, files: TokenizerFiles) -> tuple[Spec, bool]:
+    """Returns a tokenizer.json with the tokens that other files add to it, and whether any do."""
     known = {token["content"] for token in spec.get("added_tokens") or ()}
     pieces = pieces_of(spec)
     added = [token for token in files.added_to(pieces) if token["content"] not in known]
@@ -212,11 +225,40 @@ def from_spec(
         rows = [{key: token[key] for key in ADDED} for token in added]
         rows = [*spec["added_tokens"], *rows]
         spec = spec | {"added_tokens": sorted(rows, key=lambda token: token["id"])}
-    options = {"contents": files.contents} | options
-    reading = files.reading + ("added" if added else "")
-    return HuggingFaceTokenizer(
-        spec, file=files.where, marks=marks, names=names, reading=reading, **options
-    )
+    return spec, bool(added)
+
+
+def from_model(
+    spec: Spec,
+    files: TokenizerFiles,
+    *,
+    names: Mapping[str, str],
+    around: Sequence[Sequence[int]],
+    marks: str,
+) -> HuggingFaceTokenizer:
+    """Makes the tokeniser of a SentencePiece model that was written as a tokenizer.json.
+
+    Args:
+        spec: without a post-processor.
+        files: it was read from, for all that is not the model.
+        names: special pieces by role.
+        around: ids before the first text of a pair, between the two and at the end.
+        marks: config.tokenizer.marks.
+    """
+    pieces = pieces_of(spec)
+    start, between, end = ([pieces[i] for i in ids] for ids in around)
+    if start or end:
+        spec["post_processor"] = _template(spec, [*start, "A", *between, "B", *end])
+    config = {key: value for key, value in files.json(CONFIG).items() if key not in _REPLACED}
+    config |= {f"{role}_token": piece for role, piece in names.items()}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    contents = {
+        JSON: json.dumps(spec, ensure_ascii=False).encode(),
+        CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n",
+    }
+    if (template := files.contents.get("chat_template.jinja")) is not None:
+        contents["chat_template.jinja"] = template
+    return HuggingFaceTokenizer(spec, file=files.where, marks=marks, names=names, contents=contents)
 
 
 def _byte_level_of(
@@ -375,7 +417,8 @@ def _template(spec: Spec, around: Sequence[str], *, second_type: int = 0) -> Spe
     # One text has the marks before it, and behind it as many as stand at a pair's end.
     behind = len(around) - 1 - around.index("B")
     single = [*items[: first + 1], *items[first + 1 : first + 1 + behind]]
-    ids = {piece: spec["model"]["vocab"][piece] for piece in around if piece not in ("A", "B")}
+    known = {piece: i for i, piece in pieces_of(spec).items()}
+    ids = {piece: known[piece] for piece in around if piece not in ("A", "B")}
     special = {piece: {"id": piece, "ids": [i], "tokens": [piece]} for piece, i in ids.items()}
     return {
         "type": "TemplateProcessing",

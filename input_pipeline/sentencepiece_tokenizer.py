@@ -18,7 +18,9 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 from sentencepiece import sentencepiece_pb2 as text_lib
 
+from input_pipeline import huggingface_tokenizer
 from input_pipeline.augmentation_ops import numpy_mix
+from input_pipeline.sentencepiece_conversion import to_json
 from input_pipeline.tokenization import (
     SPACE,
     Marks,
@@ -28,7 +30,7 @@ from input_pipeline.tokenization import (
     stored_chat_template,
     stored_json,
 )
-from input_pipeline.tokenizer_files import CONFIG, OWN_NAMES, Token, TokenizerFiles
+from input_pipeline.tokenizer_files import CONFIG, JSON, OWN_NAMES, Token, TokenizerFiles
 
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of XLM-R; <mask> is the last one
@@ -291,24 +293,51 @@ def from_files(files: TokenizerFiles, *, marks: str = "auto") -> Tokenizer:
     if not (proto.HasField("trainer_spec") and proto.HasField("normalizer_spec")):
         raise _not_whole(data, files.where)
     changed = _arrange(proto, files)
-    tokens = files.added_to({i: piece.piece for i, piece in enumerate(proto.pieces)})
+    pieces = dict(enumerate(piece.piece for piece in proto.pieces))
+    tokens = files.added_to(pieces)
+    files.refuse_conflict(pieces | {token["id"]: token["content"] for token in tokens})
     added, cut = _add(proto, tokens)
     changed |= added
-    files.refuse_conflict({i: piece.piece for i, piece in enumerate(proto.pieces)})
-    if cut and not _is_exact(proto, cut):
-        raise ValueError(
-            f"{files.path} adds {cut[0]['content']!r} to a SentencePiece model that puts a space "
-            "before texts: put tokenizer.json beside it"
-        )
     contents = {OWN_NAMES.get(files.kind, files.main): data}
     contents |= {name: file for name, file in files.contents.items() if name != files.main}
-    return SentencePieceTokenizer(
-        proto.SerializeToString(deterministic=True) if changed else data,
+    tokenizer = SentencePieceTokenizer(
+        _serialised(proto) if changed else data,
         file=files.where,
         marks=marks,
         # A model of ours has its ids arranged already; its files are made of it.
         contents=None if files.kind == "plain" and len(contents) == 1 else contents,
         reading=files.reading + ("added" if added else ""),
+    )
+    if not cut or _is_exact(proto, cut):
+        return tokenizer
+    return _converted(tokenizer, proto, cut, files, marks=marks)
+
+
+def _converted(
+    tokenizer: SentencePieceTokenizer,
+    proto: proto_lib.ModelProto,
+    cut: Sequence[Token],
+    files: TokenizerFiles,
+    *,
+    marks: str,
+) -> Tokenizer:
+    """Makes the tokeniser of a model with tokens that SentencePiece can't cut out of texts."""
+    if JSON in files.contents:
+        files.kind, files.main = "json", JSON
+        return huggingface_tokenizer.from_files(files, marks=marks)
+    if files.json(CONFIG).get("legacy") is False:
+        raise ValueError(
+            f"{files.where} has 'legacy': false and added tokens ({cut[0]['content']!r}): how "
+            f"texts are cut at these only {JSON} says. Write it with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    around = (tokenizer.start_ids, tokenizer.between_ids or tokenizer.start_ids, tokenizer.end_ids)
+    return huggingface_tokenizer.from_model(
+        to_json(proto, cut),
+        files,
+        names={role: tokenizer.piece(i) for role, i in tokenizer.role_ids.items()},
+        around=around,
+        marks=marks,
     )
 
 
@@ -340,8 +369,6 @@ def _add(proto: proto_lib.ModelProto, tokens: Sequence[Token]) -> tuple[bool, li
         # No text reaches control pieces.
         piece.type = _TYPES.CONTROL if token["special"] else _TYPES.USER_DEFINED
         changed, cut = True, [*cut, *([] if token["special"] else [token])]
-    if changed:
-        proto.trainer_spec.vocab_size = len(proto.pieces)
     return changed, cut
 
 
@@ -360,31 +387,33 @@ def _is_exact(proto: proto_lib.ModelProto, cut: Sequence[Token]) -> bool:
     )
 
 
-def _set_pieces(proto: proto_lib.ModelProto, pieces: Sequence[_TYPES]) -> None:
-    pieces = [_TYPES.FromString(piece.SerializeToString()) for piece in pieces]
-    del proto.pieces[:]
-    proto.pieces.extend(pieces)
-    proto.trainer_spec.vocab_size = len(pieces)
-
-
 def _put_fairseq_ids(proto: proto_lib.ModelProto, file: str) -> None:
     """Puts XLM-R's first ids in place and <mask> at the end; other pieces move up by one."""
-    first = {piece.piece: piece for piece in proto.pieces[:3]}
+    first = {
+        piece.piece: _TYPES.FromString(piece.SerializeToString()) for piece in proto.pieces[:3]
+    }
     first["<pad>"] = _TYPES(piece="<pad>", type=_TYPES.CONTROL)
-    mask = _TYPES(piece="<mask>", type=_TYPES.CONTROL)
     if absent := [piece for piece in _FAIRSEQ if piece not in first]:
         raise ValueError(
             f"{file} starts with {', '.join(first)}, without {', '.join(absent)}: it is no model "
             "of an XLMRobertaTokenizer; set config.tokenizer.model to the right file, or correct "
             f"tokenizer_class in {CONFIG}"
         )
-    _set_pieces(proto, [*(first[piece] for piece in _FAIRSEQ), *proto.pieces[3:], mask])
+    del proto.pieces[:3]
+    for place, piece in enumerate(_FAIRSEQ):
+        proto.pieces.insert(place, first[piece])
+    proto.pieces.add(piece="<mask>", type=_TYPES.CONTROL)
 
 
 def _put_sentinels(proto: proto_lib.ModelProto, count: int) -> None:
     """Puts T5's sentinels at the end, counting down; as control pieces no text reaches them."""
-    last = [_TYPES(piece=_SENTINEL.format(i), type=_TYPES.CONTROL) for i in reversed(range(count))]
-    _set_pieces(proto, [*proto.pieces, *last])
+    for i in reversed(range(count)):
+        proto.pieces.add(piece=_SENTINEL.format(i), type=_TYPES.CONTROL)
+
+
+def _serialised(proto: proto_lib.ModelProto) -> bytes:
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto.SerializeToString(deterministic=True)
 
 
 def _stored(model: bytes) -> dict[str, bytes]:
@@ -398,15 +427,17 @@ def _stored(model: bytes) -> dict[str, bytes]:
     added = {pieces[i]: i for i in range(last + 1, len(pieces))}
     files = {"added_tokens.json": _json(added)} if added else {}
     if _is_fairseq(pieces[:4]) and pieces[last] == "<mask>":
-        _set_pieces(proto, [*(proto.pieces[i] for i in (3, 0, 2)), *proto.pieces[4:last]])
-        files["sentencepiece.bpe.model"] = proto.SerializeToString(deterministic=True)
+        del proto.pieces[last:]
+        proto.pieces.insert(0, proto.pieces.pop(3))
+        del proto.pieces[2]
+        files["sentencepiece.bpe.model"] = _serialised(proto)
         return files | _config("XLMRobertaTokenizer", added)
     count = 0
     while count < last and pieces[last - count] == _SENTINEL.format(count):
         count += proto.pieces[last - count].type == _TYPES.CONTROL or len(pieces)
     if 0 < count < last:
-        _set_pieces(proto, proto.pieces[: last + 1 - count])
-        files["spiece.model"] = proto.SerializeToString(deterministic=True)
+        del proto.pieces[last + 1 - count :]
+        files["spiece.model"] = _serialised(proto)
         return files | _config("T5Tokenizer", added, extra_ids=count)
     return {"tokenizer.model": model}
 

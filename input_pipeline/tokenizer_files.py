@@ -183,9 +183,11 @@ class TokenizerFiles:
         Raises:
             ValueError: the ids named are not those of the vocabulary.
         """
-        ids = {piece: i for i, piece in pieces.items()}
-        size = max(pieces, default=-1) + 1
         tokens = sorted(self.declared.values(), key=lambda token: token["id"])
+        special = special_names(self.json)
+        wanted = {token["content"] for token in tokens}.union(special, (SPACE + s for s in special))
+        ids = {piece: i for i, piece in pieces.items() if piece in wanted}
+        size = max(pieces, default=-1) + 1
         for token in tokens:
             i, content = token["id"], token["content"]
             says = f"{self.path}: {token['file']} gives {content!r} the id {i}, but "
@@ -204,7 +206,7 @@ class TokenizerFiles:
                 )
             size = max(size, i + 1)
         known = ids.keys() | {token["content"] for token in tokens}
-        for piece in special_names(self.json):
+        for piece in special:
             if not any(spelling in known for spelling in (piece, SPACE + piece)):
                 tokens.append(_token(size, piece, special=True, file=CONFIG))
                 known |= {piece}
