@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
+from input_pipeline.tokenization import Tokenizer, load_tokenizer
 from models.heads import Model
 from models.pretrained import open_checkpoint, safetensors
 from models.pretrained.tables import KERNEL, Row, Rows, tensors_from
@@ -47,6 +49,7 @@ _DENSE = (
 )
 _ENCODERS = {"bert": _PLAIN, "ernie": _PLAIN, "albert": _PLAIN}
 _ENCODERS |= {"roberta": _DENSE, "xlm-roberta": _DENSE}
+_SAMPLE = "我们在北京看了《红楼梦》，2024 年 OK。"  # that the tokeniser is compared on
 _SCORE = (Row("head/kernel", "score.weight", KERNEL),)
 
 # Classes by a file that only they have.
@@ -127,6 +130,7 @@ def write(experiment: Experiment, params: Mapping[str, Any], folder: Path, title
     _write_json(folder / "config.json", fields)
     for name, content in tokenizer_files(experiment, fields).items():
         (folder / name).write_bytes(content)
+    check_tokenizer(experiment.tokenizer, folder)
     readme = _readme(experiment, form, title)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return form
@@ -185,7 +189,9 @@ def tokenizer_files(experiment: Experiment, fields: Mapping[str, Any]) -> dict[s
     files = tokenizer.files()
     name = "tokenizer_config.json"
     config = json.loads(files.get(name, b"{}"))
-    config.setdefault("tokenizer_class", _tokenizer_class(files, fields["model_type"]))
+    config["tokenizer_class"] = config.get("tokenizer_class") or _tokenizer_class(
+        tokenizer, files, fields["model_type"]
+    )
     for role in ("bos", "eos", "pad", "unk", "mask"):
         token_id = fields["pad_token_id"] if role == "pad" else getattr(tokenizer, f"{role}_id")
         if token_id is not None and token_id >= 0:
@@ -199,13 +205,28 @@ def tokenizer_files(experiment: Experiment, fields: Mapping[str, Any]) -> dict[s
     return files | {name: json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"}
 
 
-def _tokenizer_class(files: Mapping[str, bytes], model_type: str) -> str:
-    if "tokenizer.json" in files:
+def _tokenizer_class(tokenizer: Tokenizer, files: Mapping[str, bytes], model_type: str) -> str:
+    if "tokenizer.json" in files and not isinstance(tokenizer, SentencePieceTokenizer):
         return "PreTrainedTokenizerFast"
     for file, name in _TOKENIZERS.items():
         if file in files:
             return name
     return "GemmaTokenizer" if model_type.startswith("gemma") else "LlamaTokenizer"
+
+
+def check_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Reads the tokeniser of a written folder again.
+
+    Raises:
+        ValueError: it is read as another one.
+    """
+    again = load_tokenizer(folder)
+    same = again.encode_batch([_SAMPLE]) == tokenizer.encode_batch([_SAMPLE])
+    if not same or not again.role_ids.items() >= tokenizer.role_ids.items():
+        raise ValueError(
+            f"{folder}, read again, holds another tokeniser than the trained model: don't use it, "
+            "and report this with the config"
+        )
 
 
 def _readme(experiment: Experiment, form: Form, title: str) -> str:

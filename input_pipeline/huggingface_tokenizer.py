@@ -1,13 +1,12 @@
 """WordPiece, byte-level BPE and all else that a tokenizer.json can say, through `tokenizers`.
 
-Here: the tokeniser, and how a tokenizer.json comes about from a vocab.txt (BERT), from vocab.json
-and merges.txt (RoBERTa) or from a GGUF file (Qwen, Llama 3). Called by tokenization.py. Imports no
+Here: the tokeniser, of a folder's files or of a GGUF file (Qwen, Llama 3). Not here: what a
+tokenizer.json holds where there is none (tokenizer_json.py). Called by tokenization.py. Imports no
 TensorFlow.
 """
 
 import copy
 import functools
-import io
 import itertools
 import json
 import re
@@ -21,35 +20,29 @@ from input_pipeline.tokenization import (
     Marks,
     Offsets,
     Tokenizer,
+    json_bytes,
     special_pieces,
     stored_chat_template,
 )
 from input_pipeline.tokenizer_files import ADDED, CONFIG, JSON, TokenizerFiles, pieces_of
-
-Spec = dict[str, Any]  # what a tokenizer.json holds
-
-_BERT = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
-_ROBERTA = {
-    **{"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>"},
-    **{"pad": "<pad>", "unk": "<unk>", "mask": "<mask>"},
-}
-_QWEN = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
-_GGUF_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "mask": "mask"}
-# What texts are cut into before BPE, as the publishers of the models give it; digits one by one in
-# Qwen, up to three in Llama 3.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+from input_pipeline.tokenizer_json import (
+    BERT,
+    EMPTY,
+    ROBERTA,
+    WORDS,
+    Spec,
+    added_row,
+    byte_level,
+    of_merges,
+    of_vocab,
+    post_processor,
+    set_bert_options,
+    vocab_lines,
 )
+
+_GGUF_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "mask": "mask"}
 _HIDDEN = "\ufdd0 "  # a noncharacter and a space: no normalised text holds them
 _REPLACED = ("added_tokens_decoder", "sp_model_kwargs", "legacy", "add_bos_token", "add_eos_token")
-_EMPTY: Spec = {
-    "version": "1.0",
-    **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor")),
-    "decoder": None,
-    "added_tokens": [],
-    "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
-}
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -78,7 +71,7 @@ class HuggingFaceTokenizer(Tokenizer):
         Raises:
             ValueError: no tokenizer.json, or a mark is asked for that there is not.
         """
-        if absent := sorted(_EMPTY.keys() - {"version"} - spec.keys()):
+        if absent := sorted(EMPTY.keys() - {"version"} - spec.keys()):
             raise ValueError(f"{file} lacks {', '.join(absent)}: it is no whole tokenizer.json")
         bare = spec | dict.fromkeys(("padding", "truncation", "post_processor"))
         self._tokenizer = _made(_unreachable(bare), file)
@@ -199,12 +192,15 @@ def from_files(files: TokenizerFiles, *, marks: str = "auto") -> HuggingFaceToke
     if files.kind == "json":
         spec = files.json(JSON)
         names = _named_in(spec) | names
-        _set_bert_options(spec.get("normalizer"), config)
+        if "vocab.txt" in files.contents and spec.get("model", {}).get("type") == "WordPiece":
+            lines = vocab_lines(files.contents["vocab.txt"], f"{files.path}: vocab.txt")
+            files.refuse_conflict("vocab.txt", dict(enumerate(lines)))
+        set_bert_options(spec.get("normalizer"), config)
     elif files.kind == "wordpiece":
-        names = _BERT | names
-        spec = _wordpiece(files.contents[files.main], names, config, file=files.where)
+        names = BERT | names
+        spec = of_vocab(files.contents[files.main], names, config, file=files.where)
     else:
-        spec, names = _byte_level_of(files, names)
+        spec, names = of_merges(files, names)
     spec, added = _with_added(spec, files)
     return HuggingFaceTokenizer(
         spec,
@@ -248,45 +244,17 @@ def from_model(
     pieces = pieces_of(spec)
     start, between, end = ([pieces[i] for i in ids] for ids in around)
     if start or end:
-        spec["post_processor"] = _template(spec, [*start, "A", *between, "B", *end])
+        spec["post_processor"] = post_processor(spec, [*start, "A", *between, "B", *end])
     config = {key: value for key, value in files.json(CONFIG).items() if key not in _REPLACED}
     config |= {f"{role}_token": piece for role, piece in names.items()}
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     contents = {
         JSON: json.dumps(spec, ensure_ascii=False).encode(),
-        CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n",
+        CONFIG: json_bytes(config, ensure_ascii=False),
     }
     if (template := files.contents.get("chat_template.jinja")) is not None:
         contents["chat_template.jinja"] = template
     return HuggingFaceTokenizer(spec, file=files.where, marks=marks, names=names, contents=contents)
-
-
-def _byte_level_of(
-    files: TokenizerFiles, names: Mapping[str, str]
-) -> tuple[Spec, Mapping[str, str]]:
-    """RoBERTa's or Qwen's tokeniser of vocab.json and merges.txt, and its special pieces."""
-    is_roberta = files.kind == "roberta"
-    names = (_ROBERTA if is_roberta else _QWEN) | names
-    config = files.json(CONFIG)
-    try:
-        merges = files.contents["merges.txt"].decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{files.path}/merges.txt is no UTF-8 text ({error}): copy it") from None
-    merges = [line for line in merges if line and not line.startswith("#version")]
-    vocab = files.json("vocab.json")
-    spec = _byte_level(
-        vocab,
-        merges,
-        special=names.values(),
-        words="" if is_roberta else _WORDS % "",
-        prefix=bool(config.get("add_prefix_space", False)),
-    )
-    if is_roberta:
-        around = [names["cls"], "A", names["sep"], names["sep"], "B", names["sep"]]
-        spec["post_processor"] = _template(spec, around)
-    else:
-        spec["normalizer"] = {"type": "NFC"}
-    return spec, names
 
 
 def from_gguf(
@@ -316,14 +284,14 @@ def from_gguf(
         )
     tokens, merges, types = (metadata[key] for key in keys)
     control, user_defined = 3, 4  # of llama.cpp's token types
-    spec = _byte_level(
+    spec = byte_level(
         {token: i for i, token in enumerate(tokens)},
         merges,
         special=[token for token, kind in zip(tokens, types, strict=True) if kind == control],
-        words=_WORDS % ("{1,3}" if cut == "llama-bpe" else ""),
+        words=WORDS % ("{1,3}" if cut == "llama-bpe" else ""),
     )
     added = [token for token, kind in zip(tokens, types, strict=True) if kind == user_defined]
-    spec["added_tokens"] += [_added(token, spec, special=False) for token in added]
+    spec["added_tokens"] += [added_row(token, spec, special=False) for token in added]
     spec["added_tokens"].sort(key=lambda token: token["id"])
     spec["normalizer"] = {"type": "NFC"} if cut == "qwen2" else None
     spec["model"]["ignore_merges"] = cut == "llama-bpe"
@@ -331,101 +299,15 @@ def from_gguf(
     names = {role: tokens[i] for role, i in ids.items() if 0 <= i < len(tokens)}
     with_bos = metadata.get("tokenizer.ggml.add_bos_token", cut == "llama-bpe")
     if with_bos and "bos" in names:
-        spec["post_processor"] = _template(spec, [names["bos"], "A", names["bos"], "B"])
+        spec["post_processor"] = post_processor(spec, [names["bos"], "A", names["bos"], "B"])
     config = {"tokenizer_class": "PreTrainedTokenizerFast"}
     config |= {f"{role}_token": piece for role, piece in names.items()}
     config |= stored_chat_template(metadata)
     contents = {
-        "tokenizer.json": json.dumps(spec, ensure_ascii=False).encode(),
-        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n",
+        JSON: json.dumps(spec, ensure_ascii=False).encode(),
+        CONFIG: json_bytes(config, ensure_ascii=False),
     }
     return HuggingFaceTokenizer(spec, file=file, marks=marks, names=names, contents=contents)
-
-
-def _wordpiece(
-    data: bytes, names: Mapping[str, str], config: Mapping[str, Any], *, file: str
-) -> Spec:
-    """BERT's tokeniser of a vocab.txt, a piece a line."""
-    try:
-        lines = io.StringIO(data.decode(), newline=None)  # U+2028 is a piece, no end of a line
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text ({error}): copy it again") from None
-    vocab = {line.rstrip("\n"): i for i, line in enumerate(lines)}
-    if absent := [names[role] for role in ("cls", "sep", "unk") if names[role] not in vocab]:
-        raise ValueError(
-            f"{file} has no piece {', '.join(absent)}: it is no vocabulary of a BERT, or "
-            "tokenizer_config.json should name its special pieces"
-        )
-    model = {"type": "WordPiece", "unk_token": names["unk"], "continuing_subword_prefix": "##"}
-    model |= {"max_input_chars_per_word": 100, "vocab": vocab}
-    spec = _EMPTY | {"model": model, "pre_tokenizer": {"type": "BertPreTokenizer"}}
-    spec["normalizer"] = {
-        **{"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True},
-        **{"strip_accents": None, "lowercase": True},
-    }
-    _set_bert_options(spec["normalizer"], config)
-    spec["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
-    special = {names[role] for role in _BERT if names[role] in vocab}
-    spec["added_tokens"] = [_added(piece, spec) for piece in sorted(special, key=vocab.get)]
-    around = [names["cls"], "A", names["sep"], "B", names["sep"]]
-    spec["post_processor"] = _template(spec, around, second_type=1)
-    return spec
-
-
-def _set_bert_options(normalizer: Spec | None, config: Mapping[str, Any]) -> None:
-    """Takes from tokenizer_config.json what it says, as transformers does."""
-    keys = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
-    keys["tokenize_chinese_chars"] = "handle_chinese_chars"
-    if normalizer and normalizer.get("type") == "BertNormalizer":
-        normalizer |= {ours: config[key] for key, ours in keys.items() if key in config}
-
-
-def _byte_level(
-    vocab: Mapping[str, int],
-    merges: Sequence[str],
-    *,
-    special: Sequence[str],
-    words: str = "",
-    prefix: bool = False,
-) -> Spec:
-    """Byte-level BPE; `words` is a regex that cuts texts, '' cuts as GPT-2 does."""
-    model = {"type": "BPE", "vocab": vocab, "merges": [line.split(" ") for line in merges]}
-    model |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
-    step = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True}
-    step["use_regex"] = not words
-    split = {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
-    spec = _EMPTY | {"model": model, "decoder": step}
-    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, step]} if words else step
-    pieces = sorted({piece for piece in special if piece in vocab}, key=vocab.__getitem__)
-    spec["added_tokens"] = [_added(piece, spec) for piece in pieces]
-    return spec
-
-
-def _added(piece: str, spec: Spec, *, special: bool = True) -> Spec:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": spec["model"]["vocab"][piece], "content": piece, "special": special, **flags}
-
-
-def _template(spec: Spec, around: Sequence[str], *, second_type: int = 0) -> Spec:
-    """The post-processor that puts special pieces around texts 'A' and 'B'."""
-    items, type_id = [], 0
-    for piece in around:
-        type_id = second_type if piece == "B" else type_id
-        kind = "Sequence" if piece in ("A", "B") else "SpecialToken"
-        items.append({kind: {"id": piece, "type_id": type_id}})
-    first = around.index("A")
-    # One text has the marks before it, and behind it as many as stand at a pair's end.
-    behind = len(around) - 1 - around.index("B")
-    single = [*items[: first + 1], *items[first + 1 : first + 1 + behind]]
-    known = {piece: i for i, piece in pieces_of(spec).items()}
-    ids = {piece: known[piece] for piece in around if piece not in ("A", "B")}
-    special = {piece: {"id": piece, "ids": [i], "tokens": [piece]} for piece, i in ids.items()}
-    return {
-        "type": "TemplateProcessing",
-        "single": single,
-        "pair": items,
-        "special_tokens": special,
-    }
 
 
 def _made(spec: Spec, file: str) -> tokenizers.Tokenizer:
@@ -446,7 +328,7 @@ def _family(post_processor: Spec | None, file: str) -> Marks:
     """
     if post_processor is None:
         return Marks()
-    pair = _made(_EMPTY | {"post_processor": post_processor}, file).encode("a", "a")
+    pair = _made(EMPTY | {"post_processor": post_processor}, file).encode("a", "a")
     first, second = (pair.sequence_ids.index(text) for text in (0, 1))
     ids, second_type = pair.ids, pair.type_ids[second]
     start, between, end = ids[:first], ids[first + 1 : second], ids[second + 1 :]
@@ -458,8 +340,8 @@ def _family(post_processor: Spec | None, file: str) -> Marks:
 def _named_in(spec: Spec) -> dict[str, str]:
     """Finds special pieces with the usual names, for folders that do not say which they are."""
     special = {token["content"] for token in spec.get("added_tokens", ()) if token["special"]}
-    found = {role: piece for role, piece in _ROBERTA.items() if piece in special}
-    return found | {role: piece for role, piece in _BERT.items() if piece in special}
+    found = {role: piece for role, piece in ROBERTA.items() if piece in special}
+    return found | {role: piece for role, piece in BERT.items() if piece in special}
 
 
 def _unreachable(spec: Spec) -> Spec:
@@ -480,7 +362,7 @@ def _normalizer(spec: Spec, file: str) -> tokenizers.normalizers.Normalizer | No
     """The normaliser as a text's losses are seen by: spaces around characters are none."""
     shown = json.dumps(spec["normalizer"])
     shown = re.sub(r'("handle_chinese_chars": )true', r"\1false", shown)
-    return _made(_EMPTY | {"normalizer": json.loads(shown)}, file).normalizer
+    return _made(EMPTY | {"normalizer": json.loads(shown)}, file).normalizer
 
 
 def _byte_alphabet() -> dict[str, int]:

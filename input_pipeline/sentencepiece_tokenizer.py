@@ -1,15 +1,14 @@
 """SentencePiece: the tokenisers of Gemma, Llama 2, Mistral, T5 and XLM-R.
 
-Here: the tokeniser, models from folders and from GGUF metadata, and the ids of XLM-R and T5, which
-are arranged in the model itself: SentencePiece gives them, and all else (vocabulary.py, draws of
-segmentations) need not know. Called by tokenization.py. Imports no TensorFlow.
+Here: the tokeniser, of a folder's files or of a GGUF file. Not here: how the ids of XLM-R, of T5
+and of added tokens get into a model (sentencepiece_models.py). Called by tokenization.py. Imports
+no TensorFlow.
 """
 
 import functools
 import itertools
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,23 +19,28 @@ from sentencepiece import sentencepiece_pb2 as text_lib
 
 from input_pipeline import huggingface_tokenizer
 from input_pipeline.augmentation_ops import numpy_mix
-from input_pipeline.sentencepiece_conversion import to_json
+from input_pipeline.sentencepiece_models import (
+    add_tokens,
+    arrange,
+    cuts_alike,
+    is_fairseq,
+    serialised,
+    stored_files,
+)
 from input_pipeline.tokenization import (
     SPACE,
     Marks,
     Offsets,
     Tokenizer,
+    json_bytes,
     special_pieces,
     stored_chat_template,
     stored_json,
 )
-from input_pipeline.tokenizer_files import CONFIG, JSON, OWN_NAMES, Token, TokenizerFiles
+from input_pipeline.tokenizer_files import CONFIG, JSON, OWN_NAMES, TokenizerFiles
+from input_pipeline.tokenizer_json import of_sentencepiece
 
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
-_FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of XLM-R; <mask> is the last one
-_SENTINEL = "<extra_id_{}>"
-_SENTINELS = 100  # what T5's tokenisers add where nothing is said
-_LAST = ("<mask>", _SENTINEL.format(0))  # of the pieces that a class adds to its model
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -81,7 +85,7 @@ class SentencePieceTokenizer(Tokenizer):
             vocab_size=size,
             family=_family(processor, ids, contents or {}, file),
             marks=marks,
-            files=contents or _stored(model),
+            files=contents or stored_files(model),
             file=file,
             reading=reading,
         )
@@ -250,17 +254,13 @@ def _family(
 ) -> Marks:
     """Tells the marks by the pieces: those of XLM-R, of T5 (which has no bos), or one bos."""
     bos, eos = ids["bos"] if processor.bos_id() >= 0 else -1, ids["eos"]
-    if _is_fairseq([processor.id_to_piece(i) for i in range(min(4, len(processor)))]):
+    if is_fairseq([processor.id_to_piece(i) for i in range(min(4, len(processor)))]):
         return Marks((bos,), (eos, eos), (eos,))
     if bos < 0:
         return Marks((), (eos,), (eos,)) if eos >= 0 else Marks()
     config = stored_json(contents, "tokenizer_config.json", file=file)
     add_bos, add_eos = (config.get(f"add_{name}_token") for name in ("bos", "eos"))
     return Marks((bos,) if add_bos is not False else (), (), (eos,) if add_eos else ())
-
-
-def _is_fairseq(pieces: Sequence[str]) -> bool:
-    return tuple(pieces) == _FAIRSEQ
 
 
 def _not_whole(model: bytes, file: str) -> ValueError:
@@ -292,165 +292,40 @@ def from_files(files: TokenizerFiles, *, marks: str = "auto") -> Tokenizer:
     # What comes last in the file: one that is cut off between two pieces can be parsed.
     if not (proto.HasField("trainer_spec") and proto.HasField("normalizer_spec")):
         raise _not_whole(data, files.where)
-    changed = _arrange(proto, files)
-    pieces = dict(enumerate(piece.piece for piece in proto.pieces))
-    tokens = files.added_to(pieces)
-    files.refuse_conflict(pieces | {token["id"]: token["content"] for token in tokens})
-    added, cut = _add(proto, tokens)
-    changed |= added
+    arranged = arrange(proto, files)
+    tokens = files.added_to(pieces := dict(enumerate(piece.piece for piece in proto.pieces)))
+    files.refuse_conflict(files.main, pieces | {token["id"]: token["content"] for token in tokens})
+    types = {piece.type for piece in proto.pieces}
+    added, cut = add_tokens(proto, tokens)
     contents = {OWN_NAMES.get(files.kind, files.main): data}
     contents |= {name: file for name, file in files.contents.items() if name != files.main}
-    tokenizer = SentencePieceTokenizer(
-        _serialised(proto) if changed else data,
+    make = functools.partial(
+        SentencePieceTokenizer,
+        serialised(proto) if arranged or added else data,
         file=files.where,
-        marks=marks,
         # A model of ours has its ids arranged already; its files are made of it.
         contents=None if files.kind == "plain" and len(contents) == 1 else contents,
-        reading=files.reading + ("added" if added else ""),
+        reading=(files.reading if arranged else "") + ("added" if added else ""),
     )
-    if not cut or _is_exact(proto, cut):
-        return tokenizer
-    return _converted(tokenizer, proto, cut, files, marks=marks)
-
-
-def _converted(
-    tokenizer: SentencePieceTokenizer,
-    proto: proto_lib.ModelProto,
-    cut: Sequence[Token],
-    files: TokenizerFiles,
-    *,
-    marks: str,
-) -> Tokenizer:
-    """Makes the tokeniser of a model with tokens that SentencePiece can't cut out of texts."""
+    if not cut or cuts_alike(proto, cut):
+        return make(marks=marks)
     if JSON in files.contents:
         files.kind, files.main = "json", JSON
         return huggingface_tokenizer.from_files(files, marks=marks)
-    if files.json(CONFIG).get("legacy") is False:
+    if files.json(CONFIG).get("legacy") is False or types & {_TYPES.USER_DEFINED, _TYPES.UNUSED}:
         raise ValueError(
-            f"{files.where} has 'legacy': false and added tokens ({cut[0]['content']!r}): how "
-            f"texts are cut at these only {JSON} says. Write it with transformers: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            f"{files.where} has added tokens ({cut[0]['content']!r}) and 'legacy': false or pieces "
+            f"of its users: how texts are cut at all these, only {JSON} says. Write it with "
+            "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    around = (tokenizer.start_ids, tokenizer.between_ids or tokenizer.start_ids, tokenizer.end_ids)
+    own = make()
     return huggingface_tokenizer.from_model(
-        to_json(proto, cut),
+        of_sentencepiece(proto, cut),
         files,
-        names={role: tokenizer.piece(i) for role, i in tokenizer.role_ids.items()},
-        around=around,
+        names={role: own.piece(i) for role, i in own.role_ids.items()},
+        around=(own.start_ids, own.between_ids or own.start_ids, own.end_ids),
         marks=marks,
     )
-
-
-def _arrange(proto: proto_lib.ModelProto, files: TokenizerFiles) -> bool:
-    """Gives a model the ids that its class has; returns whether it had others."""
-    known, config = {piece.piece for piece in proto.pieces}, files.json(CONFIG)
-    if files.kind == "xlm-roberta" and not _is_fairseq([p.piece for p in proto.pieces[:4]]):
-        _put_fairseq_ids(proto, files.where)
-        return True
-    if files.kind == "t5" and not known & {_SENTINEL.format(0), SPACE + _SENTINEL.format(0)}:
-        _put_sentinels(proto, config.get("extra_ids", _SENTINELS))
-        return True
-    return False
-
-
-def _add(proto: proto_lib.ModelProto, tokens: Sequence[Token]) -> tuple[bool, list[Token]]:
-    """Puts added tokens into a model, in place.
-
-    Returns:
-        Whether that changed it, and the tokens that are cut out of a text before all else.
-    """
-    changed, cut = False, []
-    for token in tokens:
-        if token["id"] == len(proto.pieces):
-            proto.pieces.add(piece=token["content"])
-        piece = proto.pieces[token["id"]]
-        if piece.type != _TYPES.NORMAL:
-            continue
-        # No text reaches control pieces.
-        piece.type = _TYPES.CONTROL if token["special"] else _TYPES.USER_DEFINED
-        changed, cut = True, [*cut, *([] if token["special"] else [token])]
-    return changed, cut
-
-
-def _is_exact(proto: proto_lib.ModelProto, cut: Sequence[Token]) -> bool:
-    """Whether SentencePiece cuts tokens out of a text with the ids that transformers gives.
-
-    It does if it changes no text: transformers tokenises what stands between such tokens apart,
-    each part with a space before it and without those at its ends where the model has it so.
-    """
-    normalizer = proto.normalizer_spec
-    return not (
-        normalizer.add_dummy_prefix
-        or normalizer.remove_extra_whitespaces
-        or normalizer.precompiled_charsmap
-        or any(token[flag] for token in cut for flag in ("lstrip", "rstrip", "single_word"))
-    )
-
-
-def _put_fairseq_ids(proto: proto_lib.ModelProto, file: str) -> None:
-    """Puts XLM-R's first ids in place and <mask> at the end; other pieces move up by one."""
-    first = {
-        piece.piece: _TYPES.FromString(piece.SerializeToString()) for piece in proto.pieces[:3]
-    }
-    first["<pad>"] = _TYPES(piece="<pad>", type=_TYPES.CONTROL)
-    if absent := [piece for piece in _FAIRSEQ if piece not in first]:
-        raise ValueError(
-            f"{file} starts with {', '.join(first)}, without {', '.join(absent)}: it is no model "
-            "of an XLMRobertaTokenizer; set config.tokenizer.model to the right file, or correct "
-            f"tokenizer_class in {CONFIG}"
-        )
-    del proto.pieces[:3]
-    for place, piece in enumerate(_FAIRSEQ):
-        proto.pieces.insert(place, first[piece])
-    proto.pieces.add(piece="<mask>", type=_TYPES.CONTROL)
-
-
-def _put_sentinels(proto: proto_lib.ModelProto, count: int) -> None:
-    """Puts T5's sentinels at the end, counting down; as control pieces no text reaches them."""
-    for i in reversed(range(count)):
-        proto.pieces.add(piece=_SENTINEL.format(i), type=_TYPES.CONTROL)
-
-
-def _serialised(proto: proto_lib.ModelProto) -> bytes:
-    proto.trainer_spec.vocab_size = len(proto.pieces)
-    return proto.SerializeToString(deterministic=True)
-
-
-def _stored(model: bytes) -> dict[str, bytes]:
-    """Undoes the arrangements above, since transformers and `from_files` make them anew."""
-    proto = proto_lib.ModelProto.FromString(model)
-    pieces = [piece.piece for piece in proto.pieces]
-    # What was added, as special pieces, stands behind the last of the class's own.
-    last = len(pieces) - 1
-    while last and proto.pieces[last].type == _TYPES.CONTROL and pieces[last] not in _LAST:
-        last -= 1
-    added = {pieces[i]: i for i in range(last + 1, len(pieces))}
-    files = {"added_tokens.json": _json(added)} if added else {}
-    if _is_fairseq(pieces[:4]) and pieces[last] == "<mask>":
-        del proto.pieces[last:]
-        proto.pieces.insert(0, proto.pieces.pop(3))
-        del proto.pieces[2]
-        files["sentencepiece.bpe.model"] = _serialised(proto)
-        return files | _config("XLMRobertaTokenizer", added)
-    count = 0
-    while count < last and pieces[last - count] == _SENTINEL.format(count):
-        count += proto.pieces[last - count].type == _TYPES.CONTROL or len(pieces)
-    if 0 < count < last:
-        del proto.pieces[last + 1 - count :]
-        files["spiece.model"] = _serialised(proto)
-        return files | _config("T5Tokenizer", added, extra_ids=count)
-    return {"tokenizer.model": model}
-
-
-def _config(name: str, special: Iterable[str], **fields: Any) -> dict[str, bytes]:
-    config = {"tokenizer_class": name, **fields}
-    if special := list(special):
-        config["additional_special_tokens"] = special
-    return {CONFIG: _json(config)}
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
 
 
 def from_gguf(
@@ -463,7 +338,7 @@ def from_gguf(
     contents = {"tokenizer.model": model}
     config |= stored_chat_template(metadata)
     if config:
-        contents[CONFIG] = _json(config)
+        contents[CONFIG] = json_bytes(config)
     return SentencePieceTokenizer(model, file=file, marks=marks, contents=contents)
 
 

@@ -244,7 +244,7 @@ def load_tokenizer(
     config = stored_json(tokenizer.files(), name, file=str(path))
     if files.class_name and not config.get("tokenizer_class"):  # named by a file of the model
         config |= {"tokenizer_class": files.class_name}
-        tokenizer._files[name] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+        tokenizer._files[name] = json_bytes(config, ensure_ascii=False)
     return tokenizer
 
 
@@ -286,6 +286,11 @@ def parse_json(data: bytes, file: str | os.PathLike) -> dict[str, Any]:
 def stored_json(contents: Mapping[str, bytes], name: str, *, file: str) -> dict[str, Any]:
     """Reads one of a folder's JSON files; {} where it lacks it."""
     return parse_json(contents[name], f"{file}: {name}") if name in contents else {}
+
+
+def json_bytes(value: Mapping[str, Any], *, ensure_ascii: bool = True) -> bytes:
+    """Returns one of a folder's JSON files."""
+    return json.dumps(value, indent=2, ensure_ascii=ensure_ascii).encode() + b"\n"
 
 
 def stored_chat_template(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -377,6 +382,12 @@ def check_belongs(
             )
         notes.append(f"{says}, as its own files have it: {own} is used.")
     if spare := vocab_size - pieces:
+        if not tokenizer.files().get("vocab.txt", b"\n").endswith(b"\n"):
+            raise ValueError(
+                f"vocab.txt ends within a line, {spare:,} pieces before the {vocab_size:,} rows of "
+                f"the embedding in {file} do: it was cut off; copy it again, or end it with a line "
+                "break if it is whole"
+            )
         notes.append(
             f"The embedding has {spare:,} rows more than the tokeniser has pieces ({pieces:,}); no "
             "text reaches them."

@@ -63,7 +63,7 @@ _HINTS = (
     *(("mt5", "T5"), ("t5", "T5")),
 )
 _FAIRSEQ = {0: "<s>", 1: "<pad>", 2: "</s>", 3: "<unk>"}  # that XLM-R's class puts first
-_MISFITS = 0.001  # share of pieces; tokenizer.json spells a few otherwise (a tab in Gemma's)
+MISFITS = 0.001  # share of pieces; tokenizer.json spells a few otherwise (a tab in Gemma's)
 _UNSAID = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
 
 
@@ -213,24 +213,22 @@ class TokenizerFiles:
                 size += 1
         return tokens
 
-    def refuse_conflict(self, pieces: Mapping[int, str]) -> None:
-        """Compares the pieces of the main file with those of a tokenizer.json beside it.
+    def refuse_conflict(self, name: str, pieces: Mapping[int, str]) -> None:
+        """Compares the pieces of another file with those of a tokenizer.json beside it.
 
         Raises:
             ValueError: they are not the same.
         """
-        if JSON not in self.contents or self.main == JSON:
-            return
         others = pieces_of(self.json(JSON))
         different = [i for i, piece in others.items() if pieces.get(i) != piece]
-        if len(different) > _MISFITS * len(others):
+        if len(different) > MISFITS * len(others) or not pieces.keys() >= {*different}:
             i = min(different)
+            there = repr(pieces[i]) if i in pieces else "nothing"
             raise ValueError(
-                f"{self.path}: {self.main}, read as {self.class_name or self.kind}, has "
-                f"{pieces.get(i, 'nothing')!r} at {i} where {JSON} has {others[i]!r} "
+                f"{self.path}: {name} has {there} at {i}, where {JSON} has {others[i]!r} "
                 f"({len(different):,} of {len(others):,} pieces differ): one of the two is of "
-                "another model or was cut off; delete it, or set config.tokenizer.model to the "
-                "right file"
+                "another model or was cut off, or tokenizer_class is wrong; copy both again, or "
+                "set config.tokenizer.model to the right one"
             )
 
     def _config(self, place: Path, name: str) -> dict[str, Any]:
