@@ -15,6 +15,7 @@ from input_pipeline.tokenizer_files import CONFIG, Token, TokenizerFiles
 
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of XLM-R; <mask> is the last one
+_T5 = ("<pad>", "</s>", "<unk>")
 _SENTINEL = "<extra_id_{}>"
 _SENTINELS = 100  # what T5's tokenisers add where nothing is said
 _LAST = ("<mask>", _SENTINEL.format(0))  # of the pieces that a class adds to its model
@@ -37,6 +38,12 @@ def arrange(proto: proto_lib.ModelProto, files: TokenizerFiles) -> bool:
         _put_fairseq_ids(proto, files.where)
         return True
     if files.kind == "t5" and not known & {_SENTINEL.format(0), SPACE + _SENTINEL.format(0)}:
+        first = tuple(piece.piece for piece in proto.pieces[:3])
+        if files.is_guessed and first != _T5:
+            raise ValueError(
+                f"{files.where} begins with {', '.join(first)}, not as T5's models do: which ids "
+                f"its class gives can't be known; name the class in {CONFIG} (tokenizer_class)"
+            )
         _put_sentinels(proto, config.get("extra_ids", _SENTINELS))
         return True
     return changed

@@ -40,6 +40,8 @@ _SOURCES = {
     "gemma": ("tokenizer.model",),
 }
 OWN_NAMES = {kind: names[0] for kind, names in _SOURCES.items()}
+_GUESSES = {"tokenizer.model": "plain", "spiece.model": "t5"}
+_GUESSES["sentencepiece.bpe.model"] = "xlm-roberta"
 # Classes, without 'Tokenizer' and 'Fast', and how they are read.
 _KINDS = {
     **dict.fromkeys(("bert", "convbert", "distilbert", "electra", "ernie"), "wordpiece"),
@@ -94,6 +96,7 @@ class TokenizerFiles:
             tokenizer.json says, 'plain' a SentencePiece model with the ids that it has.
         main: name of the file that holds the pieces.
         class_name: as a file names it; '' where none does.
+        is_guessed: whether a SentencePiece model's name alone told its kind.
         note: a sentence on what was guessed, or ''.
     """
 
@@ -108,7 +111,7 @@ class TokenizerFiles:
             FileNotFoundError: no tokeniser is there.
             ValueError: a file is damaged or contradicts another, or the class isn't implemented.
         """
-        self.path, self.note = path, ""
+        self.path, self.note, self.is_guessed = path, "", False
         folder = path if path.is_dir() else path.parent
         checkpoint = checkpoint if checkpoint and checkpoint.is_dir() else None
         self._named = "" if path.is_dir() else _name_of(path)
@@ -298,18 +301,14 @@ class TokenizerFiles:
         )
 
     def _of_files(self) -> tuple[str, str]:
-        for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
+        for name, kind in _GUESSES.items():
             if name in self.contents:
-                kind = "plain"
-                if name != "tokenizer.model":
-                    kind, whose = (
-                        ("t5", "T5") if name == "spiece.model" else ("xlm-roberta", "XLM-R")
+                self.is_guessed = kind != "plain"
+                if self.is_guessed and any(self._hints):  # whose architecture has another one
+                    self.note = (
+                        f"No file beside {name} names the tokeniser's class: its ids are arranged "
+                        f"as those of {kind} are. If that is wrong, name the class in {CONFIG}."
                     )
-                    if any(self._hints):  # whose architecture usually has another tokeniser
-                        self.note = (
-                            f"No file beside {name} names the tokeniser's class: its ids are "
-                            f"arranged as {whose}'s. If that is wrong, name it in {CONFIG}."
-                        )
                 return kind, name
         if "vocab.txt" in self.contents:
             return "wordpiece", "vocab.txt"
