@@ -304,8 +304,11 @@ def _inputs(config: ConfigDict, checkpoint: Checkpoint) -> Inputs:
     room = checkpoint.config.max_length or _MAX_LENGTH
     try:
         tokenizer = load_own(own)
-    except FileNotFoundError:
-        print("The checkpoint has no tokeniser: random ids are compared.")
+    except (FileNotFoundError, ValueError) as error:  # weights can be verified without one
+        missing = isinstance(error, FileNotFoundError)
+        print(
+            f"{'The checkpoint has no tokeniser' if missing else error}: random ids are compared."
+        )
         rng, size = np.random.default_rng(0), checkpoint.config.vocab_size
         tokens = [rng.integers(3, size, min(3 * i + 2, room)).astype(np.int32) for i in range(8)]
     else:
