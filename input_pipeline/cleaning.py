@@ -80,11 +80,7 @@ def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
     Args:
         records: as they were read and normalised.
         cleaning: config.data.cleaning.
-
-    Raises:
-        ValueError: for a knob out of its range.
     """
-    _check(cleaning)
     stripped = [strip(record) for record in records]
     paired = any(record.pair for record in stripped)
     report = _Report()
@@ -159,23 +155,6 @@ class _Report:
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
             examples.append({"where": record.where, "text": record.text[:_SHOWN], **details})
-
-
-def _check(cleaning: ConfigDict) -> None:
-    def require(name: str, fine: bool, expected: str) -> None:
-        if not fine:
-            raise ValueError(f"config.data.cleaning.{name}={cleaning[name]!r}: expected {expected}")
-
-    for name in ("min_characters", "max_characters", "max_template"):
-        require(name, cleaning[name] >= 0, "a count, or 0")
-    for name in ("min_chinese_share", "max_repetition"):
-        require(name, 0 <= cleaning[name] <= 1, "a share from 0 to 1")
-    require("threshold", 0 < cleaning.threshold <= 1, "a similarity above 0 and up to 1")
-    for name, known in (
-        ("label_conflicts", ("drop", "majority", "keep")),
-        ("near_duplicates", ("keep", "drop")),
-    ):
-        require(name, cleaning[name] in known, f"one of {known}")
 
 
 def _unfit(record: Record, cleaning: ConfigDict, *, paired: bool) -> str:

@@ -19,7 +19,6 @@ import numpy as np
 import sentencepiece
 
 SPACE = "\u2581"  # what SentencePiece writes for a space
-MARKS = ("auto", "none", "bos", "eos", "both")
 MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 FILES = (
     *MODEL_FILES,
@@ -94,10 +93,6 @@ class Tokenizer(abc.ABC):
         for name, data in sorted(self._files.items()):
             digest.update(f"{name} {len(data)}\n".encode() + data)
         self.fingerprint = digest.hexdigest()
-        if marks not in MARKS:
-            raise ValueError(
-                f"config.tokenizer.marks={marks!r}: expected one of {', '.join(MARKS)}"
-            )
         if marks != "auto":
             start = _asked("bos", "cls", special_ids, file) if marks in ("bos", "both") else ()
             end = _asked("eos", "sep", special_ids, file) if marks in ("eos", "both") else ()
