@@ -157,7 +157,8 @@ def _check(split: ConfigDict, total: int, *, grouped: bool) -> None:
             f"config.data.split.fold={split.fold}: expected one of "
             f"config.data.split.folds={split.folds}, counted from 0"
         )
-    if grouped and split.kind in ("stratified", "time"):
+    divided = any(sizes) or split.folds
+    if grouped and divided and split.kind in ("stratified", "time"):
         raise ValueError(
             f"config.data.split.kind={split.kind!r} would put one group on several sides: pass "
             "--config.data.split.kind=group, or --config.data.group_column= if groups don't matter"
