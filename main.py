@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from configs.checks import check_values
 from configs.overrides import check_overrides
+from tasks import KINDS
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
@@ -77,11 +78,11 @@ def main(argv: list[str]) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags, and checks keys and values of the config."""
     try:
-        check_overrides(argv)
-        rest = FLAGS(argv)
-        check_values(FLAGS.config)
+        sys.argv = check_overrides(argv)  # which absl reads the keys of the config from
+        rest = FLAGS(sys.argv)
+        check_values(FLAGS.config, tasks=KINDS)
         return rest
-    except (flags.Error, ValueError, FileNotFoundError) as error:
+    except (flags.Error, ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
 
 

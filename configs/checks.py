@@ -1,144 +1,349 @@
-"""Checks of a config's values before anything is read, written or computed.
+"""The table of what every value of configs/common.py may be, and the check against it.
 
-What only the data or the model can tell is checked where they are known.
+It is made before anything is read, written or computed. What only the data or the model can tell,
+and what depends on two values at once, is checked where it is known.
 """
 
+import difflib
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from tasks import KINDS
+from configs.ranges import (
+    Duration,
+    Form,
+    Names,
+    Number,
+    Row,
+    Whole,
+    are,
+    choice,
+    is_regex,
+    is_size,
+    is_table,
+)
 
 ADAPTERS = ("full", "head", "bitfit", "norms", "last_layers")
 ADAPTERS += ("lora", "rslora", "dora", "ia3", "prompt")
-_CHOICES = {
-    "task": KINDS,
-    "classification.kind": ("single", "multi", "regression", "ordinal", "hierarchical"),
-    "tagging.head": ("softmax", "crf", "global_pointer"),
-    "generation.train_on": ("last", "all"),
-    "generation.on_long": ("drop", "stop", "cut"),
-    "generation.on_empty": ("drop", "stop"),
-    "multi.mixing": ("temperature", "rates"),
-    "data.label_kind": ("class", "number"),
-    "data.overlapping_spans": ("keep", "drop"),
-    "data.on_misfit": ("drop", "stop"),
-    "data.on_new_label": ("drop", "stop"),
-    "data.words": ("none", "jieba"),
-    "data.cleaning.label_conflicts": ("drop", "majority", "keep"),
-    "data.cleaning.near_duplicates": ("keep", "drop"),
-    "data.split.kind": ("stratified", "group", "time", "given"),
-    "data.audit.kind": ("off", "exact", "near"),
-    "data.audit.on_leak": ("report", "stop"),
-    "augmentation.pair": ("apart", "alike", "text", "pair"),
-    "features.use": ("none", "both"),
-    "features.transformation": ("none", "log", "power", "quantile"),
-    "features.scaling": ("none", "standard", "min_max", "robust"),
-    "features.selection": ("none", "variance", "chi2", "mutual_information", "model"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.init": ("pretrained", "scratch"),
-    "model.head": ("linear", "label_words"),
-    "model.pooling": ("first", "last", "mean", "pooler", "mask"),
-    "tokenizer.marks": ("auto", "none", "bos", "eos", "both"),
-    "adapt.kind": ADAPTERS,
-    "adapt.frozen_dtype": ("float32", "bfloat16", "int8"),
-    "train.collapse": ("ignore", "stop", "restart"),
-    "eval.calibration": ("none", "temperature", "bias"),
-    "train.on_config_change": ("refuse", "continue", "overwrite"),
-}
-_AT_LEAST = {
-    "data.cleaning.min_characters": 0,
-    "data.cleaning.max_characters": 0,
-    "data.cleaning.max_template": 0,
-    "data.split.validation": 0,
-    "data.split.test": 0,
-    "data.split.folds": 0,
-    "tokenizer.keep_others": -1,
-    "tokenizer.new_pieces": 0,
-    "adapt.rank": 1,
-    "adapt.layers": 1,
-    "adapt.prompt_length": 1,
-    "verify.examples": 1,
-    "features.tfidf_terms": 1,
-    "features.svd": 0,
-    "features.max_features": 1,
-    "tagging.head_size": 2,
-    "tagging.max_spans": 1,
-    "reading.n_best": 1,
-    "reading.max_answer": 1,
-    "language.chunk": 1,
-    "language.mean_span": 1,
-    "generation.chunk": 1,
-    "generation.max_tokens": 1,
-    "generation.temperature": 0,
-    "generation.top_k": 0,
-    "generation.beams": 1,
-    "generation.examples": 0,
-    "data.overlap": 0,
-    "data.batch_size": 1,
-    "train.microbatches": 1,
-    "train.keep_latest": 1,
-    "eval.rows": 1,
-    "integrate.points": 2,
-    "review.folds": 2,
-    "review.neighbours": 0,
-    "search.trials": 0,
-    "seeds": 1,
-}
-_SHARES = ("data.cleaning.min_chinese_share", "data.cleaning.max_repetition")
-_SHARES += ("classification.label_smoothing", "language.mask_share", "generation.top_p")
-_SHARES += ("tagging.dropout", "self_training.threshold", "train.ema")
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "conll", "squad", "c3", "chid", "wsc")
+RECODING = ("control", "zero_width", "halfwidth", "halfwidth_punctuation", "fullwidth_punctuation")
+RECODING += ("simplified", "traditional", "simplified_phrases", "traditional_phrases", "variants")
+RECODING += ("compatibility", "nfc", "lower", "repeated_punctuation", "repeated_characters")
+RECODING += ("urls:drop", "urls:mask", "mentions:drop", "mentions:mask", "emoji:drop", "emoji:mask")
+RECODING += ("chinese_spaces", "whitespace")
+EXTRACTORS = ("lengths", "characters", "punctuation", "lexicon", "pinyin", "radicals")
+EXTRACTORS += ("character_tfidf", "word_tfidf", "values")
+METHODS = ("interpolation", "soup", "greedy_soup", "learned_soup", "add", "ties", "dare")
+METHODS += ("ensemble",)
+
+COUNT, SOME = Whole(0), Whole(1)
+POSITIVE, NOT_NEGATIVE = Number(0, above=True), Number(0)
+SHARE, BELOW_ONE = Number(0, 1), Number(0, 1, below=True)
+SIMILARITY = Number(0, 1, above=True)
+TEXT = Form("a string", lambda value: isinstance(value, str))
+NEEDED = Form("a string that is not empty", lambda value: isinstance(value, str) and value != "")
+SWITCH = Form("True or False", lambda value: isinstance(value, bool))
+LABELS = Form(
+    "a tuple of strings or numbers", are(Form("", lambda name: isinstance(name, str | int | float)))
+)
+SIZE = Form("a share of at least 0 and below 1, or a whole number from 1 on", is_size)
+TEMPLATE = Form(
+    "a text in which a line break is one, not a backslash and an n: in a shell write "
+    "--config.data.template=$'{text}\\n{pair}'",
+    lambda value: isinstance(value, str) and "\\n" not in value,
+)
+_ROWS = "rows of a regular expression and a number, "
+_ROWS += "as in \"(('.*embedder.*', 0.1), ('.*', 1.0))\""
+LR_TABLE = Form(f"{_ROWS}, or None that freezes", lambda value: is_table(value, freezes=True))
+DECAY_TABLE = Form(_ROWS, lambda value: is_table(value, freezes=False))
+WEIGHTS = Form(
+    "a number of at least 0 for each label, or ('balanced',)",
+    lambda value: are(NOT_NEGATIVE)(value) or value in (("balanced",), ["balanced"]),
+)
 
 
-def check_values(config: ConfigDict) -> None:
-    """Raises on a value that cannot work.
+def _is_threshold(value: Any) -> bool:
+    try:
+        return value == "fitted" or Number(0, 1, above=True, below=True).fits(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_checkpoint(value: Any) -> bool:
+    named = value in ("best", "latest", "integrated")
+    return isinstance(value, str) and (named or (value.isascii() and value.isdigit()))
+
+
+TABLE: dict[str, Row] = {
+    "seed": Whole(0, 2**32 - 1),
+    "seeds": SOME,
+    "resume_from": TEXT,
+    "task": NEEDED,  # one of those that check_values is given
+    "data.source": NEEDED,
+    "data.files": TEXT,
+    "data.validation_files": TEXT,
+    "data.test_files": TEXT,
+    "data.format": choice("", *FORMATS),
+    "data.encoding": NEEDED,
+    "data.text_column": NEEDED,
+    "data.pair_column": TEXT,
+    "data.label_column": TEXT,
+    "data.label_kind": choice("class", "number"),
+    "data.label_separator": TEXT,
+    "data.spans_column": TEXT,
+    "data.choices_column": TEXT,
+    "data.first_choice": Whole(-(2**31)),
+    "data.messages_column": TEXT,
+    "data.id_column": TEXT,
+    "data.list_separator": TEXT,
+    "data.answers_file": TEXT,
+    "data.group_column": TEXT,
+    "data.time_column": TEXT,
+    "data.value_columns": Names(),
+    "data.labels": LABELS,
+    "data.overlapping_spans": choice("keep", "drop"),
+    "data.on_misfit": choice("drop", "stop"),
+    "data.on_new_label": choice("drop", "stop"),
+    "data.skip_labels": LABELS,
+    "data.normalization": Form(f"a tuple of names out of {RECODING}", are(choice(*RECODING))),
+    "data.words": choice("none", "jieba"),
+    "data.cleaning.min_characters": COUNT,
+    "data.cleaning.max_characters": COUNT,
+    "data.cleaning.min_chinese_share": SHARE,
+    "data.cleaning.max_repetition": SHARE,
+    "data.cleaning.max_template": COUNT,
+    "data.cleaning.label_conflicts": choice("drop", "majority", "keep"),
+    "data.cleaning.near_duplicates": choice("keep", "drop"),
+    "data.cleaning.threshold": SIMILARITY,
+    "data.split.kind": choice("stratified", "group", "time", "given"),
+    "data.split.validation": SIZE,
+    "data.split.test": SIZE,
+    "data.split.folds": Whole(2, also=(0,)),
+    "data.split.fold": COUNT,
+    "data.split.seed": Whole(-(2**63), 2**63),
+    "data.audit.kind": choice("off", "exact", "near"),
+    "data.audit.threshold": SIMILARITY,
+    "data.audit.on_leak": choice("report", "stop"),
+    "data.prepared_dir": TEXT,
+    "data.max_train_examples": COUNT,
+    "data.max_validation_examples": COUNT,
+    "data.max_test_examples": COUNT,
+    "data.batch_size": SOME,
+    "data.template": TEMPLATE,
+    "data.overlap": COUNT,
+    "tokenizer.model": TEXT,
+    "tokenizer.vocab_size": SOME,
+    "tokenizer.marks": choice("auto", "none", "bos", "eos", "both"),
+    "tokenizer.keep_others": Whole(-1),
+    "tokenizer.new_pieces": COUNT,
+    "layout.kind": choice("pad", "bucket", "pack"),
+    "layout.max_length": SOME,
+    "layout.row_length": SOME,
+    "layout.max_shapes": SOME,
+    "augmentation.share": Number(0, 1, above=True),
+    "augmentation.pair": choice("apart", "alike", "text", "pair"),
+    "augmentation.deletion_rate": BELOW_ONE,
+    "augmentation.swap_rate": BELOW_ONE,
+    "augmentation.insertion_rate": BELOW_ONE,
+    "augmentation.punctuation_rate": BELOW_ONE,
+    "augmentation.mask_rate": BELOW_ONE,
+    "augmentation.mask_character": Form(
+        "one character", lambda value: isinstance(value, str) and len(value) == 1
+    ),
+    "augmentation.homophone_rate": BELOW_ONE,
+    "augmentation.shape_rate": BELOW_ONE,
+    "augmentation.synonym_rate": BELOW_ONE,
+    "augmentation.synonyms": TEXT,
+    "augmentation.word_deletion_rate": BELOW_ONE,
+    "augmentation.word_swap_rate": BELOW_ONE,
+    "augmentation.word_insertion_rate": BELOW_ONE,
+    "augmentation.entity_rate": BELOW_ONE,
+    "augmentation.cutoff_rate": BELOW_ONE,
+    "augmentation.mixing_rate": BELOW_ONE,
+    "augmentation.sampling_rate": BELOW_ONE,
+    "augmentation.sampling_size": Whole(2),
+    "augmentation.sampling_alpha": Number(0, 1, above=True),
+    "features.use": choice("none", "both"),
+    "features.extractors": Names(EXTRACTORS, least=1),
+    "features.lexicon": TEXT,
+    "features.tfidf_terms": SOME,
+    "features.svd": COUNT,
+    "features.transformation": choice("none", "log", "power", "quantile"),
+    "features.scaling": choice("none", "standard", "min_max", "robust"),
+    "features.selection": choice("none", "variance", "chi2", "mutual_information", "model"),
+    "features.max_features": SOME,
+    "features.compare": SWITCH,
+    "model.checkpoint": NEEDED,
+    "model.hub": TEXT,
+    "model.init": choice("pretrained", "scratch"),
+    "model.dtype": choice("float32", "bfloat16"),
+    "model.remat": SWITCH,
+    "model.bidirectional": SWITCH,
+    "model.pooling": choice("first", "last", "mean", "pooler", "mask"),
+    "model.head": choice("linear", "label_words"),
+    "model.head_bias": SWITCH,
+    "model.label_words": Names(),
+    "model.dropout": BELOW_ONE,
+    "model.hidden_dropout": BELOW_ONE,
+    "classification.kind": choice("single", "multi", "regression", "ordinal", "hierarchical"),
+    "classification.separator": NEEDED,
+    "classification.class_weights": WEIGHTS,
+    "classification.focal_gamma": NOT_NEGATIVE,
+    "classification.label_smoothing": BELOW_ONE,
+    "classification.threshold": Form("'fitted' or a probability between 0 and 1", _is_threshold),
+    "tagging.head": choice("softmax", "crf", "global_pointer"),
+    "tagging.characters": SWITCH,
+    "tagging.head_size": Whole(2, step=2),
+    "tagging.max_spans": SOME,
+    "tagging.dropout": BELOW_ONE,
+    "reading.n_best": SOME,
+    "reading.max_answer": SOME,
+    "reading.no_answer": SWITCH,
+    "reading.threshold": Number(),
+    "language.mask_share": Number(0, 1, above=True, below=True),
+    "language.whole_words": SWITCH,
+    "language.mean_span": Number(1),
+    "language.chunk": SOME,
+    "generation.chat_template": TEXT,
+    "generation.train_on": choice("last", "all"),
+    "generation.on_long": choice("drop", "stop", "cut"),
+    "generation.on_empty": choice("drop", "stop"),
+    "generation.max_tokens": SOME,
+    "generation.temperature": NOT_NEGATIVE,
+    "generation.top_k": COUNT,
+    "generation.top_p": Number(0, 1, above=True),
+    "generation.beams": SOME,
+    "generation.length_penalty": NOT_NEGATIVE,
+    "generation.examples": COUNT,
+    "generation.chunk": SOME,
+    "multi.mixing": choice("temperature", "rates"),
+    "multi.temperature": POSITIVE,
+    "multi.rates": Form("a number above 0 for each member", are(POSITIVE)),
+    "self_training.files": TEXT,
+    "self_training.max_examples": COUNT,
+    "self_training.threshold": SHARE,
+    "self_training.balance": SWITCH,
+    "adapt.kind": choice(*ADAPTERS),
+    "adapt.targets": Form("a regular expression", is_regex),
+    "adapt.rank": SOME,
+    "adapt.alpha": POSITIVE,
+    "adapt.layers": SOME,
+    "adapt.prompt_length": SOME,
+    "adapt.unfreeze_every": Duration(empty=True),
+    "adapt.frozen_dtype": choice("float32", "bfloat16", "int8"),
+    "adapt.start": TEXT,
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.b1": BELOW_ONE,
+    "optimizer.b2": BELOW_ONE,
+    "optimizer.eps": POSITIVE,
+    "optimizer.clip_norm": NOT_NEGATIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.lr_table": LR_TABLE,
+    "optimizer.decay_table": DECAY_TABLE,
+    "optimizer.layer_decay": Number(0, 1, above=True),
+    "schedule.name": choice("constant", "linear", "cosine", "polynomial", "inverse_sqrt", "wsd"),
+    "schedule.warmup": Duration(zero=True),
+    "schedule.end_factor": SHARE,
+    "schedule.power": POSITIVE,
+    "schedule.cooldown": Duration(zero=True),
+    "train.duration": Duration(share=False),
+    "train.microbatches": SOME,
+    "train.log_every": Duration(),
+    "train.checkpoint_every": Duration(),
+    "train.keep_latest": SOME,
+    "train.ema": BELOW_ONE,
+    "train.collapse": choice("ignore", "stop", "restart"),
+    "train.early_stopping": COUNT,
+    "train.on_config_change": choice("refuse", "continue", "overwrite"),
+    "train.integrate": SWITCH,
+    "train.compilation_cache": TEXT,
+    "eval.every": Duration(),
+    "eval.at_start": SWITCH,
+    "eval.metric": NEEDED,
+    "eval.rows": SOME,
+    "eval.checkpoint": Form("'best', 'latest', 'integrated' or a step", _is_checkpoint),
+    "eval.split": choice("train", "validation", "test"),  # which --mode=evaluate refuses by name
+    "eval.test": SWITCH,
+    "eval.calibration": choice("none", "temperature", "bias"),
+    "eval.robustness": SWITCH,
+    "integrate.methods": Names(METHODS, least=1),
+    "integrate.runs": Names(),
+    "integrate.shifted_files": TEXT,
+    "integrate.targets": TEXT,
+    "integrate.points": Whole(2),
+    "integrate.max_examples": COUNT,
+    "review.folds": Whole(2),
+    "review.neighbours": COUNT,
+    "review.exclude": TEXT,
+    "search.print_commands": SWITCH,
+    "search.trials": COUNT,
+    "report.runs": Names(),
+    "report.baseline": TEXT,
+    "predict.input": TEXT,
+    "predict.output": TEXT,
+    "inspect.examples": COUNT,
+    "inspect.epoch": COUNT,
+    "verify.golden": TEXT,
+    "verify.examples": SOME,
+    "verify.tolerance": NOT_NEGATIVE,
+    "export.output": TEXT,
+    "export.formats": Names(("huggingface", "stablehlo", "peft"), least=1),
+}
+MEMBERS = "multi.members"  # a group that holds a config under each name
+
+
+def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "config") -> None:
+    """Raises on a key that is not in the table, or lacks, and on a value that cannot work.
+
+    Args:
+      config: of a run.
+      tasks: what config.task may be.
+      path: of `config`, for messages.
 
     Raises:
       ValueError: names the key, what was found and what is expected.
     """
-    if config.task == "multi_task":
-        if len(config.multi.members) < 2:
+    table = TABLE | {"task": choice(*tasks)}
+    values = dict(_leaves(config))
+    for key, value in values.items():
+        if any(known.startswith(f"{key}.") for known in (*table, f"{MEMBERS}.")):
+            raise ValueError(f"{path}.{key}: found {value!r}, expected the keys of a group")
+        if key not in table:
+            near = difflib.get_close_matches(key, table, n=1, cutoff=0)[0]
+            raise ValueError(f"{path}.{key}: there is no such key; the nearest is {path}.{near}")
+    for key, row in table.items():
+        if key not in values:
+            group, _, name = f"{path}.{key}".rpartition(".")
             raise ValueError(
-                "config.task='multi_task' needs at least two config.multi.members, see "
-                "configs/multi.py"
+                f"{group} lacks the key {name!r}: start from configs/common.py, and change a group "
+                f"by {group}.update(...), which keeps its other keys"
             )
-        for name, member in config.multi.members.items():
-            try:
-                check_values(member)
-            except ValueError as error:
-                raise ValueError(f"config.multi.members.{name}: {error}") from None
-    for key, choices in _CHOICES.items():
-        if (found := _value(config, key)) not in choices:
-            raise ValueError(f"config.{key}: found {found!r}, expected one of {choices}")
-    for key, least in _AT_LEAST.items():
-        if (found := _value(config, key)) < least:
-            raise ValueError(f"config.{key}: found {found}, expected at least {least}")
-    if "\\n" in config.data.template:
+        if not row.fits(values[key]):
+            raise ValueError(f"{path}.{key}: found {values[key]!r}, expected {row.expected}")
+    if config.task == "multi_task" and len(config.multi.members) < 2:
         raise ValueError(
-            f"config.data.template: found {config.data.template!r} with a backslash and an n, "
-            "expected a line break: in a shell write --config.data.template=$'{text}\\n{pair}'"
+            f"{path}.task='multi_task' needs at least two {path}.{MEMBERS}, see configs/multi.py"
         )
-    for key in _SHARES:
-        if not 0 <= (found := _value(config, key)) <= 1:
-            raise ValueError(f"config.{key}: found {found}, expected a share between 0 and 1")
-    for key in ("optimizer.lr_table", "optimizer.decay_table"):
-        for row in _value(config, key):
-            if not _is_row(row) or (row[1] is None and key.endswith("decay_table")):
-                raise ValueError(
-                    f"config.{key}: found the row {row!r}, expected (regex, number) as in "
-                    "\"(('.*embedder.*', 0.1), ('.*', 1.0))\""
-                )
+    for name, member in config.multi.members.items():
+        check_values(member, tasks=tasks, path=f"{path}.{MEMBERS}.{name}")
 
 
-def _value(config: ConfigDict, key: str) -> Any:
-    for name in key.split("."):
-        config = config[name]
-    return config
+def expected(key: str) -> str:
+    """Returns what the table says of 'config.a.b', or of a member's key; '' of a group."""
+    key = re.sub(rf"^config\.(?:{MEMBERS}\.\w+\.)*", "", key)
+    return TABLE[key].expected if key in TABLE else ""
 
 
-def _is_row(row: Any) -> bool:
-    return (
-        isinstance(row, tuple | list)
-        and len(row) == 2
-        and isinstance(row[0], str)
-        and (row[1] is None or isinstance(row[1], int | float))
-    )
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields each key but those of members, as 'a.b', and its value."""
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if not isinstance(value, ConfigDict):
+            yield key, value
+        elif key != MEMBERS:
+            yield from _leaves(value, f"{key}.")
+        else:
+            odd = {n: member for n, member in value.items() if not isinstance(member, ConfigDict)}
+            yield from ((f"{key}.{n}", member) for n, member in odd.items())

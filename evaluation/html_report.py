@@ -23,7 +23,6 @@ from training.workdir import flatten_config
 _MISTAKES = 20
 _TEXTS = ("text", "pair", "question", "prompt", "answer")
 _HIDDEN = (*_TEXTS, "wrong", "probabilities", "n_best", "scores", "worst", "history", "choices")
-_MOST_CLASSES = 20  # of a confusion matrix that can be read
 _PLAIN = {"scale": 1, "digits": 3}  # how a number without a metric is shown
 _PERCENT = {"scale": 100, "digits": 1}
 
@@ -242,13 +241,16 @@ def _classes(summary: Mapping[str, Any]) -> dict[str, Any]:
             ],
         }
         matrix = summary.get("confusion_matrix")
-        if matrix and len(matrix) <= _MOST_CLASSES:
+        if matrix and len(matrix) <= report.READABLE_CLASSES:
             rows = []
             for label, counts in zip(per_class, matrix, strict=True):
                 total = max(1, sum(counts))
                 cells = [{"count": n, "share": round(0.6 * n / total, 2)} for n in counts]
                 rows.append({"label": label, "cells": cells})
             found["confusion"] = {"labels": list(per_class), "rows": rows}
+        if confusions := summary.get("confusions", ())[:_MISTAKES]:
+            columns = ("class", "predicted class", "examples")
+            found["confusions"] = {"columns": columns, "rows": confusions}
     return found
 
 

@@ -33,6 +33,9 @@ FINETUNED = "fine-tuned"
 BOTH = "encoder and features"
 INTEGRATED = "integrated"
 
+READABLE_CLASSES = 20  # of a confusion matrix that people look at
+MATRIX_CLASSES = 100  # of one that is stored whole, and how many confusions are stored of more
+
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 _Shown = Mapping[str, Any]  # of a Metric: name, title, scale, digits
 
@@ -99,11 +102,36 @@ def show_results(workdir: str | Path) -> dict[str, Any]:
 
 def summarise_with_leaks(scores: Scores, leaked_ids: np.ndarray) -> dict[str, Any]:
     """Returns what `summarise` does and, if there are leaks, 'leak_free': the same without them."""
-    summary = summarise(scores)
+    summary = _compact(summarise(scores))
     clean = scores.without(leaked_ids)
     if 0 < len(clean.ids_N) < len(scores.ids_N):
         summary["leak_free"] = summarise(clean)
     return summary
+
+
+def _compact(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a summary that stays small with many classes, in its members too.
+
+    The confusion matrix, C x C numbers, becomes 'confusions': the most frequent ones as [class,
+    predicted class, count]. What is known of each class keeps four decimals.
+    """
+    compact = {
+        key: _compact(value) if isinstance(value, Mapping) and "per_class" in value else value
+        for key, value in summary.items()
+    }
+    labels = list(compact.get("per_class", ()))
+    if len(labels) <= MATRIX_CLASSES:
+        return compact
+    if matrix := compact.pop("confusion_matrix", None):
+        wrong_CxC = np.array(matrix) * (1 - np.eye(len(labels), dtype=int))
+        order = np.argsort(-wrong_CxC, axis=None, kind="stable")[:MATRIX_CLASSES]
+        cells = [(*divmod(cell, len(labels)), int(wrong_CxC.flat[cell])) for cell in order]
+        compact["confusions"] = [[labels[i], labels[j], count] for i, j, count in cells if count]
+    compact["per_class"] = {
+        label: {key: value and round(value, 4) for key, value in row.items()}
+        for label, row in compact["per_class"].items()
+    }
+    return compact
 
 
 def show_summary(scores: Scores, name: str) -> None:
@@ -111,6 +139,8 @@ def show_summary(scores: Scores, name: str) -> None:
     summary, metrics = summarise(scores), [shown(metric) for metric in scores.metrics]
     tables = [table(*cells({name: summary}, metrics))]
     per_class, confusion = scores.detail.get("per_class"), scores.detail.get("confusion_matrix")
+    if per_class and len(per_class) > READABLE_CLASSES:
+        confusion = None
     if per_class:
         rows = [
             (

@@ -126,7 +126,7 @@ class Augmenter:
             seed: config.seed.
 
         Raises:
-            ValueError: a value that cannot work, or an op that these examples do not allow.
+            ValueError: an op that these examples do not allow.
             FileNotFoundError: no lexicon of synonyms.
         """
         tables_lib.check(examples, augmentation)

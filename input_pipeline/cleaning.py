@@ -47,11 +47,14 @@ class Cleaned(NamedTuple):
         dropped: for each of REASONS, the `where` of those dropped.
         examples: for each reason that occurred, up to 3 as a dict of 'where', 'text' (its first 40
             characters), and 'kept', where the one stands that is kept, or 'found', the labels.
+        copies: how many of the dropped are copies across splits that the source gives, by the split
+            of the copy and that of the one kept.
     """
 
     kept: list[Record]
     dropped: dict[str, list[str]]
     examples: dict[str, list[dict[str, Any]]]
+    copies: dict[tuple[str, str], int]
 
 
 def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
@@ -80,11 +83,7 @@ def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
     Args:
         records: as they were read and normalised.
         cleaning: config.data.cleaning.
-
-    Raises:
-        ValueError: for a knob out of its range.
     """
-    _check(cleaning)
     stripped = [strip(record) for record in records]
     paired = any(record.pair for record in stripped)
     report = _Report()
@@ -102,7 +101,7 @@ def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
     if cleaning.near_duplicates == "drop":
         both = paired or any(record.choices for record in kept)
         kept = _drop_near_duplicates(kept, cleaning.threshold, report, paired=both)
-    return Cleaned(kept, report.dropped, report.examples)
+    return Cleaned(kept, report.dropped, report.examples, dict(report.copies))
 
 
 def strip(record: Record) -> Record:
@@ -153,6 +152,7 @@ class _Report:
     def __init__(self) -> None:
         self.dropped: dict[str, list[str]] = {reason: [] for reason in REASONS}
         self.examples: dict[str, list[dict[str, Any]]] = {}
+        self.copies: Counter[tuple[str, str]] = Counter()
 
     def drop(self, reason: str, record: Record, **details: str) -> None:
         self.dropped[reason].append(record.where)
@@ -160,22 +160,10 @@ class _Report:
         if len(examples) < _EXAMPLES:
             examples.append({"where": record.where, "text": record.text[:_SHOWN], **details})
 
-
-def _check(cleaning: ConfigDict) -> None:
-    def require(name: str, fine: bool, expected: str) -> None:
-        if not fine:
-            raise ValueError(f"config.data.cleaning.{name}={cleaning[name]!r}: expected {expected}")
-
-    for name in ("min_characters", "max_characters", "max_template"):
-        require(name, cleaning[name] >= 0, "a count, or 0")
-    for name in ("min_chinese_share", "max_repetition"):
-        require(name, 0 <= cleaning[name] <= 1, "a share from 0 to 1")
-    require("threshold", 0 < cleaning.threshold <= 1, "a similarity above 0 and up to 1")
-    for name, known in (
-        ("label_conflicts", ("drop", "majority", "keep")),
-        ("near_duplicates", ("keep", "drop")),
-    ):
-        require(name, cleaning[name] in known, f"one of {known}")
+    def drop_copy(self, reason: str, record: Record, *, kept: Record) -> None:
+        self.drop(reason, record, kept=kept.where)
+        if record.split != kept.split:
+            self.copies[record.split, kept.split] += 1
 
 
 def _unfit(record: Record, cleaning: ConfigDict, *, paired: bool) -> str:
@@ -239,7 +227,7 @@ def _drop_duplicates(records: list[Record], report: _Report) -> list[Record]:
         if copy is record:
             kept.append(record)
         else:
-            report.drop("duplicate", record, kept=copy.where)
+            report.drop_copy("duplicate", record, kept=copy)
     return kept
 
 
@@ -274,5 +262,5 @@ def _drop_near_duplicates(
         if keeper == record.identity:
             kept.append(record)
         else:
-            report.drop("near_duplicate", record, kept=first[keeper].where)
+            report.drop_copy("near_duplicate", record, kept=first[keeper])
     return kept

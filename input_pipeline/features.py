@@ -40,15 +40,9 @@ from sklearn.preprocessing import (
 
 from input_pipeline import extractors
 from input_pipeline.examples import Examples, Ragged
-from input_pipeline.feature_selection import SELECTIONS, Matrix, column_edges, columns_of, select
+from input_pipeline.feature_selection import Matrix, column_edges, columns_of, select
 
 TFIDF = ("character_tfidf", "word_tfidf")
-_CHOICES = {
-    "extractors": (*extractors.DENSE, *TFIDF),
-    "transformation": ("none", "log", "power", "quantile"),
-    "scaling": ("none", "standard", "min_max", "robust"),
-    "selection": ("none", *SELECTIONS),
-}
 _VERSION = 1  # of the stored form and of what the extractors compute
 _PER_FEATURE = ("kept_K", "low_K", "high_K", "center_K", "scale_K")
 _MAX_BYTES = 2 << 30  # of the features of one split
@@ -166,7 +160,6 @@ def fit(
         ValueError: a setting that is unknown or does not fit the examples, or no feature is left.
         FileNotFoundError: there is no such lexicon.
     """
-    _check_config(features)
     if not value_names and train.values_NxK is not None:
         value_names = [str(column) for column in range(train.values_NxK.shape[1])]
     resources = extractors.load_resources(features.extractors, lexicon=features.lexicon)
@@ -224,20 +217,6 @@ def _fit_blocks(
         blocks += _reduced(kind, weights, arrays, pair=settings["pair"])
         names += _term_names(kind, terms, arrays, pair=settings["pair"])
     return names, blocks, arrays
-
-
-def _check_config(features: ConfigDict) -> None:
-    for key, choices in _CHOICES.items():
-        found = features[key] if key == "extractors" else (features[key],)
-        if unknown := [name for name in found if name not in choices]:
-            raise ValueError(f"config.features.{key}: {unknown[0]!r} is none of {choices}")
-    if not features.extractors:
-        raise ValueError(f"config.features.extractors is empty: choose of {_CHOICES['extractors']}")
-    for key, least in (("tfidf_terms", 1), ("svd", 0), ("max_features", 1)):
-        if features[key] < least:
-            raise ValueError(
-                f"config.features.{key} is {features[key]}: it must be at least {least}"
-            )
 
 
 def _check_size(examples: int, features: int) -> None:

@@ -186,22 +186,18 @@ def mixing_rates(multi: ConfigDict, sizes: Mapping[str, int]) -> dict[str, float
             1910.10683), so that 1 mixes examples and a large one members alike.
 
     Raises:
-        ValueError: values that cannot work.
+        ValueError: more or fewer rates than members.
     """
     if multi.mixing == "rates":
         rates = dict(zip(sizes, multi.rates, strict=False))
-        if len(multi.rates) != len(sizes) or min(multi.rates) <= 0:
+        if len(multi.rates) != len(sizes):
             raise ValueError(
-                f"config.multi.rates={tuple(multi.rates)}: expected a positive number for each of "
+                f"config.multi.rates={tuple(multi.rates)}: expected a number for each of "
                 f"{', '.join(sizes)}, in this order"
             )
-    elif multi.mixing == "temperature":
-        if multi.temperature <= 0:
-            raise ValueError(f"config.multi.temperature={multi.temperature}: expected more than 0")
+    else:
         largest = max(sizes.values())
         rates = {name: (size / largest) ** (1 / multi.temperature) for name, size in sizes.items()}
-    else:
-        raise ValueError(f"config.multi.mixing={multi.mixing!r}: expected 'temperature' or 'rates'")
     total = sum(rates.values())
     return {name: rate / total for name, rate in rates.items()}
 

@@ -106,7 +106,7 @@ class TextPipeline:
         Raises:
             ValueError: a value that cannot work, naming its key.
         """
-        _check(layout, batch_size, microbatches, seed)
+        _check(layout, batch_size, microbatches)
         self._task = task
         self._encoder = task.encoder(template, max_length=layout.max_length, prefix_ids=prefix_ids)
         self._columns = (*_POSITIONS, *(n for n in task.POSITIONS if n not in _POSITIONS))
@@ -464,21 +464,14 @@ def _padded(values: np.ndarray, size: int, name: str) -> np.ndarray:
     return padded
 
 
-def _check(layout: ConfigDict, batch_size: int, microbatches: int, seed: int) -> None:
-    """Raises ValueError, naming the key, for a configuration that cannot work."""
-    if layout.kind not in layouts.KINDS:
-        raise ValueError(f"layout.kind must be one of {layouts.KINDS}, found {layout.kind!r}")
+def _check(layout: ConfigDict, batch_size: int, microbatches: int) -> None:
+    """Raises ValueError, naming the keys, where values do not fit each other."""
     if layout.kind != "pad" and layout.row_length < layout.max_length:
         raise ValueError(
             f"layout.row_length={layout.row_length} is shorter than layout.max_length="
             f"{layout.max_length}: an example must fit into a row; raise row_length"
         )
-    if layout.max_shapes < 1:
-        raise ValueError(f"layout.max_shapes must be at least 1, found {layout.max_shapes}")
-    if batch_size < 1 or batch_size % microbatches:
+    if batch_size % microbatches:
         raise ValueError(
-            f"data.batch_size={batch_size} must be a positive multiple of "
-            f"train.microbatches={microbatches}"
+            f"data.batch_size={batch_size} must be a multiple of train.microbatches={microbatches}"
         )
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, found {seed}")

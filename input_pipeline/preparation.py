@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from input_pipeline import audit, cleaning, columns, formats, sources, splitting
 from input_pipeline.eta import track
 from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.lazy import tf
+from input_pipeline.manifest import copied, remark, untaught, without_examples
 from input_pipeline.normalization import Normalizer
 from input_pipeline.records import Record
 from input_pipeline.words import word_stops
 
-VERSION = "3.0.0"  # of what preparation does: a change of the result needs a new one
+VERSION = "3.1.0"  # of what preparation does: a change of the result needs a new one
 # Fields of config.data that the result does not depend on, once the content of the files is known.
 _FREE = ("files", "validation_files", "test_files", "answers_file", "prepared_dir")
 _FREE += ("max_train_examples", "max_validation_examples", "max_test_examples")
@@ -110,6 +111,9 @@ def prose(manifest: dict[str, Any]) -> str:
         f"Prepared {manifest['source']['name']}: read {manifest['read']:,} examples, dropped "
         f"{sum(manifest['dropped'].values()):,} ({dropped or 'none'}), kept {sizes}."
     ]
+    if manifest["copies"]:
+        sentences.append(f"{copied(manifest['copies'])}.")
+    sentences += [without_examples(*item) for item in manifest["untaught"].items()]
     others = {e for e in manifest["encodings"].values() if e != "utf-8"}
     if others:
         sentences.append(f"Encodings: {', '.join(sorted(others))}.")
@@ -236,17 +240,19 @@ def _process(data: ConfigDict, *, lines: int) -> _Result:
     if merged:
         records = [record._replace(split="") for record in records]
     cleaned = cleaning.clean(track(records, len(records), "Cleaning"), data.cleaning)
-    kept = _known(cleaned.kept, data, problems)
+    copies = [(*splits, count) for splits, count in sorted(cleaned.copies.items())]
+    try:
+        given = {record.split for record in records}
+        _check_left(given, cleaned.kept, data)
+        kept = _known(cleaned.kept, data, problems)
+        _check_left(given, kept, data)
+        labels = _labels(kept, data)
+        splits = splitting.split(kept, data.split)
+    except ValueError as error:
+        dropped = {reason: len(rows) for reason, rows in (problems | cleaned.dropped).items()}
+        raise ValueError(f"{error}{remark(read, dropped, copies)}") from None
     dropped = {reason: len(rows) for reason, rows in (problems | cleaned.dropped).items()}
-    if not kept:
-        counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
-        raise ValueError(
-            f"no example is left of {data.files or data.source}: read {read}, dropped "
-            f"{counts or 'none'}; check config.data.text_column and config.data.cleaning"
-        )
-    labels = _labels(kept, data)
     span_labels = sorted({span.label for record in kept for span in record.spans})
-    splits = splitting.split(kept, data.split)
     audited = audit.audit(splits, data.audit)
     examples = {
         reason: [{"where": where} for where in rows[:_EXAMPLES]]
@@ -262,6 +268,7 @@ def _process(data: ConfigDict, *, lines: int) -> _Result:
             "lost_spans": lost_spans,
             "merged": merged,
             "dropped": dropped,
+            "copies": copies,
             "dropped_examples": examples | cleaned.examples,
             "labels": labels,
             "span_labels": span_labels,
@@ -270,9 +277,22 @@ def _process(data: ConfigDict, *, lines: int) -> _Result:
                 for name, rows in splits.items()
             },
             "imbalance": splitting.imbalance(splits),
+            "untaught": untaught(splits),
             "audit": audited.report(),
         },
     )
+
+
+def _check_left(given: Collection[str], kept: Sequence[Record], data: ConfigDict) -> None:
+    """Raises where cleaning leaves nothing, or nothing of a split that the source gives."""
+    if not kept:
+        raise ValueError(
+            f"no example is left of {data.files or data.source}; check config.data.text_column and "
+            "config.data.cleaning"
+        )
+    lost = set(given) - {record.split for record in kept}
+    if lost and data.split.kind == "given":
+        raise ValueError(f"no example is left of the {' and '.join(sorted(lost))} split")
 
 
 def _choosable(record: Record, data: ConfigDict, problems: dict[str, list[str]]) -> bool:

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from input_pipeline.records import Record
 
 SPLITS = ("train", "validation", "test")
-KINDS = ("stratified", "group", "time", "given")
 _PASSES = 3  # over the groups, to bring the counts of labels closer to what they should be
+_WEIGHTS = (1, 10, 100, 1000)  # of a split's size beside its counts of labels
 _RARE = 20  # texts of a set of several labels, under which it is no stratum of its own
 
 Splits = dict[str, list[Record]]
@@ -35,8 +35,9 @@ def split(records: Iterable[Record], split: ConfigDict) -> Splits:
     fold. Sizes below 1 are shares of the records, others are counts, 0 is none. The kinds:
 
     - 'stratified': within each label, the lowest hashes of the text are the test split, then comes
-      validation. Labels are stratified as sets where texts have several; of these, the rare sets
-      form one stratum. Records without labels form one.
+      validation, each label with as many as its share is, rounded up or down so that the shares
+      hold over all labels. Labels are stratified as sets where texts have several; of these, the
+      rare sets form one stratum. Records without labels form one.
     - 'group': in the order of their hash, groups go to the test split, or leave it again, where
       that brings its counts of all labels closer to what they should be; then to validation. So
       sizes and shares of labels are met as far as groups allow; `imbalance` says how far.
@@ -131,6 +132,13 @@ class _Unit(NamedTuple):
     records: list[Record]
 
 
+class _Stratum(NamedTuple):
+    """Units of one set of labels, in their order, and a hash of the labels."""
+
+    digest: bytes
+    units: list[_Unit]
+
+
 def _named(split: ConfigDict) -> str:
     names = ("test", "folds") if split.folds else ("validation", "test")
     values = " and ".join(f"config.data.split.{name}={split[name]}" for name in names)
@@ -138,21 +146,19 @@ def _named(split: ConfigDict) -> str:
 
 
 def _check(split: ConfigDict, total: int, *, grouped: bool) -> None:
-    if split.kind not in KINDS:
-        raise ValueError(f"config.data.split.kind={split.kind!r}: expected one of {KINDS}")
     sizes = [split.test] if split.folds else [split.validation, split.test]
-    sensible = all(size >= 0 and (size < 1 or size == int(size)) for size in sizes)
-    if not sensible or sum(size if size < 1 else size / max(total, 1) for size in sizes) >= 1:
+    if sum(size if size < 1 else size / max(total, 1) for size in sizes) >= 1:
         raise ValueError(
-            f"{_named(split)}: expected shares from 0 to 1, or whole counts from 1 on, that leave "
-            f"some of the {total} examples for training"
+            f"{_named(split)}: expected shares or counts that leave some of the {total} examples "
+            "for training"
         )
-    if split.folds and not (split.folds >= 2 and 0 <= split.fold < split.folds):
+    if split.folds and split.fold >= split.folds:
         raise ValueError(
-            f"config.data.split.folds={split.folds} and config.data.split.fold={split.fold}: "
-            "expected 2 or more folds, or 0 for none, and a fold from 0 to folds - 1"
+            f"config.data.split.fold={split.fold}: expected one of "
+            f"config.data.split.folds={split.folds}, counted from 0"
         )
-    if grouped and split.kind in ("stratified", "time"):
+    divided = any(sizes) or split.folds
+    if grouped and divided and split.kind in ("stratified", "time"):
         raise ValueError(
             f"config.data.split.kind={split.kind!r} would put one group on several sides: pass "
             "--config.data.split.kind=group, or --config.data.group_column= if groups don't matter"
@@ -196,7 +202,7 @@ def _group(record: Record) -> str:
     return record.group
 
 
-def _strata(units: Iterable[_Unit]) -> list[list[_Unit]]:
+def _strata(units: Iterable[_Unit], seed: int) -> list[_Stratum]:
     """Returns the units of each set of labels, those of rare sets of several labels together."""
     by_labels: dict[tuple[str, ...], list[_Unit]] = defaultdict(list)
     for unit in units:
@@ -205,36 +211,55 @@ def _strata(units: Iterable[_Unit]) -> list[list[_Unit]]:
     strata: dict[tuple[str, ...], list[_Unit]] = defaultdict(list)
     for labels, members in sorted(by_labels.items()):
         strata[() if len(labels) > 1 and len(members) < _RARE else labels] += members
-    return [sorted(members) for members in strata.values()]
+    return [
+        _Stratum(_hash(seed, "\n".join(labels)), sorted(members))
+        for labels, members in strata.items()
+    ]
 
 
-def _allot(size: float, counts: Sequence[int]) -> list[int]:
-    """Returns how many of each stratum make a split of `size`.
+def _allot(size: float, strata: Sequence[_Stratum], taken: Sequence[int]) -> list[int]:
+    """Returns how many units of each stratum make a split of `size`, where some are taken.
 
-    A share is rounded within each stratum; a count is shared out by largest remainders.
+    A share is rounded within each stratum, unless that misses the share of the whole by more than 1
+    unit and 1 %, as it does with many small strata. Then, and for a count, what the strata have by
+    right is rounded down, and the largest remainders are rounded up. Of equal remainders those come
+    first that leave training an example, then, in strata that else get nothing, those of which
+    least is taken, in the order of a hash.
     """
+    counts = [len(stratum.units) for stratum in strata]
+    total = size * sum(counts) if size < 1 else size
+    quotas = [size * count if size < 1 else size * count / sum(counts) for count in counts]
     if size < 1:
-        return [int(size * count + 0.5) for count in counts]
-    exact = [size * count / sum(counts) for count in counts]
-    allotted = [math.floor(quota) for quota in exact]
-    by_remainder = sorted(range(len(counts)), key=lambda i: allotted[i] - exact[i])
-    for i in by_remainder[: int(size) - sum(allotted)]:
+        rounded = [int(quota + 0.5) for quota in quotas]
+        if abs(sum(rounded) - total) <= max(1, 0.01 * total):
+            return rounded
+    allotted = [math.floor(quota) for quota in quotas]
+    left = [count - used - some for count, used, some in zip(counts, taken, allotted, strict=True)]
+
+    def order(i: int) -> Hashable:
+        ties = () if allotted[i] else (taken[i], strata[i].digest)
+        return left[i] == 1, allotted[i] - quotas[i], ties
+
+    larger = [i for i in range(len(strata)) if left[i] and quotas[i] > allotted[i]]
+    for i in sorted(larger, key=order)[: int(total + 0.5) - sum(allotted)]:
         allotted[i] += 1
     return allotted
 
 
 def _by_label(records: Sequence[Record], sizes: Mapping[str, float], seed: int) -> Splits:
-    strata = _strata(_units(records, _identity, seed))
+    strata = _strata(_units(records, _identity, seed), seed)
     splits: Splits = {"train": []}
     starts = [0] * len(strata)
     for name, size in sizes.items():
-        allotted = _allot(size, [len(units) for units in strata])
+        allotted = _allot(size, strata, starts)
         stops = [start + count for start, count in zip(starts, allotted, strict=True)]
         cuts = zip(strata, starts, stops, strict=True)
-        splits[name] = [r for units, a, b in cuts for unit in units[a:b] for r in unit.records]
+        splits[name] = [
+            r for stratum, a, b in cuts for unit in stratum.units[a:b] for r in unit.records
+        ]
         starts = stops
-    for units, start in zip(strata, starts, strict=True):
-        splits["train"] += [record for unit in units[start:] for record in unit.records]
+    for stratum, start in zip(strata, starts, strict=True):
+        splits["train"] += [record for unit in stratum.units[start:] for record in unit.records]
     return splits
 
 
@@ -257,22 +282,54 @@ def _by_group(records: Sequence[Record], sizes: Mapping[str, float], seed: int) 
     totals_L1 = counts_GxL1.sum(axis=0)
     splits: Splits = {}
     for name, size in sizes.items():
-        short_L1 = totals_L1 * (size if size < 1 else size / max(len(records), 1))
-        signs_G = np.ones(len(units))  # 1 to put a group in, -1 to take it out again
+        wanted_L1 = totals_L1 * (size if size < 1 else size / max(len(records), 1))
+        inside_G = _choose_groups(counts_GxL1, wanted_L1, totals_L1)
+        splits[name] = [
+            r for unit, inside in zip(units, inside_G, strict=True) if inside for r in unit.records
+        ]
+        units = [unit for unit, inside in zip(units, inside_G, strict=True) if not inside]
+        counts_GxL1 = counts_GxL1[~inside_G]
+    splits["train"] = [record for unit in units for record in unit.records]
+    return splits
+
+
+def _choose_groups(
+    counts_GxL1: np.ndarray, wanted_L1: np.ndarray, totals_L1: np.ndarray
+) -> np.ndarray:
+    """Returns which groups have the wanted counts of labels, and of all, as nearly as groups allow.
+
+    Many small labels, of each of which a part of an example is wanted, outweigh the size of the
+    split. Where that misses it, size counts more and more, and the choice nearest to it is taken.
+
+    Args:
+        counts_GxL1: records of each group by label, and all of them.
+        wanted_L1: what to choose of them.
+        totals_L1: of all groups, those of other splits included.
+
+    Returns:
+        Bool [G].
+    """
+    if not len(counts_GxL1):
+        return np.zeros(0, bool)
+    tolerance = max(1.0, 0.01 * wanted_L1[-1], counts_GxL1[:, -1].mean())
+    best_G, nearest = np.zeros(len(counts_GxL1), bool), math.inf
+    for weight in _WEIGHTS:
+        scales_L1 = totals_L1.copy()
+        scales_L1[-1] /= weight
+        short_L1 = wanted_L1.copy()
+        signs_G = np.ones(len(counts_GxL1))  # 1 to put a group in, -1 to take it out again
         for _ in range(_PASSES):
             for group, sign in enumerate(signs_G):
                 change_L1 = sign * counts_GxL1[group]
-                # The change of the sum of short**2 / total.
-                if np.sum(change_L1 * (change_L1 - 2 * short_L1) / totals_L1) < 0:
+                # The change of the sum of short**2 / scale.
+                if np.sum(change_L1 * (change_L1 - 2 * short_L1) / scales_L1) < 0:
                     signs_G[group] *= -1
                     short_L1 -= change_L1
-        splits[name] = [
-            r for unit, sign in zip(units, signs_G, strict=True) if sign < 0 for r in unit.records
-        ]
-        units = [unit for unit, sign in zip(units, signs_G, strict=True) if sign > 0]
-        counts_GxL1 = counts_GxL1[signs_G > 0]
-    splits["train"] = [record for unit in units for record in unit.records]
-    return splits
+        if abs(short_L1[-1]) < nearest:
+            best_G, nearest = signs_G < 0, abs(short_L1[-1])
+        if nearest <= tolerance:
+            break
+    return best_G
 
 
 def _by_time(records: Sequence[Record], sizes: Mapping[str, float], seed: int) -> Splits:
@@ -332,8 +389,8 @@ def _fold(records: Sequence[Record], split: ConfigDict) -> Splits:
             dealt_FxL1[emptiest] += counts_GxL1[index]
             folds[emptiest] += units[index].records
     else:
-        strata = _strata(_units(records, _identity, split.seed))
-        for index, unit in enumerate(unit for units in strata for unit in units):
+        strata = _strata(_units(records, _identity, split.seed), split.seed)
+        for index, unit in enumerate(unit for stratum in strata for unit in stratum.units):
             folds[index % split.folds] += unit.records
     validation = folds.pop(split.fold)
     return {"validation": validation, "train": [record for fold in folds for record in fold]}

@@ -20,7 +20,6 @@ import numpy as np
 import sentencepiece
 
 SPACE = "\u2581"  # what SentencePiece writes for a space
-MARKS = ("auto", "none", "bos", "eos", "both")
 MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 FILES = (
     *MODEL_FILES,
@@ -104,10 +103,6 @@ class Tokenizer(abc.ABC):
             digest.update(f"{name} {len(data)}\n".encode() + data)
         digest.update(reading.encode())
         self.fingerprint = digest.hexdigest()
-        if marks not in MARKS:
-            raise ValueError(
-                f"config.tokenizer.marks={marks!r}: expected one of {', '.join(MARKS)}"
-            )
         if marks != "auto":
             start = _asked("bos", "cls", special_ids, file) if marks in ("bos", "both") else ()
             end = _asked("eos", "sep", special_ids, file) if marks in ("eos", "both") else ()

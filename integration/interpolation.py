@@ -65,10 +65,8 @@ def interpolate(
         (alpha, curve, params): the chosen alpha; the curve of `choose`; the chosen mixture.
 
     Raises:
-        ValueError: if there are fewer than 2 points or the trees differ.
+        ValueError: the trees differ.
     """
-    if points < 2:
-        raise ValueError(f"integrate.points must be at least 2, both ends; found {points}.")
     check_alike(pretrained, finetuned)
     scores = {
         alpha: score_fn(mixed(pretrained, finetuned, alpha))

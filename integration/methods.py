@@ -31,15 +31,6 @@ def check(config: ConfigDict) -> None:
     """
     options, kind = config.integrate, config.adapt.kind
     methods = tuple(options.methods)
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise ValueError(
-            f"config.integrate.methods: found {unknown[0]!r}, expected names out of {METHODS}"
-        )
-    if not methods or len(set(methods)) < len(methods):
-        raise ValueError(
-            f"config.integrate.methods: found {methods}, expected one or more of {METHODS}, each "
-            "once (config.train.integrate=False integrates nothing)"
-        )
     averages = [name for name in methods if name in (*SOUPS, *MERGES)]
     if averages and kind in LORA_KINDS:
         raise ValueError(

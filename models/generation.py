@@ -36,7 +36,7 @@ class Decoding:
         length_penalty: exponent of the length that a sequence's log probability is divided by.
 
     Raises:
-        ValueError: a number that is out of range, or a search with a temperature.
+        ValueError: a search with a temperature.
     """
 
     max_tokens: int
@@ -49,16 +49,6 @@ class Decoding:
     length_penalty: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"temperature is {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: "
-                "expected at least 0, at least 0, and a share above 0"
-            )
-        if self.max_tokens < 1 or self.beams < 1 or self.length_penalty < 0:
-            raise ValueError(
-                f"max_tokens is {self.max_tokens}, beams {self.beams}, length_penalty "
-                f"{self.length_penalty}: expected at least 1, 1 and 0"
-            )
         if self.beams > 1 and self.temperature:
             raise ValueError(
                 f"beams={self.beams} searches, temperature={self.temperature} draws: choose one"

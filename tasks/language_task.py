@@ -56,10 +56,10 @@ class LanguageModelling(Task):
         """Checks the options.
 
         Raises:
-            ValueError: the model is of another kind, or an option is out of range.
+            ValueError: the model is of another kind, or the template has more than a text.
         """
         super().__init__(config, labels, tokenizer=tokenizer, backbone=backbone)
-        language, kind = config.language, config.task
+        kind = config.task
         if not isinstance(backbone, self.BACKBONE):
             raise ValueError(
                 f"config.task={kind!r} does not fit {config.model.checkpoint}, a "
@@ -69,11 +69,6 @@ class LanguageModelling(Task):
             raise ValueError(
                 f"config.data.template={config.data.template!r}: {kind} reads texts alone, "
                 "expected '{text}'; to learn to write answers set config.task='generation'"
-            )
-        if not (0 < language.mask_share < 1 and language.mean_span >= 1 and language.chunk >= 1):
-            raise ValueError(
-                f"config.language: mask_share={language.mask_share} must lie between 0 and 1, "
-                f"mean_span={language.mean_span} and chunk={language.chunk} be 1 or more"
             )
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:

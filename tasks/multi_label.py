@@ -40,14 +40,10 @@ class MultiLabel(Classification):
     )
 
     def __init__(self, config: ConfigDict, labels: Any, **parts: Any):
-        """Takes what Classification.__init__ does.
-
-        Raises:
-            ValueError: also for a threshold that is neither 'fitted' nor a probability.
-        """
+        """Takes what Classification.__init__ does."""
         super().__init__(config, labels, **parts)
         given = config.classification.threshold
-        self._threshold = None if given == "fitted" else _probability(given)
+        self._threshold = None if given == "fitted" else float(given)
 
     def check(self, examples: Examples, split: str) -> None:
         """Refuses examples without labels; counts those of the training split."""
@@ -226,16 +222,3 @@ def best_thresholds(true_NxC: np.ndarray, probabilities_NxC: np.ndarray) -> np.n
 
 def _sigmoid(logits_NxC: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * logits_NxC.astype(np.float64)))
-
-
-def _probability(given: Any) -> float:
-    try:
-        value = float(given)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise ValueError(
-            f"config.classification.threshold: found {given!r}, expected 'fitted' or a probability "
-            "between 0 and 1"
-        )
-    return value

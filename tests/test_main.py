@@ -1,7 +1,6 @@
 """The modes from a config to files, and what a user's mistake looks like."""
 
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -11,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import common
-from configs.checks import check_values
 from configs.overrides import check_overrides
 from evaluation import protocol
 from input_pipeline.features import load as load_features
@@ -186,10 +183,10 @@ def test_an_absent_checkpoint_is_named_with_those_that_are_there(trained):
 
 
 def test_a_failed_start_leaves_the_workdir_free(tiny_config, tmp_path):
-    tiny_config.schedule.name = "cosin"
-    with pytest.raises(ValueError, match="found 'cosin'"):
+    tiny_config.schedule.warmup = "100%"
+    with pytest.raises(ValueError, match="schedule.warmup covers"):
         train(tiny_config, tmp_path / "run")
-    tiny_config.schedule.name = "cosine"
+    tiny_config.schedule.warmup = "0%"
     tiny_config.train.update(duration="1 step", integrate=False)
     train(tiny_config, tmp_path / "run")
 
@@ -274,29 +271,6 @@ def test_weights_of_another_run_are_a_start(tiny_config, tmp_path):
     assert values[1][0] in values[0]
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("model.dtype", "float16", "expected one of"),
-        ("train.microbatches", 0, "expected at least 1"),
-        ("integrate.points", 1, "expected at least 2"),
-        ("data.split.test", -0.1, "expected at least 0"),
-        ("data.template", "{text}\\n{pair}", "expected a line break"),
-        ("data.cleaning.max_repetition", 1.5, "expected a share between 0 and 1"),
-        ("optimizer.lr_table", ((".*", "2"),), "expected (regex, number)"),
-        ("optimizer.lr_table", (".*", 1.0), "expected (regex, number)"),
-        ("optimizer.decay_table", ((".*", None),), "expected (regex, number)"),
-    ],
-)
-def test_values_that_cannot_work_are_refused_by_key(key, value, message):
-    config = common.get_config()
-    check_values(config)
-    config.update_from_flattened_dict({key: value})
-    with pytest.raises(ValueError, match=re.escape(f"config.{key}: found")) as error:
-        check_values(config)
-    assert message in str(error.value)
-
-
 def main(*flags, kilobytes_a_file="unlimited"):
     command = f'ulimit -f {kilobytes_a_file}; exec "$0" main.py "$@"'
     return subprocess.run(
@@ -333,9 +307,9 @@ def test_known_keys_pass():
     ("flags", "message"),
     [
         (["--config.data.bacth_size=8"], "the nearest is --config.data.batch_size"),
-        (["--config.data.batch_size=many"], "config.data.batch_size"),
-        (["--config.schedule.name=cosin"], "schedule.name: found 'cosin'"),
-        (["--config.model.dtype=bfloat17"], "model.dtype: found 'bfloat17', expected one of"),
+        (["--config.data.batch_size=many"], "config.data.batch_size: found 'many', expected a"),
+        (["--config.optimizer.learning_rate=-1"], "learning_rate: found -1.0, expected a finite"),
+        (["--config.data.cleaning=5"], "config.data.cleaning: found '5', expected the keys of a"),
         (["--config.model.checkpoint=/nowhere"], "Checkpoint '/nowhere' doesn't exist"),
         (["--mode=predict"], "--config.predict.input=FILE"),
     ],

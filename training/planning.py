@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.checks import check_values
-from configs.overrides import check_overrides, key_paths
+from configs.overrides import check_keys, key_paths, load_config
 from configs.sweeping import Overrides
+from tasks import KINDS
 from training.workdir import run_command
 
 _PER_SWEEP = ("seeds", "search")  # keys that no single run has
@@ -55,7 +56,7 @@ def plan(
     if not entries:
         raise ValueError(f"the sweep of {recipe} is empty: expected at least one run")
     keys = sorted({key for entry in entries for key in entry})
-    check_overrides([f"--config={recipe}", *(f"--config.{key}" for key in keys)])
+    check_keys(load_config(recipe), [f"config.{key}" for key in keys])
     if own := [key for key in keys if key.split(".")[0] in _PER_SWEEP]:
         raise ValueError(f"a sweep cannot set {own[0]}: it is about all runs (a run has a 'seed')")
     shared = config.copy_and_resolve_references()
@@ -114,7 +115,7 @@ def _planned(shared: ConfigDict, workdir: Path, overrides: Mapping[str, Any]) ->
                 f"a sweep sets {key} to {value!r}, expected {type(found).__name__} as {found!r} is"
             ) from None
     try:
-        check_values(config)
+        check_values(config, tasks=KINDS)
     except ValueError as error:
         raise ValueError(f"the sweep's run {dict(overrides)}: {error}") from None
     name = run_name(config, overrides)

@@ -5,45 +5,35 @@ keeps its schedule. Called by training/train.py; the optimiser itself lives in o
 """
 
 import math
-import re
 from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-_UNITS = "'500 steps', '3 epochs', '1280 examples' or '10%'"
+from configs.ranges import read_duration
 
 
 def parse_duration(
-    text: str, key: str, *, batch_size: int, epoch_examples: int, total_examples: int | None = None
+    text: str, *, batch_size: int, epoch_examples: int, total_examples: int = 0
 ) -> int:
     """Converts a duration to a number of training examples.
 
     Args:
       text: a number and a unit: steps, epochs, examples or %.
-      key: the config key, for the error message.
       batch_size: examples per step.
       epoch_examples: examples in the training split.
-      total_examples: length of the training, what a percentage refers to; None forbids percentages.
+      total_examples: length of the training, what a percentage refers to.
 
     Returns:
       The duration in examples, rounded to the nearest.
-
-    Raises:
-      ValueError: `text` is not a duration, or is a percentage where there is no total.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(step|epoch|example|%)s?\s*", str(text))
-    if not match:
-        raise ValueError(f"config.{key}: found {text!r}, expected a duration such as {_UNITS}")
-    number, unit = float(match[1]), match[2]
-    if unit == "%" and total_examples is None:
-        raise ValueError(f"config.{key}: {text!r} is a share of the training, whose length this is")
+    number, unit = read_duration(text)
     scale = {
         "step": batch_size,
         "epoch": epoch_examples,
         "example": 1,
-        "%": (total_examples or 0) / 100,
+        "%": total_examples / 100,
     }
     return round(number * scale[unit])
 
@@ -58,19 +48,19 @@ class Durations:
 
     def __init__(self, config: ConfigDict, epoch_examples: int):
         units = {"batch_size": config.data.batch_size, "epoch_examples": epoch_examples}
-        total = parse_duration(config.train.duration, "train.duration", **units)
+        total = parse_duration(config.train.duration, **units)
         units["total_examples"] = self.total_examples = total
 
-        def steps(text: str, key: str) -> int:
-            return to_steps(parse_duration(text, key, **units), config.data.batch_size)
+        def steps(text: str) -> int:
+            return to_steps(parse_duration(text, **units), config.data.batch_size)
 
-        self.log_every = steps(config.train.log_every, "train.log_every")
-        self.checkpoint_every = steps(config.train.checkpoint_every, "train.checkpoint_every")
-        self.evaluate_every = steps(config.eval.every, "eval.every")
-        self.warmup = parse_duration(config.schedule.warmup, "schedule.warmup", **units)
-        self.cooldown = parse_duration(config.schedule.cooldown, "schedule.cooldown", **units)
+        self.log_every = steps(config.train.log_every)
+        self.checkpoint_every = steps(config.train.checkpoint_every)
+        self.evaluate_every = steps(config.eval.every)
+        self.warmup = parse_duration(config.schedule.warmup, **units)
+        self.cooldown = parse_duration(config.schedule.cooldown, **units)
         period = config.adapt.unfreeze_every
-        self.unfreeze_every = period and parse_duration(period, "adapt.unfreeze_every", **units)
+        self.unfreeze_every = period and parse_duration(period, **units)
 
 
 def make_schedule(
@@ -88,7 +78,7 @@ def make_schedule(
       A jittable function of a scalar, with values in [0, 1].
 
     Raises:
-      ValueError: the name is unknown or the parts do not fit into the whole.
+      ValueError: the parts do not fit into the whole.
     """
     if warmup >= total:
         raise ValueError(
@@ -114,10 +104,6 @@ def make_schedule(
             [stable],
         ),
     }
-    if config.name not in after_warmup:
-        raise ValueError(
-            f"config.schedule.name: found {config.name!r}, expected one of {sorted(after_warmup)}"
-        )
     main = after_warmup[config.name]()
     if not warmup:
         return main

@@ -357,7 +357,7 @@ class Run:
     ) -> None:
         """Runs steps first_step + 1 .. total. Order: step, log, evaluate, save, stop."""
         durations, frozen = self._durations, self._experiment.frozen
-        pending = Pending(self._progress, self._guard)
+        pending = Pending(self._progress, self._guard, first_step + 1)
         for step in range(first_step + 1, total + 1):
             batch = next(batches)
             check_batch(batch, step)
@@ -415,8 +415,8 @@ class Run:
 class Pending:
     """Metrics of steps that may still run on the device; fetched only when they are logged."""
 
-    def __init__(self, progress: Progress, guard: collapse.CollapseGuard):
-        self._progress, self._guard = progress, guard
+    def __init__(self, progress: Progress, guard: collapse.CollapseGuard, first_step: int):
+        self._progress, self._guard, self._first_step = progress, guard, first_step
         self._steps: list[tuple[int, dict[str, jax.Array]]] = []
         self._tokens = 0
         self._start = time.perf_counter()
@@ -439,6 +439,7 @@ class Pending:
 
         Raises:
           Collapsed: a loss or gradient is not finite, naming the steps; or the losses run away.
+          ValueError: it is not from the first step on, which no learning rate can mend.
         """
         fetched = [(step, jax.device_get(metrics)) for step, metrics in self._steps]
         speed = self._tokens / max(time.perf_counter() - self._start, 1e-9)
@@ -451,6 +452,13 @@ class Pending:
             values = {name: float(value) for name, value in metrics.items()}
             last = {"tokens_per_second": speed} if step == fetched[-1][0] else {}
             self._progress.log(step, {**values, **last}, show=bool(last))
+        if self._first_step in broken:
+            raise ValueError(
+                f"the loss or the gradient is not finite at step {self._first_step}, before this "
+                "start has changed a weight, so that the learning rate is not the cause: check "
+                "the numbers that are read (labels, features, class weights), or compute in "
+                "float32 (config.model.dtype)"
+            )
         if broken:
             raise collapse.Collapsed(
                 f"the loss or the gradient is not finite at steps {broken}: lower "

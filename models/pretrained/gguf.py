@@ -133,7 +133,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         first = start + offset
         last = first + math.prod(shape) // block * block_bytes
         end = max(end, last)
-        stored[name] = StoredTensor(shape, functools.partial(_read, path, first, kind, shape))
+        stored[name] = StoredTensor(shape, functools.partial(_read, path, first, kind, shape), path)
     if end > header.size:
         raise truncated(path, found=header.size, expected=end)
     pieces = header.metadata.get(_TOKENS)
@@ -169,6 +169,8 @@ def _read(path: Path, first: int, kind: GGMLQuantizationType, shape: tuple[int, 
     values = np.empty((count, block), np.float32)
     for start in range(0, count, _BLOCKS):
         part = slice(start, start + _BLOCKS)
-        # As one row: the gguf package loops over groups of 16.
-        values[part] = quants.dequantize(data[part].reshape(1, -1), kind).reshape(-1, block)
+        # As one row: the gguf package loops over groups of 16. Scales that are not finite are
+        # found where the tensor is used, without NumPy's warning.
+        with np.errstate(invalid="ignore", over="ignore"):
+            values[part] = quants.dequantize(data[part].reshape(1, -1), kind).reshape(-1, block)
     return values.reshape(shape)

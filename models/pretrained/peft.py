@@ -167,7 +167,7 @@ def read_peft(folder: str | Path, config: BackboneConfig, adapt: ConfigDict) -> 
     _refuse_unknown(fields)
     _compare(fields, adapt)
     stored = {
-        name: tensor.read().astype(np.float32)
+        name: tensor.read_finite(name).astype(np.float32)
         for name, tensor in safetensors.read(folder / WEIGHTS).items()
     }
     leaves, left = {}, []
@@ -195,7 +195,7 @@ def read_peft(folder: str | Path, config: BackboneConfig, adapt: ConfigDict) -> 
         )
     _check_leaves(folder, config, adapt, leaves)
     if (folder / HEAD).is_file():
-        leaves |= {path: t.read() for path, t in safetensors.read(folder / HEAD).items()}
+        leaves |= {p: t.read_finite(p) for p, t in safetensors.read(folder / HEAD).items()}
     return {path: np.ascontiguousarray(value, np.float32) for path, value in leaves.items()}
 
 

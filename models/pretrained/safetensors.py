@@ -78,7 +78,8 @@ def read(path: Path) -> dict[str, StoredTensor]:
                 "Delete it and fetch it again."
             )
         offset = 8 + length + start
-        stored[name] = StoredTensor(shape, functools.partial(mapped, path, dtype, shape, offset))
+        reader = functools.partial(mapped, path, dtype, shape, offset)
+        stored[name] = StoredTensor(shape, reader, path)
     return stored
 
 

@@ -8,10 +8,13 @@ business of the readers. Called by `load_pretrained`, `write_pretrained` and pef
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from flax import traverse_util
+
+from models.pretrained.files import count_not_finite
 
 Format = Literal["huggingface", "gguf", "tensorflow"]
 Place = Callable[[str, np.ndarray], Any]
@@ -25,6 +28,22 @@ class StoredTensor(NamedTuple):
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    file: Path | None = None
+
+    def read_finite(self, name: str) -> np.ndarray:
+        """Reads the tensor.
+
+        Raises:
+            ValueError: it holds a NaN or an infinity; names the file, and the tensor by `name`.
+        """
+        array = self.read()
+        if broken := count_not_finite(array):
+            raise ValueError(
+                f"{self.file}: tensor {name} holds {broken:,} of {array.size:,} values that are "
+                "NaN or infinite, of which no training recovers: delete the file and fetch it "
+                "again, or take a checkpoint from before its training diverged"
+            )
+        return array
 
 
 class Kind(NamedTuple):
@@ -105,7 +124,7 @@ def parameters_from(
 
     Raises:
         ValueError: naming every tensor that no parameter takes, every parameter that no tensor
-            fills, or every tensor whose shape doesn't fit.
+            fills, or every tensor whose shape doesn't fit; or a tensor that isn't finite.
     """
     expected = {path: leaf.shape for path, leaf in flatten(shapes).items()}
     source: dict[str, tuple[str, Kind]] = {}
@@ -141,7 +160,7 @@ def parameters_from(
     flat = {}
     for path in expected:
         name, kind = source[path]
-        flat[path] = place(path, kind.read(stored[name].read()))
+        flat[path] = place(path, kind.read(stored[name].read_finite(name)))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

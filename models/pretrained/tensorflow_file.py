@@ -89,7 +89,8 @@ def _tensor(
         raise KeyError(name)
     if offset + size > sizes[shard]:
         raise truncated(files[shard], found=sizes[shard], expected=offset + size, at_least=True)
-    return StoredTensor(shape, functools.partial(mapped, files[shard], dtype, shape, offset))
+    reader = functools.partial(mapped, files[shard], dtype, shape, offset)
+    return StoredTensor(shape, reader, files[shard])
 
 
 def _data_files(index: Path, count: int) -> list[Path]:

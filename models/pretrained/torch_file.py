@@ -186,7 +186,7 @@ def _stored(state: Any, offsets: Mapping[str, int], path: Path) -> dict[str, Sto
     stored = {}
     for name, tensor in state.items():
         reader = functools.partial(_read_tensor, path, tensor, offsets[tensor.storage.key])
-        stored[name] = StoredTensor(tensor.shape, reader)
+        stored[name] = StoredTensor(tensor.shape, reader, path)
     return stored
 
 

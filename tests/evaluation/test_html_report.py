@@ -331,3 +331,41 @@ def test_a_browser_draws_it_within_the_width(workdir, tmp_path, width):
     assert needed == there == width and sections > 8
     colours = image.imread(drawn)[:, :width, :3]  # raises if it is no PNG
     assert colours.shape[1] == width and len(np.unique(colours.reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.parametrize("size", [100, 1000])
+def test_results_of_many_classes_stay_small_and_say_what_is_confused(tmp_path, size):
+    config, count = common.get_config(), 300
+    labels = tuple(f"类别{c}的名称" for c in range(size))
+    task = Classification(config, labels, tokenizer=None, backbone=None)
+    labels_N = np.arange(count) % (size // 10)
+    classes_N = np.where(labels_N == 7, 3, np.where(labels_N == 5, size - 1, labels_N))
+    logs_NxC = calibration.calibrate(5.0 * np.eye(size)[classes_N], {})
+    scores = task.scores(np.arange(count), labels_N, logs_NxC)
+    rows = dict.fromkeys(("majority class", TFIDF, "encoder alone", report.FINETUNED), scores)
+    make_run(tmp_path, 30)
+    facts = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    drawn = ("fingerprints", "split", "integration")
+    more = {k: v for k, v in facts.items() if k not in ("models", "comparisons", "metrics", *drawn)}
+    report.write_results(
+        tmp_path,
+        rows,
+        floor=TFIDF,
+        metric=ACCURACY,
+        leaked_ids=np.zeros(0),
+        extra=more,
+        **{name: facts[name] for name in drawn},
+    )
+    assert (tmp_path / "results.json").stat().st_size < 2_000_000
+    summary = json.loads((tmp_path / "results.json").read_text("utf-8"))["models"]["fine-tuned"]
+    page = write_html(tmp_path).read_text("utf-8")
+    assert labels[-1] in page and page.count("<tr>") > size
+    if size == 100:
+        assert np.sum(summary["confusion_matrix"]) == count and "confusions" not in summary
+        return
+    assert "confusion_matrix" not in summary and "most frequent confusions" in page
+    assert summary["confusions"] == [
+        [labels[true], labels[found], 3] for true, found in ((5, size - 1), (7, 3))
+    ]
+    exact = scores.detail["per_class"][labels[3]]
+    assert summary["per_class"][labels[3]] == pytest.approx(exact, abs=5e-5)

@@ -167,9 +167,3 @@ def test_leaks_are_found_among_many_texts_of_one_template():
     test = [text.replace("支持", "惠顾") for text in train[:50]]
     result = audit(splits_of(train, [PHONE], test), knobs(threshold=0.7))
     assert result.leaked["test"].all()
-
-
-@pytest.mark.parametrize(("name", "value"), [("kind", "fuzzy"), ("threshold", 0.0)])
-def test_impossible_knob_is_named(name, value):
-    with pytest.raises(ValueError, match=rf"config\.data\.audit\.{name}={value!r}: expected"):
-        audit(splits_of([BOOK]), knobs(**{name: value}))

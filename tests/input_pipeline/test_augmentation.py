@@ -398,10 +398,6 @@ def test_ops_can_be_followed_one_by_one(lexicon):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"deletion": 1.0}, r"augmentation.deletion_rate must lie in \[0, 1\), found 1.0"),
-        ({"sampling": -0.1}, "augmentation.sampling_rate must lie in"),
-        ({"share": 0.0}, "augmentation.share must lie in"),
-        ({"pair": "both"}, "augmentation.pair must be one of .* found 'both'"),
         ({"pair": "pair", "mask": 0.1}, "pair='pair' .* set data.pair_column"),
         ({"word_swap": 0.1}, "word_swap_rate=0.1 needs .*: set data.words='jieba'"),
         ({"synonym": 0.1}, "synonym_rate=0.1 needs .*: set data.words='jieba'"),
@@ -425,14 +421,6 @@ def test_ops_that_the_examples_do_not_allow_are_refused():
         augmenter(make(["好"], pairs=["坏"], labels=[0]), mixing=0.5)
     with pytest.raises(ValueError, match=r"span \[1, 3\] of training example 0 .* of 2 characters"):
         augmenter(make(["张三"], spans=[[[1, 3, 0]]]))
-    config = common.get_config().augmentation
-    config.update(mask_rate=0.1, mask_character="[MASK]")
-    with pytest.raises(ValueError, match="mask_character must be one character.*which is 6"):
-        Augmenter(make(["好"]), config, seed=0)
-    config = common.get_config().augmentation
-    config.update(sampling_rate=0.1, sampling_size=1)
-    with pytest.raises(ValueError, match="sampling_size must be at least 2"):
-        Augmenter(make(["好"]), config, seed=0)
 
 
 @pytest.fixture(scope="module", params=["unigram", "bpe"])

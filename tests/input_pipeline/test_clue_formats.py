@@ -7,6 +7,7 @@ import pytest
 from configs.checks import check_values
 from configs.clue import TASKS, get_config
 from input_pipeline import preparation, sources
+from tasks import KINDS
 
 NEWS = [
     ("108", "上课时学生手机响个不停，老师一怒之下把手机摔了，家长拿发票让老师赔"),
@@ -172,7 +173,7 @@ def records_of(task, folder):
 @pytest.mark.parametrize("task", TASKS)
 def test_recipe_prepares_its_published_format(tmp_path, task):
     config = config_of(task, tmp_path)
-    check_values(config)
+    check_values(config, tasks=KINDS)
     prepared = preparation.prepare(config.data)
     sizes = {name: split["examples"] for name, split in prepared.manifest["splits"].items()}
     assert sizes == {"train": KEPT.get(task, 3), "validation": KEPT.get(task, 3), "test": 0}

@@ -309,12 +309,6 @@ def test_a_span_outside_its_text_is_refused_by_place(span):
         Normalizer(["control"]).record(record)
 
 
-@pytest.mark.parametrize(("name", "near"), [("simplifed", "simplified"), ("url", "urls:")])
-def test_an_unknown_op_is_refused_with_the_nearest(name, near):
-    with pytest.raises(ValueError, match=f"{name}.*nearest is '{near}"):
-        Normalizer([name])
-
-
 def test_long_text_without_a_stop_is_aligned_in_time():
     text = "用鼠标和打印机打软件" * 2000
     result, alignment = Normalizer(["traditional_phrases"]).align(text)

@@ -262,22 +262,14 @@ def test_evaluation_of_nothing_is_nothing(pipeline, examples):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "packed"}, r"layout\.kind must be one of .*found 'packed'"),
         ({"row_length": 63}, r"layout\.row_length=63 is shorter than layout\.max_length=64"),
-        ({"max_shapes": 0}, r"layout\.max_shapes"),
         ({"batch_size": 10, "microbatches": 4}, r"data\.batch_size=10 .* train\.microbatches=4"),
-        ({"seed": -1}, "seed must not be negative"),
         ({"template": "没有"}, r"data\.template"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         pipeline(**options)
-
-
-def test_an_augmentation_that_cannot_work_is_refused(pipeline, examples):
-    with pytest.raises(ValueError, match=r"augmentation\.deletion_rate.*1\.5"):
-        pipeline(rates=(1.5, 0.0)).plan(examples)
 
 
 def test_both_texts_of_a_pair_reach_the_batch_augmented_or_not(pipeline, tokenizer, examples):

@@ -218,7 +218,60 @@ def test_label_outside_the_label_set_names_its_line(tmp_path):
 
 def test_nothing_left_after_cleaning_shows_the_counts(tmp_path):
     said = refusal(tmp_path, 'text,label\n" ",1\n好,1\n差,0\n')
-    assert "no example is left" in said and "read 3, dropped 1 empty, 2 too_short" in said
+    assert "no example is left" in said
+    assert said.endswith("of 3 examples read, 3 were dropped: 1 empty, 2 too_short")
+
+
+def given_splits(tmp_path, train, validation, **options):
+    (tmp_path / "v.csv").write_text("text,label\n" + validation, "utf-8")
+    options = {"validation_files": str(tmp_path / "v.csv")} | options
+    options = {"split": {"kind": "given", "test": 0}} | options
+    return refusal(tmp_path, "text,label\n" + train, **options)
+
+
+@pytest.mark.parametrize("near", ["keep", "drop"])
+def test_an_error_that_comes_of_dropped_copies_reports_them(tmp_path, near):
+    rows = "".join(f"第{i}条评论说的内容,{i % 2}\n" for i in range(20))
+    options = {"cleaning": {"near_duplicates": near, "threshold": 0.9}}
+    said = given_splits(
+        tmp_path, rows.replace(",", "！," if near == "drop" else ","), rows, **options
+    )
+    assert said.startswith("no example is left of the train split; of 40 examples read, 20 were")
+    assert "20 train examples were dropped as copies of validation examples" in said
+    positive = "".join(row + "\n" for row in rows.splitlines() if row.endswith("1"))
+    said = given_splits(tmp_path, positive + "另外的一条,0\n" + "再有的一条,0\n", rows)
+    assert "label '1' is not in the training split" in said
+    assert "10 train examples were dropped as copies of validation examples" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "said", "dropped"),
+    [
+        ("很好,1\n很好,1\n很差,0\n差,0\n", "split is empty", "1 too_short, 1 duplicate"),
+        ("很好,1\n很好,1\n差,0\n", "the labels are ('1',)", "1 too_short, 1 duplicate"),
+        ("很好,1\n很好,0\n还行,1\n", "the labels are ('1',)", "2 contradictory"),
+    ],
+)
+def test_too_little_that_is_left_names_what_was_dropped_by_reason(tmp_path, rows, said, dropped):
+    message = refusal(tmp_path, f"text,label\n{rows}")
+    assert said in message and message.endswith(f"dropped: {dropped}")
+
+
+def test_copies_across_given_splits_and_labels_without_examples_are_said(tmp_path):
+    rows = [f"第{i}条评论说的内容,{i % 2}\n" for i in range(20)]
+    for name, part in {"a": [*rows[:15], "新的一类,2\n"], "v": rows[10:]}.items():
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(part), "utf-8")
+    files = {"files": str(tmp_path / "a.csv"), "validation_files": str(tmp_path / "v.csv")}
+    data = make_data(tmp_path, source="files", split={"kind": "given", "test": 0}, **files)
+    said = preparation.prose(preparation.prepare(data).manifest)
+    assert "5 train examples were dropped as copies of validation examples." in said
+    assert "no training example" not in said
+    data = make_data(tmp_path, source="files", files=files["files"], split={"test": 15, "seed": 1})
+    with pytest.raises(ValueError, match="leave some of the 16"):
+        preparation.prepare(data)
+    data.split.update(validation=0, test=15)
+    said = preparation.prose(preparation.prepare(data).manifest)
+    assert "2 labels of test have no training example: " in said
 
 
 def test_one_label_is_nothing_to_classify(tmp_path):

@@ -98,9 +98,6 @@ def test_predictions_of_other_examples_have_no_average():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"integrate.methods": ("soups",)}, "found 'soups', expected names out of"),
-        ({"integrate.methods": ()}, "expected one or more"),
-        ({"integrate.methods": ("soup", "soup")}, "each once"),
         ({"integrate.methods": ("ties",)}, "name the others in config.integrate.runs"),
         (
             {"integrate.methods": ("soup",), "adapt.kind": "lora"},

@@ -215,17 +215,12 @@ def test_leaves_depend_on_seed_and_path_alone():
 @pytest.mark.parametrize(
     ("kind", "more", "message"),
     [
-        ("lorra", {}, "'lorra': choose from full, head"),
         (
             "lora",
             {"targets": ".*/querry/kernel"},
             r"matches none of the 12 kernels .*attention/key",
         ),
-        ("lora", {"targets": "("}, "is not a regex"),
-        ("dora", {"rank": 0}, "rank is 0"),
         ("last_layers", {"layers": 3}, "layers is 3, but the model has 2"),
-        ("prompt", {"prompt_length": 0}, "prompt_length is 0"),
-        ("head", {"frozen_dtype": "int4"}, "choose from float32, bfloat16, int8"),
     ],
 )
 def test_what_cannot_be_followed_is_named(kind, more, message):

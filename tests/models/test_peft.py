@@ -157,6 +157,16 @@ def test_what_differs_or_is_not_implemented_is_named(tmp_path, kind, fields, mor
         peft.read_peft(changed_folder(tmp_path, kind, **fields), config, adapt_of(kind, **more))
 
 
+def test_an_adapter_that_is_not_finite_names_file_and_tensor(tmp_path):
+    folder = shutil.copytree(FIXTURES / "peft" / "lora", tmp_path / "lora")
+    tensors = {n: np.array(t.read()) for n, t in safetensors.read(folder / peft.WEIGHTS).items()}
+    name = sorted(tensors)[1]
+    tensors[name][...] = np.nan
+    safetensors.write(folder / peft.WEIGHTS, tensors)
+    with pytest.raises(ValueError, match=f"{peft.WEIGHTS}: tensor {name} holds"):
+        peft.read_peft(folder, base_of("lora")[0], adapt_of("lora"))
+
+
 def test_a_missing_file_and_another_model_are_named(tmp_path):
     config, _, _ = base_of("lora")
     folder = changed_folder(tmp_path, "lora")

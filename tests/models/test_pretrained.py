@@ -10,10 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy as official
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.decoder import Decoder
 from models.pretrained import (
     FAMILIES,
+    files,
     load_pretrained,
     open_checkpoint,
     resolve,
@@ -99,6 +102,32 @@ def test_every_dtype_is_read_as_float32(tiny, folder, dtype):
     params = load_pretrained(folder).params
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), params, tiny.params)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+def test_a_value_that_is_not_finite_names_file_and_tensor(folder, dtype, value):
+    def spoil(tensors):
+        tensors |= {name: array.astype(dtype) for name, array in tensors.items()}
+        tensors["model.layers.1.mlp.up_proj.weight"][-1, -1] = value
+
+    change_tensors(folder, spoil)
+    with pytest.raises(ValueError, match=r"up_proj\.weight holds 1 of [\d,]+ values") as error:
+        load_pretrained(folder)
+    assert str(error.value).startswith(f"{folder / 'model.safetensors'}: tensor model.layers.1.")
+
+
+@given(
+    st.sampled_from([np.float16, np.float32, ml_dtypes.bfloat16]),
+    st.lists(st.floats(width=16), max_size=20),
+    st.integers(0, 3),
+)
+def test_values_that_are_not_finite_are_counted(dtype, values, blocks):
+    array = np.array(values, dtype)
+    padded = np.concatenate([np.full(blocks * files._BLOCK // 2, 2, dtype), array])
+    assert files.count_not_finite(padded) == sum(not np.isfinite(value) for value in values)
+    assert files.count_not_finite(padded[::-1][:, None]) == files.count_not_finite(array)
+    assert files.count_not_finite(np.arange(3)) == files.count_not_finite(np.zeros((0, 4))) == 0
 
 
 def test_shards_are_read_as_one(tiny, folder):

@@ -86,6 +86,15 @@ def test_quantised_tensors_are_dequantised(tiny, write_gguf):
     assert errors["final_norm"]["scale"] == 0
 
 
+def test_a_scale_of_a_block_that_is_not_finite_names_file_and_tensor(tiny, write_gguf, monkeypatch):
+    broken = np.full((32, 48), np.inf, np.float32)
+    monkeypatch.setitem(tiny.params["layer_1"]["mlp"]["up"], "kernel", broken)
+    with np.errstate(invalid="ignore"):
+        path = write_gguf(quantised=True)
+    with pytest.raises(ValueError, match=r"^\S*tiny\.gguf: tensor blk\.1\.ffn_up\.weight holds"):
+        load_pretrained(path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

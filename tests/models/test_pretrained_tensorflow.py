@@ -99,6 +99,13 @@ def test_a_folder_of_google_gives_the_parameters_of_safetensors(folder):
     assert files[1:] == ["bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"]
 
 
+def test_a_value_that_is_not_finite_names_file_and_tensor(folder):
+    data = folder / "bert_model.ckpt.data-00000-of-00001"
+    data.write_bytes(b"\xff" * data.stat().st_size)
+    with pytest.raises(ValueError, match=r"data-00000-of-00001: tensor bert/\S+ holds \d+ of"):
+        open_checkpoint(folder).read()
+
+
 def test_safetensors_go_before_tensorflow(folder):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(BERT / name, folder)

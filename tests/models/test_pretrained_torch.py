@@ -126,6 +126,15 @@ def test_a_folder_of_bin_gives_the_parameters_of_safetensors(folder):
     jax.tree.map(np.testing.assert_array_equal, checkpoint.read(checkpoint.parts), expected)
 
 
+def test_a_value_that_is_not_finite_names_file_and_tensor(folder, save):
+    folder, state = folder
+    name = "bert.encoder.layer.0.output.dense.weight"
+    state[name][0, 5] = np.nan
+    save(folder / "pytorch_model.bin", state)
+    with pytest.raises(ValueError, match=rf"pytorch_model\.bin: tensor {name} holds 1 of"):
+        load_pretrained(folder)
+
+
 def test_shards_of_bin_are_read_as_one_and_a_missing_one_is_named(folder, save):
     folder, state = folder
     before = load_pretrained(folder).params

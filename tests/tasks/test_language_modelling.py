@@ -271,7 +271,6 @@ def test_a_corrupted_text_of_any_length_fits_the_row(make_config):
         ("causal_language_modelling", {"model.bidirectional": True}, "bidirectional"),
         ("causal_language_modelling", {"data.template": "{text}{pair}"}, "'generation'"),
         ("span_corruption", {"layout.max_length": 4096}, "sentinels"),
-        ("masked_language_modelling", {"language.mask_share": 0.0}, "mask_share"),
     ],
 )
 def test_what_does_not_fit_is_refused(make_config, checkpoints, kind, changes, message):

@@ -2,16 +2,19 @@
 
 import csv
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from configs.overrides import load_config
 from evaluation import label_issues, report
 from training import collapse, sweep
 from training.data import load_data
+from training.train import Pending, train
 from training.train import test as open_test
-from training.train import train
 
 
 @pytest.fixture
@@ -109,3 +112,21 @@ def test_a_second_model_learns_what_the_first_one_says_of_other_texts(short_conf
     assert results["train_examples"] == 96 + 32
     assert report.TEACHER in results["models"]
     assert not (tmp_path / "run" / "teacher" / "test_openings.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"), [((4, 6), "not finite at step 4, before"), ((6,), r"at steps \[6\]: lower")]
+)
+def test_a_loss_that_is_not_finite_from_the_first_step_is_not_put_on_the_learning_rate(
+    broken, said
+):
+    guard = SimpleNamespace(check_loss=lambda *_: None)
+    progress = SimpleNamespace(update=lambda *_: None, log=lambda *_, **__: None)
+    pending = Pending(progress, guard, first_step=4)
+    for step in range(4, 8):
+        loss = math.nan if step in broken else 1.0
+        metrics = {"loss": np.float32(loss), "gradient_norm": np.float32(1)}
+        pending.add(step, metrics, {"segments_RxL": np.ones((1, 1))})
+    with pytest.raises(ValueError, match=said) as error:
+        pending.flush()
+    assert ("learning_rate" in str(error.value)) == (broken == (6,))
