@@ -21,8 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from absl import logging
-
 MAX_CHARACTERS = 10_000_000  # of one line: more is a file without line ends, not a text
 
 _BLOCK = 1 << 20  # bytes read at a time
@@ -75,7 +73,7 @@ def lines(path: Path, encoding: str, *, newline: str = "\n") -> Iterator[tuple[i
     Args:
         path: a text file, gzipped if it ends in .gz.
         encoding: as `resolve` returns it.
-        newline: '\n' ends lines there alone; '' also at '\r' and '\r\n', as CSV needs.
+        newline: what ends lines: '\n' or '\r' alone, or '' for any of '\r', '\n' and '\r\n'.
 
     Raises:
         ValueError: naming file and line, for bytes that are not in `encoding`, for a line of more
@@ -171,7 +169,7 @@ def _decodes(path: Path, encoding: str, *, nul: bool) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _detect(path: Path, size: int, changed: int) -> str:
-    """Returns and logs the encoding of a file; its size and time of change key the cache."""
+    """Returns the encoding of a file; its size and time of change key the cache."""
     del size, changed
     with _opened(path) as file:
         start = file.read(3)
@@ -183,7 +181,6 @@ def _detect(path: Path, size: int, changed: int) -> str:
         encoding = next((name for name in likely if _decodes(path, name, nul=True)), None)
         if encoding is None:
             raise _undetected(path, "".join(likely[:1]))
-    logging.info("Encoding of %s: %s.", path, encoding)
     return encoding
 
 

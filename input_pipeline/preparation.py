@@ -31,7 +31,7 @@ from input_pipeline.normalization import Normalizer
 from input_pipeline.records import Record
 from input_pipeline.words import word_stops
 
-VERSION = "3.0.0"  # of what preparation does: a change of the result needs a new one
+VERSION = "3.1.0"  # of what preparation does: a change of the result needs a new one
 # Fields of config.data that the result does not depend on, once the content of the files is known.
 _FREE = ("files", "validation_files", "test_files", "answers_file", "prepared_dir")
 _FREE += ("max_train_examples", "max_validation_examples", "max_test_examples")
@@ -298,7 +298,7 @@ def _known(
     Raises:
         ValueError: a label that is not known, of train or with config.data.on_new_label='stop'.
     """
-    allowed = frozenset(str(label) for label in data.labels)
+    allowed = frozenset(str(columns.integer(label)) for label in data.labels)
     given = ("test",) if data.split.folds else ("validation", "test")
     given = given if data.split.kind == "given" else ()
     train = [record for record in records if record.split not in given]
@@ -335,7 +335,7 @@ def _labels(records: Sequence[Record], data: ConfigDict) -> tuple[str, ...]:
     most = max((len(record.choices) for record in records), default=0)
     if most:
         return tuple(map(str, range(most)))
-    allowed = tuple(str(label) for label in data.labels)
+    allowed = tuple(str(columns.integer(label)) for label in data.labels)
     found = {label for record in records for label in record.labels}
     if not found and not allowed:
         return ()

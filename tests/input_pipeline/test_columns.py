@@ -238,7 +238,9 @@ def test_names_and_lists_of_texts_are_read(tmp_path):
     knobs = {"pair_column": "pair", "id_column": "id", "list_separator": "、"}
     (record,) = read(tmp_path, row, **knobs)
     assert (record.text, record.pair, record.name) == ("水声学、FFT", "一、二", "7")
-    assert said_of(tmp_path, row | {"text": ["一", 2]}, **knobs)[0].endswith("found ['一', 2]")
+    assert said_of(tmp_path, row | {"text": ["一", 2]}, **knobs)[0].endswith(
+        "found ['一', 2]; write each text in quotes"
+    )
     assert (
         "--config.data.id_column="
         in said_of(tmp_path, {"text": "好", "label": 1}, id_column="i")[0]

@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import re
-import warnings
 
 import pyarrow
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from input_pipeline import formats
+from input_pipeline.notes import Notes
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -26,7 +26,9 @@ def write(path, content):
 def rows(path, declared="", columns=(), annotated=True):
     kind, encoding = formats.format_of(path, declared, "utf-8")
     return list(
-        formats.read_rows(path, kind, encoding=encoding, columns=columns, annotated=annotated)
+        formats.read_rows(
+            path, kind, encoding=encoding, columns=columns, notes=Notes(), annotated=annotated
+        )
     )
 
 
@@ -158,8 +160,16 @@ def test_parquet_reads_the_columns_asked_for_or_tells_which_there_are(tmp_path, 
 BAD = {
     "too many fields": ("a.csv", "text,label\n一,二,1\n", "a.csv:2: found 3 fields, but the head"),
     "too few fields": ("a.tsv", "text\tlabel\n一\t1\n二\n", "a.tsv:3: found 1 fields"),
-    "open quote": ("a.csv", 'text,label\n一,1\n"二,1\n三,1\n', "a.csv:3: not CSV"),
-    "stray quote": ("a.csv", 'text,label\n一,1\n"二"三,1\n', "a.csv:3: not CSV"),
+    "open quote": (
+        "a.csv",
+        'text,label\n"一",1\n"二,1\n三,1\n',
+        "a.csv:3: a quoted field is not c",
+    ),
+    "stray quote": (
+        "a.csv",
+        'text,label\n"一",1\n"二"三,1\n',
+        "a.csv:3: a quoted field goes on with",
+    ),
     "one name twice": ("a.csv", "text,text\n一,1\n", "a.csv:1: two columns are named 'text'"),
     "long line": ("a.csv", "text\n" + "x" * 10_000_001, "a.csv:2: the line has more than 10,000"),
     "not JSON": ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl:2: not JSON at column 7"),
@@ -189,15 +199,6 @@ def test_bad_file_is_an_error_that_names_file_and_line(tmp_path, name, content, 
 def test_json_that_breaks_on_line_70_001_is_named(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "好"}\n' * 70_000 + '{"text": "好}\n')
     assert re.search(r"a\.jsonl:70001: not JSON at column 10 .*expected one object", refusal(path))
-
-
-def test_rows_swallowed_by_a_stray_quote_are_warned_of(tmp_path):
-    path = write(tmp_path / "a.csv", 'text,label\n"二,1\n三,1\n四,1\n五",1\n')
-    with pytest.warns(UserWarning, match="a.csv:2: a quoted field holds 2 lines that look like"):
-        assert len(rows(path)) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        rows(write(path, 'text,label\n"二\n三\n四\n五",1\n'))
 
 
 # CoNLL.
