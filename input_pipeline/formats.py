@@ -54,6 +54,17 @@ FIXED = {  # what the columns are to sources.py
     "wsc": {"text": "text", "label": "label", "id": "id"},
 }
 _ANSWER = "answer"  # the label of SQuAD's spans
+_MAGIC = {  # first bytes of what no format reads, and what to do
+    b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: save the sheet as CSV",
+    b"\x1f\x8b": "packed by gzip: add .gz to its name",
+    b"BZh": "packed by bzip2: unpack it",
+    b"\xfd7zXZ": "packed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: unpack it",
+    b"PAR1": "Parquet: name it .parquet, or pass --config.data.format=parquet",
+    b"ARROW1": "Arrow: write it as Parquet",
+    b"\xff\xff\xff\xff": "Arrow: write it as Parquet, by Dataset.to_parquet of `datasets`",
+}
 
 
 class Misfit(ValueError):
@@ -80,17 +91,26 @@ def format_of(path: Path, declared: str, encoding: str) -> tuple[str, str]:
         encoding: config.data.encoding.
 
     Raises:
-        ValueError: if the format is unknown, the file is empty, or not in that encoding.
+        ValueError: if the format is unknown, the file is empty, packed or a workbook, or not in
+            that encoding.
     """
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     kind = declared or suffix.removeprefix(".")
-    if kind not in FORMATS:
-        found = f"config.data.format is {declared!r}" if declared else f"its suffix is {suffix!r}"
+    known = kind in FORMATS
+    first = encodings.first_bytes(path) if known or path.suffix.lower() != ".gz" else b""
+    if kind != "parquet":
+        for magic, what in _MAGIC.items():
+            if first.startswith(magic):
+                raise ValueError(f"{path}: it is {what}")
+    if not known:
+        found, remedy = f"its suffix is {suffix!r}", "rename the file, or say what it holds with"
+        if declared:
+            found, remedy = f"config.data.format is {declared!r}", "pass one of them, such as"
         raise ValueError(
-            f"{path}: {found}; expected one of {', '.join(FORMATS)}: rename the file, or say what "
-            "it holds with --config.data.format=conll or another"
+            f"{path}: {found}; expected one of {', '.join(FORMATS)}: {remedy} "
+            "--config.data.format=conll"
         )
-    if encodings.is_empty(path):
+    if not first:
         raise ValueError(f"{path}:1: the file is empty; fill it, or leave it out of config.data")
     if kind == "parquet":
         return kind, ""
@@ -145,6 +165,10 @@ def _text_lines(path: Path, encoding: str, notes: Notes) -> Iterator[Row]:
     ends = alone > start.count("\n")
     if ends:
         notes.decide(str(path), "lines end at '\\r' as well")
+    tabs = {line.count("\t") for line in re.split("[\r\n]+", start)[:20] if line.strip()}
+    if len(tabs) == 1 and tabs != {0}:
+        said = "{count} files of lines hold equally many tabs in each; name such a file .tsv if it "
+        notes.count(said + "is a table with a header", str(path), warn=True)
     for number, line in encodings.lines(path, encoding, newline="" if ends else "\n"):
         text = line.removesuffix("\n").removesuffix("\r")
         if "\r" in text.rstrip("\r"):

@@ -79,8 +79,12 @@ def find_files(pattern: str) -> list[Path]:
     """
     path = Path(pattern).expanduser()
     if path.is_dir():
+        inside = (file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file())
+        kinds = [(len(file.parts) > 1, file.suffix) for file in inside]
+        deep, suffix = next((k for k in kinds if k[1][1:] in formats.FORMATS), (False, ".csv"))
+        example = path / ("**" if deep else "") / f"*{suffix}"
         raise ValueError(
-            f"{path.absolute()} is a directory; name a file or a glob, such as {path / '*.csv'}"
+            f"{path.absolute()} is a directory; name a file or a glob, such as {example}"
         )
     found = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
     files = sorted(file for file in found if file.is_file())

@@ -163,12 +163,12 @@ BAD = {
     "open quote": (
         "a.csv",
         'text,label\n"一",1\n"二,1\n三,1\n',
-        "a.csv:3: a quoted field is not c",
+        "a.csv:3: a quoted field is not",
     ),
     "stray quote": (
         "a.csv",
         'text,label\n"一",1\n"二"三,1\n',
-        "a.csv:3: a quoted field goes on with",
+        "a.csv:3: a quoted field goes on",
     ),
     "one name twice": ("a.csv", "text,text\n一,1\n", "a.csv:1: two columns are named 'text'"),
     "long line": ("a.csv", "text\n" + "x" * 10_000_001, "a.csv:2: the line has more than 10,000"),
