@@ -32,10 +32,11 @@ def text(value: Any, kind: str, where: str, *, separator: str = "") -> str:
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         value = separator.join(value)
     if not isinstance(value, str):
-        remedy = "a column or key of its own" if isinstance(value, dict) else "quotes"
+        remedy = f"write each {kind} in quotes"
+        if isinstance(value, dict):  # as of pandas' to_json without orient="records"
+            remedy = f"write each row as an object with one {kind}, which is a string"
         raise ValueError(
-            f"{where}: the {kind} must be a string, found {reprlib.repr(value)}; write each {kind} "
-            f"in {remedy}"
+            f"{where}: the {kind} must be a string, found {reprlib.repr(value)}; {remedy}"
         )
     if len(value) > encodings.MAX_CHARACTERS:
         raise ValueError(

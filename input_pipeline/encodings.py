@@ -259,7 +259,7 @@ def _damage(path: Path, encoding: str) -> ValueError:
     """Returns what is wrong with a file that is not in the encoding it was declared to be in."""
     likely = "".join(_likely(path)[:1])
     if not likely:
-        remedy = "what it is could not be detected; convert it to UTF-8, or name what it is in"
+        remedy = "convert it to UTF-8, or pass what it is in as --config.data.encoding=NAME"
     elif codecs.lookup(likely) == codecs.lookup(encoding):
         remedy = f"it seems to be damaged {likely}; repair that line"
     else:

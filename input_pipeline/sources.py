@@ -400,8 +400,8 @@ def _missing(
     if needed[column] == "label_column":
         hint += ", or --config.data.label_column= to read none"
     if table:
-        hint += ". The first line of a table names its columns, with a comma, tab, semicolon or | "
-        hint += "between them"
+        hint += ". The first line of a table must name its columns, with a comma, tab, semicolon "
+        hint += "or | between them"
     return ValueError(
         f"{where}: no column {column!r}; found {', '.join(map(repr, names)) or 'none'}; "
         f"pass --config.data.{needed[column]}={hint}"

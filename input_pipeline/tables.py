@@ -78,30 +78,34 @@ def read_rows(
         ValueError: naming file and line, for what is no table.
     """
     dialect = _dialect(path, encoding, notes)
-    notes.decide(str(path), _prose(dialect, encoding))
+    if dialect.header:
+        notes.decide(str(path), _prose(dialect, encoding))
     return _rows(path, encoding, dialect, notes, keep_empty)
 
 
 def _rows(
     path: Path, encoding: str, dialect: Dialect, notes: Notes, keep_empty: bool
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    empty, blank = [], dict.fromkeys(filter(None, dialect.header), "")
+    columns, empty = len(dialect.header), []
+    named = [(i, name) for i, name in enumerate(dialect.header) if name]
+    blank = {name: "" for _, name in named}
     lines = encodings.lines(path, encoding, newline=dialect.newline)
     try:
         for number, fields in _records(lines, dialect):
             if number <= dialect.first:
                 continue
-            if not any(map(str.strip, fields)):
+            if not "".join(fields).strip():
                 if fields:
                     empty.append(number)
                 continue
-            if not _fits(fields, dialect):
+            if len(fields) != columns and not _fits(fields, dialect):
                 raise _ragged(f"{path}:{number}", fields, dialect)
-            yield from ((place, dict(blank)) for place in empty)
+            for place in empty:
+                yield place, dict(blank)
             empty.clear()
-            if any("\n" in field or "\r" in field for field in fields):
+            if dialect.quoted:
                 _count_swallowed(fields, dialect, f"{path}:{number}", notes)
-            yield number, {k: v for k, v in zip(dialect.header, fields, strict=False) if k}
+            yield number, {name: fields[i] for i, name in named}
     except _Fault as fault:
         raise ValueError(
             f"{path}:{fault.line}: {fault.reason}; close it, or double each quote inside a quoted "
@@ -157,7 +161,7 @@ def _judge(head: Lines, dialect: Dialect) -> tuple[Dialect, float]:
     header, rows, faults = [], [], 0
     try:
         for number, fields in _records(head, dialect):
-            if any(map(str.strip, fields)):
+            if "".join(fields).strip():
                 if header:
                     rows.append(fields)
                 else:
@@ -230,8 +234,11 @@ def _with_quotes(dialect: Dialect, path: Path, encoding: str, notes: Notes) -> D
 def _count_quotes(dialect: Dialect, path: Path, encoding: str) -> _Quotes | None:
     """Returns what the quotes of all lines are like, None if those around names are quotes."""
     counts, places, ragged, bare = [0] * 5, [""] * 5, 0, dialect.delimiter != "\t"
-    literal = dialect._replace(quoted=False)
+    literal, separators = dialect._replace(quoted=False), len(dialect.header) - 1
     for number, line in encodings.lines(path, encoding, newline=dialect.newline):
+        if '"' not in line and line.count(dialect.delimiter) == separators:
+            bare = bare or "," in line
+            continue
         fields = _content(line).split(dialect.delimiter)
         if number <= dialect.first:
             if number == dialect.first and any(map(_OPENING.match, fields)):
@@ -239,9 +246,6 @@ def _count_quotes(dialect: Dialect, path: Path, encoding: str) -> _Quotes | None
             continue
         if not ragged and line.strip() and not _fits(fields, literal):
             ragged = number
-        if '"' not in line:
-            bare = bare or "," in line
-            continue
         kinds = []
         for field in fields:
             if not _OPENING.match(field):
@@ -266,7 +270,7 @@ def _first_misfit(path: Path, encoding: str, dialect: Dialect) -> int:
     lines = encodings.lines(path, encoding, newline=dialect.newline)
     try:
         for number, fields in _records(lines, dialect):
-            is_row = number > dialect.first and any(map(str.strip, fields))
+            is_row = number > dialect.first and "".join(fields).strip()
             if is_row and not _fits(fields, dialect):
                 return number
     except _Fault as fault:
@@ -276,8 +280,8 @@ def _first_misfit(path: Path, encoding: str, dialect: Dialect) -> int:
 
 def _fits(fields: Sequence[str], dialect: Dialect) -> bool:
     """Returns whether a row has all named columns, and nothing beyond the last column."""
-    columns = len(dialect.header)
-    return dialect.width <= len(fields) and not any(map(str.strip, fields[columns:]))
+    beyond = fields[len(dialect.header) :]
+    return dialect.width <= len(fields) and not "".join(beyond).strip()
 
 
 def _records(lines: Lines, dialect: Dialect) -> Records:
@@ -356,6 +360,8 @@ def _ragged(where: str, fields: Sequence[str], dialect: Dialect) -> ValueError:
 
 def _count_swallowed(fields: Sequence[str], dialect: Dialect, where: str, notes: Notes) -> None:
     """Counts a field of several lines, all but the ends of which look like rows themselves."""
+    if not any("\n" in field or "\r" in field for field in fields):
+        return
     inner = [line for field in fields for line in re.split(r"\r\n|\n|\r", field)[1:-1]]
     wide = [line for line in inner if line.count(dialect.delimiter) == len(dialect.header) - 1]
     if wide and len(dialect.header) > 1 and (len(wide) == len(inner) or dialect.delimiter == "\t"):
