@@ -124,7 +124,7 @@ def _from_tokens(
         words = [[line for line in s if not _RANGE.fullmatch(line.columns[0])] for s in sentences]
         words = [sentence for sentence in words if sentence]
         following = {line.columns[1] for sentence in words for line in sentence}
-        if all(map(_TAG.fullmatch, following)) or not _says_nothing(words, path):
+        if all(map(_TAG.fullmatch, following)) or not _says_nothing(words, path, least):
             break
         ranges = sum(map(len, sentences)) - sum(map(len, words))
         if ranges:
@@ -134,8 +134,7 @@ def _from_tokens(
         skipped += 1
     if skipped:
         what = "column counts" if skipped == 1 else f"{skipped} columns count"
-        said = f"the first {what} tokens or sentences, which is not read"
-        notes.decide(str(path), said)
+        notes.decide(str(path), f"the first {what} tokens or sentences, not read")
     for sentence in sentences:
         for line in sentence:
             if annotated and len(line.columns) < 2:
@@ -154,38 +153,53 @@ def _from_tokens(
     return sentences
 
 
-def _says_nothing(sentences: Sequence[_Sentence], path: Path) -> bool:
+def _says_nothing(sentences: Sequence[_Sentence], path: Path, least: int) -> bool:
     """Returns whether the first column counts, or is the same in each sentence.
 
+    Args:
+        sentences: all of them.
+        path: the file, for errors.
+        least: how many columns the token and the tag take.
+
     Raises:
-        ValueError: it counts, but not throughout, or all that follows is the same.
+        ValueError: it counts, but not throughout, or no column after it can be the tokens.
     """
-    column = [[line.columns[0] for line in sentence] for sentence in sentences]
-    long = [values for values in column if len(values) > 1]
-    if len(long) > 1 and all(len(set(values)) == 1 for values in long):
-        return len({line.columns[1] for sentence in sentences for line in sentence}) > 1
-    steps, faults = 0, []
-    for sentence, values in zip(sentences, column, strict=True):
-        for line, before, value in zip(sentence, [None, *values], values, strict=False):
-            if not re.fullmatch("[0-9]{1,9}", value):
+    shortest = min(len(line.columns) for sentence in sentences for line in sentence)
+    others = range(1, shortest - least + 1)
+    spoken = not all(_is_constant(sentences, column) for column in others)
+    if _is_constant(sentences, 0) and sum(len(sentence) > 1 for sentence in sentences) > 1:
+        return spoken
+    steps = pairs = counted = 0
+    faults: list[_Line] = []
+    for sentence in sentences:
+        before = None
+        for line in sentence:
+            value = int(line.columns[0]) if re.fullmatch("[0-9]{1,9}", line.columns[0]) else None
+            counted += value is not None
+            if None not in (value, before):
+                pairs, steps = pairs + 1, steps + (value == before + 1)
+            if value is None or (before is not None and value <= before):
                 faults.append(line)
-            elif before is not None and before.isdecimal():
-                step = int(value) - int(before)
-                steps += step == 1
-                faults += [line] * (step < 1)
-    pairs = sum(len(values) - 1 for values in column)
-    alone = not pairs and len(column) > 1 and {*itertools.chain(*column)} in ({"0"}, {"1"})
-    if not alone and (not steps or steps < pairs / 2):
+            before = value
+    lines = sum(map(len, sentences))
+    firsts, seconds = ({line.columns[i] for s in sentences for line in s} for i in (0, 1))
+    if lines == len(sentences) and firsts in ({"0"}, {"1"}) and len(seconds) > 1:
+        return True  # sentences of one token
+    if not steps or steps < pairs / 2 or counted < lines / 2:
         return False
-    following = {line.columns[1] for sentence in sentences for line in sentence}
-    if faults or len(following) == 1:
+    if faults or not spoken:
         place = faults[0].number if faults else sentences[0][0].number
         raise ValueError(
             f"{path}:{place}: the first column counts tokens in most lines, but "
-            + (f"here it is {faults[0].columns[0]!r}" if faults else "the second never changes")
+            + (f"here it is {faults[0].columns[0]!r}" if faults else "no other differs")
             + "; correct it (an empty line ends each sentence), or leave that column out"
         )
     return True
+
+
+def _is_constant(sentences: Sequence[_Sentence], column: int) -> bool:
+    """Returns whether a column is the same in all lines of each sentence."""
+    return all(len({line.columns[column] for line in sentence}) == 1 for sentence in sentences)
 
 
 def _is_numbered(sentence: _Sentence) -> bool:

@@ -182,10 +182,6 @@ BAD = {
     "long number": ("a.jsonl", "1" * 5_000, "a.jsonl:1: not JSON that Python reads"),
     "not Parquet": ("a.parquet", "text,label\n", "a.parquet: not Parquet that can be read"),
     "no data": ("a.json", '{\n"a": 1}', "a.json:1: not like SQuAD at 'data'; expected {'data'"),
-    "one column": ("a.conll", "好 O\n\n差\n", "a.conll:3: found '差'; expected a token and its"),
-    "odd tag": ("a.conll", "好 O\n差 X-PER\n", "a.conll:2: the tag is 'X-PER'; expected O, or"),
-    "no label": ("a.conll", "差 B\n", "a.conll:1: the tag is 'B'"),
-    "no prefix": ("a.conll", "差 -PER\n", "a.conll:1: the tag is '-PER'"),
 }
 
 
@@ -199,78 +195,6 @@ def test_bad_file_is_an_error_that_names_file_and_line(tmp_path, name, content, 
 def test_json_that_breaks_on_line_70_001_is_named(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "好"}\n' * 70_000 + '{"text": "好}\n')
     assert re.search(r"a\.jsonl:70001: not JSON at column 10 .*expected one object", refusal(path))
-
-
-# CoNLL.
-
-
-def conll(tmp_path, content):
-    return [
-        (place, row["text"], [tuple(span) for span in row["spans"]])
-        for place, row in rows(write(tmp_path / "a.conll", content))
-    ]
-
-
-def test_conll_tags_of_all_schemes_give_the_same_spans(tmp_path):
-    expected = [(1, "王小明在北京南", [(0, 3, "PER"), (4, 6, "LOC"), (6, 7, "LOC")])]
-    for tags in (
-        "B-PER I-PER I-PER O B-LOC I-LOC B-LOC",
-        "B-PER I-PER E-PER O B-LOC E-LOC S-LOC",
-        "B-PER I-PER L-PER O B-LOC L-LOC U-LOC",
-        "B-PER M-PER E-PER O B-LOC E-LOC S-LOC",
-        "I-PER I-PER I-PER O I-LOC I-LOC B-LOC",
-    ):
-        content = "\n".join(map("\t".join, zip("王小明在北京南", tags.split(), strict=True)))
-        assert conll(tmp_path, content) == expected
-
-
-def test_conll_name_begins_where_the_one_before_cannot_go_on(tmp_path):
-    content = "甲 B-A\n乙 I-B\n丙 S-B\n丁 I-B\n戊 I-B\n"
-    assert conll(tmp_path, content)[0][2] == [(0, 1, "A"), (1, 2, "B"), (2, 3, "B"), (3, 5, "B")]
-
-
-def test_conll_sentences_end_at_blank_lines_and_know_their_first(tmp_path):
-    content = "-DOCSTART- -X- O O\n\n甲 n x O\r\n　 n x O\r\n \t\n\n乙\tB-A\n"
-    assert conll(tmp_path, content) == [(3, "甲　", []), (7, "乙", [(0, 1, "A")])]
-
-
-def test_conll_places_in_the_word_are_left_out_if_all_tokens_have_one(tmp_path):
-    content = "科0 B-A\n技1 I-A\n10 O\n年1 O\n\n" + "".join(f"e{n} O\n" for n in range(12))
-    assert [row[1:] for row in conll(tmp_path, content)] == [
-        ("科技1年", [(0, 2, "A")]),
-        ("e" * 12, []),
-    ]
-    assert conll(tmp_path, "科0 O\n技1 O\n好 O\n")[0][1] == "科0技1好"
-    assert conll(tmp_path, "\ufffd\ufffd0 O\n技0 O\n")[0][1] == "\ufffd\ufffd技"
-
-
-def test_conll_tokens_of_several_characters_are_joined_latin_ones_with_a_space(tmp_path):
-    content = "我 O\nlove O\nNew B-LOC\nYork I-LOC\n。 O\n"
-    assert conll(tmp_path, content) == [(1, "我love New York。", [(6, 14, "LOC")])]
-    assert conll(tmp_path, "O O\nK O\n")[0][1] == "OK"
-
-
-def test_conll_without_tags_is_read_to_predict(tmp_path):
-    path = write(tmp_path / "a.conll", "好\n的\n\n吧 X\n")
-    assert [row["text"] for _, row in rows(path, annotated=False)] == ["好的", "吧"]
-
-
-@given(
-    st.lists(
-        st.lists(
-            st.tuples(st.text("甲乙丙abc", min_size=1, max_size=3), st.sampled_from(["O", "B-A"])),
-            min_size=1,
-        ),
-        min_size=1,
-    )
-)
-def test_conll_spans_hold_their_tokens(tmp_path_factory, sentences):
-    content = "\n\n".join("\n".join(map(" ".join, tokens)) for tokens in sentences)
-    path = write(tmp_path_factory.getbasetemp() / "round.conll", content)
-    for (_, row), tokens in zip(rows(path), sentences, strict=True):
-        named = [token for token, tag in tokens if tag != "O"]
-        assert [row["text"][start:stop] for start, stop, _ in row["spans"]] == named
-        assert row["text"].replace(" ", "") == "".join(token for token, _ in tokens)
 
 
 # SQuAD.
