@@ -17,7 +17,7 @@ from input_pipeline.notes import Notes
 
 _ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names of them
 _LETTERS = "ABCDEFGH"  # that an answer may be called by
-_FLOAT = re.compile(r"([+-]?[0-9]+)\.0+")
+_FLOAT = re.compile(r"([+-]?[0-9]{1,18})\.0+")
 
 
 def text(value: Any, kind: str, where: str, *, separator: str = "") -> str:
@@ -87,7 +87,7 @@ def integer(value: Any, notes: Notes | None = None, where: str = "") -> Any:
     """
     plain = whole(value)
     if isinstance(value, str) and (found := _FLOAT.fullmatch(value.strip())):
-        plain = found[1]
+        plain = int(found[1])
     if plain is not value and plain is not None and notes is not None:
         said = "{count} labels or groups written as floats are read as whole numbers, 1.0 as 1"
         notes.count(said, where)
