@@ -365,10 +365,8 @@ def _count_swallowed(fields: Sequence[str], dialect: Dialect, where: str, notes:
     inner = [line for field in fields for line in re.split(r"\r\n|\n|\r", field)[1:-1]]
     wide = [line for line in inner if line.count(dialect.delimiter) == len(dialect.header) - 1]
     if wide and len(dialect.header) > 1 and (len(wide) == len(inner) or dialect.delimiter == "\t"):
-        notes.count(
-            "{count} quoted fields hold lines that look like rows; if they are, close the quote "
-            "before them", where, warn=True,
-        )  # fmt: skip
+        said = "{count} lines inside quoted fields look like rows; if they are, close the quote "
+        notes.count(said + "before them", where, warn=True, count=len(wide))
 
 
 def _prose(dialect: Dialect, encoding: str) -> str:
