@@ -219,7 +219,7 @@ def test_a_table_written_without_quoting_is_read_back_or_warned_of(tmp_path_fact
             "a.csv",
             'text,n\n"二,1\n三,1\n四,1\n五",1\n',
             ["二,1\n三,1\n四,1\n五"],
-            "1 lines inside quoted fields",
+            "2 lines inside quoted fields",
         ),
     ],
 )
