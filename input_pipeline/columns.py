@@ -32,7 +32,7 @@ def text(value: Any, kind: str, where: str, *, separator: str = "") -> str:
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         value = separator.join(value)
     if not isinstance(value, str):
-        remedy = f"write each {kind} in quotes"
+        remedy = f"write each {kind} as a string"
         if isinstance(value, dict):  # as of pandas' to_json without orient="records"
             remedy = f"write each row as an object with one {kind}, which is a string"
         raise ValueError(

@@ -213,7 +213,8 @@ def parse_spans(value: Any, text: str, where: str) -> tuple[tuple[Span, ...], in
         try:
             value = json.loads(value.strip() or "[]")
         except (ValueError, RecursionError) as error:
-            raise _not_json(error, where, "spans [[start, stop, label], ...]") from None
+            expected = "spans [[start, stop, label], ...] as JSON; JSONL and Parquet hold any form"
+            raise _not_json(error, where, expected) from None
     try:
         found = list(_written_spans(value or ()))
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -256,7 +256,7 @@ def test_names_and_lists_of_texts_are_read(tmp_path):
     (record,) = read(tmp_path, row, **knobs)
     assert (record.text, record.pair, record.name) == ("水声学、FFT", "一、二", "7")
     assert said_of(tmp_path, row | {"text": ["一", 2]}, **knobs)[0].endswith(
-        "found ['一', 2]; write each text in quotes"
+        "found ['一', 2]; write each text as a string"
     )
     assert (
         "--config.data.id_column="
