@@ -6,19 +6,17 @@ reading of what a person marked in a review. training/data_review.py trains the 
 the review; training/train.py calls `exclude` and `all_examples`.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs.overrides import companion
-from input_pipeline import encodings
+from input_pipeline import columns, encodings, tables
 from input_pipeline.examples import Examples
+from input_pipeline.notes import Notes
 
 NEEDED = ("id", "digest", "exclude")  # columns of a review that are read again
 _ROUNDING = 1e-9  # the mean of equal probabilities may be above them by a rounding
@@ -237,28 +235,24 @@ def _read_marks(path: Path) -> dict[int, tuple[str, str]]:
         raise FileNotFoundError(
             f"config.review.exclude: there is no file {path.absolute()}; --mode=review writes one"
         )
-    text = encodings.read_text(path, encodings.resolve(path, "auto"))  # programs save in GB18030
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    if missing := [name for name in NEEDED if name not in (rows.fieldnames or ())]:
-        raise ValueError(
-            f"{path}: no column {', '.join(missing)} among {rows.fieldnames}: expected the review "
-            "of --mode=review, separated by commas"
-        )
-    marked = {}
-    for row in rows:
-        place = f"{path}:{rows.line_num}"
-        if _is_marked(row, place):
-            if not (row["id"] or "").strip().isdigit():
-                raise ValueError(f"{place}: 'id' is {row['id']!r}, expected a whole number")
-            marked[int(row["id"])] = (row["digest"] or "").strip(), place
+    marked, notes = {}, Notes()
+    # Spreadsheet programs save in GB18030 or UTF-16, and with other delimiters.
+    for line, row in tables.read_rows(path, encodings.resolve(path, "auto"), notes=notes):
+        place = f"{path}:{line}"
+        if missing := [name for name in NEEDED if name not in row]:
+            raise ValueError(
+                f"{place}: no column {', '.join(missing)} among {list(row)}: expected the "
+                "review of --mode=review, with its columns"
+            )
+        id_, digest, mark = (str(columns.integer(row[name])).strip() for name in NEEDED)
+        if mark not in ("", "0", "1"):
+            raise ValueError(f"{place}: 'exclude' is {mark!r}, expected 1, or 0 or nothing")
+        if mark == "1":
+            if not id_.isdecimal():
+                raise ValueError(f"{place}: 'id' is {id_!r}, expected a whole number")
+            marked[int(id_)] = digest, place
+    notes.say()
     return marked
-
-
-def _is_marked(row: Mapping[str, str | None], place: str) -> bool:
-    value = (row["exclude"] or "").strip()
-    if value not in ("", "0", "1"):
-        raise ValueError(f"{place}: 'exclude' is {value!r}, expected 1, or 0 or nothing")
-    return value == "1"
 
 
 def _unit(vectors_NxD: np.ndarray) -> np.ndarray:

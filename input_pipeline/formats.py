@@ -1,25 +1,27 @@
 """Files of every format to rows: dicts from column names to values, each with its place.
 
-Here: telling a file's format, parsing JSONL, JSON, CSV, TSV, Parquet, TXT, CoNLL and SQuAD, and the
-ways in which spans are written. Not here: bytes to characters (encodings.py), nor what the columns
-mean (sources.py, which calls this), nor three formats of CLUE (clue_formats.py).
+Here: telling a file's format, parsing JSONL, JSON, Parquet, TXT and SQuAD, and the ways in which
+spans are written. Not here: bytes to characters (encodings.py), CSV and TSV (tables.py), CoNLL
+(conll.py), three formats of CLUE (clue_formats.py), nor what the columns mean (sources.py, which
+calls this).
 
 The rows of the formats in `FIXED` have its columns, whatever config.data names.
 """
 
-import csv
+import decimal
 import hashlib
 import itertools
 import json
+import math
 import operator
 import re
 import reprlib
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from input_pipeline import encodings
+from input_pipeline import conll, encodings, tables
+from input_pipeline.notes import Notes
 from input_pipeline.records import Span
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "conll", "squad")
@@ -52,8 +54,17 @@ FIXED = {  # what the columns are to sources.py
     "wsc": {"text": "text", "label": "label", "id": "id"},
 }
 _ANSWER = "answer"  # the label of SQuAD's spans
-_TAGS = "BIESLUM"  # of BIO, BIOES, BILOU and BMES
-_NUMBERED = re.compile(r"(\ufffd+|.)([0-9]{1,4})")  # emoji have been destroyed in Weibo's files
+_MAGIC = {  # first bytes of what no format reads, and what to do
+    b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: save the sheet as CSV",
+    b"\x1f\x8b": "packed by gzip: add .gz to its name",
+    b"BZh": "packed by bzip2: unpack it",
+    b"\xfd7zXZ": "packed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: unpack it",
+    b"PAR1": "Parquet: name it .parquet, or pass --config.data.format=parquet",
+    b"ARROW1": "Arrow: write it as Parquet",
+    b"\xff\xff\xff\xff": "Arrow: write it as Parquet, by Dataset.to_parquet of `datasets`",
+}
 
 
 class Misfit(ValueError):
@@ -80,17 +91,26 @@ def format_of(path: Path, declared: str, encoding: str) -> tuple[str, str]:
         encoding: config.data.encoding.
 
     Raises:
-        ValueError: if the format is unknown, the file is empty, or not in that encoding.
+        ValueError: if the format is unknown, the file is empty, packed or a workbook, or not in
+            that encoding.
     """
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     kind = declared or suffix.removeprefix(".")
-    if kind not in FORMATS:
-        found = f"config.data.format is {declared!r}" if declared else f"its suffix is {suffix!r}"
+    known = kind in FORMATS
+    first = encodings.first_bytes(path) if known or path.suffix.lower() != ".gz" else b""
+    if kind != "parquet":
+        for magic, what in _MAGIC.items():
+            if first.startswith(magic):
+                raise ValueError(f"{path}: it is {what}")
+    if not known:
+        found, remedy = f"its suffix is {suffix!r}", "rename the file, or say what it holds with"
+        if declared:
+            found, remedy = f"config.data.format is {declared!r}", "pass one of them, such as"
         raise ValueError(
-            f"{path}: {found}; expected one of {', '.join(FORMATS)}: rename the file, or say what "
-            "it holds with --config.data.format=conll or another"
+            f"{path}: {found}; expected one of {', '.join(FORMATS)}: {remedy} "
+            "--config.data.format=conll"
         )
-    if encodings.is_empty(path):
+    if not first:
         raise ValueError(f"{path}:1: the file is empty; fill it, or leave it out of config.data")
     if kind == "parquet":
         return kind, ""
@@ -99,37 +119,63 @@ def format_of(path: Path, declared: str, encoding: str) -> tuple[str, str]:
 
 
 def read_rows(
-    path: Path, kind: str, *, encoding: str, columns: Iterable[str], annotated: bool = True
+    path: Path,
+    kind: str,
+    *,
+    encoding: str,
+    columns: Iterable[str],
+    notes: Notes,
+    annotated: bool = True,
 ) -> Iterator[Row]:
     """Yields the rows of a file in their order.
 
-    CSV is RFC 4180 with a header: quoted fields may hold commas, quotes and newlines. TSV has a
-    header and no quoting. In these and in JSONL a blank line is no row; in TXT each line is one.
+    In tables and JSONL a blank line is no row; in TXT each line is one.
 
     Args:
         path: a file, gzipped if it ends in .gz.
         kind: as `format_of` returns it.
         encoding: as encodings.resolve returns it; Parquet needs none.
         columns: those that Parquet must read; other formats give all that they have.
-        annotated: False reads CoNLL without tags and SQuAD without answers as well.
+        notes: collect what is decided; of a table it is there before the first row.
+        annotated: False reads CoNLL without tags and SQuAD without answers as well, and keeps empty
+            rows at the end of tables.
 
     Raises:
         ValueError: naming file and line, for whatever is not in that format.
     """
+    if kind in ("csv", "tsv"):
+        return tables.read_rows(path, encoding, notes=notes, keep_empty=not annotated)
+    if encoding and not encoding.startswith("utf-8"):
+        notes.decide(str(path), encoding)
     if kind == "parquet":
         return _parquet_rows(path, columns)
-    if kind in ("csv", "tsv"):
-        return _table_rows(path, encoding, "\t" if kind == "tsv" else ",")
     if kind == "txt":
-        return (
-            (number, {"text": line.removesuffix("\n").removesuffix("\r")})
-            for number, line in encodings.lines(path, encoding)
-        )
+        return _text_lines(path, encoding, notes)
     if kind == "conll":
-        return _conll_rows(path, encoding, annotated)
+        return conll.read_rows(path, encoding, annotated, notes)
     if kind == "jsonl":
         return json_lines(path, encoding)
     return (_squad_rows if kind == "squad" else _json_list)(path, encoding, annotated)
+
+
+def _text_lines(path: Path, encoding: str, notes: Notes) -> Iterator[Row]:
+    """Yields each line; a carriage return alone ends one where most lines end so."""
+    start = encodings.head(path, encoding)
+    alone = start.count("\r") - start.count("\r\n")
+    ends = alone > start.count("\n")
+    if ends:
+        notes.decide(str(path), "lines end at '\\r' as well")
+    tabs = {line.count("\t") for line in re.split("[\r\n]+", start)[:20] if line.strip()}
+    if len(tabs) == 1 and tabs != {0}:
+        said = "{count} files of lines hold equally many tabs in each; name such a file .tsv if it "
+        notes.count(said + "is a table with a header", str(path), warn=True)
+    for number, line in encodings.lines(path, encoding, newline="" if ends else "\n"):
+        text = line.removesuffix("\n").removesuffix("\r")
+        if "\r" in text.rstrip("\r"):
+            said = "{count} lines hold a '\\r', which stays in the text; if it ends lines, write "
+            said += "'\\n' for it"
+            notes.count(said, f"{path}:{number}", warn=True)
+        yield number, {"text": text}
 
 
 def label_name(label: str, where: str) -> str:
@@ -150,9 +196,9 @@ def parse_spans(value: Any, text: str, where: str) -> tuple[tuple[Span, ...], in
     """Returns the different spans of `text` that a column holds; they may overlap.
 
     Read are [[start, stop, label], ...], [{"start": .., "end" or "stop": .., "label": ..}, ...],
-    the transpose of that, as TFDS gives it, SQuAD's [{"answer_start": .., "text": ..}, ...], whose
-    label is 'answer', and CLUENER's {label: {name: [[first, last], ...]}}, whose ends are
-    inclusive; the JSON text of these too.
+    SQuAD's [{"answer_start": .., "text": ..}, ...], whose label is 'answer', one of either or their
+    transpose, as TFDS and `datasets` give it, and CLUENER's {label: {name: [[first, last], ...]}},
+    whose ends are inclusive; the JSON text of these too.
 
     Returns:
         The spans, and how many of SQuAD's answers were left out since the text does not have them
@@ -167,7 +213,8 @@ def parse_spans(value: Any, text: str, where: str) -> tuple[tuple[Span, ...], in
         try:
             value = json.loads(value.strip() or "[]")
         except (ValueError, RecursionError) as error:
-            raise _not_json(error, where, "spans [[start, stop, label], ...]") from None
+            expected = "spans [[start, stop, label], ...] as JSON; JSONL and Parquet hold any form"
+            raise _not_json(error, where, expected) from None
     try:
         found = list(_written_spans(value or ()))
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -199,17 +246,17 @@ def parse_spans(value: Any, text: str, where: str) -> tuple[tuple[Span, ...], in
 
 def _written_spans(value: Any) -> Iterator[tuple[int, int, str, str | None]]:
     """Yields start, stop, label, and what is said to stand there, if that is said."""
-    if isinstance(value, dict) and isinstance(value.get("start"), list):
-        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    if isinstance(value, dict) and not {"start", "answer_start"}.isdisjoint(value):
+        value = transposed(value)
     if isinstance(value, dict):
         for label, names in value.items():
             for name, places in names.items():
                 for first, last in places:
-                    yield operator.index(first), operator.index(last) + 1, label, name
+                    yield _place(first), _place(last) + 1, label, name
         return
     for span in value:
         if isinstance(span, dict) and "answer_start" in span:
-            start = operator.index(span["answer_start"])
+            start = _place(span["answer_start"])
             yield start, start + len(span["text"]), _ANSWER, span["text"]
             continue
         if isinstance(span, dict):
@@ -217,16 +264,47 @@ def _written_spans(value: Any) -> Iterator[tuple[int, int, str, str | None]]:
             label = span["label"] if "label" in span else span["tag"]
             span = (span["start"], stop, label)
         start, stop, label = span
+        label = whole(label)
         if not isinstance(label, str | int) or not str(label).strip():
             raise TypeError
-        yield operator.index(start), operator.index(stop), str(label), None
+        yield _place(start), _place(stop), str(label), None
+
+
+def transposed(value: dict[str, Any]) -> Any:
+    """Returns a dict of lists as a list of dicts, of a dict without lists as its only one.
+
+    A dict of dicts, as CLUENER writes spans, is returned as it is.
+    """
+    if any(isinstance(part, dict) for part in value.values()):
+        return value
+    if not any(isinstance(part, list | tuple) for part in value.values()):
+        return [value]
+    return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+
+
+def _place(value: Any) -> int:
+    """Returns a whole number, however it is written; raises TypeError for other things."""
+    return operator.index(whole(value))
+
+
+def whole(value: Any) -> Any:
+    """Returns a number without a fraction as an int, no number (NaN) as None, others as they are.
+
+    pandas and Parquet make floats of a column of integers in which a value is missing.
+    """
+    if isinstance(value, float | decimal.Decimal):
+        if value != value:
+            return None
+        if abs(value) < math.inf and value == int(value):
+            return int(value)
+    return value
 
 
 def _json_kind(path: Path, encoding: str) -> str:
     head = encodings.head(path, encoding).lstrip()
     if head.startswith("["):
         return "json"
-    lines = [line for line in head.split("\n") if line.strip()]
+    lines = [line for line in re.split("[\r\n]+", head) if line.strip()]
     for line in lines[:2]:  # the first may be broken
         try:
             row = json.loads(line)
@@ -240,8 +318,8 @@ def _json_kind(path: Path, encoding: str) -> str:
 
 def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the object of each line that is not blank, with the line's number."""
-    # Lines end at \n alone: a JSON string may hold U+2028 and its like unescaped.
-    for number, line in encodings.lines(path, encoding):
+    # No JSON string holds \n or \r, but it may hold U+2028 and its like unescaped.
+    for number, line in encodings.lines(path, encoding, newline=""):
         if not line.strip():
             continue
         try:
@@ -259,7 +337,7 @@ def _json_list(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
 
 def json_items(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
     """Yields what a list holds, with the line that each item begins in."""
-    content = encodings.read_text(path, encoding)
+    content = _whole(path, encoding)
     decoder = json.JSONDecoder()
     blank = re.compile(r"[\s,]*")
     if not isinstance(document(content, path), list):  # also for its errors: brackets, commas
@@ -273,7 +351,7 @@ def json_items(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:
 
 def _squad_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
     """Yields a row per question, whose place is 'line (id)'."""
-    content = encodings.read_text(path, encoding)
+    content = _whole(path, encoding)
     line, counted, found = 1, 0, 0
     try:
         for article in document(content, path)["data"]:
@@ -300,6 +378,11 @@ def _squad_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
         ) from None
 
 
+def _whole(path: Path, encoding: str) -> str:
+    """Returns a text whose lines end at '\\n', by which they are counted."""
+    return encodings.read_text(path, encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def document(content: str, path: Path) -> Any:
     """Returns what a whole file of JSON holds.
 
@@ -311,54 +394,6 @@ def document(content: str, path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         where = f"{path}:{getattr(error, 'lineno', 1)}"
         raise _not_json(error, where, "an object a line, a list of them, or SQuAD's JSON") from None
-
-
-def _table_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Row]:
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    csv.field_size_limit(encodings.MAX_CHARACTERS)  # Python's own is 131,072
-    # strict: otherwise a quote that is never closed would swallow the rest of the file in silence.
-    reader = csv.reader(
-        (line for _, line in encodings.lines(path, encoding, newline="")),
-        delimiter=delimiter,
-        quoting=quoting,
-        strict=True,
-    )
-    header: list[str] = []
-    first_line = 1
-    try:
-        for fields in reader:
-            number, first_line = first_line, reader.line_num + 1
-            if not header:
-                header = [name.strip() for name in fields]
-                twice = [name for name in header if name and header.count(name) > 1]
-                if twice:
-                    raise ValueError(f"{path}:1: two columns are named {twice[0]!r}; rename one")
-            elif fields:
-                if len(fields) != len(header):
-                    raise ValueError(
-                        f"{path}:{number}: found {len(fields)} fields, but the header has "
-                        f"{len(header)}: {header}; a field that holds {delimiter!r} must be "
-                        + ("replaced: TSV has no quotes" if delimiter == "\t" else 'in "quotes"')
-                    )
-                if reader.line_num > number:
-                    _warn_of_swallowed_rows(fields, len(header), delimiter, f"{path}:{number}")
-                yield number, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}:{first_line}: not CSV ({error}); look for a quote that is not closed, or not "
-            "doubled inside a quoted field"
-        ) from None
-
-
-def _warn_of_swallowed_rows(fields: list[str], width: int, delimiter: str, where: str) -> None:
-    """Warns of a field of several lines, all but the ends of which look like rows themselves."""
-    inner = [line for field in fields for line in field.split("\n")[1:-1]]
-    if inner and all(line.count(delimiter) == width - 1 for line in inner):
-        warnings.warn(
-            f"{where}: a quoted field holds {len(inner)} lines that look like rows; if they are, "
-            "close the quote",
-            stacklevel=2,
-        )
 
 
 def _parquet_rows(path: Path, columns: Iterable[str]) -> Iterator[Row]:
@@ -378,71 +413,6 @@ def _parquet_rows(path: Path, columns: Iterable[str]) -> Iterator[Row]:
         raise ValueError(
             f"{path}: not Parquet that can be read ({error}); write it again"
         ) from None
-
-
-def _conll_rows(path: Path, encoding: str, annotated: bool) -> Iterator[Row]:
-    """Yields a row per sentence: the text of its tokens and the spans of their tags."""
-    sentences: list[list[tuple[int, str, str]]] = [[]]
-    for number, line in encodings.lines(path, encoding):
-        # Blanks and tabs alone: the full-width blank is a token.
-        columns = re.split("[ \t]+", line.strip(" \t\r\n"))
-        if columns == [""]:
-            sentences.append([])
-        elif columns[0] != "-DOCSTART-":
-            if annotated and len(columns) < 2:
-                raise ValueError(
-                    f"{path}:{number}: found {line.rstrip()!r}; expected a token and its tag with "
-                    "a tab or blanks between them, and an empty line after each sentence"
-                )
-            sentences[-1].append((number, columns[0], columns[-1] if annotated else "O"))
-    sentences = [sentence for sentence in sentences if sentence]
-    numbered = bool(sentences) and all(map(_is_numbered, sentences))
-    apart = not numbered and any(len(token) > 1 for rows in sentences for _, token, _ in rows)
-    for sentence in sentences:
-        yield sentence[0][0], _sentence(sentence, path, numbered, apart)
-
-
-def _is_numbered(sentence: list[tuple[int, str, str]]) -> bool:
-    """Returns whether each token is a character with its place in the word: 科0 技1."""
-    found = [_NUMBERED.fullmatch(token) for _, token, _ in sentence]
-    return all(found) and int(found[0][2]) == 0
-
-
-def _sentence(
-    sentence: list[tuple[int, str, str]], path: Path, numbered: bool, apart: bool
-) -> dict[str, Any]:
-    """Returns the row of one sentence.
-
-    Args:
-        sentence: line, token and tag of each token.
-        path: the file, for errors.
-        numbered: leave out what `_is_numbered` finds.
-        apart: put a space between two tokens that are Latin where they meet.
-    """
-    text, spans, previous = "", [], ""
-    for number, token, tag in sentence:
-        token = _NUMBERED.fullmatch(token)[1] if numbered else token
-        if apart and _is_latin(text[-1:]) and _is_latin(token[:1]):
-            text += " "
-        prefix, _, label = tag.partition("-")
-        if tag != "O" and not (prefix in tuple(_TAGS) and label):
-            raise ValueError(
-                f"{path}:{number}: the tag is {tag!r}; expected O, or a letter of "
-                f"{'-, '.join(_TAGS)}- and a label, such as B-PER"
-            )
-        start, stop = len(text), len(text) + len(token)
-        if tag != "O":
-            # As conlleval has it, a name also begins where the one before it cannot go on.
-            if prefix in "BSU" or previous != label:
-                spans.append([start, stop, label])
-            spans[-1][1] = stop
-        previous = "" if tag == "O" or prefix in "ESLU" else label
-        text += token
-    return {"text": text, "spans": spans}
-
-
-def _is_latin(character: str) -> bool:
-    return character.isascii() and character.isalnum()
 
 
 def _object(row: Any, where: str, expected: str) -> dict[str, Any]:

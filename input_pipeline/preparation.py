@@ -318,7 +318,7 @@ def _known(
     Raises:
         ValueError: a label that is not known, of train or with config.data.on_new_label='stop'.
     """
-    allowed = frozenset(str(label) for label in data.labels)
+    allowed = frozenset(str(columns.integer(label)) for label in data.labels)
     given = ("test",) if data.split.folds else ("validation", "test")
     given = given if data.split.kind == "given" else ()
     train = [record for record in records if record.split not in given]
@@ -355,7 +355,7 @@ def _labels(records: Sequence[Record], data: ConfigDict) -> tuple[str, ...]:
     most = max((len(record.choices) for record in records), default=0)
     if most:
         return tuple(map(str, range(most)))
-    allowed = tuple(str(label) for label in data.labels)
+    allowed = tuple(str(columns.integer(label)) for label in data.labels)
     found = {label for record in records for label in record.labels}
     if not found and not allowed:
         return ()

@@ -9,7 +9,6 @@ preparation.py.
 import difflib
 import glob
 import importlib
-import warnings
 from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import clue_formats, columns, formats
 from input_pipeline.lazy import tfds
+from input_pipeline.notes import Notes
 from input_pipeline.records import Record
 
 # Files of datasets/.
@@ -67,6 +67,7 @@ class _Source(NamedTuple):
     split: str
     needed: dict[str, str]  # config.data's key of each column that every row must have
     annotated: bool = True  # False: to be predicted on
+    table: bool = False  # whether the first line names the columns
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -78,8 +79,12 @@ def find_files(pattern: str) -> list[Path]:
     """
     path = Path(pattern).expanduser()
     if path.is_dir():
+        inside = (file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file())
+        kinds = [(len(file.parts) > 1, file.suffix) for file in inside]
+        deep, suffix = next((k for k in kinds if k[1][1:] in formats.FORMATS), (False, ".csv"))
+        example = path / ("**" if deep else "") / f"*{suffix}"
         raise ValueError(
-            f"{path.absolute()} is a directory; name a file or a glob, such as {path / '*.csv'}"
+            f"{path.absolute()} is a directory; name a file or a glob, such as {example}"
         )
     found = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
     files = sorted(file for file in found if file.is_file())
@@ -132,8 +137,9 @@ def read(data: ConfigDict, problems: dict[str, list[str]] | None = None) -> Iter
         ValueError: naming file and line, for anything that cannot be read as asked; without
             `problems`, or with config.data.on_misfit='stop', also for what does not fit.
     """
-    skipped = frozenset(str(label) for label in data.skip_labels)
-    for record in _records(data, problems):
+    skipped = frozenset(str(columns.integer(label)) for label in data.skip_labels)
+    notes = Notes()
+    for record in _records(data, problems, notes):
         if not skipped.isdisjoint(record.labels):
             if problems is not None:
                 problems.setdefault("skipped_label", []).append(record.where)
@@ -141,6 +147,7 @@ def read(data: ConfigDict, problems: dict[str, list[str]] | None = None) -> Iter
             count(misfit, record.where, data, problems)
         else:
             yield record
+    notes.say()
 
 
 def read_unlabelled(path: str, data: ConfigDict) -> Iterator[Record]:
@@ -157,15 +164,21 @@ def read_unlabelled(path: str, data: ConfigDict) -> Iterator[Record]:
         FileNotFoundError: if no file matches.
         ValueError: naming file and line, for anything that cannot be read as asked.
     """
+    notes, read_from = Notes(), []
     for file in find_files(path):
         suffix = Path(file.name.lower().removesuffix(".gz")).suffix[1:]
         told = suffix in formats.FORMATS and data.format not in clue_formats.FORMATS
         declared = "" if told or suffix in ("csv", "tsv", "parquet", "txt") else data.format
-        source = _file_source(file, "", data, declared=declared, annotated=False)
-        yield from _records_of(source, data, None)
+        read_from.append(_file_source(file, "", data, notes, declared=declared, annotated=False))
+    notes.say()
+    for source in read_from:
+        yield from _records_of(source, data, None, notes)
+    notes.say()
 
 
-def _records(data: ConfigDict, problems: dict[str, list[str]] | None) -> Iterator[Record]:
+def _records(
+    data: ConfigDict, problems: dict[str, list[str]] | None, notes: Notes
+) -> Iterator[Record]:
     _check_source(data)
     if data.source in BUILT_IN:
         yield from _built_in(data).records(data.spans_column)
@@ -173,13 +186,14 @@ def _records(data: ConfigDict, problems: dict[str, list[str]] | None) -> Iterato
     if data.source.startswith("tfds:"):
         sources = _tfds_sources(data)
     else:
-        sources = (
-            _file_source(path, split, data, declared=data.format)
+        sources = [
+            _file_source(path, split, data, notes, declared=data.format)
             for split, paths in _given_files(data).items()
             for path in paths
-        )
+        ]
+        notes.say()
     for source in sources:
-        yield from _records_of(source, data, problems)
+        yield from _records_of(source, data, problems, notes)
 
 
 def _check_source(data: ConfigDict) -> None:
@@ -231,7 +245,13 @@ def _given_files(data: ConfigDict) -> dict[str, list[Path]]:
 
 
 def _file_source(
-    path: Path, split: str, data: ConfigDict, *, declared: str, annotated: bool = True
+    path: Path,
+    split: str,
+    data: ConfigDict,
+    notes: Notes,
+    *,
+    declared: str,
+    annotated: bool = True,
 ) -> _Source:
     kind, encoding = formats.format_of(path, declared, data.encoding)
     named = _columns(data)
@@ -239,7 +259,8 @@ def _file_source(
         if kind == "txt" and named.label and annotated:
             raise ValueError(
                 f"{path}: a .txt file has no labels; give them in a .csv, .tsv or .jsonl file, or "
-                "pass --config.data.label_column= to read none"
+                "pass --config.data.format=tsv if it is a table, or --config.data.label_column= to "
+                "read none"
             )
         named = _Columns(**formats.FIXED[kind])
     needed = named
@@ -254,9 +275,15 @@ def _file_source(
         )
     else:
         rows = formats.read_rows(
-            path, kind, encoding=encoding, columns=named.named(), annotated=annotated
+            path,
+            kind,
+            encoding=encoding,
+            columns=named.named(),
+            notes=notes,
+            annotated=annotated,
         )
-    return _Source(rows, named, str(path), split, needed.named(), annotated)
+    table = kind in ("csv", "tsv")
+    return _Source(rows, named, str(path), split, needed.named(), annotated, table)
 
 
 def _columns(data: ConfigDict) -> _Columns:
@@ -275,31 +302,23 @@ def _columns(data: ConfigDict) -> _Columns:
 
 
 def _records_of(
-    source: _Source, data: ConfigDict, problems: dict[str, list[str]] | None
+    source: _Source, data: ConfigDict, problems: dict[str, list[str]] | None, notes: Notes
 ) -> Iterator[Record]:
-    empty, left_out = True, []
+    empty = True
     for place, row in source.rows:
         empty, where = False, f"{source.name}:{place}"
         try:
             if isinstance(row, formats.Misfit):
                 raise row
             if not source.needed.keys() <= row.keys():
-                raise _missing(source.needed, row, where)
-            record, missing = _record(row, source, data, where)
+                raise _missing(source.needed, row, where, table=source.table)
+            record = _record(row, source, data, where, notes)
         except formats.Misfit as misfit:
             count(misfit, where, data, problems)
             continue
-        if missing:
-            left_out.append(where)
         yield record
     if empty:
         raise ValueError(f"{source.name}: there is no row in it; fill it, or leave it out")
-    if left_out:
-        warnings.warn(
-            f"{source.name}: {len(left_out)} questions keep only those of their answers that stand "
-            f"at their place in the context, the first at {left_out[0]}",
-            stacklevel=2,
-        )
 
 
 def count(
@@ -323,9 +342,8 @@ def _overlap(record: Record) -> formats.Misfit | None:
 
 
 def _record(
-    row: dict[str, Any], source: _Source, data: ConfigDict, where: str
-) -> tuple[Record, int]:
-    """Returns a row as a record, and how many of its answers were left out."""
+    row: dict[str, Any], source: _Source, data: ConfigDict, where: str, notes: Notes
+) -> Record:
     of, history = source.columns, ""
     if of.messages:
         text, pair, history = columns.messages(
@@ -334,19 +352,27 @@ def _record(
     else:
         joint = data.list_separator
         text = columns.text(row[of.text], "text", where, separator=joint)
-        pair = columns.text(row.get(of.pair), "pair", where, separator=joint)
+        # A column may really be named '', as the index of pandas is.
+        pair = row.get(of.pair) if of.pair else ""
+        pair = columns.text(pair, "pair", where, separator=joint)
     spans, missing = (), 0
     if of.spans:
         spans, missing = formats.parse_spans(row[of.spans], text, where)
-    choices = columns.choices(row[of.choices], of.choices, where) if of.choices else ()
+    if missing:
+        said = "{count} questions keep only those of their answers that stand at their place in "
+        notes.count(said + "the context", where, warn=True)
+    choices, names = (), ()
+    if of.choices:
+        choices, names = columns.choices(row[of.choices], of.choices, where)
     labels, number = (), None
     if of.label and data.label_kind == "number":
         number = columns.number(row[of.label], of.label, where, otherwise="remove the row")
     elif of.label:
         separator = "" if choices else data.label_separator
-        labels = columns.labels(row[of.label], of.label, separator, where)
+        labels = columns.labels(row[of.label], of.label, separator, where, notes)
         if choices:
-            labels = (columns.answer(row[of.label], choices, data.first_choice, where),)
+            labels = (columns.answer(row[of.label], choices, names, data.first_choice, where),)
+    group = columns.integer(row[of.group], notes, where) if of.group else ""
     otherwise = "leave that column out of config.data.value_columns"
     return Record(
         text=text,
@@ -354,7 +380,7 @@ def _record(
         pair=pair,
         labels=labels,
         spans=spans,
-        group=columns.name(row[of.group], of.group, where) if of.group else "",
+        group=columns.name(group, of.group, where),
         time=columns.time(row[of.time], of.time, where) if of.time else "",
         values=tuple(columns.number(row[c], c, where, otherwise=otherwise) for c in of.values),
         split=source.split,
@@ -362,15 +388,20 @@ def _record(
         choices=choices,
         number=number,
         history=history,
-    ), missing
+    )
 
 
-def _missing(needed: dict[str, str], names: Collection[str], where: str) -> ValueError:
+def _missing(
+    needed: dict[str, str], names: Collection[str], where: str, *, table: bool = False
+) -> ValueError:
     column = next(column for column in needed if column not in names)
     near = difflib.get_close_matches(column, names, n=1)
     hint = f"{near[0]} (the nearest)" if near else "NAME"
     if needed[column] == "label_column":
         hint += ", or --config.data.label_column= to read none"
+    if table:
+        hint += ". The first line of a table must name its columns, with a comma, tab, semicolon "
+        hint += "or | between them"
     return ValueError(
         f"{where}: no column {column!r}; found {', '.join(map(repr, names)) or 'none'}; "
         f"pass --config.data.{needed[column]}={hint}"
@@ -398,7 +429,7 @@ def _tfds_builder(data: ConfigDict) -> Any:
             "dataset_info.json"
         ) from None
     if not builder.is_prepared():
-        warnings.warn(f"{name} is not prepared: TFDS prepares it now", stacklevel=2)
+        print(f"{name} is not prepared: TFDS prepares it now")
         try:
             builder.download_and_prepare()
         except (OSError, AssertionError, tfds.download.DownloadError) as error:

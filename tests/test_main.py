@@ -324,6 +324,22 @@ def test_mistakes_end_as_one_message_without_a_trace(
     assert "Traceback" not in run.stderr + run.stdout
 
 
+def test_a_command_says_once_how_a_table_is_read(tiny_config, write_config, tmp_path, reviews):
+    """A table of pandas with its index and float labels, saved with tabs in GB18030."""
+    rows = [f'{i}\t"{text}""好"""\t{i % 2}.0' for i, (text, _) in enumerate(reviews)]
+    path = tmp_path / "reviews.tsv"
+    path.write_text("\ttext\tlabel\n" + "\n".join(rows), "gb18030")
+    tiny_config.data.files = str(path)
+    tiny_config.inspect.examples = 1
+    config = write_config(tiny_config, tmp_path / "config.py")
+    run = main(f"--config={config}", f"--workdir={tmp_path / 'run'}", "--mode=inspect")
+    assert run.returncode == 0, run.stderr
+    decision = rf"Read {path}: tab, quoted fields, \n line ends, gb18030, 2 columns (text, label), "
+    assert run.stdout.count(decision + "1 without a name not read.\n") == 1
+    said = f"{len(reviews)} labels or groups written as floats are read as whole numbers, 1.0 as 1"
+    assert run.stdout.count(f"{said}, the first at {path}:2.\n") == 1
+
+
 def test_every_option_of_the_step_trains(tiny_config, tmp_path):
     """bfloat16, rematerialisation, microbatches, augmentation, dropout, decay by layer, wsd."""
     tiny_config.model.update(dtype="bfloat16", remat=True, dropout=0.1, head="linear")

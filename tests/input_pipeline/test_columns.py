@@ -59,6 +59,23 @@ def test_answer_is_its_text_its_number_or_its_letter(tmp_path, label, first, ind
 
 
 @pytest.mark.parametrize(
+    "choices",
+    [
+        {"text": ["甲", "乙"], "label": ["1", "2"]},
+        {"text": ["甲", "乙"], "label": [1.0, 2.0]},
+        [{"label": "1", "text": "甲"}, {"label": 2, "text": "乙"}],
+    ],
+)
+@pytest.mark.parametrize(("label", "index"), [("2", "1"), (2.0, "1"), (1, "0"), ("乙", "1")])
+def test_answer_is_the_name_that_the_source_gives_a_choice(tmp_path, choices, label, index):
+    row = {"text": "一", "choices": choices, "label": label}
+    (record,) = read(tmp_path, row, choices_column="choices")
+    assert (record.choices, record.labels) == (("甲", "乙"), (index,))
+    found, reason = said_of(tmp_path, row | {"label": "丙"}, choices_column="choices")
+    assert "expected its text, or its name, one of 1, 2" in found and reason == "wrong_choices"
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (
@@ -238,7 +255,9 @@ def test_names_and_lists_of_texts_are_read(tmp_path):
     knobs = {"pair_column": "pair", "id_column": "id", "list_separator": "、"}
     (record,) = read(tmp_path, row, **knobs)
     assert (record.text, record.pair, record.name) == ("水声学、FFT", "一、二", "7")
-    assert said_of(tmp_path, row | {"text": ["一", 2]}, **knobs)[0].endswith("found ['一', 2]")
+    assert said_of(tmp_path, row | {"text": ["一", 2]}, **knobs)[0].endswith(
+        "found ['一', 2]; write each text as a string"
+    )
     assert (
         "--config.data.id_column="
         in said_of(tmp_path, {"text": "好", "label": 1}, id_column="i")[0]

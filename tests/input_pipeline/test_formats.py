@@ -1,11 +1,8 @@
 """Files of every format to rows and spans, and what is said about those that are not in it."""
 
-import csv
 import gzip
-import io
 import json
 import re
-import warnings
 
 import pyarrow
 import pytest
@@ -14,6 +11,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from input_pipeline import formats
+from input_pipeline.notes import Notes
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -26,7 +24,9 @@ def write(path, content):
 def rows(path, declared="", columns=(), annotated=True):
     kind, encoding = formats.format_of(path, declared, "utf-8")
     return list(
-        formats.read_rows(path, kind, encoding=encoding, columns=columns, annotated=annotated)
+        formats.read_rows(
+            path, kind, encoding=encoding, columns=columns, notes=Notes(), annotated=annotated
+        )
     )
 
 
@@ -73,6 +73,22 @@ def test_unknown_suffix_names_the_known_ones(tmp_path, name):
     assert "--config.data.format=conll" in said
 
 
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (
+            b"PK\x03\x04...",
+            "a zip archive or an Excel workbook: unpack it, or save the sheet as CSV",
+        ),
+        (gzip.compress(b"text,label"), "packed by gzip: add .gz to its name"),
+        (b"PAR1....", "Parquet: name it .parquet, or pass --config.data.format=parquet"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.xlsx"])
+def test_packed_files_and_workbooks_are_named(tmp_path, name, content, remedy):
+    assert refusal(write(tmp_path / name, content)).endswith(f"{name}: it is {remedy}")
+
+
 def test_unknown_declaration_names_the_key(tmp_path):
     assert "config.data.format is 'excel'" in refusal(write(tmp_path / "a.csv", "a"), "excel")
 
@@ -108,6 +124,32 @@ def test_tsv_takes_quotes_literally(tmp_path):
     assert rows(path) == [(2, {"text": '"开头有引号', "label": "1"})]
 
 
+ENDS = {"old": "\r", "Unix": "\n", "DOS": "\r\n", "converted twice": "\r\r\n"}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("last", [True, False])
+def test_lines_of_texts_end_however_a_program_ends_them(tmp_path, end, last):
+    texts = ["房间\u2028很好", "太\x85吵了", "不\x0b错\x0c"]
+    path = write(tmp_path / "a.txt", end.join(texts) + end * last)
+    assert [row["text"].removesuffix("\r") for _, row in rows(path)] == texts
+    objects = [json.dumps({"text": text}, ensure_ascii=False) for text in texts[:1] * 3]
+    path = write(tmp_path / "a.jsonl", end.join(objects) + end * last)
+    assert [row["text"] for _, row in rows(path)] == texts[:1] * 3
+    path = write(tmp_path / "a.json", f"[{end}{f',{end}'.join(objects)}]")
+    places = [place for place, _ in rows(path)]
+    assert places == ([2, 3, 4] if end != "\r\r\n" else [3, 5, 7])
+
+
+def test_a_return_inside_a_line_stays_and_is_warned_of(tmp_path):
+    path = write(tmp_path / "a.txt", "一\r二\n三\n四\r\n")
+    notes = Notes()
+    read = formats.read_rows(path, "txt", encoding="utf-8", columns=(), notes=notes)
+    assert [row["text"] for _, row in read] == ["一\r二", "三", "四"]
+    with pytest.warns(UserWarning, match=r"^1 lines hold a '\\r'.*, the first at .*a\.txt:1\.$"):
+        notes.say()
+
+
 def test_txt_keeps_every_line(tmp_path):
     path = write(tmp_path / "a.txt", "一\r\n\n二\u2028三\n")
     assert rows(path) == [(1, {"text": "一"}), (2, {"text": ""}), (3, {"text": "二\u2028三"})]
@@ -122,14 +164,6 @@ def test_objects_of_a_list_know_the_line_they_begin_in(tmp_path):
     path = write(tmp_path / "a.json", '[{"a": 1}, {"a":\n2},\n\n{"a": "]"\n}\n]\n')
     assert rows(path) == [(1, {"a": 1}), (1, {"a": 2}), (4, {"a": "]"})]
     assert rows(write(tmp_path / "b.json", "[ ]")) == []
-
-
-@given(st.lists(st.tuples(TEXTS, st.sampled_from(["好", "差"]))))
-def test_csv_round_trips(tmp_path_factory, table):
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer).writerows([("text", "label"), *table])
-    path = write(tmp_path_factory.getbasetemp() / "round.csv", buffer.getvalue())
-    assert [tuple(row.values()) for _, row in rows(path)] == table
 
 
 @pytest.mark.parametrize(("name", "join"), [("round.jsonl", "{}\n{}".format), ("list.json", None)])
@@ -158,8 +192,16 @@ def test_parquet_reads_the_columns_asked_for_or_tells_which_there_are(tmp_path, 
 BAD = {
     "too many fields": ("a.csv", "text,label\n一,二,1\n", "a.csv:2: found 3 fields, but the head"),
     "too few fields": ("a.tsv", "text\tlabel\n一\t1\n二\n", "a.tsv:3: found 1 fields"),
-    "open quote": ("a.csv", 'text,label\n一,1\n"二,1\n三,1\n', "a.csv:3: not CSV"),
-    "stray quote": ("a.csv", 'text,label\n一,1\n"二"三,1\n', "a.csv:3: not CSV"),
+    "open quote": (
+        "a.csv",
+        'text,label\n"一",1\n"二,1\n三,1\n',
+        "a.csv:3: a quoted field is not",
+    ),
+    "stray quote": (
+        "a.csv",
+        'text,label\n"一",1\n"二"三,1\n',
+        "a.csv:3: a quoted field goes on",
+    ),
     "one name twice": ("a.csv", "text,text\n一,1\n", "a.csv:1: two columns are named 'text'"),
     "long line": ("a.csv", "text\n" + "x" * 10_000_001, "a.csv:2: the line has more than 10,000"),
     "not JSON": ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl:2: not JSON at column 7"),
@@ -172,10 +214,6 @@ BAD = {
     "long number": ("a.jsonl", "1" * 5_000, "a.jsonl:1: not JSON that Python reads"),
     "not Parquet": ("a.parquet", "text,label\n", "a.parquet: not Parquet that can be read"),
     "no data": ("a.json", '{\n"a": 1}', "a.json:1: not like SQuAD at 'data'; expected {'data'"),
-    "one column": ("a.conll", "好 O\n\n差\n", "a.conll:3: found '差'; expected a token and its"),
-    "odd tag": ("a.conll", "好 O\n差 X-PER\n", "a.conll:2: the tag is 'X-PER'; expected O, or"),
-    "no label": ("a.conll", "差 B\n", "a.conll:1: the tag is 'B'"),
-    "no prefix": ("a.conll", "差 -PER\n", "a.conll:1: the tag is '-PER'"),
 }
 
 
@@ -189,87 +227,6 @@ def test_bad_file_is_an_error_that_names_file_and_line(tmp_path, name, content, 
 def test_json_that_breaks_on_line_70_001_is_named(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "好"}\n' * 70_000 + '{"text": "好}\n')
     assert re.search(r"a\.jsonl:70001: not JSON at column 10 .*expected one object", refusal(path))
-
-
-def test_rows_swallowed_by_a_stray_quote_are_warned_of(tmp_path):
-    path = write(tmp_path / "a.csv", 'text,label\n"二,1\n三,1\n四,1\n五",1\n')
-    with pytest.warns(UserWarning, match="a.csv:2: a quoted field holds 2 lines that look like"):
-        assert len(rows(path)) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        rows(write(path, 'text,label\n"二\n三\n四\n五",1\n'))
-
-
-# CoNLL.
-
-
-def conll(tmp_path, content):
-    return [
-        (place, row["text"], [tuple(span) for span in row["spans"]])
-        for place, row in rows(write(tmp_path / "a.conll", content))
-    ]
-
-
-def test_conll_tags_of_all_schemes_give_the_same_spans(tmp_path):
-    expected = [(1, "王小明在北京南", [(0, 3, "PER"), (4, 6, "LOC"), (6, 7, "LOC")])]
-    for tags in (
-        "B-PER I-PER I-PER O B-LOC I-LOC B-LOC",
-        "B-PER I-PER E-PER O B-LOC E-LOC S-LOC",
-        "B-PER I-PER L-PER O B-LOC L-LOC U-LOC",
-        "B-PER M-PER E-PER O B-LOC E-LOC S-LOC",
-        "I-PER I-PER I-PER O I-LOC I-LOC B-LOC",
-    ):
-        content = "\n".join(map("\t".join, zip("王小明在北京南", tags.split(), strict=True)))
-        assert conll(tmp_path, content) == expected
-
-
-def test_conll_name_begins_where_the_one_before_cannot_go_on(tmp_path):
-    content = "甲 B-A\n乙 I-B\n丙 S-B\n丁 I-B\n戊 I-B\n"
-    assert conll(tmp_path, content)[0][2] == [(0, 1, "A"), (1, 2, "B"), (2, 3, "B"), (3, 5, "B")]
-
-
-def test_conll_sentences_end_at_blank_lines_and_know_their_first(tmp_path):
-    content = "-DOCSTART- -X- O O\n\n甲 n x O\r\n　 n x O\r\n \t\n\n乙\tB-A\n"
-    assert conll(tmp_path, content) == [(3, "甲　", []), (7, "乙", [(0, 1, "A")])]
-
-
-def test_conll_places_in_the_word_are_left_out_if_all_tokens_have_one(tmp_path):
-    content = "科0 B-A\n技1 I-A\n10 O\n年1 O\n\n" + "".join(f"e{n} O\n" for n in range(12))
-    assert [row[1:] for row in conll(tmp_path, content)] == [
-        ("科技1年", [(0, 2, "A")]),
-        ("e" * 12, []),
-    ]
-    assert conll(tmp_path, "科0 O\n技1 O\n好 O\n")[0][1] == "科0技1好"
-    assert conll(tmp_path, "\ufffd\ufffd0 O\n技0 O\n")[0][1] == "\ufffd\ufffd技"
-
-
-def test_conll_tokens_of_several_characters_are_joined_latin_ones_with_a_space(tmp_path):
-    content = "我 O\nlove O\nNew B-LOC\nYork I-LOC\n。 O\n"
-    assert conll(tmp_path, content) == [(1, "我love New York。", [(6, 14, "LOC")])]
-    assert conll(tmp_path, "O O\nK O\n")[0][1] == "OK"
-
-
-def test_conll_without_tags_is_read_to_predict(tmp_path):
-    path = write(tmp_path / "a.conll", "好\n的\n\n吧 X\n")
-    assert [row["text"] for _, row in rows(path, annotated=False)] == ["好的", "吧"]
-
-
-@given(
-    st.lists(
-        st.lists(
-            st.tuples(st.text("甲乙丙abc", min_size=1, max_size=3), st.sampled_from(["O", "B-A"])),
-            min_size=1,
-        ),
-        min_size=1,
-    )
-)
-def test_conll_spans_hold_their_tokens(tmp_path_factory, sentences):
-    content = "\n\n".join("\n".join(map(" ".join, tokens)) for tokens in sentences)
-    path = write(tmp_path_factory.getbasetemp() / "round.conll", content)
-    for (_, row), tokens in zip(rows(path), sentences, strict=True):
-        named = [token for token, tag in tokens if tag != "O"]
-        assert [row["text"][start:stop] for start, stop, _ in row["spans"]] == named
-        assert row["text"].replace(" ", "") == "".join(token for token, _ in tokens)
 
 
 # SQuAD.
@@ -325,6 +282,7 @@ def test_squad_without_answers_is_read_to_predict_only(tmp_path):
         {"start": [9, 0], "stop": [12, 4], "tag": ["name", "company"]},
         {"name": {"叶老桂": [[9, 11]]}, "company": {"浙商银行": [[0, 3]]}},
         [[9, 12, "name"], [0, 4, "company"], [9, 12, "name"]],
+        [[9.0, 12.0, "name"], {"start": 0.0, "end": 4.0, "label": "company"}],
     ],
 )
 def test_all_ways_of_writing_spans_mean_the_same(value):
@@ -332,7 +290,22 @@ def test_all_ways_of_writing_spans_mean_the_same(value):
     assert formats.parse_spans(value, text, "a:1") == (((9, 12, "name"), (0, 4, "company")), 0)
 
 
-@pytest.mark.parametrize("value", [None, "", " ", [], {}, "[]"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"text": "北京", "answer_start": 2}],
+        {"text": "北京", "answer_start": 2},
+        {"text": ["北京"], "answer_start": [2]},
+        {"answer_start": [2.0, 2.0], "text": ["北京", "北京"], "id": ["a", "b"]},
+        '{"text": ["北京"], "answer_start": [2]}',
+        {"start": 2, "end": 4, "label": "answer"},
+    ],
+)
+def test_answers_of_squad_are_read_as_datasets_has_them_too(value):
+    assert formats.parse_spans(value, "我在北京", "a:1") == (((2, 4, "answer"),), 0)
+
+
+@pytest.mark.parametrize("value", [None, "", " ", [], {}, "[]", {"text": [], "answer_start": []}])
 def test_no_spans_are_none(value):
     assert formats.parse_spans(value, "好", "a:1") == ((), 0)
 

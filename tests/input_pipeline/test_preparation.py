@@ -416,7 +416,7 @@ def broken(folder, kind):
         lines[3] = json.dumps({"text": "长" * 10_000_001, "label": 1})
     if kind == "quote":
         path = folder / "bad.csv"
-        lines = ["text,label", '"没有闭合,1', "好,0"]
+        lines = ["text,label", '"一,二",1', '"没有闭合,1', "好,0"]
     if kind == "newline":
         lines[7] = json.dumps({"text": "换行", "label": "a\nb"})
     path.write_text("\n".join(lines), "utf-8")
@@ -431,7 +431,7 @@ def broken(folder, kind):
         ("late", r"bad\.jsonl:60: not JSON"),
         ("surrogate", r"bad\.jsonl:42: character 2 of the text is half of a surrogate pair"),
         ("long", r"bad\.jsonl:4: the line has more than 10,000,000 characters"),
-        ("quote", r"bad\.csv:2: not CSV"),
+        ("quote", r"bad\.csv:3: a quoted field is not closed"),
         ("newline", r"bad\.jsonl:8: the label 'a\\nb' holds a character"),
     ],
 )
@@ -458,7 +458,7 @@ def test_a_swallowed_row_is_warned_of_where_main_shows_it(tmp_path):
     rows = [f"第{i}条,{i % 2}" for i in range(40)]
     rows[5], rows[9] = '"第5条,1', '第9条",1'
     path.write_text("text,label\n" + "\n".join(rows), "utf-8")
-    with pytest.warns(UserWarning, match=r"a\.csv:7: a quoted field holds 3 lines"):
+    with pytest.warns(UserWarning, match=r"3 lines inside quoted fields .*a\.csv:7"):
         preparation.prepare(make_data(tmp_path / "data", source="files", files=str(path)))
 
 

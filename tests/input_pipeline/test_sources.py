@@ -106,6 +106,118 @@ def test_several_labels_come_from_a_separator_or_a_list(tmp_path, value):
     assert read(path, label_separator="|")[0].labels == ("甲", "乙")
 
 
+def parquet_of(path, rows):
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def csv_of(path, rows):
+    cells = [",".join("" if v is None else str(v) for v in row.values()) for row in rows]
+    return write(path, "\n".join([",".join(rows[0]), *cells]))
+
+
+FORMS = {"a.jsonl": lambda path, rows: lines(path, *rows), "a.parquet": parquet_of, "a.csv": csv_of}
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS.items(), ids=FORMS)
+def test_whole_numbers_are_whole_numbers_in_every_format(tmp_path, name, form, capsys):
+    row = {"text": "好", "label": 1.0, "group": 7.0, "day": 2020.0, "a": 2.0}
+    path = form(tmp_path / name, [row, row | {"label": -0.0, "group": None}])
+    knobs = {"group_column": "group", "time_column": "day", "value_columns": ("a",)}
+    first, second = read(path, **knobs)
+    assert (first.labels, first.group, first.time) == (("1",), "7", "2020".zfill(20))
+    assert (second.labels, second.group) == (("0",), "")
+    said = "3 labels or groups written as floats are read as whole numbers, 1.0 as 1, the first at"
+    assert said in capsys.readouterr().out
+    assert [r.labels for r in read(path, skip_labels=("1.0",))] == [("0",)]
+    assert len(read(path, skip_labels=(1,))) == 1
+
+
+@pytest.mark.parametrize("value", ["NA", "null", "None", "nan", "1.5", "v1.0", "1.0.0", "True"])
+def test_words_and_fractions_are_labels_and_texts_as_they_are_written(tmp_path, value):
+    (record,) = read(write(tmp_path / "a.csv", f"text,label\n{value},{value}\n"))
+    assert (record.text, record.labels) == (value, (value,))
+
+
+def test_no_number_is_no_value(tmp_path):
+    path = parquet_of(tmp_path / "a.parquet", [{"text": "好", "g": float("nan"), "label": 1}])
+    assert read(path, group_column="g")[0].group == ""
+    path = write(tmp_path / "a.jsonl", '{"text": "好", "label": NaN}')
+    assert "a.jsonl:1: no label in column 'label'" in refusal(path)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS.items(), ids=FORMS)
+def test_a_column_without_a_name_is_never_read(tmp_path, name, form):
+    path = form(tmp_path / name, [{"": str(i), "text": "房间很好", "label": 1} for i in range(2)])
+    assert [(r.text, r.pair, r.group, r.name) for r in read(path)] == [("房间很好", "", "", "")] * 2
+    assert [r.pair for r in sources.read_unlabelled(str(path), config())] == ["", ""]
+
+
+@pytest.mark.parametrize(("name", "form"), list(FORMS.items())[:2], ids=list(FORMS)[:2])
+def test_squad_of_datasets_is_read(tmp_path, name, form):
+    row = {
+        "context": "我在北京",
+        "question": "在哪",
+        "answers": {"text": ["北京"], "answer_start": [2]},
+    }
+    knobs = {"text_column": "context", "pair_column": "question", "label_column": ""}
+    (record,) = read(form(tmp_path / name, [row]), **knobs, spans_column="answers")
+    assert record.spans == ((2, 4, "answer"),)
+
+
+def test_decisions_on_many_files_are_said_in_one_line(tmp_path, capsys):
+    for number in range(3):
+        write(
+            tmp_path / f"{number}.csv", f";text;label\n0;第{number}条，好;1.0\n".encode("gb18030")
+        )
+    assert len(read(tmp_path / "*.csv")) == 3
+    assert capsys.readouterr().out == (
+        f"Read {tmp_path}/0.csv and 2 more: semicolon, no quotes, \\n line ends, gb18030, "
+        "2 columns (text, label), 1 without a name not read.\n"
+        "3 labels or groups written as floats are read as whole numbers, 1.0 as 1, the first at "
+        f"{tmp_path}/0.csv:2.\n"
+    )
+
+
+REMEDIES = {  # what is refused, and then read with what the message says
+    "nearest column": ("a.csv", "texts,label\n好,1\n", {}, {"text_column": "texts"}),
+    "no label column": ("a.csv", "text\n好\n", {}, {"label_column": ""}),
+    "lines": ("a.txt", "text\tlabel\n好\t1\n", {}, {"format": "tsv"}),
+    "lines without labels": ("a.txt", "好\n", {}, {"label_column": ""}),
+    "unknown format": ("a.csv", "text,label\n好,1\n", {"format": "excel"}, {"format": "csv"}),
+    "unknown suffix": ("a.data", "text,label\n好,1\n", {}, {"format": "csv"}),
+    "other encoding": (
+        "a.csv",
+        f"text,label\n{SIMPLIFIED},1\n".encode("gb18030"),
+        {"encoding": "utf-8"},
+        {"encoding": "gb18030"},
+    ),
+    "unknown encoding": ("a.csv", "text,label\n好,1", {"encoding": "x"}, {"encoding": "auto"}),
+    "NULs": ("a.csv", "text,label\nПривет\0,1\n", {}, {"encoding": "utf-8"}),
+    "Latin": ("a.csv", "text,label\ncafé,1\n".encode("latin-1"), {}, {"encoding": "latin-1"}),
+    "number": ("a.jsonl", '{"text": "好", "label": 0.5}', {}, {"label_kind": "number"}),
+    "spans": (
+        "a.jsonl",
+        '{"text": "好", "label": {"a": {"好": [[0, 0]]}}}',
+        {},
+        {"spans_column": "label"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "knobs", "remedy"), REMEDIES.values(), ids=REMEDIES)
+def test_remedies_of_refusals_help(tmp_path, name, content, knobs, remedy):
+    path = write(tmp_path / name, content)
+    said = refusal(path, **knobs)
+    ((key, value),) = remedy.items()
+    assert (
+        f"config.data.{key}={value}" in said
+        or f"{key}={'NAME' if value else ''}" in said
+        or (value in said)
+    )
+    assert len(read(path, **knobs | remedy)) == 1
+
+
 def test_label_column_that_holds_spans_is_read_as_spans(tmp_path):
     path = lines(tmp_path / "a.json", {"text": "叶老桂", "label": {"name": {"叶老桂": [[0, 2]]}}})
     (record,) = read(path, spans_column="label")
@@ -225,7 +337,14 @@ def test_missing_file_names_the_absolute_path(tmp_path, monkeypatch):
         read("nothing*.csv")
 
 
-def test_directory_is_told_to_be_a_glob(tmp_path):
+def test_directory_is_told_to_be_a_glob_that_finds_something(tmp_path):
+    lines(tmp_path / "train.jsonl", {"text": "好", "label": 1})
+    assert f"such as {tmp_path}/*.jsonl" in refusal(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "train.jsonl").rename(tmp_path / "deep" / "train.jsonl")
+    assert f"such as {tmp_path}/**/*.jsonl" in refusal(tmp_path)
+    assert len(read(tmp_path / "**" / "*.jsonl")) == 1
+    (tmp_path / "deep" / "train.jsonl").unlink()
     said = refusal(tmp_path)
     assert f"{tmp_path} is a directory; name a file or a glob, such as {tmp_path}/*.csv" in said
 
@@ -474,13 +593,13 @@ def test_tfds_errors_name_what_is_there(tfds_folder, tmp_path):
         assert said.startswith(f"config.data.source='tfds:{name}': TFDS finds no such data set")
 
 
-def test_tfds_that_cannot_be_prepared_says_what_to_do(tmp_path, monkeypatch):
+def test_tfds_that_cannot_be_prepared_says_what_to_do(tmp_path, monkeypatch, capsys):
     def fail(self, **_):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
-    with pytest.warns(UserWarning, match="imdb_reviews is not prepared: TFDS prepares it now"):
-        said = refusal("", source="tfds:imdb_reviews", prepared_dir=str(tmp_path))
+    said = refusal("", source="tfds:imdb_reviews", prepared_dir=str(tmp_path))
+    assert "imdb_reviews is not prepared: TFDS prepares it now\n" in capsys.readouterr().out
     assert "TFDS cannot prepare it (no route); prepare it where there is a network" in said
 
 

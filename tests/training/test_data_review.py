@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from evaluation import label_issues
+from input_pipeline import tables
 from input_pipeline.examples import Examples, object_array
+from input_pipeline.notes import Notes
 from training import data_review
 from training.data import load_data
 from training.data_review import records, review
@@ -137,3 +139,6 @@ def test_cells_are_text_to_spreadsheet_programs(tmp_path):
     assert (rows["4"]["text"], rows["4"]["pair"]) == ("'=1+1", "'-2")
     assert rows["9"]["text"] == "很好，\n推荐"
     assert rows["9"]["digest"] == label_issues.text_digest(examples, 1)
+    # The reader of data sets reads it as the csv module does.
+    own = {row["id"]: row for _, row in tables.read_rows(path, "utf-8-sig", notes=Notes())}
+    assert own == rows
