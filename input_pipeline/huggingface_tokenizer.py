@@ -214,13 +214,19 @@ def from_files(files: TokenizerFiles, *, marks: str = "auto") -> HuggingFaceToke
 
 def _with_added(spec: Spec, files: TokenizerFiles) -> tuple[Spec, bool]:
     """Returns a tokenizer.json with the tokens that other files add to it, and whether any do."""
+    if files.left_out:
+        model = spec["model"]
+        kept = pieces_of(spec, files.left_out).items()
+        is_list = not isinstance(model["vocab"], dict)
+        vocab = model["vocab"][: len(kept)] if is_list else {piece: i for i, piece in kept}
+        rows = [row for row in spec["added_tokens"] if row["id"] not in files.left_out]
+        spec = spec | {"model": model | {"vocab": vocab}, "added_tokens": rows}
     known = {token["content"] for token in spec.get("added_tokens") or ()}
-    pieces = pieces_of(spec)
-    added = [token for token in files.added_to(pieces) if token["content"] not in known]
+    added = [token for token in files.added_to(pieces_of(spec)) if token["content"] not in known]
     if added:
         rows = [{key: token[key] for key in ADDED} for token in added]
-        rows = [*spec["added_tokens"], *rows]
-        spec = spec | {"added_tokens": sorted(rows, key=lambda token: token["id"])}
+        rows = sorted([*spec["added_tokens"], *rows], key=lambda token: token["id"])
+        spec = spec | {"added_tokens": rows}
     return spec, bool(added)
 
 

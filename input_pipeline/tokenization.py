@@ -234,7 +234,7 @@ def load_tokenizer(
     files = tokenizer_files.TokenizerFiles(Path(path), checkpoint and Path(checkpoint))
     read = sentencepiece_tokenizer if files.main in MODEL_FILES else huggingface_tokenizer
     tokenizer = read.from_files(files, marks=marks)
-    tokenizer.named_pieces, tokenizer.note = files.named_pieces, files.note
+    tokenizer.named_pieces, tokenizer.note = files.named_pieces, files.note.strip()
     name = "tokenizer_config.json"
     config = stored_json(tokenizer.files(), name, file=str(path))
     if files.class_name and not config.get("tokenizer_class"):  # named by a file of the model
@@ -351,11 +351,12 @@ def check_belongs(
         raise ValueError(
             f"the tokeniser has {pieces:,} pieces but {file} has embeddings for {vocab_size:,} "
             "(vocab_size): it is not the one the weights were trained with, or it is damaged"
-            + (f"; pieces without a row begin with {', '.join(map(repr, without))}" * bool(without))
+            + (f", or {', '.join(map(repr, without))} without a row should be in none of its files")
+            * bool(without)
             + f"; {remedy}"
         )
     for i, piece in named_pieces.items():
-        if not spelled_alike(own := tokenizer.piece(i), piece):
+        if i < vocab_size and not spelled_alike(own := tokenizer.piece(i), piece):
             elsewhere = tokenizer.special_pieces.get(piece)
             raise ValueError(
                 f"the files beside {file} give {piece!r} the id {i}, but for the tokeniser "

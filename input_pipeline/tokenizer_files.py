@@ -11,7 +11,7 @@ the files are. The architecture decides nothing: BERT's comes with XLM-R's token
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from input_pipeline.tokenization import (
     MODEL_FILES,
     SPACE,
     parse_json,
+    special_pieces,
     spelled_alike,
     stored_json,
 )
@@ -96,6 +97,8 @@ class TokenizerFiles:
             tokenizer.json says, 'plain' a SentencePiece model with the ids that it has.
         main: name of the file that holds the pieces.
         class_name: as a file names it; '' where none does.
+        declared: pieces whose ids the files name, as rows of added_tokens, by id.
+        left_out: ids of special pieces that the embedding has no rows for.
         is_guessed: whether a SentencePiece model's name alone told its kind.
         note: a sentence on what was guessed, or ''.
     """
@@ -128,6 +131,10 @@ class TokenizerFiles:
         self._hints = [self._config(place, "config.json") for place in places]
         self.class_name, self._class_file = self._class(places)
         self.kind, self.main = self._choose()
+        self.declared = _declared(self.json, str(path))
+        self._rows = next(filter(None, (each.get("vocab_size") for each in self._hints)), None)
+        self.left_out = self._without_rows()
+        self.declared = {i: row for i, row in self.declared.items() if i not in self.left_out}
 
     @property
     def where(self) -> str:
@@ -144,10 +151,21 @@ class TokenizerFiles:
     def _parsed(self) -> dict[str, dict[str, Any]]:
         return {}
 
-    @functools.cached_property
-    def declared(self) -> dict[int, Token]:
-        """Pieces whose ids the files name, as rows of added_tokens, by id."""
-        return _declared(self.json, str(self.path))
+    def _without_rows(self) -> set[int]:
+        """Finds special pieces behind the embedding's last row, which Gemma 3 has for images.
+
+        No text reaches them; those with a role would be used.
+        """
+        roles = special_pieces(self.contents, file=str(self.path)).values()
+        found = {
+            i
+            for i, token in self.declared.items()
+            if self._rows and i >= self._rows and token["special"] and token["content"] not in roles
+        }
+        if found:
+            names = ", ".join(repr(self.declared[i]["content"]) for i in sorted(found)[:3])
+            self.note += f"Left out: {len(found)} special pieces without a row ({names}). "
+        return found
 
     @property
     def named_pieces(self) -> dict[int, str]:
@@ -222,7 +240,7 @@ class TokenizerFiles:
         Raises:
             ValueError: they are not the same.
         """
-        others = pieces_of(self.json(JSON))
+        others = pieces_of(self.json(JSON), self.left_out)
         different = [i for i, piece in others.items() if pieces.get(i) != piece]
         if len(different) > MISFITS * len(others) or not pieces.keys() >= {*different}:
             i = min(different)
@@ -307,7 +325,7 @@ class TokenizerFiles:
                 if self.is_guessed and any(self._hints):  # whose architecture has another one
                     self.note = (
                         f"No file beside {name} names the tokeniser's class: its ids are arranged "
-                        f"as those of {kind} are. If that is wrong, name the class in {CONFIG}."
+                        f"as those of {kind} are. If that is wrong, name the class in {CONFIG}. "
                     )
                 return kind, name
         if "vocab.txt" in self.contents:
@@ -348,12 +366,12 @@ def named_pieces(folder: Path) -> dict[int, str]:
     return {i: token["content"] for i, token in _declared(read, str(folder)).items()} | implied
 
 
-def pieces_of(spec: Mapping[str, Any]) -> dict[int, str]:
+def pieces_of(spec: Mapping[str, Any], left_out: Container[int] = ()) -> dict[int, str]:
     """Returns the vocabulary of a tokenizer.json's model, by id."""
     vocab = (spec.get("model") or {}).get("vocab") or {}
     if isinstance(vocab, dict):
-        return {i: piece for piece, i in vocab.items()}
-    return {i: row[0] for i, row in enumerate(vocab)}
+        return {i: piece for piece, i in vocab.items() if i not in left_out}
+    return {i: row[0] for i, row in enumerate(vocab) if i not in left_out}
 
 
 def special_names(read: Any) -> list[str]:

@@ -334,9 +334,36 @@ def test_a_vocabulary_that_is_not_the_embeddings_is_refused(folder):
     with pytest.raises(ValueError, match=r"vocab\.txt ends within a line, \d+ pieces before"):
         check_belongs(load_tokenizer(path), vocab_size=1501, **rows)
     larger = load_tokenizer(folder("bert", added_tokens={"[新词]": 1501, "<e>": 1502}))
-    with pytest.raises(ValueError, match=r"1,503 pieces .* 1,502 .* row begin with '<e>'; copy"):
+    with pytest.raises(ValueError, match=r"1,503 pieces .* 1,502 .* '<e>' without a row .*; copy"):
         check_belongs(larger, vocab_size=1502, chosen=False, **rows)
     assert check_belongs(larger, vocab_size=1503, **rows) == ""
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_special_pieces_for_images_behind_the_last_row_are_left_out(folder, kind):
+    """Gemma 3 has one; a special piece with a role, and words, are refused there."""
+    want = load_tokenizer(folder(kind))
+    size, rows = want.vocab_size, {"special_ids": {}, "file": "x", "vocab_size": want.vocab_size}
+    token = {"content": "<image>", "special": True}
+    decoder = {"added_tokens_decoder": {str(size): token}}
+    config = {"vocab_size": size}
+    tokenizer = load_tokenizer(folder(kind, tokenizer_config=decoder, config=config))
+    assert tokenizer.encode_batch(TEXTS) == want.encode_batch(TEXTS)
+    assert "Left out: 1 special pieces without a row ('<image>')" in check_belongs(
+        tokenizer, **rows
+    )
+    if kind == "qwen2":  # named in tokenizer.json's vocabulary as well
+        spec = json.loads((ROOT / kind / "tokenizer.json").read_text("utf-8"))
+        spec["model"]["vocab"]["<image>"] = size
+        tokenizer = load_tokenizer(
+            folder(kind, tokenizer_config=decoder, config=config, tokenizer=spec)
+        )
+        assert tokenizer.vocab_size == size
+    token["special"] = False
+    for more in (decoder, {"pad_token": "<image>"}):
+        tokenizer = load_tokenizer(folder(kind, tokenizer_config=more, config=config))
+        with pytest.raises(ValueError, match=r"'<image>' without a row should be in none"):
+            check_belongs(tokenizer, **rows)
 
 
 def test_special_pieces_of_the_checkpoint_are_looked_up_in_a_named_tokenizer(folder):
