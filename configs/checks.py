@@ -292,6 +292,7 @@ TABLE: dict[str, Row] = {
     "export.formats": Names(("huggingface", "stablehlo", "peft"), least=1),
 }
 MEMBERS = "multi.members"  # a group that holds a config under each name
+_GROUPS = {key[: dot.start()] for key in TABLE for dot in re.finditer(r"\.", key)} | {MEMBERS}
 
 
 def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "config") -> None:
@@ -308,7 +309,7 @@ def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "confi
     table = TABLE | {"task": choice(*tasks)}
     values = dict(_leaves(config))
     for key, value in values.items():
-        if any(known.startswith(f"{key}.") for known in (*table, f"{MEMBERS}.")):
+        if key in _GROUPS:
             raise ValueError(f"{path}.{key}: found {value!r}, expected the keys of a group")
         if key not in table:
             near = difflib.get_close_matches(key, table, n=1, cutoff=0)[0]
