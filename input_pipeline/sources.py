@@ -1,9 +1,9 @@
 """Whatever config.data names, as records: files, TFDS data sets and the built-in corpora.
 
 Here: finding the data, which column means what, and what happens to rows that do not fit. Not here:
-bytes to characters (encodings.py), files to rows (formats.py, clue_formats.py), values to fields
-(columns.py), judging or changing the text (normalization.py, cleaning.py). Called by
-preparation.py.
+bytes to characters (encodings.py), files and TFDS to rows (formats.py, clue_formats.py,
+tfds_rows.py), values to fields (columns.py), judging or changing the text (normalization.py,
+cleaning.py). Called by preparation.py.
 """
 
 import difflib
@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from input_pipeline import clue_formats, columns, formats
-from input_pipeline.lazy import tfds
+from input_pipeline import clue_formats, columns, formats, tfds_rows
 from input_pipeline.notes import Notes
 from input_pipeline.records import Record
 
@@ -104,7 +103,7 @@ def files_of(data: ConfigDict) -> list[Path]:
     if data.source in BUILT_IN:
         return _built_in(data).files()
     if data.source.startswith("tfds:"):
-        folder = Path(_tfds_builder(data).data_path)
+        folder = Path(tfds_rows.open_builder(data, BUILT_IN).data_path)
         return sorted(path for path in folder.iterdir() if path.is_file())
     answers = find_files(data.answers_file) if data.answers_file else []
     return [path for paths in _given_files(data).values() for path in paths] + answers
@@ -408,45 +407,8 @@ def _missing(
     )
 
 
-def _tfds_builder(data: ConfigDict) -> Any:
-    """Returns the builder of 'tfds:NAME', prepared.
-
-    Raises:
-        ValueError: if TFDS knows no such data set, or cannot prepare it.
-    """
-    for module in BUILT_IN:  # imported to be known by name
-        importlib.import_module(f"input_pipeline.datasets.{module}")
-    name = data.source.removeprefix("tfds:")
-    try:
-        if Path(name).expanduser().is_absolute():
-            return tfds.builder_from_directory(Path(name).expanduser())
-        builder = tfds.builder(name, data_dir=data.prepared_dir or None)
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"config.data.source={data.source!r}: TFDS finds no such data set ({_first(error)}); "
-            "expected a name that it knows, 'name/config:version' of a set that is prepared in "
-            f"{data.prepared_dir or 'its data_dir'}, or the absolute path of a folder with "
-            "dataset_info.json"
-        ) from None
-    if not builder.is_prepared():
-        print(f"{name} is not prepared: TFDS prepares it now")
-        try:
-            builder.download_and_prepare()
-        except (OSError, AssertionError, tfds.download.DownloadError) as error:
-            raise ValueError(
-                f"config.data.source={data.source!r}: TFDS cannot prepare it ({_first(error)}); "
-                f"prepare it where there is a network (tfds build {name}), copy its folder to "
-                f"{builder.data_path}, or convert it to JSONL for config.data.source='files'"
-            ) from None
-    return builder
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _tfds_sources(data: ConfigDict) -> Iterator[_Source]:
-    builder = _tfds_builder(data)
+    builder = tfds_rows.open_builder(data, BUILT_IN)
     named, features = _columns(data), builder.info.features
     name = builder.info.full_name
     unknown = [split for split in builder.info.splits if split not in _SPLITS]
@@ -459,36 +421,6 @@ def _tfds_sources(data: ConfigDict) -> Iterator[_Source]:
     if not needed.keys() <= features.keys():
         raise _missing(needed, features, name)
     for split in builder.info.splits:
-        examples = builder.as_dataset(
-            split=split,
-            decoders=tfds.decode.PartialDecoding({column: features[column] for column in needed}),
-            # in the order of the files
-            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-        )
-        rows = (
-            row
-            for batch in examples.ragged_batch(512).as_numpy_iterator()
-            for row in _plain(batch, {column: features[column] for column in needed})
-        )
+        rows = tfds_rows.read_rows(builder, split, needed)
         place = f"{name}/{split}"
         yield _Source(enumerate(rows, start=1), named, place, _SPLITS[split], needed)
-
-
-def _plain(value: Any, feature: Any) -> list[Any]:
-    """Returns a batch of TFDS's as a list of its examples, with the names of classes."""
-    if isinstance(feature, tfds.features.Sequence):  # of dicts, it is a dict of arrays
-        return _plain(value, feature.feature)
-    if isinstance(feature, dict | tfds.features.FeaturesDict):
-        columns = [_plain(value[name], feature[name]) for name in feature]
-        return [dict(zip(feature, row, strict=True)) for row in zip(*columns, strict=True)]
-    is_class = isinstance(feature, tfds.features.ClassLabel)
-
-    def named(item: Any) -> Any:
-        item = item.tolist() if hasattr(item, "tolist") else item
-        if isinstance(item, list):
-            return [named(inner) for inner in item]
-        if is_class:
-            return feature.int2str(item) if item >= 0 else None
-        return item.decode() if isinstance(item, bytes) else item
-
-    return named(value)

@@ -185,6 +185,7 @@ class _Quotes(NamedTuple):
     idle: int = 0  # fields in quotes that need none
     misread: int = 0  # fields that begin with a quote, and do not end as a quoted one does
     escaped: int = 0  # lines in which a backslash stands before a quote
+    commas: int = 0  # of the needed, those that hold nothing but a comma that calls for quotes
     ragged: int = 0  # the first line that does not fit the header
     places: tuple[str, ...] = ()  # of the first needed, idle, misread and escaped
 
@@ -194,7 +195,7 @@ def _with_quotes(dialect: Dialect, path: Path, encoding: str, notes: Notes) -> D
     quotes = _count_quotes(dialect, path, encoding)
     if quotes is None:  # who quotes the names quotes all that is text
         return dialect._replace(quoted=True)
-    needed, idle, misread, escaped, ragged, places = quotes
+    needed, idle, misread, escaped, only_commas, ragged, places = quotes
     if escaped:
         said = (
             '{count} lines of tables hold \\", whose backslash is read as a character of the text; '
@@ -210,10 +211,13 @@ def _with_quotes(dialect: Dialect, path: Path, encoding: str, notes: Notes) -> D
     if ragged:
         quoted = not fault or fault > ragged or (fault == ragged and commas)
     elif misread and fault:  # a damaged table of quoted fields is refused there
-        quoted = misread <= needed + (idle if commas else 0)
+        quoted = misread <= needed - only_commas + (idle if commas else 0)
     else:
         quoted = commas or (bool(needed) and not misread)
     if quoted:
+        if needed and needed == only_commas and not ragged:
+            said = "{count} fields of tables stand in quotes that only a comma calls for; they are "
+            notes.count(said + "read without", places[0], warn=True, count=needed)
         return dialect._replace(quoted=True)
     if needed or not misread or not fault:
         said = (
@@ -262,7 +266,7 @@ def _count_quotes(dialect: Dialect, path: Path, encoding: str) -> _Quotes | None
             places[kind] = places[kind] or f"{path}:{number}"
     kind = 1 if bare else 0  # Excel puts all that holds a comma in quotes, between tabs as well
     counts[kind], places[kind] = counts[kind] + counts[4], places[kind] or places[4]
-    return _Quotes(*counts[:4], ragged, tuple(places[:4]))
+    return _Quotes(*counts[:4], 0 if bare else counts[4], ragged, tuple(places[:4]))
 
 
 def _first_misfit(path: Path, encoding: str, dialect: Dialect) -> int:

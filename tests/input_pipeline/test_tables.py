@@ -192,6 +192,8 @@ def test_quotes_of_a_table_without_quoting_stay_in_the_text(tmp_path, content, t
     assert ([text for text, _ in rows], notes.warned) == (texts, [])
 
 
+@example(['","'])
+@example(['"', '","'])
 @given(st.lists(st.text('甲乙"“,; ', min_size=1, max_size=6), min_size=1, max_size=5))
 def test_a_table_written_without_quoting_is_read_back_or_warned_of(tmp_path_factory, texts):
     path = tmp_path_factory.getbasetemp() / "plain.tsv"
@@ -208,6 +210,12 @@ def test_a_table_written_without_quoting_is_read_back_or_warned_of(tmp_path_fact
     ("name", "content", "texts", "said"),
     [
         ("a.tsv", 'text\tn\n"好"\t1\n说"好\t1\n', ['"好"', '说"好'], "1 fields of tables stand in"),
+        (
+            "a.tsv",
+            'text\tn\n"好,的"\t1\n',
+            ["好,的"],
+            "1 fields of tables stand in quotes that only",
+        ),
         ("a.csv", 'text,n\n"好"的,1\n', ['"好"的'], "1 fields of tables begin with a quote"),
         (
             "a.csv",
