@@ -154,8 +154,6 @@ def test_too_few_or_repeated_labels_are_refused(labels):
         ({"kind": "regression", "class_weights": (1.0,)}, {}, "class_weights=.* means nothing"),
         ({"kind": "ordinal"}, {"head": "label_words"}, "label_words' means nothing"),
         ({"kind": "hierarchical"}, {}, "separator='/' is in none of the labels"),
-        ({"kind": "multi", "threshold": "1.5"}, {}, "threshold: found '1.5'"),
-        ({"kind": "multi", "threshold": "fit"}, {}, "threshold: found 'fit'"),
         ({}, {"pooling": "mask"}, r"data.template has {mask}, found '{text}'"),
     ],
 )
