@@ -1,0 +1,45 @@
+"""What the process prints, and how: set up once by main.py, before anything has something to say.
+
+Not here: progress (input_pipeline/eta.py, training/progress.py).
+"""
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+from absl import logging as absl_logging
+
+_ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+
+
+def set_up_output() -> None:
+    """Makes sure that whatever a run has to say can be printed, once and at once."""
+    for stream in (sys.stdout, sys.stderr):
+        # A log file shows a line when it is written; what it cannot encode is escaped.
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().addFilter(_matters)
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # without our code
+    # Append: a -W of the command comes first.
+    warnings.filterwarnings("once", category=UserWarning, append=True)
+    sys.unraisablehook = _report_unraisable
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """Whether a log record is for the user: of Orbax only errors that it does not raise as well."""
+    of_orbax = _ORBAX in record.pathname
+    raised = record.filename == "future.py"  # by the thread that saves, and then by the next save
+    return not of_orbax or (record.levelno >= logging.ERROR and not raised)
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Reports what could not be raised, but for the echo of a failed save.
+
+    That is raised in the main thread. The threads of TensorStore then still want to tell an event
+    loop about it that has been closed.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
