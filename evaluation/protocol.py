@@ -19,6 +19,7 @@ from evaluation.metrics import Scores
 from evaluation.model_card import caveats, write_model_card
 from evaluation.restoring import Restored, check_data, read_meta, restore
 from evaluation.stored_scores import write_scores
+from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.mixture import Mixture, member_configs
 from input_pipeline.preparation import read_unlabelled
@@ -175,15 +176,17 @@ def _report(run: Prepared, split: str) -> dict[str, Any]:
     task.check(examples, split)
     if experiment.features:
         train_split, examples = (experiment.with_features(e) for e in (train_split, examples))
-    scores = task.baselines(train_split, examples)
+    with working("Baselines"):
+        scores = task.baselines(train_split, examples)
     for row, (own, folder) in run.others.items():
         bare = examples if own.features.use != "none" else examples.without_features()
         scores[row] = score_with(own, folder, data, bare)
     calibration, cards = {}, {}
     for row, model in models.items():
         task.fitted = model.meta["fitted"]
-        predictions = experiment.predict(model.params, examples, complete=True)
-        scores[row] = task.score(predictions, examples)
+        with working(f"Evaluating on {split}, {row}"):
+            predictions = experiment.predict(model.params, examples, complete=True)
+            scores[row] = task.score(predictions, examples)
         if card := task.calibration(predictions, examples):
             calibration[row] = card
         if config.eval.robustness:

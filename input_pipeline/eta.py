@@ -11,8 +11,8 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 T = TypeVar("T")
 _EVERY = 10.0  # seconds between two lines, of short work
@@ -76,9 +76,9 @@ class _Reporter:
                 if not works or now - self._last < interval(now - works[0].began):
                     continue
                 if live is None and _is_own_terminal():
-                    live = stack.enter_context(_live())
+                    live = stack.enter_context(_terminal_line())
                 if live:
-                    live.update(describe(works, now), refresh=True)
+                    live(describe(works, now))
                 else:
                     self._last = now
                     # One write: another thread's line must not come between the text and its end.
@@ -145,11 +145,14 @@ def _is_own_terminal() -> bool:
     return sys.stdout.isatty() and not hasattr(sys.stdout, "rich_proxied_file")
 
 
-def _live() -> Any:
-    """Returns a line of the terminal that is rewritten; what is printed meanwhile stands above."""
+@contextlib.contextmanager
+def _terminal_line() -> Iterator[Callable[[str], None]]:
+    """Yields what rewrites a line of the terminal; what is printed meanwhile stands above."""
     from rich.live import Live
+    from rich.text import Text
 
-    return Live(auto_refresh=False, transient=True)
+    with Live(auto_refresh=False, transient=True) as live:
+        yield lambda line: live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def _duration(seconds: float) -> str:

@@ -233,6 +233,7 @@ def pooled(
         lambda params, batch: run(experiment.frozen, params, put_batch(batch, mesh)),
         params,
         experiment.pipeline.evaluate(windows),
+        total=len(windows),
     )
 
 

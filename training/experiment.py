@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from evaluation.evaluate import Predictions, predict
 from evaluation.metrics import Metric, Scores, find, rank
 from input_pipeline import features as feature_fitting
+from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.features import FeaturePipeline
 from input_pipeline.mixture import MixturePipeline
@@ -107,7 +108,8 @@ class Experiment:
         """Returns the examples with the features that the head reads, if it reads any."""
         if self.features is None or examples.features_NxK is not None:
             return examples
-        return dataclasses.replace(examples, features_NxK=self.features.transform(examples))
+        with working("Extracting features"):
+            return dataclasses.replace(examples, features_NxK=self.features.transform(examples))
 
     def windows(self, examples: Examples, *, training: bool) -> Examples:
         """Returns what the model reads of the examples: with their features, long ones in parts."""
@@ -129,7 +131,8 @@ class Experiment:
             return self._forward(self.frozen, params, put_batch(batch, self.mesh))
 
         windows, encoder = self.windows(examples, training=False), self.pipeline.encoder
-        found = predict(apply_fn, params, self.pipeline.evaluate(windows))
+        batches = self.pipeline.evaluate(windows)
+        found = predict(apply_fn, params, batches, total=len(windows))
         found = self.task.decode(found, windows, examples, encoder)
         if not complete:
             return found
@@ -244,9 +247,10 @@ def build(
         remat=config.model.remat,
     )
     weights = _Weights(config, model, task, checkpoint, mesh, num_features, say)
-    weights.read(own, tokenizer, training)
-    weights.add_heads()
-    weights.add_adapters()
+    with working("Reading the weights"):
+        weights.read(own, tokenizer, training)
+        weights.add_heads()
+        weights.add_adapters()
     experiment = Experiment(
         config=config,
         task=task,
@@ -468,9 +472,10 @@ def run_features(
         return None
     path = workdir / "features.safetensors"
     if training is not None and not has_checkpoint(workdir):
-        fitted = feature_fitting.fit(
-            training, config.features, value_names=config.data.value_columns
-        )
+        with working("Fitting the features"):
+            fitted = feature_fitting.fit(
+                training, config.features, value_names=config.data.value_columns
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         fitted.save(path)
     if not path.is_file():
