@@ -71,7 +71,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     experiment = build(config, workdir, data.labels, print)
     restored = restore(experiment, workdir)
     examples = data.split(split)
-    experiment.task.check(examples, split)
+    experiment.check(examples, split, complete=True)
     predictions = experiment.predict(restored.params, examples, complete=True)
     scores = experiment.task.score(predictions, examples)
     summary = report.summarise_with_leaks(scores, examples.leaked_ids)
@@ -108,6 +108,9 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         examples = read_unlabelled(config.predict.input, config.data)
     experiment = build(config, workdir, meta["labels"], print)
     restored = restore(experiment, workdir)
+    experiment.check(examples, "given", complete=True, labelled=False)
+    if empty := sum(not text.strip() for text in examples.texts_N):
+        print(f"Note: {empty:,} of {len(examples):,} given texts are empty: judge them yourself.")
     predictions = experiment.predict(restored.params, examples, complete=True)
     output = Path(config.predict.output or workdir / "predictions.jsonl")
     report.write_jsonl(output, experiment.task.describe(predictions, examples))
@@ -173,7 +176,7 @@ def _report(run: Prepared, split: str) -> dict[str, Any]:
         opened_for = f"{restored.name}: {', '.join([*run.others, *models])}"
         openings = _note_test_opening(workdir, data, opened_for)
     examples = data.split(split)
-    task.check(examples, split)
+    experiment.check(examples, split, complete=True)
     if experiment.features:
         train_split, examples = (experiment.with_features(e) for e in (train_split, examples))
     with working("Baselines"):
@@ -214,6 +217,7 @@ def _report(run: Prepared, split: str) -> dict[str, Any]:
             "collapses": collapse.history(workdir),
             "data": data.prose(),
             "manifest": html_report.data_counts(data),
+            "left_out": experiment.left_out,
             "environment": report.environment(),
             "calibration": calibration,
             "robustness": cards,

@@ -165,7 +165,8 @@ def _fold(
     watched = examples.take(folds_N == (fold + 1) % config.review.folds)
     watched = watched.take(np.argsort(watched.ids_N, kind="stable"))
     experiment = build(config, folder, data.labels, print, trained)
-    experiment.task.check(data.split("validation"), "validation")
+    experiment.check(trained, "train", training=True)
+    experiment.check(data.split("validation"), "validation")
     _Watched(experiment, folder, data, trained, watched=watched, folder=dynamics).train()
     outcome = {"key": key, "watched_ids": watched.ids_N}
     outcome |= _judged(experiment, restore(experiment, folder, "best").params, held, trained)

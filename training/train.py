@@ -33,9 +33,10 @@ from training import collapse, cost, optimizers, self_training
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
 from training.data import RunData, load_data
-from training.experiment import Experiment, build, run_features
+from training.experiment import Experiment, build
 from training.interruption import Interrupted, stop_signals
 from training.progress import Progress
+from training.run_features import run_features
 from training.run_tokenizer import training_texts
 from training.schedules import Durations, make_schedule
 from training.sharding import put_batch, replicated
@@ -129,7 +130,8 @@ def _begin(config: ConfigDict, workdir: Path, *, compare: bool = True) -> protoc
         print(self_training.prose(taken))
         others[report.TEACHER] = teacher
     experiment = build(config, workdir, data.labels, print, train_split)
-    experiment.task.check(data.split("validation"), "validation")
+    experiment.check(train_split, "train", training=True)
+    experiment.check(data.split("validation"), "validation")
     return protocol.Prepared(experiment, workdir, data, train_split, others)
 
 
