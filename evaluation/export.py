@@ -290,7 +290,9 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
     report.write_json(folder / "preprocessing.json", setup)
     package = folder / "input_pipeline"
     package.mkdir()
-    (package / "__init__.py").write_text('"""The normaliser that the model was trained with."""\n')
+    (package / "__init__.py").write_text(
+        '"""The normaliser that the model was trained with."""\n', "utf-8"
+    )
     for module in (normalization, alignment, records):
         shutil.copy(module.__file__, package)
     shutil.copy(_SERVE, folder)

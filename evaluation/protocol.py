@@ -266,6 +266,6 @@ def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str
         "model": what,
         "fingerprint": data.fingerprints["test"],
     }
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -44,6 +44,11 @@ class Trials:
         self.restored, self.told = restore(experiment, workdir, name), {}
         split = data.split("validation")
         self._validation = split.first(config.integrate.max_examples or len(split))
+        if len(self._validation) < len(split):
+            print(
+                f"Integration chooses by the first {len(self._validation):,} of {len(split):,} "
+                "validation examples (config.integrate.max_examples)."
+            )
         self._judge = Judge(experiment, self._validation)
         self._metric = experiment.metric.name
         self._methods = tuple(config.integrate.methods)

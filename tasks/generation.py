@@ -30,7 +30,7 @@ from models.generation import Decoding
 from models.language_heads import LanguageHead, Seq2SeqHead
 from models.t5 import T5Config
 from tasks.language_task import LanguageModelling
-from tasks.limits import Given, Limit
+from tasks.limits import Given, Limit, tell
 from tasks.task import Chunk, Targets, Task, rows_of
 from tasks.writing import Writer
 
@@ -276,6 +276,10 @@ class Generation(Task):
         if self._writer is None:
             self._writer = self._made_writer(model, adapted, encoder.stop_ids)
         written = self._writer(params, prompts, chosen)
+        most = self.config.generation.max_tokens
+        cut = sum(len(ids) >= most for ids in written)
+        what = f"answers reach config.generation.max_tokens={most} and stop there"
+        tell([Limit(cut, len(written), what, "raise it")], "written", print)
         answers = [self.tokenizer.decode(ids).removesuffix(encoder.tail) for ids in written]
         texts = dict(zip(chosen, answers, strict=True))
         texts_N = object_array([texts.get(i) for i in predictions.ids_N])

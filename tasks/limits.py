@@ -56,7 +56,8 @@ class Limit(NamedTuple):
 
     def record(self, split: str) -> dict[str, Any]:
         """Returns it for results.json."""
-        return {"split": split, **self._asdict()}
+        numbers = {"count": self.count, "total": self.total}
+        return {"split": split, **numbers, "sentence": self.prose(split)}
 
 
 def tell(limits: Iterable[Limit], split: str, say: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -119,13 +119,18 @@ class Tagging(Task):
             remedy,
         )
         if not self._flat:
-            counts_W = np.diff(windows.spans.splits_N1)
-            yield Limit(
+            own = windows.spans.values[:, 2] < len(self.labels)  # not what an edge left of one
+            counts_W = np.add.reduceat(np.append(own, 0), windows.spans.splits_N1[:-1])
+            counts_W *= np.diff(windows.spans.splits_N1) > 0
+            many = Limit(
                 int((counts_W > most).sum()),
                 len(windows),
-                f"windows have more spans than config.tagging.max_spans={most}",
+                "windows have more spans and cannot be found whole",
                 f"raise it to {counts_W.max(initial=0)}",
             )
+            if many.count and given.training:
+                raise ValueError(f"config.tagging.max_spans={most}: {many.prose('train')}")
+            yield many._replace(what=f"{many.what} than config.tagging.max_spans={most}")
         kinds_S = examples.spans.values[:, 2]
         if given.training:
             self._taught = set(kinds_S.tolist())
