@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging as absl_logging
 
 _ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+_warned: set[str] = set()
 
 
 def set_up_output() -> None:
@@ -21,10 +22,18 @@ def set_up_output() -> None:
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().addFilter(_matters)
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # without our code
-    # Append: a -W of the command comes first.
-    warnings.filterwarnings("once", category=UserWarning, append=True)
+    warnings.showwarning = _show_warning
     sys.unraisablehook = _report_unraisable
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Prints a warning without our code, once a process.
+
+    Python's own memory of what it has shown is lost whenever a filter changes.
+    """
+    if str(message) not in _warned:
+        _warned.add(str(message))
+        sys.stderr.write(f"Warning: {message}\n")
 
 
 def _matters(record: logging.LogRecord) -> bool:

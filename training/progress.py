@@ -112,7 +112,7 @@ class Progress:
         if tokens_per_second is not None:
             self._shown["speed"] = f"{tokens_per_second:,.0f} tokens/s"
         if self._work:
-            self._work.done = step
+            self._work.done = step - (loss is None)  # what is only dispatched still runs
         self._bar.update(self._task, completed=step, shown="  ".join(self._shown.values()))
 
     def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
