@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from configs.checks import check_values
 from configs.overrides import check_overrides
-from training.console import set_up_output
+from training.console import restart_in_utf8, set_up_output
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
@@ -83,5 +83,6 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    restart_in_utf8()
     flags.DEFINE_bool("showtrace", False, "Show the stack trace of an error.")
     app.run(main, flags_parser=parse_flags)

@@ -12,6 +12,8 @@ from typing import Any
 from absl import logging as absl_logging
 
 _ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+# What threads that save log as errors, the next save raises.
+_RAISED = ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
 _warned: set[str] = set()
 
 
@@ -24,6 +26,18 @@ def set_up_output() -> None:
     absl_logging.get_absl_handler().addFilter(_matters)
     warnings.showwarning = _show_warning
     sys.unraisablehook = _report_unraisable
+
+
+def restart_in_utf8() -> None:
+    """Starts the program again where the locale knows ASCII file names alone.
+
+    Python could then neither open a Chinese name that a recipe gives, nor hand on one that the
+    command line gives. What the terminal can show stays as it is.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        shown = os.environ.get("PYTHONIOENCODING") or sys.stdout.encoding
+        changes = {"PYTHONUTF8": "1", "PYTHONIOENCODING": shown}
+        os.execve(sys.executable, sys.orig_argv, os.environ | changes)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -39,7 +53,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def _matters(record: logging.LogRecord) -> bool:
     """Whether a log record is for the user: of Orbax only errors that it does not raise as well."""
     of_orbax = _ORBAX in record.pathname
-    raised = record.filename == "future.py"  # by the thread that saves, and then by the next save
+    raised = record.filename in _RAISED and record.exc_info
     return not of_orbax or (record.levelno >= logging.ERROR and not raised)
 
 

@@ -22,8 +22,8 @@ class Echo:
     def __del__(self):
         raise RuntimeError("Event loop is closed")
 
-def log(path, level, message):
-    record = logging.LogRecord("absl", level, path, 1, message, (), None)
+def log(path, level, message, raised=None):
+    record = logging.LogRecord("absl", level, path, 1, message, (), raised)
     absl_logging.get_absl_handler().handle(record)
 
 def main(_):
@@ -37,7 +37,8 @@ def main(_):
     absl_logging.warning("a warning by absl")
     logging.getLogger("jax._src.xla_bridge").warning("falling back to cpu")
     log("/x/orbax/checkpoint/checkpoint_manager.py", logging.WARNING, "metrics are missing")
-    log("/x/orbax/checkpoint/_src/futures/future.py", logging.ERROR, "raised as well")
+    log("/x/orbax/checkpoint/_src/futures/future.py", logging.ERROR, "raised as well",
+        (ValueError, ValueError("full"), None))
     log("/x/orbax/checkpoint/_src/deleter.py", logging.ERROR, "could not delete")
     Broken(), Echo()
     sys.exit("Error: 坏😀")
