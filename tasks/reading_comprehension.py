@@ -318,8 +318,9 @@ def _out_of_reach(given: Given, *, most: int) -> tuple[np.ndarray, np.ndarray, n
                 whole[row].add((begin + start, end + start))
                 tokens = _tokens_of(offsets_Lx2, begin, end)
                 if tokens is not None:
-                    read = text[offsets_Lx2[tokens[0], 0] : offsets_Lx2[tokens[1], 1]]
-                    exact_N[row] |= answers.exact_match(read, [text[begin:end]]) > 0
+                    low, high = offsets_Lx2[tokens[0], 0], offsets_Lx2[tokens[1], 1]
+                    same = answers.exact_match(text[low:high], [text[begin:end]]) > 0
+                    exact_N[row] |= same and high - low <= most
     asked_N, short_N, whole_N = (np.array(list(map(bool, s))) for s in (wanted, short, whole))
     return asked_N & ~short_N, short_N & ~whole_N, whole_N & ~exact_N
 

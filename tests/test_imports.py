@@ -65,9 +65,11 @@ def test_every_text_file_is_opened_as_utf8():
                 ast.unparse(value) for value in (*call.args, *(k.value for k in call.keywords))
             ]
             keys = {keyword.arg for keyword in call.keywords}
-            known = "encoding" in keys or any(re.fullmatch("'utf-8'|'[rwax]b'", v) for v in given)
+            known = "encoding" in keys or any(
+                re.fullmatch("'utf-8(-sig)?'|'[rwax]b'", v) for v in given
+            )
             if (
-                name in names or "text" in keys and name in ("run", "Popen", "check_output")
+                name in names or ("text" in keys and name in ("run", "Popen", "check_output"))
             ) and not known:
                 missing.append(f"{path.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)[:60]}")
     assert not missing
