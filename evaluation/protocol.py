@@ -110,7 +110,10 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     restored = restore(experiment, workdir)
     experiment.check(examples, "given", complete=True, labelled=False)
     if empty := sum(not text.strip() for text in examples.texts_N):
-        print(f"Note: {empty:,} of {len(examples):,} given texts are empty: judge them yourself.")
+        print(
+            f"Note: {empty:,} of {len(examples):,} given texts are empty: their predictions "
+            "mean nothing."
+        )
     predictions = experiment.predict(restored.params, examples, complete=True)
     output = Path(config.predict.output or workdir / "predictions.jsonl")
     report.write_jsonl(output, experiment.task.describe(predictions, examples))

@@ -60,7 +60,8 @@ class _Reporter:
         self._stack.remove(work)
         if not self._stack:
             self._stop.set()
-            self._thread.join()  # so that its line is gone before another is printed
+            if self._thread is not threading.current_thread():  # which may collect a generator
+                self._thread.join()  # so that its line is gone before another is printed
             self._thread = None
 
     def said(self) -> None:

@@ -165,6 +165,13 @@ class Classification(Task):
         if given.training:
             self._taught = set(labels.tolist())
             yield from limits.unused(self._taught, self.labels)
+            if self.config.model.pooling != "mask":  # which has a mask for each piece
+                yield Limit(
+                    sum(len(pieces) > 1 for pieces in self._word_ids),
+                    len(self._word_ids),
+                    "label words take several tokens, and the head starts from the mean of these",
+                    "choose words in config.model.label_words that are one token each",
+                )
         elif self._taught:
             yield from limits.untaught(labels, self._taught, self.labels, "labels")
 

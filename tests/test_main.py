@@ -148,6 +148,19 @@ def test_predict_keeps_every_line_and_agrees_with_evaluate(trained, reviews, tmp
     assert np.mean(right) > 0.7
 
 
+def test_predict_says_which_texts_it_cannot_read_whole(trained, tmp_path, capsys):
+    config, workdir, _ = trained
+    texts = ["好" * 500, "价格很满意", " ", "差" * 300]
+    (tmp_path / "input.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8"
+    )
+    config.predict.input = str(tmp_path / "input.jsonl")
+    assert len(lines(protocol.predict(config, workdir))) == 4
+    said = capsys.readouterr().out
+    assert "2 of 4 given examples are longer than config.layout.max_length=64" in said
+    assert "1 of 4 given texts are empty" in said
+
+
 def test_other_config_in_a_workdir_is_refused_with_the_difference(trained):
     config, workdir, _ = trained
     config.optimizer.learning_rate = 1e-3

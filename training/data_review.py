@@ -82,7 +82,9 @@ def review(config: ConfigDict, workdir: Path) -> Path:
     print(data.prose())
     examples = data.split("train")
     if examples.labels_N is not None:
-        examples = examples.take(examples.labels_N >= 0)
+        total, examples = len(examples), examples.take(examples.labels_N >= 0)
+        if len(examples) < total:
+            print(f"Note: {total - len(examples):,} of {total:,} examples have no label to review.")
     count = config.review.folds
     if examples.labels_N is None or not 2 <= count <= len(examples):
         raise ValueError(
