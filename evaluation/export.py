@@ -26,6 +26,7 @@ from evaluation import export_huggingface, report
 from evaluation.export_language import write_language_model
 from evaluation.restoring import read_meta, restore
 from input_pipeline import alignment, normalization, records
+from input_pipeline.eta import working
 from input_pipeline.preparation import load_split, prepare
 from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 from models import adapters
@@ -109,6 +110,7 @@ class Trained:
         return difference
 
 
+@working("Exporting")
 def export(config: ConfigDict, workdir: Path) -> Path:
     """Writes config.eval.checkpoint in config.export.formats; returns the folder.
 
