@@ -6,6 +6,7 @@ Not here: progress (input_pipeline/eta.py, training/progress.py).
 import logging
 import os
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -63,6 +64,7 @@ def _report_unraisable(unraisable: Any) -> None:
     That is raised in the main thread. The threads of TensorStore then still want to tell an event
     loop about it that has been closed.
     """
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+    error, thread = unraisable.exc_value, threading.current_thread()
+    echo = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not (echo and unraisable.object is None and thread is not threading.main_thread()):
         sys.__unraisablehook__(unraisable)

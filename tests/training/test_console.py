@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = r"""
-import logging, sys, warnings
+import logging, sys, threading, types, warnings
 from absl import app
 from absl import logging as absl_logging
 from training.console import set_up_output
@@ -18,9 +18,14 @@ class Broken:
     def __del__(self):
         raise RuntimeError("a fault of ours")
 
-class Echo:
+class Ours:
     def __del__(self):
-        raise RuntimeError("Event loop is closed")
+        raise RuntimeError("Event loop is closed, by us")
+
+echo = types.SimpleNamespace(
+    exc_type=RuntimeError, exc_value=RuntimeError("Event loop is closed"),
+    exc_traceback=None, err_msg=None, object=None,
+)
 
 def log(path, level, message, raised=None):
     record = logging.LogRecord("absl", level, path, 1, message, (), raised)
@@ -40,7 +45,9 @@ def main(_):
     log("/x/orbax/checkpoint/_src/futures/future.py", logging.ERROR, "raised as well",
         (ValueError, ValueError("full"), None))
     log("/x/orbax/checkpoint/_src/deleter.py", logging.ERROR, "could not delete")
-    Broken(), Echo()
+    Broken(), Ours()
+    thread = threading.Thread(target=lambda: sys.unraisablehook(echo))
+    thread.start(), thread.join()
     sys.exit("Error: 坏😀")
 
 app.run(main)
@@ -65,7 +72,13 @@ def test_what_is_said_arrives_whatever_the_terminal_can_encode(encoding, good, b
     assert ended.returncode == 1
     assert ended.stderr.endswith("Error: " + bad + r"\U0001f600" + "\n")
     assert ended.stderr.count("Warning: ") == 2  # each once
-    for shown in ("a warning by absl", "falling back to cpu", "could not delete", "fault of ours"):
+    for shown in (
+        "a warning by absl",
+        "falling back to cpu",
+        "could not delete",
+        "fault of ours",
+        "by us",
+    ):
         assert shown in ended.stderr
-    for muted in ("about nothing", "are missing", "raised as well", "Event loop"):
+    for muted in ("about nothing", "are missing", "raised as well", "is closed\n"):
         assert muted not in ended.stderr
