@@ -7,19 +7,19 @@ import errno
 import functools
 import os
 import sys
-import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from configs.checks import check_values
 from configs.overrides import check_overrides
 from tasks import KINDS
+from training.console import restart_in_utf8, set_up_output
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
@@ -34,10 +34,7 @@ def main(argv: list[str]) -> None:
     """Dispatches on --mode; a user's mistake ends as one message, without a stack trace."""
     if len(argv) > 1:
         sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows a line when it is written
-    logging.set_verbosity(logging.FATAL)  # what Orbax and TFDS log is raised too, or harmless
-    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # without our code
-    sys.unraisablehook = lambda _: None  # a failed save is raised, and then mourned by a thread
+    set_up_output()
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
@@ -87,5 +84,6 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    restart_in_utf8()
     flags.DEFINE_bool("showtrace", False, "Show the stack trace of an error.")
     app.run(main, flags_parser=parse_flags)

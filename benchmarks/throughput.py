@@ -170,7 +170,7 @@ def peak_process_bytes() -> int:
     """Returns the most memory this process ever held."""
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage, which on Linux starts from the parent's peak
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text("utf-8"))[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 

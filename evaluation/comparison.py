@@ -19,6 +19,7 @@ from evaluation import significance
 from evaluation.html_report import write_html
 from evaluation.metrics import Metric, Scores, estimate
 from evaluation.stored_scores import read_scores
+from input_pipeline.eta import working
 from training.workdir import NOT_OF_THE_WEIGHTS, flatten_config
 
 _REPEATED = ("seed", "seeds")  # what runs of a group may differ in
@@ -50,6 +51,7 @@ class FinishedRun:
         return {key: value for key, value in self.config.items() if key not in _REPEATED}
 
 
+@working("Comparing the runs")
 def report(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Compares config.report.runs and writes comparison.json into the workdir.
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from input_pipeline.eta import working
+
 Batch = Mapping[str, np.ndarray]
 
 
@@ -36,7 +38,11 @@ class Predictions:
 
 
 def predict(
-    apply_fn: Callable[[Any, Batch], Mapping[str, jax.Array]], params: Any, batches: Iterable[Batch]
+    apply_fn: Callable[[Any, Batch], Mapping[str, jax.Array]],
+    params: Any,
+    batches: Iterable[Batch],
+    *,
+    total: int = 0,
 ) -> Predictions:
     """Applies the model to every batch. Exact on uneven data: weight-0 examples are left out.
 
@@ -48,18 +54,21 @@ def predict(
             read in full; usually jitted.
         params: passed on to `apply_fn`.
         batches: evaluation batches; `ids_B`, `weights_B` and `segments_RxL` are read here.
+        total: how many examples there are, for the progress; 0 where it is not known.
 
     Raises:
         ValueError: if no example has a weight, an id comes twice, or an output is not finite.
     """
     fetched, pending = [], None
-    for batch in batches:
-        outputs = apply_fn(params, batch)
+    with working("examples", total) as work:
+        for batch in batches:
+            outputs = apply_fn(params, batch)
+            if pending is not None:
+                fetched.append(_fetch(*pending))
+                work.done += len(fetched[-1][0])
+            pending = (outputs, batch)
         if pending is not None:
             fetched.append(_fetch(*pending))
-        pending = (outputs, batch)
-    if pending is not None:
-        fetched.append(_fetch(*pending))
     if not sum(len(ids) for ids, _ in fetched):
         raise ValueError(
             f"There is nothing to evaluate: no example with a weight in {len(fetched)} batches. "

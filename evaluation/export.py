@@ -26,6 +26,7 @@ from evaluation import export_huggingface, report
 from evaluation.export_language import write_language_model
 from evaluation.restoring import read_meta, restore
 from input_pipeline import alignment, normalization, records
+from input_pipeline.eta import working
 from input_pipeline.preparation import load_split, prepare
 from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 from models import adapters
@@ -109,6 +110,7 @@ class Trained:
         return difference
 
 
+@working("Exporting")
 def export(config: ConfigDict, workdir: Path) -> Path:
     """Writes config.eval.checkpoint in config.export.formats; returns the folder.
 
@@ -290,7 +292,9 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
     report.write_json(folder / "preprocessing.json", setup)
     package = folder / "input_pipeline"
     package.mkdir()
-    (package / "__init__.py").write_text('"""The normaliser that the model was trained with."""\n')
+    (package / "__init__.py").write_text(
+        '"""The normaliser that the model was trained with."""\n', "utf-8"
+    )
     for module in (normalization, alignment, records):
         shutil.copy(module.__file__, package)
     shutil.copy(_SERVE, folder)

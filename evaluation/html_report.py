@@ -70,6 +70,7 @@ def _run_facts(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     columns, rows = report.cells(results["models"], results["metrics"])
     # A metric's title and digits are all that a figure takes of it.
     drawn = Metric(**metric, value=None)
+    left_out = [each["sentence"] for each in results.get("left_out", ())]  # none in older files
     curves = figures.curves(workdir, metric=drawn, integration=results["integration"])
     return {
         "last": last,
@@ -82,7 +83,10 @@ def _run_facts(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         "candidates": _candidates(results["integration"], metric),
         "calibration": _calibration(results["calibration"]),
         "robustness": [_card(name, rows, drawn) for name, rows in results["robustness"].items()],
-        "data": {"prose": results["data"], "tables": _data_tables(results.get("manifest", {}))},
+        "data": {
+            "prose": "\n".join([results["data"], *left_out]),
+            "tables": _data_tables(results.get("manifest", {})),
+        },
         "openings": [
             (opening["time"], opening["model"], _short(opening["fingerprint"]))
             for opening in results["test_openings"]
@@ -101,7 +105,7 @@ def data_counts(data: RunData | SeveralData) -> dict[str, dict[str, Any]]:
 
     Returns:
         Name of a task, '' where there is one alone -> 'read'; 'dropped', by reason; 'splits' with
-        their 'examples' and 'leaked'; 'audit' of each split that was audited.
+        their 'examples', of them 'used', and 'leaked'; 'audit' of each split that was audited.
     """
     members = data.members if isinstance(data, SeveralData) else {"": data}
     found = {}
@@ -111,7 +115,11 @@ def data_counts(data: RunData | SeveralData) -> dict[str, dict[str, Any]]:
             "read": manifest["read"],
             "dropped": {reason: count for reason, count in manifest["dropped"].items() if count},
             "splits": {
-                split: {"examples": part["examples"], "leaked": part["leaked"]}
+                split: {
+                    "examples": part["examples"],
+                    "used": member.used(split),
+                    "leaked": part["leaked"],
+                }
                 for split, part in manifest["splits"].items()
             },
             "audit": {

@@ -27,6 +27,11 @@ class CharacterNgrams:
         """
         lengths = np.array([len(text) for text in texts])
         few = np.cumsum(lengths) - lengths < _MOST
+        if not few.all():
+            print(
+                f"Note: the n-grams learn from the first {few.sum():,} of {len(texts):,} texts: "
+                f"{_MOST:,} characters."
+            )
         codes, places = _characters([text for text, keep in zip(texts, few, strict=True) if keep])
         self._alphabet = np.unique(codes)
         self._levels: list[_Level] = []

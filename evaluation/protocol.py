@@ -19,6 +19,7 @@ from evaluation.metrics import Scores
 from evaluation.model_card import caveats, write_model_card
 from evaluation.restoring import Restored, check_data, read_meta, restore
 from evaluation.stored_scores import write_scores
+from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.mixture import Mixture, member_configs
 from input_pipeline.preparation import read_unlabelled
@@ -70,7 +71,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     experiment = build(config, workdir, data.labels, print)
     restored = restore(experiment, workdir)
     examples = data.split(split)
-    experiment.task.check(examples, split)
+    experiment.check(examples, split, complete=True)
     predictions = experiment.predict(restored.params, examples, complete=True)
     scores = experiment.task.score(predictions, examples)
     summary = report.summarise_with_leaks(scores, examples.leaked_ids)
@@ -107,6 +108,12 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         examples = read_unlabelled(config.predict.input, config.data)
     experiment = build(config, workdir, meta["labels"], print)
     restored = restore(experiment, workdir)
+    experiment.check(examples, "given", complete=True, labelled=False)
+    if empty := sum(not text.strip() for text in examples.texts_N):
+        print(
+            f"Note: {empty:,} of {len(examples):,} given texts are empty: their predictions "
+            "mean nothing."
+        )
     predictions = experiment.predict(restored.params, examples, complete=True)
     output = Path(config.predict.output or workdir / "predictions.jsonl")
     report.write_jsonl(output, experiment.task.describe(predictions, examples))
@@ -172,18 +179,20 @@ def _report(run: Prepared, split: str) -> dict[str, Any]:
         opened_for = f"{restored.name}: {', '.join([*run.others, *models])}"
         openings = _note_test_opening(workdir, data, opened_for)
     examples = data.split(split)
-    task.check(examples, split)
+    experiment.check(examples, split, complete=True)
     if experiment.features:
         train_split, examples = (experiment.with_features(e) for e in (train_split, examples))
-    scores = task.baselines(train_split, examples)
+    with working("Baselines"):
+        scores = task.baselines(train_split, examples)
     for row, (own, folder) in run.others.items():
         bare = examples if own.features.use != "none" else examples.without_features()
         scores[row] = score_with(own, folder, data, bare)
     calibration, cards = {}, {}
     for row, model in models.items():
         task.fitted = model.meta["fitted"]
-        predictions = experiment.predict(model.params, examples, complete=True)
-        scores[row] = task.score(predictions, examples)
+        with working(f"Evaluating on {split}, {row}"):
+            predictions = experiment.predict(model.params, examples, complete=True)
+            scores[row] = task.score(predictions, examples)
         if card := task.calibration(predictions, examples):
             calibration[row] = card
         if config.eval.robustness:
@@ -211,6 +220,7 @@ def _report(run: Prepared, split: str) -> dict[str, Any]:
             "collapses": collapse.history(workdir),
             "data": data.prose(),
             "manifest": html_report.data_counts(data),
+            "left_out": experiment.left_out,
             "environment": report.environment(),
             "calibration": calibration,
             "robustness": cards,
@@ -259,6 +269,6 @@ def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str
         "model": what,
         "fingerprint": data.fingerprints["test"],
     }
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from evaluation import figures, significance
 from evaluation.metrics import Metric, Scores, paired_difference, summarise
+from input_pipeline.eta import working
 
 # Names of the rows of the results table; those of baselines are the tasks'.
 ENCODER = "encoder alone"
@@ -73,7 +74,8 @@ def write_results(
         ValueError: if the rows are not about the same examples.
     """
     workdir, last = Path(workdir), list(scores)[-1]
-    comparisons = _compare_last(scores, floor, metric, split)
+    with working("Comparing the models"):
+        comparisons = _compare_last(scores, floor, metric, split)
     results = {
         "conclusion": "\n".join(each["sentence"] for each in comparisons),
         "models": {name: summarise_with_leaks(row, leaked_ids) for name, row in scores.items()},

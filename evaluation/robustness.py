@@ -17,6 +17,7 @@ from evaluation import report
 from evaluation.calibration import calibration_error, reliability
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, estimate, mean, one_each, paired_difference
+from input_pipeline.eta import track
 from input_pipeline.examples import Examples
 from input_pipeline.perturbation import PERTURBATIONS, differ, perturb, supports
 from tasks.task import Task
@@ -103,7 +104,8 @@ def card(
     """
     scores, records = task.score(predictions, examples), list(task.describe(predictions, examples))
     rows = []
-    for name in (UNCHANGED, *names):
+    names = (UNCHANGED, *names)
+    for name in track(names, len(names), "Robustness"):
         changed, found = examples, predictions
         if name != UNCHANGED:
             changed = perturb(examples, name, seed=seed, normalization=normalization)

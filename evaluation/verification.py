@@ -40,6 +40,7 @@ from evaluation.reference import (
     write_golden,
 )
 from evaluation.report import write_json
+from input_pipeline.eta import working
 from input_pipeline.sources import read_unlabelled
 from models import adapters
 from models.backbone import make_backbone
@@ -142,6 +143,7 @@ class Model:
         return lambda part: Logits(project(params, hidden_PxD[part]))
 
 
+@working("Verifying")
 def verify(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Prints the parity certificate of config.model.checkpoint and writes verification.json.
 

@@ -1,6 +1,6 @@
 """Examples as conversations: a prompt, the messages before it and the answer, that fit the model.
 
-Here: what is dropped, cut or refused, and counted. Not here: tokens (chat.py). Called by
+Here: what is dropped, cut or refused. Not here: tokens (chat.py). Called by
 tasks/generation.py.
 """
 
@@ -27,7 +27,7 @@ def name_of(examples: Examples, index: int) -> str:
 
 def fitting(
     examples: Examples, encoder: ChatEncoder, *, on_long: str, keep_prompts: bool
-) -> tuple[Examples, dict[str, int]]:
+) -> Examples:
     """Packs each conversation that has room into one text, which `encoder` takes.
 
     Args:
@@ -37,14 +37,13 @@ def fitting(
         keep_prompts: whether examples with an empty answer stay.
 
     Returns:
-        The examples, and how many were changed or left out, by what happened to them.
+        Those that stay.
 
     Raises:
         ValueError: one is too long and `on_long` is 'stop', or none is left.
     """
     messages = [messages_of(examples, i) for i in range(len(examples))]
     kept = np.array([keep_prompts or bool(row[-1][1]) for row in messages], bool)
-    counts = {"have an empty answer and are left out": int((~kept).sum())}
     lengths = [len(ids) for ids, _ in encoder.encode(messages)]
     too_long = [i for i, length in enumerate(lengths) if length > encoder.max_length and kept[i]]
     if too_long and on_long == "stop":
@@ -58,9 +57,6 @@ def fitting(
         shorter = encoder.without_start(messages[i]) if on_long == "cut" else None
         kept[i] = shorter is not None
         messages[i] = shorter or messages[i]
-    cut = int(kept[too_long].sum()) if too_long else 0
-    counts["lose the start of their prompt"] = cut
-    counts["are too long and left out"] = len(too_long) - cut
     if not kept.any():
         raise ValueError(
             f"none of {len(examples)} examples has an answer and fits layout.max_length="
@@ -68,4 +64,4 @@ def fitting(
         )
     packed = object_array([pack_messages(row) for row in messages])
     some = Examples(packed, examples.labels_N, examples.ids_N, leaked_N=examples.leaked_N)
-    return some.take(kept), counts
+    return some.take(kept)

@@ -1,38 +1,159 @@
-"""Progress of long offline work, as plain lines with the time that is left.
+"""Progress of long work: what is under way, how far it is, and the time that is left.
 
-Called by preparation.py, near_duplicates.py and storage.py; training has training/progress.py.
+`track` counts items, `working` is for work that counts for itself or has nothing to count. They
+nest: within the third of eleven points, an evaluation is a part of that point. A thread of its own
+prints, so that the work neither waits for it nor looks at a clock. On a terminal one line is
+rewritten in place; elsewhere, and above the bar of a training, lines follow one another. What is
+done in less than ten seconds prints none. Called wherever something may take longer.
 """
 
+import contextlib
+import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
-_EVERY = 5.0  # seconds between two lines; what is done sooner prints none
+_EVERY = 10.0  # seconds between two lines, of short work
+_SELDOM = 30.0  # of work that takes many minutes
+_TICK = 1.0  # seconds between two looks of the thread
+
+
+class Work:
+    """One piece of work under way.
+
+    Attributes:
+        what: it is, as in 'Reading'.
+        total: how many items there will be, if only by estimate; 0 where it is not known.
+        done: items so far; the work itself counts them.
+    """
+
+    def __init__(self, what: str, total: int, done: int):
+        self.what, self.total, self.done = what, total, done
+        self.began, self.first = time.monotonic(), done
+
+    def prose(self) -> str:
+        """Says how far it is."""
+        if self.total:
+            return f"{self.what}: {self.done:,} of {max(self.total, self.done):,}"
+        return f"{self.what}: {self.done:,}" if self.done else self.what
+
+
+class _Reporter:
+    """Prints what is under way, the outermost work first, from a thread that ends with it."""
+
+    def __init__(self) -> None:
+        self._stack: list[Work] = []
+        self._last = 0.0  # when a line was printed, by this or by another
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, work: Work) -> None:
+        self._stack.append(work)
+        if self._thread is None:
+            self._last, self._stop = work.began, threading.Event()
+            self._thread = threading.Thread(target=self._run, args=(self._stop,), daemon=True)
+            self._thread.start()
+
+    def end(self, work: Work) -> None:
+        self._stack.remove(work)
+        if not self._stack:
+            self._stop.set()
+            if self._thread is not threading.current_thread():  # which may collect a generator
+                self._thread.join()  # so that its line is gone before another is printed
+            self._thread = None
+
+    def said(self) -> None:
+        self._last = time.monotonic()
+
+    def _run(self, stop: threading.Event) -> None:
+        live = None
+        # The work meets a closed output itself: no second message from here.
+        with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as stack:
+            while not stop.wait(min(_TICK, _EVERY / 4)):
+                works = list(self._stack)
+                now = time.monotonic()
+                if not works or now - self._last < interval(now - works[0].began):
+                    continue
+                if live is None and _is_own_terminal():
+                    live = stack.enter_context(_terminal_line())
+                if live:
+                    live(describe(works, now))
+                else:
+                    self._last = now
+                    # One write: another thread's line must not come between the text and its end.
+                    sys.stdout.write(describe(works, now) + "\n")
+                    sys.stdout.flush()
+
+
+_reporter = _Reporter()
+
+
+@contextlib.contextmanager
+def working(what: str, total: int = 0, *, done: int = 0) -> Iterator[Work]:
+    """Reports what happens in the block; `done` of the yielded work may be raised meanwhile.
+
+    Args:
+        what: the work, as in 'Reading'.
+        total: how many items there will be, if only by estimate; 0 where it is not known.
+        done: how many of them are done already, as of a resumed training.
+    """
+    work = Work(what, total, done)
+    _reporter.begin(work)
+    try:
+        yield work
+    finally:
+        _reporter.end(work)
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yields `items`, printing every few seconds how many are done and the time that is left.
+    """Yields `items` and reports how many are done; arguments as of `working`."""
+    with working(what, total) as work:
+        for item in items:
+            yield item
+            work.done += 1
 
-    Args:
-        items: whatever is worked through.
-        total: how many there will be, if only by estimate; 0 where it is not known.
-        what: the work, as in 'Reading'.
-    """
-    began = first = last = time.monotonic()
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if done == 1:
-            first = now  # the first item may wait for what is made once
-        if done > 1 and now - last >= _EVERY:
-            last = now
-            line = f"{what}: {done:,} in {_duration(now - began)}"
-            if total:
-                left = (now - first) / (done - 1) * max(0, total - done)
-                share = f"{done:,} of {max(total, done):,}, {min(1, done / total):.0%}"
-                line = f"{what}: {share}, about {_duration(left)} left"
-            print(line, flush=True)
-        yield item
+
+def said() -> None:
+    """Notes that a line was printed, so that the next report may wait."""
+    _reporter.said()
+
+
+def interval(seconds: float) -> float:
+    """Returns how long to wait for the next line of work that has taken so many seconds."""
+    return min(_SELDOM, max(_EVERY, seconds / 10))
+
+
+def describe(works: list[Work], now: float) -> str:
+    """Returns the line about nested works, the outermost first, at the time `now`."""
+    share, of = 0.0, None
+    for work in reversed(works):  # the share of the inner ones is a part of an item of the outer
+        if work.total:
+            share, of = min(1.0, (work.done + share) / work.total), work
+        elif of is not None:
+            break  # what is around has no known size: the estimate is of the rest
+    line = "; ".join(work.prose() for work in works)
+    gained = share - of.first / of.total if of else 0.0
+    if gained <= 0:
+        return f"{line}, {_duration(now - works[0].began)} so far"
+    left = (now - of.began) * (1 - share) / gained
+    return f"{line}, {share:.0%}, about {_duration(left)} left"
+
+
+def _is_own_terminal() -> bool:
+    """Whether a line can be rewritten: on a terminal on which no bar of a training stands."""
+    return sys.stdout.isatty() and not hasattr(sys.stdout, "rich_proxied_file")
+
+
+@contextlib.contextmanager
+def _terminal_line() -> Iterator[Callable[[str], None]]:
+    """Yields what rewrites a line of the terminal; what is printed meanwhile stands above."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False, transient=True) as live:
+        yield lambda line: live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def _duration(seconds: float) -> str:

@@ -49,8 +49,6 @@ class ShapePlan:
         num_examples: examples per microbatch.
         fill: expected share of positions that are real tokens.
         tokens_per_example: mean, after truncation.
-        truncated: texts cut to max_length, of the `counted` ones.
-        counted: how many texts were looked at; all of the split unless it is very large.
     """
 
     kind: str
@@ -58,8 +56,6 @@ class ShapePlan:
     num_examples: int
     fill: float
     tokens_per_example: float
-    truncated: int
-    counted: int
 
     def prose(self) -> str:
         """Says it for the start-up log."""
@@ -67,8 +63,7 @@ class ShapePlan:
         return (
             f"Layout {self.kind!r} puts {self.num_examples} examples in rows x positions {shapes}, "
             f"the first that fits: about {self.fill:.1%} of positions are real tokens, "
-            f"{self.tokens_per_example:.1f} per example. "
-            f"{self.truncated:,} of {self.counted:,} texts are cut to max_length."
+            f"{self.tokens_per_example:.1f} per example."
         )
 
 
@@ -136,9 +131,8 @@ class TextPipeline:
         total = steps * self._batch_size
         chunks = self._texts(examples, first_example=0, count=_CHUNK).take(-(-total // _CHUNK))
         encoded = [self._encode(examples, *chunk)[0] for chunk in _iterate(chunks, [])]
-        count = self._task.sequences
-        lengths = np.concatenate([chunk.lengths_B for chunk in encoded])[: total * count]
-        cut = np.concatenate([chunk.cut_B for chunk in encoded])[: len(examples) * count]
+        lengths = np.concatenate([chunk.lengths_B for chunk in encoded])
+        lengths = lengths[: total * self._task.sequences]
         lengths_SxMxB = lengths.reshape(steps, *self._step_shape)
         shapes = layouts.choose_shapes(
             self._layout.kind,
@@ -156,8 +150,6 @@ class TextPipeline:
             num_examples=self._batch_size // self._microbatches,
             fill=float(lengths.sum() / positions),
             tokens_per_example=float(lengths.sum() / total),
-            truncated=int(cut.sum()),
-            counted=len(cut),
         )
         return self._plan
 
@@ -246,6 +238,13 @@ class TextPipeline:
             arrays = arrays.reshape(-1, rows, length)
             batch = dict(zip(self._columns, arrays, strict=True))
             yield batch | {n: _padded(value[chosen], size, n) for n, value in targets.items()}
+
+    def encoded(self, examples: Examples) -> Iterator[Encoded]:
+        """Yields the tokens of the first examples, at most 16,384, as evaluation reads them."""
+        for first in range(0, min(len(examples), _SIMULATED), _CHUNK):
+            part = examples.take(np.arange(first, min(first + _CHUNK, len(examples))))
+            pairs = part.pairs_N if "pair" in self._encoder.fields else None
+            yield self._sequences(part.texts_N, pairs, part.choices_N)
 
     def preview(self, examples: Examples, *, count: int, epoch: int) -> tuple[Encoded, Targets]:
         """Returns the first examples as training sees them in an epoch, for --mode=inspect."""

@@ -13,14 +13,12 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from input_pipeline import audit, cleaning, columns, formats, sources, splitting, storage
@@ -79,7 +77,6 @@ def prepare(data: ConfigDict) -> Prepared:
     directory = folder / f"{_name(data)}-{key}" / VERSION
 
     if not (directory / "manifest.json").is_file():
-        began = time.monotonic()
         result = _process(data, lines=sum(lines for _, lines in digests))
         manifest = {
             "version": VERSION,
@@ -95,9 +92,7 @@ def prepare(data: ConfigDict) -> Prepared:
             **result.manifest,
         }
         _write(directory, result, manifest, data)
-        logging.info("%s Done in %.1f s.", prose(manifest), time.monotonic() - began)
     manifest = json.loads((directory / "manifest.json").read_text("utf-8"))
-    logging.info("Data: %s, prepared on %s.", directory, manifest["created"])
     if data.audit.on_leak == "stop":
         audit.stop_on_leak(manifest["audit"])
     return Prepared(directory, tuple(manifest["labels"]), manifest)

@@ -6,13 +6,11 @@ the data have: always text and where (file:line); name, pair, history, choices, 
 number, spans, words, pair_words, group, time, values and leaked where they exist.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from input_pipeline.eta import track
 from input_pipeline.examples import Examples, Ragged, object_array
@@ -86,14 +84,13 @@ def load(folder: Path, split: str, count: int) -> Examples:
     """
     columns: dict[str, list] = {}
     try:
-        with _quiet_tfds():
-            builder = tfds.builder_from_directory(folder)
-            features = builder.info.features
-            batches = ()
-            if count:  # TFDS has no split without examples
-                reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-                dataset = builder.as_dataset(split=f"{split}[:{count}]", read_config=reading)
-                batches = dataset.ragged_batch(_BATCH)
+        builder = tfds.builder_from_directory(folder)
+        features = builder.info.features
+        batches = ()
+        if count:  # TFDS has no split without examples
+            reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+            dataset = builder.as_dataset(split=f"{split}[:{count}]", read_config=reading)
+            batches = dataset.ragged_batch(_BATCH)
         for batch in batches:
             spans = {f"spans/{name}": part for name, part in batch.pop("spans", {}).items()}
             for name, part in (batch | spans).items():
@@ -199,14 +196,3 @@ def _examples(columns: Mapping[str, list], features: Mapping[str, Any], count: i
         leaked_N=dense("leaked", np.bool_),
         values_NxK=dense("values", np.float32),
     )
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS from reporting each step of opening a folder at level INFO."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

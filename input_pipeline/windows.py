@@ -59,20 +59,6 @@ def split(examples: Examples, tokenizer: Tokenizer, *, room: int, overlap: int) 
     return _examples_of(examples, windows)
 
 
-def lost_spans(examples: Examples, windows: Examples) -> int:
-    """Returns how many spans of examples no window holds whole: those across the edges of all."""
-    if examples.spans is None:
-        return 0
-    found_Sx3 = windows.spans.values.astype(np.int64)
-    kept_W = np.diff(windows.spans.splits_N1)
-    found_Sx3[:, :2] += np.repeat(windows.starts_N, kept_W)[:, None]
-    owners_S = np.repeat(windows.owners_N, kept_W)
-    asked_S = np.repeat(examples.ids_N, np.diff(examples.spans.splits_N1))
-    found = np.column_stack([owners_S, found_Sx3])
-    asked = np.column_stack([asked_S, examples.spans.values])
-    return len(set(map(tuple, asked.tolist())) - set(map(tuple, found.tolist())))
-
-
 def token_counts(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     """Returns how many tokens each text has, int64 [N]; holds the ids of a few at a time."""
     counts: list[int] = []

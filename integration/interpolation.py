@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation.metrics import Scores, estimate, paired_difference
+from input_pipeline.eta import track
 
 Params = Any
 
@@ -70,7 +71,7 @@ def interpolate(
     check_alike(pretrained, finetuned)
     scores = {
         alpha: score_fn(mixed(pretrained, finetuned, alpha))
-        for alpha in np.linspace(0, 1, points).round(6).tolist()
+        for alpha in track(np.linspace(0, 1, points).round(6).tolist(), points, "Integration")
     }
     alpha, curve = choose(scores, metric=metric)
     return alpha, curve, mixed(pretrained, finetuned, alpha)

@@ -46,7 +46,7 @@ def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
                 f"{files} has the labels {labels}, this run {data.labels}: expected the same"
             )
         examples = load_split(prepared, "train", limit=config.integrate.max_examples)
-        experiment.task.check(examples, "shifted")
+        experiment.check(examples, "shifted")
     except ValueError as error:
         raise ValueError(
             f"config.integrate.shifted_files: {error} (a shifted set has the columns and labels of "

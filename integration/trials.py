@@ -13,6 +13,7 @@ import jax
 from evaluation import report
 from evaluation.metrics import Scores
 from evaluation.restoring import restore
+from input_pipeline.eta import track
 from integration import ensembles, ingredients, merging, methods, soups
 from integration.candidates import Candidate, Judge, Judged, Stopwatch
 from integration.ingredients import Ingredient
@@ -43,6 +44,11 @@ class Trials:
         self.restored, self.told = restore(experiment, workdir, name), {}
         split = data.split("validation")
         self._validation = split.first(config.integrate.max_examples or len(split))
+        if len(self._validation) < len(split):
+            print(
+                f"Integration chooses by the first {len(self._validation):,} of {len(split):,} "
+                "validation examples (config.integrate.max_examples)."
+            )
         self._judge = Judge(experiment, self._validation)
         self._metric = experiment.metric.name
         self._methods = tuple(config.integrate.methods)
@@ -88,7 +94,8 @@ class Trials:
 
     def run(self) -> list[Candidate]:
         """Returns the candidates, the simple ones first."""
-        found = [self._single(ingredient) for ingredient in self._singles]
+        singles = track(self._singles, len(self._singles), "Integration, models")
+        found = [self._single(ingredient) for ingredient in singles]
         if "interpolation" in self._methods:
             found.insert(0, self._interpolation())
         for method in (m for m in self._methods if m != "interpolation"):

@@ -26,7 +26,8 @@ from input_pipeline.template import MASK, Encoded
 from input_pipeline.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from models.heads import ClassifierHead
-from tasks import label_words
+from tasks import label_words, limits
+from tasks.limits import Given, Limit
 from tasks.task import Chunk, Loss, Targets, Task, digest, rows_of, text_record
 
 ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
@@ -91,6 +92,7 @@ class Classification(Task):
                     f"kind={options.kind!r}: leave it at its default"
                 )
         self._weights_C = np.ones(self.size, np.float32)
+        self._taught: set[int] = set()
         self._balanced = tuple(options.class_weights) == ("balanced",)
         if (weights := tuple(options.class_weights)) and not self._balanced:
             if len(weights) != self.size:
@@ -154,6 +156,31 @@ class Classification(Task):
             counts_C = np.bincount(examples.labels_N[examples.labels_N >= 0], minlength=self.size)
             weights_C = counts_C.sum() / (self.size * np.maximum(counts_C, 1))
             self._weights_C = weights_C.astype(np.float32)
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields what is cut, without a label, or of a label that was not learned."""
+        yield from super().limits(given)
+        labels, masked = self._known_labels(given.examples)
+        yield limits.masked(masked, len(given.examples))
+        if given.training:
+            self._taught = set(labels.tolist())
+            yield from limits.unused(self._taught, self.labels)
+            if self.config.model.pooling != "mask":  # which has a mask for each piece
+                yield Limit(
+                    sum(len(pieces) > 1 for pieces in self._word_ids),
+                    len(self._word_ids),
+                    "label words take several tokens, and the head starts from the mean of these",
+                    "choose words in config.model.label_words that are one token each",
+                )
+        elif self._taught:
+            yield from limits.untaught(labels, self._taught, self.labels, "labels")
+
+    def _known_labels(self, examples: Examples) -> tuple[np.ndarray, int]:
+        """Returns the labels that the examples carry, and how many examples are masked."""
+        if examples.labels_N is None:
+            return np.zeros(0, int), 0
+        known_N = examples.labels_N >= 0
+        return examples.labels_N[known_N], int((~known_N).sum())
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns labels, weights that mask them, and where the template's masks are."""

@@ -12,17 +12,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from evaluation import generated_text, surprisal
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores, about
-from input_pipeline.chat import ChatEncoder, unpack_messages
+from input_pipeline.chat import ChatEncoder, pack_messages, unpack_messages
 from input_pipeline.conversations import fitting, messages_of, name_of
 from input_pipeline.examples import Examples, object_array
 from input_pipeline.template import Encoded
 from input_pipeline.tokenization import Tokenizer
+from input_pipeline.windows import token_counts
 from models.backbone import BackboneConfig
 from models.bert import BertConfig
 from models.decoder import DecoderConfig
@@ -30,6 +30,7 @@ from models.generation import Decoding
 from models.language_heads import LanguageHead, Seq2SeqHead
 from models.t5 import T5Config
 from tasks.language_task import LanguageModelling
+from tasks.limits import Given, Limit, tell
 from tasks.task import Chunk, Targets, Task, rows_of
 from tasks.writing import Writer
 
@@ -60,7 +61,6 @@ class Generation(Task):
         self._seq2seq = isinstance(backbone, T5Config)
         if self._seq2seq:
             self.POSITIONS = ("is_target_RxL", "targets_RxL")
-        self._said: set[str] = set()
         self._writer: Writer | None = None
         options = config.generation
         rates = [name for name, rate in config.augmentation.items() if "_rate" in name and rate]
@@ -146,25 +146,56 @@ class Generation(Task):
         return self._encoder
 
     def windows(self, examples: Examples, encoder: ChatEncoder, *, training: bool) -> Examples:
-        """Packs each conversation into one text; drops or cuts what is too long, and says so.
+        """Packs each conversation into one text; drops or cuts what is too long.
 
         Empty answers are dropped from training; elsewhere they are prompts, of which no metric is.
         """
-        found, counts = fitting(
-            examples,
-            encoder,
-            on_long=self.config.generation.on_long,
-            keep_prompts=not training,
+        on_long = self.config.generation.on_long
+        return fitting(examples, encoder, on_long=on_long, keep_prompts=not training)
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields what is left out, cut, not written, or longer than what is written."""
+        examples, windows, training = given.examples, given.windows, given.training
+        options, total = self.config.generation, len(examples)
+        answers = [""] * total if examples.pairs_N is None else examples.pairs_N
+        full_N = np.array([bool(answer.strip()) for answer in answers], bool)
+        kept_N = np.isin(examples.ids_N, windows.ids_N)
+        rows = rows_of(examples, windows.ids_N)
+        changed = sum(
+            pack_messages(messages_of(examples, row)) != text
+            for row, text in zip(rows.tolist(), windows.texts_N, strict=True)
         )
-        if not training and examples.pairs_N is not None:
-            empty = sum(not answer.strip() for answer in examples.pairs_N)
-            counts["have an empty answer and are prompts only, in no metric"] = empty
-        for what, count in counts.items():
-            message = f"{count:,} of {len(examples):,} examples {what}."
-            if count and message not in self._said:  # every evaluation comes here
-                self._said.add(message)
-                logging.warning(message)
-        return found
+        long = ~kept_N & (full_N | (not training))
+        where = f"longer than config.layout.max_length={self.config.layout.max_length} tokens"
+        longer = "raise config.layout.max_length (and row_length)"
+        empty = "left out" if training else "prompts only, in no metric"
+        yield Limit(
+            int((~full_N).sum()) if full_N.any() else 0,  # of a file of prompts all are
+            total,
+            f"examples have an empty answer and are {empty}",
+            "write the answers",
+        )
+        or_cut = "" if options.on_long == "cut" else ", or set config.generation.on_long='cut'"
+        yield Limit(int(long.sum()), total, f"examples are {where} and left out", longer + or_cut)
+        lost = f"examples are {where} and lose the start of their prompt"
+        yield Limit(changed, total, lost, longer)
+        if training:
+            return
+        lengths_N = token_counts([a for a in answers if a.strip()], self.tokenizer)
+        yield Limit(
+            int((lengths_N > options.max_tokens).sum()),
+            len(lengths_N),
+            f"answers are longer than config.generation.max_tokens={options.max_tokens} and can "
+            "never be written whole",
+            f"raise it; the longest takes {lengths_N.max(initial=0)}",
+        )
+        written = min(int((full_N & kept_N).sum()), options.examples)
+        yield Limit(
+            int((full_N & kept_N).sum()) - written if given.complete else 0,
+            int(full_N.sum()),
+            f"answers have no written one beside them: {written:,} are compared",
+            f"raise config.generation.examples (now {options.examples})",
+        )
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Asks for the tokens of answers: of a decoder at the place before each of them.
@@ -245,6 +276,10 @@ class Generation(Task):
         if self._writer is None:
             self._writer = self._made_writer(model, adapted, encoder.stop_ids)
         written = self._writer(params, prompts, chosen)
+        most = self.config.generation.max_tokens
+        cut = sum(len(ids) >= most for ids in written)
+        what = f"answers reach config.generation.max_tokens={most} and stop there"
+        tell([Limit(cut, len(written), what, "raise it")], "written", print)
         answers = [self.tokenizer.decode(ids).removesuffix(encoder.tail) for ids in written]
         texts = dict(zip(chosen, answers, strict=True))
         texts_N = object_array([texts.get(i) for i in predictions.ids_N])

@@ -26,6 +26,7 @@ from models.bert import BertConfig
 from models.decoder import DecoderConfig
 from models.language_heads import LanguageHead, Seq2SeqHead
 from models.t5 import T5Config
+from tasks.limits import Given, Limit
 from tasks.task import Chunk, Loss, Targets, Task, rows_of
 
 _FITTING = {
@@ -75,6 +76,11 @@ class LanguageModelling(Task):
         """Cuts long documents, so that nothing of them is lost."""
         del training
         return windows.split(examples, self.tokenizer, room=encoder.room, overlap=0)
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields nothing: every token is in a window."""
+        del given
+        return iter(())
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns the output projection of the backbone, chunk by chunk."""

@@ -57,6 +57,10 @@ class MultiLabel(Classification):
             true_C = self._true(examples).sum(axis=0)
             self._weights_C = ((len(examples) - true_C) / np.maximum(true_C, 1)).astype(np.float32)
 
+    def _known_labels(self, examples: Examples) -> tuple[np.ndarray, int]:
+        """Returns the labels that the examples carry; none is masked."""
+        return np.nonzero(self._true(examples))[1], 0
+
     def _true(self, examples: Examples, rows: np.ndarray | None = None) -> np.ndarray:
         """Returns bool [N, C]: which labels the examples carry, or those of `rows`."""
         rows = np.arange(len(examples)) if rows is None else rows

@@ -17,11 +17,19 @@ from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, about, counted
-from input_pipeline.mixture import MARKER, Mixture, global_ids, member_configs, member_of, own_ids
+from input_pipeline.mixture import (
+    MARKER,
+    Mixture,
+    global_ids,
+    member_configs,
+    member_of,
+    own_ids,
+)
 from input_pipeline.template import Encoder
 from input_pipeline.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from tasks import task_class
+from tasks.limits import Given, Limit
 from tasks.task import Loss, Task
 
 MEAN = "mean"  # the metric over all members
@@ -131,6 +139,17 @@ class MultiTask(Task):
         """Checks the examples of each member."""
         for name, task in self.members.items():
             task.check(examples.parts[name], split)
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields what each member does, naming it."""
+        for name, task in self.members.items():
+            own = given._replace(
+                examples=given.examples.parts[name],
+                windows=given.windows.parts[name],
+                pipeline=given.pipeline.pipelines[name],
+            )
+            for limit in task.limits(own):
+                yield limit._replace(what=f"{name} {limit.what}")
 
     def windows(
         self, examples: Mixture, encoder: Mapping[str, Encoder], *, training: bool

@@ -32,6 +32,7 @@ from models.decoder import DecoderConfig
 from models.heads import ClassifierHead
 from models.language_heads import LanguageHead
 from tasks.classification import calibration_cards
+from tasks.limits import Given, Limit, masked
 from tasks.task import Chunk, Loss, Targets, Task, rows_of
 
 _NGRAMS = (1, 2, 3)  # characters
@@ -190,6 +191,25 @@ class MultipleChoice(Task):
         del encoder, training
         self.check(examples, "given")
         return examples
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields how many examples are cut, and of how many all choices then read the same."""
+        cuts, alike, count = [], 0, self.sequences
+        for encoded in given.pipeline.encoded(given.windows):
+            cuts.append(encoded.cut_B)
+            parts = np.split(encoded.tokens, np.cumsum(encoded.lengths_B)[:-1])
+            for first in range(0, len(parts), count):
+                there = [part.tobytes() for part in parts[first : first + count] if len(part)]
+                alike += len(set(there)) < len(there)
+        cut = self.cut(cuts, given)
+        yield cut
+        yield cut._replace(
+            count=alike,
+            what="examples have choices that are the same tokens, or cut off, and cannot be told "
+            "apart",
+        )
+        if (answers_N := given.examples.labels_N) is not None:
+            yield masked(int((answers_N < 0).sum()), len(answers_N), "answer")
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns labels_B, weights_B (0 without a label) and choices_BxK: which there are.

@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from evaluation import answers
 from evaluation.answers import Answer
@@ -24,8 +23,9 @@ from evaluation.metrics import Metric, Scores, mean, one_each
 from input_pipeline.examples import Examples, object_array
 from input_pipeline.targets import Chunk, Targets
 from input_pipeline.template import FIELDS, Encoded, Encoder
-from input_pipeline.windows import lost_spans, split
+from input_pipeline.windows import split
 from models.token_heads import TokenHead
+from tasks.limits import Given, Limit
 from tasks.task import Loss, Task, rows_of
 
 _NEVER = -1e9  # log probability of what cannot be; exp() of it is 0
@@ -78,17 +78,42 @@ class ReadingComprehension(Task):
         return encoder
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
-        """Cuts long contexts; in training, says how many answers stand in no window whole."""
+        """Cuts long contexts."""
+        del training
         overlap = self.config.data.overlap
-        found = split(examples, self.tokenizer, room=encoder.room, overlap=overlap)
-        lost = lost_spans(examples, found) if training else 0
-        if lost:
-            logging.warning(
-                "%d answers are longer than the overlap of two windows and in none of them whole: "
-                "raise config.data.overlap (now %d) or config.layout.max_length.",
-                *(lost, overlap),
-            )
-        return found
+        return split(examples, self.tokenizer, room=encoder.room, overlap=overlap)
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields how many questions have no answer that can be predicted, by what is in the way.
+
+        In training that is the first answer of each, which is learned; else any will do.
+        """
+        examples, reading, overlap = given.examples, self.config.reading, self.config.data.overlap
+        if examples.spans is None:
+            return
+        long_N, lost_N, inside_N = _out_of_reach(given, most=reading.max_answer)
+        count = int((np.diff(examples.spans.splits_N1) > 0).sum())
+        lengths_S = examples.spans.values[:, 1] - examples.spans.values[:, 0]
+        yield Limit(
+            int(long_N.sum()),
+            count,
+            f"answers are longer than config.reading.max_answer={reading.max_answer} characters "
+            "and can never be predicted",
+            f"raise it; the longest takes {lengths_S.max(initial=0)}",
+        )
+        yield Limit(
+            int(lost_N.sum()),
+            count,
+            "answers stand in no window whole, being longer than two windows overlap, and can "
+            "never be predicted",
+            f"raise config.data.overlap (now {overlap}) or config.layout.max_length",
+        )
+        yield Limit(
+            int(inside_N.sum()),
+            count,
+            "answers begin or end within a token and can never be predicted exactly",
+            "take a checkpoint whose tokens are single characters, as BERT's are in Chinese",
+        )
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns the positions that may be chosen, and of the first answer the first and last."""
@@ -263,6 +288,41 @@ class ReadingComprehension(Task):
             },
             truth=truth,
         )
+
+
+def _out_of_reach(given: Given, *, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns which examples have no answer within reach, bool [N] each: all are longer than
+    `most` characters; of the others all are in no window whole; or all share a token with others.
+    Of those that are learned, the first answer alone counts.
+    """
+    examples, windows, encoder = given.examples, given.windows, given.pipeline.encoder
+    count = 1 if given.training else None
+    rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
+    answers_N = (examples.spans.row(i)[:count, :2].tolist() for i in range(len(examples)))
+    wanted = [set(map(tuple, each)) for each in answers_N]
+    short = [{a for a in each if a[1] - a[0] <= most} for each in wanted]
+    whole: list[set] = [set() for _ in wanted]
+    exact_N = np.zeros(len(wanted), bool)
+    asked = [w for w in range(len(windows)) if len(windows.spans.row(w))]
+    for chunk in range(0, len(asked), _CHUNK):
+        part = np.array(asked[chunk : chunk + _CHUNK])
+        encoded = encoder(windows.texts_N[part], windows.pairs_N[part], offsets=True)
+        context = _is_context(encoded)
+        for i, window in enumerate(part.tolist()):
+            row, start = rows[int(windows.owners_N[window])], int(windows.starts_N[window])
+            place = slice(encoded.starts_B[i], encoded.starts_B[i] + encoded.lengths_B[i])
+            offsets_Lx2, text = encoded.offsets[place][context[place]], windows.texts_N[window]
+            for begin, end, _ in windows.spans.row(window).tolist():
+                if (begin + start, end + start) not in short[row]:
+                    continue
+                whole[row].add((begin + start, end + start))
+                tokens = _tokens_of(offsets_Lx2, begin, end)
+                if tokens is not None:
+                    low, high = offsets_Lx2[tokens[0], 0], offsets_Lx2[tokens[1], 1]
+                    same = answers.exact_match(text[low:high], [text[begin:end]]) > 0
+                    exact_N[row] |= same and high - low <= most
+    asked_N, short_N, whole_N = (np.array(list(map(bool, s))) for s in (wanted, short, whole))
+    return asked_N & ~short_N, short_N & ~whole_N, whole_N & ~exact_N
 
 
 def _is_context(encoded: Encoded) -> np.ndarray:

@@ -19,8 +19,10 @@ from evaluation.metrics import Metric, Scores, mean, one_each
 from input_pipeline.examples import Examples
 from input_pipeline.template import Encoded
 from models.heads import ClassifierHead
+from tasks import limits
 from tasks.classification import LOSS, Classification
-from tasks.task import Chunk, Loss, Targets, digest, rows_of, text_record
+from tasks.limits import Given, Limit
+from tasks.task import Chunk, Loss, Targets, Task, digest, rows_of, text_record
 
 
 def correlation(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -79,6 +81,12 @@ class Regression(Classification):
             if not deviation:
                 raise ValueError(f"all training numbers are {center}: there is nothing to learn")
             self.fitted = {"mean": center, "deviation": deviation}
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields what is cut or without a number."""
+        yield from Task.limits(self, given)
+        if (numbers_N := given.examples.numbers_N) is not None:
+            yield limits.masked(int((~np.isfinite(numbers_N)).sum()), len(numbers_N), "number")
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns numbers_B in deviations from the mean, weights that mask those not known."""

@@ -7,7 +7,6 @@ together (tagging_windows.py), scores and floors (evaluation/spans.py). Scores a
 the characters of the data, so that what a tokeniser cannot represent counts as missed.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from models.backbone import BackboneConfig
 from models.span_heads import SpanHead, best_spans, span_losses
 from models.token_heads import TokenHead
 from tasks import tagging_windows
+from tasks.limits import Given, Limit, untaught
 from tasks.task import Chunk, Loss, Targets, Task, rows_of
 
 
@@ -67,6 +67,7 @@ class Tagging(Task):
             tokenizer = CharacterTokenizer(tokenizer)
         super().__init__(config, labels, tokenizer=tokenizer, backbone=backbone)
         self._flat = config.tagging.head != "global_pointer"
+        self._taught: set[int] = set()
 
     def prose(self) -> str:
         """Says what is learned, for the start-up log."""
@@ -88,7 +89,7 @@ class Tagging(Task):
                 )
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
-        """Cuts long texts; warns of training spans that the tokens cannot represent.
+        """Cuts long texts.
 
         In training, what an edge leaves of a span gets the label after the last, which is not
         asked: whether a name goes on cannot be seen there.
@@ -96,18 +97,45 @@ class Tagging(Task):
         overlap = self.config.data.overlap
         found = split_windows(examples, self.tokenizer, room=encoder.room, overlap=overlap)
         if training:
-            reached = tagging_windows.reachable(found, examples, encoder, flat=self._flat)
-            lost = len(examples.spans.values) - int(reached.sum())
-            if lost:
-                warnings.warn(
-                    f"{lost:,} of {len(examples.spans.values):,} training spans cannot be learned "
-                    "exactly: they begin or end within a token, have none, or are longer than "
-                    f"data.overlap={overlap} and across the edges of all windows. "
-                    "tagging.characters=True keeps Chinese characters in tokens of their own",
-                    stacklevel=2,
-                )
             found = tagging_windows.with_cut_spans(found, examples, label=len(self.labels))
         return found
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields how many spans the tokens, windows or training labels put out of reach."""
+        examples, windows = given.examples, given.windows
+        if examples.spans is None:
+            return
+        total, most = len(examples.spans.values), self.config.tagging.max_spans
+        encoder = given.pipeline.encoder
+        reached = tagging_windows.reachable(windows, examples, encoder, flat=self._flat)
+        remedy = f"raise config.data.overlap (now {self.config.data.overlap})"
+        if not self.config.tagging.characters:
+            remedy = f"set config.tagging.characters=True, or {remedy}"
+        yield Limit(
+            total - int(reached.sum()),
+            total,
+            "spans begin or end within a token, have none, or are longer than the overlap of "
+            "windows and whole in none: they can never be predicted exactly",
+            remedy,
+        )
+        if not self._flat:
+            own = windows.spans.values[:, 2] < len(self.labels)  # not what an edge left of one
+            counts_W = np.add.reduceat(np.append(own, 0), windows.spans.splits_N1[:-1])
+            counts_W *= np.diff(windows.spans.splits_N1) > 0
+            many = Limit(
+                int((counts_W > most).sum()),
+                len(windows),
+                "windows have more spans and cannot be found whole",
+                f"raise it to {counts_W.max(initial=0)}",
+            )
+            if many.count and given.training:
+                raise ValueError(f"config.tagging.max_spans={most}: {many.prose('train')}")
+            yield many._replace(what=f"{many.what} than config.tagging.max_spans={most}")
+        kinds_S = examples.spans.values[:, 2]
+        if given.training:
+            self._taught = set(kinds_S.tolist())
+        elif self._taught:
+            yield from untaught(kinds_S, self._taught, self.labels, "spans")
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns tags, and for global_pointer the spans in tokens."""

@@ -6,6 +6,7 @@ know of no kind of task. In the order in which an example meets them:
 
     check      refuses examples that cannot serve                          host, once
     encoder    texts to tokens                                             host, once
+    limits     what of examples is left out, cut or out of reach           host, once
     windows    examples to examples that fit the model                     host, once
     targets    tokens to what the loss needs beside them                   host, each batch
     head       a Linen module from hidden states to outputs                device
@@ -38,6 +39,7 @@ from input_pipeline.targets import Chunk, Targets
 from input_pipeline.template import Encoded, Encoder
 from input_pipeline.tokenization import Tokenizer
 from models.backbone import BackboneConfig
+from tasks.limits import Given, Limit
 
 __all__ = ["Chunk", "Loss", "Targets", "Task", "digest", "rows_of", "text_record"]
 
@@ -108,6 +110,31 @@ class Task(abc.ABC):
         """Returns examples that fit the model; by default the very ones, cut where too long."""
         del encoder, training
         return examples
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields what of examples is left out, cut or can never be predicted.
+
+        By default texts are cut to the longest length. Kinds that make windows of long ones, or
+        leave them out, say what that loses instead.
+
+        The training split comes first.
+        """
+        yield self.cut([encoded.cut_B for encoded in given.pipeline.encoded(given.windows)], given)
+
+    def cut(self, cuts: Sequence[np.ndarray], given: Given) -> Limit:
+        """Returns the limit of sequences, K an example and chunk by chunk, that are cut or not."""
+        cut_S, layout = np.concatenate([np.zeros(0, bool), *cuts]), self.config.layout
+        cut_N = cut_S.reshape(-1, self.sequences).any(axis=1)
+        remedy = "raise config.layout.max_length (and row_length)"
+        if getattr(self.backbone, "max_length", 0) == layout.max_length:
+            remedy = "the checkpoint has no more positions, so take another, or shorten the texts"
+        return Limit(
+            int(cut_N.sum()),
+            len(cut_N),
+            f"examples are longer than config.layout.max_length={layout.max_length} tokens and cut",
+            remedy,
+            first=len(cut_N) < len(given.windows),
+        )
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns what the loss needs. With `sequences` K, encoded has B * K of them, K by K."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from input_pipeline.eta import working
 from models.generation import Decoding, generate
 from models.t5 import T5Config
 
@@ -78,9 +79,13 @@ class Writer:
                 length *= 2
             by_length.setdefault(length, []).append(i)
         written: list[list[int]] = [[]] * len(prompts)
-        for length, chosen in sorted(by_length.items()):
-            for first in range(0, len(chosen), self._rows):
-                batch = chosen[first : first + self._rows]
+        batches = [
+            (length, chosen[first : first + self._rows])
+            for length, chosen in sorted(by_length.items())
+            for first in range(0, len(chosen), self._rows)
+        ]
+        with working("answers", len(prompts)) as work:
+            for length, batch in batches:
                 tokens_BxL = np.zeros((self._rows, length), np.int32)
                 lengths_B, ids_B = np.ones(self._rows, np.int32), np.zeros(self._rows, np.uint32)
                 for row, i in enumerate(batch):
@@ -92,4 +97,5 @@ class Writer:
                 for i, row in zip(batch, found_BxT, strict=False):
                     ends = np.flatnonzero(np.isin(row, self._decoding.end_ids))
                     written[i] = row[: ends[0] if len(ends) else None].tolist()
+                work.done += len(batch)
         return written

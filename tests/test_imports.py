@@ -1,5 +1,7 @@
 """What may be imported where."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +46,30 @@ def test_rooms_keep_to_themselves():
         assert ("import orbax" in text) == (parts == ("training", "checkpoints.py")), path
         assert ("absl import app" in text) == (parts == ("main.py",)), path
         assert text.count("\n") <= 500, path
+
+
+def test_every_text_file_is_opened_as_utf8():
+    """Whatever the locale is: what takes text names the encoding."""
+    names = ("open", "read_text", "write_text", "NamedTemporaryFile", "TextIOWrapper")
+    # Of ours, which take an encoding by another way, or know it; and of archives, which are bytes.
+    others = ("encodings.read_text", "report.write_text", "write_text", "archive.open", "gzip.open")
+    missing = []
+    for path in sorted(ROOT.rglob("*.py")):
+        if path.relative_to(ROOT).parts[0] in ("tests", "build") or "/." in str(path):
+            continue
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or ast.unparse(call.func) in others:
+                continue
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            given = [
+                ast.unparse(value) for value in (*call.args, *(k.value for k in call.keywords))
+            ]
+            keys = {keyword.arg for keyword in call.keywords}
+            known = "encoding" in keys or any(
+                re.fullmatch("'utf-8(-sig)?'|'[rwax]b'", v) for v in given
+            )
+            if (
+                name in names or ("text" in keys and name in ("run", "Popen", "check_output"))
+            ) and not known:
+                missing.append(f"{path.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)[:60]}")
+    assert not missing

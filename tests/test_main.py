@@ -1,6 +1,8 @@
 """The modes from a config to files, and what a user's mistake looks like."""
 
+import html
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -143,6 +145,19 @@ def test_predict_keeps_every_line_and_agrees_with_evaluate(trained, reviews, tmp
     assert np.mean(right) > 0.7
 
 
+def test_predict_says_which_texts_it_cannot_read_whole(trained, tmp_path, capsys):
+    config, workdir, _ = trained
+    texts = ["好" * 500, "价格很满意", " ", "差" * 300]
+    (tmp_path / "input.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8"
+    )
+    config.predict.input = str(tmp_path / "input.jsonl")
+    assert len(lines(protocol.predict(config, workdir))) == 4
+    said = capsys.readouterr().out
+    assert "2 of 4 given examples are longer than config.layout.max_length=64" in said
+    assert "1 of 4 given texts are empty" in said
+
+
 def test_other_config_in_a_workdir_is_refused_with_the_difference(trained):
     config, workdir, _ = trained
     config.optimizer.learning_rate = 1e-3
@@ -271,11 +286,12 @@ def test_weights_of_another_run_are_a_start(tiny_config, tmp_path):
     assert values[1][0] in values[0]
 
 
-def main(*flags, kilobytes_a_file="unlimited"):
+def main(*flags, kilobytes_a_file="unlimited", **environment):
     command = f'ulimit -f {kilobytes_a_file}; exec "$0" main.py "$@"'
     return subprocess.run(
         ["bash", "-c", command, sys.executable, *flags],
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -375,6 +391,50 @@ def test_a_failed_write_ends_as_one_message_and_the_run_goes_on_later(
     assert (tmp_path / "run/command.txt").read_text() == shlex.join(
         ["python", "main.py", *flags]
     ) + "\n"
+
+
+def test_what_is_left_out_is_said_once_and_kept_whatever_the_terminal_can_show(
+    tiny_config, write_config, tmp_path
+):
+    """Examples that are too long, not used or not written, in a folder with a Chinese name, on a
+    terminal and in a locale that know ASCII alone."""
+    folder = tmp_path / "数据"
+    folder.mkdir()
+    rows = [
+        {"text": f"第{i}次，房间怎么样😀", "pair": "好" * (60 if i % 3 == 0 else 4)}
+        for i in range(96)
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "问答.jsonl").write_text(text, encoding="utf-8")
+    tiny_config.task = "generation"
+    tiny_config.data.update(files=str(folder / "问答.jsonl"), pair_column="pair", label_column="")
+    tiny_config.data.update(template="问：{text}\n答：{pair}", max_validation_examples=6)
+    tiny_config.data.split.update(validation=0.2, test=0.2)
+    tiny_config.data.audit.kind = "off"
+    tiny_config.layout.update(max_length=48, row_length=48)
+    tiny_config.generation.update(max_tokens=3, examples=4)
+    tiny_config.train.update(duration="1 step", integrate=False)
+    config = write_config(tiny_config, tmp_path / "config.py")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = main(f"--config={config}", f"--workdir={folder / '跑'}", **ascii_only)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((folder / "跑/results.json").read_text(encoding="utf-8"))
+    page = (folder / "跑/report.html").read_text(encoding="utf-8")
+    notes = [line.removeprefix("Note: ") for line in run.stdout.splitlines() if "Note: " in line]
+    left_out = {(each["split"], each["sentence"]): each for each in results["left_out"]}
+    assert len(notes) == len(set(notes)) and {said for _, said in left_out} <= set(notes)
+    for split, part in results["manifest"][""]["splits"].items():
+        [long] = [v for key, v in left_out.items() if key[0] == split and "and left out" in key[1]]
+        assert 0 < long["count"] < long["total"] == part["used"]
+        assert long["sentence"] in html.unescape(page)
+    for said in (
+        "validation answers are longer than config.generation.max_tokens=3",
+        "test answers have no written one beside them: 4 are compared",
+        "written answers reach config.generation.max_tokens=3 and stop there",
+    ):
+        assert sum(said in note for note in notes) == 1, said
+    assert "leave 6 of 1" in run.stdout and r"\u6570\u636e" in run.stdout
+    assert "Traceback" not in run.stderr
 
 
 def test_pairs_train_are_split_by_group_and_predicted(tiny_config, tmp_path):

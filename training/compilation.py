@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from input_pipeline.eta import working
+
 
 class PerShape:
     """A jitted function of (..., batch), compiled ahead of time for each shape of the batch.
@@ -41,7 +43,8 @@ class PerShape:
 
     def _compile(self, args: tuple, shape: tuple[int, ...]) -> Any:
         start = time.perf_counter()
-        compiled = self._jitted.lower(*args).compile()
+        with working(f"Compiling {self._name}"):
+            compiled = self._jitted.lower(*args).compile()
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
         temporary = (
             f", temporaries {memory.temp_size_in_bytes / 2**20:,.0f} MiB (activations among them)"

@@ -67,10 +67,18 @@ class RunData:
             )
         return load_split(self.prepared, name, limit=self.config.data[f"max_{name}_examples"])
 
+    def used(self, name: str) -> int:
+        """Returns how many examples of a split `split` returns."""
+        size = self.prepared.manifest["splits"][name]["examples"]
+        return min(self.config.data[f"max_{name}_examples"] or size, size)
+
     def prose(self) -> str:
-        """Says what was prepared, and where it lies."""
+        """Says what was prepared, how much of it is used, and where it lies."""
+        sizes = {name: (self.used(name), part["examples"]) for name, part in self.splits.items()}
+        some = [f"{n:,} of {size:,} {name}" for name, (n, size) in sizes.items() if n < size]
+        kept = f"config.data.max_*_examples leave {', '.join(some)} examples.\n" if some else ""
         return (
-            f"{prose(self.prepared.manifest)}\n"
+            f"{prose(self.prepared.manifest)}\n{kept}"
             f"Data: {self.prepared.directory}, described in its manifest.json."
         )
 

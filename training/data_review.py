@@ -82,7 +82,9 @@ def review(config: ConfigDict, workdir: Path) -> Path:
     print(data.prose())
     examples = data.split("train")
     if examples.labels_N is not None:
-        examples = examples.take(examples.labels_N >= 0)
+        total, examples = len(examples), examples.take(examples.labels_N >= 0)
+        if len(examples) < total:
+            print(f"Note: {total - len(examples):,} of {total:,} examples have no label to review.")
     count = config.review.folds
     if examples.labels_N is None or not 2 <= count <= len(examples):
         raise ValueError(
@@ -165,7 +167,8 @@ def _fold(
     watched = examples.take(folds_N == (fold + 1) % config.review.folds)
     watched = watched.take(np.argsort(watched.ids_N, kind="stable"))
     experiment = build(config, folder, data.labels, print, trained)
-    experiment.task.check(data.split("validation"), "validation")
+    experiment.check(trained, "train", training=True)
+    experiment.check(data.split("validation"), "validation")
     _Watched(experiment, folder, data, trained, watched=watched, folder=dynamics).train()
     outcome = {"key": key, "watched_ids": watched.ids_N}
     outcome |= _judged(experiment, restore(experiment, folder, "best").params, held, trained)
@@ -233,6 +236,7 @@ def pooled(
         lambda params, batch: run(experiment.frozen, params, put_batch(batch, mesh)),
         params,
         experiment.pipeline.evaluate(windows),
+        total=len(windows),
     )
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions, predict
 from evaluation.metrics import Metric, Scores, find, rank
-from input_pipeline import features as feature_fitting
+from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.features import FeaturePipeline
 from input_pipeline.mixture import MixturePipeline
@@ -28,14 +28,15 @@ from models.decoder import DecoderConfig
 from models.heads import Model
 from models.pretrained import peft
 from tasks import task_class
+from tasks.limits import Given, tell
 from tasks.multi_task import MultiTask
 from tasks.task import Task
 from training import run_tokenizer
 from training.compilation import PerShape
 from training.optimizers import learning_rate_factors
+from training.run_features import run_features
 from training.sharding import make_mesh, put_batch, replicated
 from training.state import flatten, random_stream
-from training.workdir import has_checkpoint
 
 # What a changed vocabulary and heads from words need on the host, before it finds its place.
 _VOCABULARY = "embedder/embedding"
@@ -55,6 +56,7 @@ class Experiment:
       fingerprints: of the tokeniser, the pretrained weights and the features; they travel in
         checkpoints.
       features: as fitted on the training split, None without.
+      left_out: what `check` found, JSON-ready.
     """
 
     config: ConfigDict
@@ -71,8 +73,10 @@ class Experiment:
     fingerprints: dict[str, str]
     features: FeaturePipeline | None
     say: Callable[[str], None]
+    left_out: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
+        self._windows: dict[bool, tuple[Examples, Examples]] = {}
         self.apply = adapters.adapted(self.config.adapt, self._apply)
 
         def forward(frozen: Mapping, params: Mapping, batch: Mapping[str, jax.Array]) -> Any:
@@ -107,12 +111,42 @@ class Experiment:
         """Returns the examples with the features that the head reads, if it reads any."""
         if self.features is None or examples.features_NxK is not None:
             return examples
-        return dataclasses.replace(examples, features_NxK=self.features.transform(examples))
+        with working("Extracting features"):
+            return dataclasses.replace(examples, features_NxK=self.features.transform(examples))
 
     def windows(self, examples: Examples, *, training: bool) -> Examples:
         """Returns what the model reads of the examples: with their features, long ones in parts."""
-        examples = self.with_features(examples)
-        return self.task.windows(examples, self.pipeline.encoder, training=training)
+        if self._windows.get(training, (None,))[0] is not examples:  # the same at each evaluation
+            read = self.with_features(examples)
+            found = self.task.windows(read, self.pipeline.encoder, training=training)
+            self._windows[training] = examples, found
+        return self._windows[training][1]
+
+    def check(
+        self,
+        examples: Examples,
+        split: str,
+        *,
+        training: bool = False,
+        complete: bool = False,
+        labelled: bool = True,
+    ) -> None:
+        """Says what of examples is left out, cut or out of reach; keeps it in `left_out`.
+
+        Args:
+            examples: of a split.
+            split: its name.
+            training: whether they are learned from; those come first.
+            complete: whether they are predicted with what takes a loop over the model.
+            labelled: whether they must be, without which the task refuses them.
+        """
+        if labelled:
+            self.task.check(examples, split)
+        with working(f"Checking the {split} examples"):
+            windows = self.windows(examples, training=training)
+            given = Given(examples, windows, self.pipeline, training, complete)
+            records = tell(self.task.limits(given), split, self.say)
+        self.left_out += [record for record in records if record not in self.left_out]
 
     def predict(
         self, params: Mapping[str, jax.Array], examples: Examples, *, complete: bool = False
@@ -129,7 +163,8 @@ class Experiment:
             return self._forward(self.frozen, params, put_batch(batch, self.mesh))
 
         windows, encoder = self.windows(examples, training=False), self.pipeline.encoder
-        found = predict(apply_fn, params, self.pipeline.evaluate(windows))
+        batches = self.pipeline.evaluate(windows)
+        found = predict(apply_fn, params, batches, total=len(windows))
         found = self.task.decode(found, windows, examples, encoder)
         if not complete:
             return found
@@ -242,9 +277,10 @@ def build(
         remat=config.model.remat,
     )
     weights = _Weights(config, model, task, checkpoint, mesh, num_features, say)
-    weights.read(own, tokenizer, training)
-    weights.add_heads()
-    weights.add_adapters()
+    with working("Reading the weights"):
+        weights.read(own, tokenizer, training)
+        weights.add_heads()
+        weights.add_adapters()
     experiment = Experiment(
         config=config,
         task=task,
@@ -456,24 +492,3 @@ class _Weights:
     def _draw(self, rng: jax.Array) -> dict:
         """Draws all parameters of the model; flat."""
         return flatten(self._model.init(rng, self._blank, deterministic=True)["params"])
-
-
-def run_features(
-    config: ConfigDict, workdir: Path, training: Examples | None
-) -> FeaturePipeline | None:
-    """Fits the features on the training split, or takes up those that the run fitted."""
-    if config.features.use == "none":
-        return None
-    path = workdir / "features.safetensors"
-    if training is not None and not has_checkpoint(workdir):
-        fitted = feature_fitting.fit(
-            training, config.features, value_names=config.data.value_columns
-        )
-        workdir.mkdir(parents=True, exist_ok=True)
-        fitted.save(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: the features that this run's checkpoints were trained with. Put "
-            "it back, or train again with --config.train.on_config_change=overwrite"
-        )
-    return feature_fitting.load(path)

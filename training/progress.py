@@ -5,6 +5,7 @@ metrics.jsonl is read by evaluation/report.py. TensorBoard's files are written b
 record writer on a plain file, which works with and without TensorFlow and never imports it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from input_pipeline import eta
 
 
 class Progress:
@@ -66,6 +69,7 @@ class Progress:
         self._console = console or Console()
         self._step = self._first_step = resume_step or 0
         self._shown: dict[str, str] = {}
+        self._open, self._work = contextlib.ExitStack(), None
         self._started: tuple[int, float] | None = None  # step and time from which speed is measured
         self._bar = Bar(
             TextColumn("step"),
@@ -81,13 +85,16 @@ class Progress:
         self._task = self._bar.add_task("", total=total_steps, completed=self._step, shown="")
 
     def __enter__(self) -> "Progress":
-        if self._enabled:
-            self._bar.start()
+        if self._enabled and self._console.is_terminal:
+            self._open.enter_context(self._bar)
+        elif self._enabled:  # between two logged steps, too, something is to be read
+            work = eta.working("Training, steps", self._total_steps, done=self._step)
+            self._work = self._open.enter_context(work)
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._enabled:
-            self._bar.stop()
+            self._open.close()
             self._file.close()
             self._events.close()
 
@@ -104,6 +111,8 @@ class Progress:
             self._shown["loss"] = f"loss {loss:.4f}"
         if tokens_per_second is not None:
             self._shown["speed"] = f"{tokens_per_second:,.0f} tokens/s"
+        if self._work:
+            self._work.done = step - (loss is None)  # what is only dispatched still runs
         self._bar.update(self._task, completed=step, shown="  ".join(self._shown.values()))
 
     def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
@@ -138,6 +147,7 @@ class Progress:
         """Prints `text` above the bar."""
         if self._enabled:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            eta.said()
 
     def _eta(self) -> str:
         """The time left at the speed so far, as '  ETA h:mm:ss'; '' before that is known."""

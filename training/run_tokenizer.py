@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import vocabulary
 from input_pipeline.augmentation_tables import PUNCTUATION
+from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 from input_pipeline.template import FIELD
@@ -100,10 +101,11 @@ def run_tokenizers(
         )
     if fresh:
         workdir.mkdir(parents=True, exist_ok=True)
-        if own:
-            path.write_bytes(_fitted_model(config, own, training_texts(training)))
-        else:
-            train_tokenizer(training_texts(training), path, vocab_size=options.vocab_size)
+        with working("Fitting the tokeniser"):
+            if own:
+                path.write_bytes(_fitted_model(config, own, training_texts(training)))
+            else:
+                train_tokenizer(training_texts(training), path, vocab_size=options.vocab_size)
     elif not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the vocabulary that this run's checkpoints were trained with. Put "

@@ -60,7 +60,13 @@ def unlabelled(config: ConfigDict, data: RunData) -> Examples:
             )
     else:
         examples = read_unlabelled(options.files, config.data)
-    return examples.first(options.max_examples or len(examples))
+    taken = examples.first(options.max_examples or len(examples))
+    if len(taken) < len(examples):
+        print(
+            f"Self-training reads the first {len(taken):,} of {len(examples):,} texts "
+            "(config.self_training.max_examples)."
+        )
+    return taken
 
 
 def extend(

@@ -23,6 +23,7 @@ from evaluation import label_issues, protocol, report, robustness
 from evaluation.metrics import estimate, find
 from evaluation.restoring import read_meta
 from input_pipeline import silent_loss
+from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from integration import methods
 from integration import run as integration
@@ -32,9 +33,10 @@ from training import collapse, cost, optimizers, self_training
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
 from training.data import RunData, load_data
-from training.experiment import Experiment, build, run_features
+from training.experiment import Experiment, build
 from training.interruption import Interrupted, stop_signals
 from training.progress import Progress
+from training.run_features import run_features
 from training.run_tokenizer import training_texts
 from training.schedules import Durations, make_schedule
 from training.sharding import put_batch, replicated
@@ -76,7 +78,8 @@ def train(
     run = _begin(config, workdir, compare=compare)
     if methods.apply(config):
         shifted_examples(run.experiment, run.data)  # its mistakes come out now
-    loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
+    with working("Measuring what the tokeniser loses"):
+        loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
     print(loss.prose())
     report.write_json(workdir / "silent_loss.json", loss.to_json())
     Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
@@ -127,7 +130,8 @@ def _begin(config: ConfigDict, workdir: Path, *, compare: bool = True) -> protoc
         print(self_training.prose(taken))
         others[report.TEACHER] = teacher
     experiment = build(config, workdir, data.labels, print, train_split)
-    experiment.task.check(data.split("validation"), "validation")
+    experiment.check(train_split, "train", training=True)
+    experiment.check(data.split("validation"), "validation")
     return protocol.Prepared(experiment, workdir, data, train_split, others)
 
 
@@ -234,7 +238,9 @@ class Run:
         self._describe(state, total)
         if left > 0 and not self._stopped_early():
             (self._workdir / "results.json").unlink(missing_ok=True)  # of a shorter training
-            print(self._experiment.pipeline.plan(self._train_split).prose())
+            with working("Choosing the shapes of batches"):
+                plan = self._experiment.pipeline.plan(self._train_split)
+            print(plan.prose())
             batches = self._experiment.pipeline.train(self._train_split, first_example=seen)
             first = next(batches)
             lines = cost.describe(
@@ -374,7 +380,8 @@ class Run:
             finished = last or self._stopped_early()
             if save or finished or (values and not self._meta["evaluations_without_gain"]):
                 ranks = self._experiment.rank(values) if values else ()
-                self._checkpoints.save(step, state, self._meta, values, ranks=ranks)
+                with working("Writing a checkpoint"):
+                    self._checkpoints.save(step, state, self._meta, values, ranks=ranks)
             if stop:
                 raise Interrupted(
                     f"Interrupted after step {step} of {total}, which is saved. Start the same "
@@ -388,7 +395,8 @@ class Run:
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates on the validation split, counts gains, and returns the metrics' values."""
-        scores, fitted = self._experiment.score(state.params, self._data.split("validation"))
+        with working("Validation"):
+            scores, fitted = self._experiment.score(state.params, self._data.split("validation"))
         values = {m.name: estimate(scores, m.name)["value"] for m in self._metrics}
         self._meta["fitted"] = fitted
         told = {m.name for m in self._metrics if m.shown} | {self._config.eval.metric}

@@ -59,7 +59,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     started = has_checkpoint(workdir) or (workdir / "results.json").exists()
     if not path.exists() or not started:
         return
-    old = flatten_config(json.loads(path.read_text()))
+    old = flatten_config(json.loads(path.read_text(encoding="utf-8")))
     new = flatten_config(json.loads(config.to_json()))
     changed = {
         key: f"  {key}: {old.get(key, '(absent)')!r} there, {new.get(key, '(absent)')!r} now"

@@ -1,5 +1,7 @@
 """Properties of running a model over a split."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.evaluate import predict
+from input_pipeline import eta
 
 KERNEL_FxC = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 
@@ -123,3 +126,14 @@ def test_padding_with_broken_logits_is_no_error():
         return {"logits_BxC": np.where(batch["ids_B"][:, None] == -1, np.nan, logits)}
 
     assert len(predict(broken, KERNEL_FxC, make_batches(range(5), batch_size=2)).ids_N) == 5
+
+
+def test_a_long_evaluation_shows_progress(monkeypatch, capsys):
+    monkeypatch.setattr(eta, "_EVERY", 0.02)
+
+    def slow(params, batch):
+        time.sleep(0.05)
+        return linear(params, batch)
+
+    predict(slow, KERNEL_FxC, make_batches(range(8), batch_size=2), total=8)
+    assert "examples: 4 of 8, 50%, about" in capsys.readouterr().out

@@ -183,7 +183,7 @@ def test_the_worst_batch_still_fits(pipeline, examples):
     assert batch["tokens_RxL"].shape == (1, *plan.shapes[-1]) == (1, 8, 64)
 
 
-def test_the_plan_tells_fill_and_truncation(pipeline, tokenizer, examples):
+def test_the_plan_tells_fill_and_what_is_cut_is_known(pipeline, tokenizer, examples):
     made = pipeline()
     plan = made.plan(examples)
     batches = steps(made, examples, 16_384 // 8)
@@ -191,8 +191,8 @@ def test_the_plan_tells_fill_and_truncation(pipeline, tokenizer, examples):
     assert plan.fill == pytest.approx(real / sum(b["segments_RxL"].size for b in batches))
     room = 64 - 1 - sum(len(tokenizer.piece_ids(part)) for part in TEMPLATE.split("{text}"))
     too_long = sum(len(tokenizer.piece_ids(text)) > room for text in examples.texts_N)
-    assert (plan.truncated, plan.counted) == (too_long, 101) and 0 < too_long < 101
-    assert f"{too_long} of 101 texts are cut" in plan.prose()
+    cut = [encoded.cut_B for encoded in made.encoded(examples)]
+    assert (sum(map(sum, cut)), sum(map(len, cut))) == (too_long, 101) and 0 < too_long < 101
     assert all(f"{rows}x{length}" in plan.prose() for rows, length in plan.shapes)
 
 

@@ -1,11 +1,15 @@
 """Properties of interpolation between two parameter trees."""
 
+import re
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from evaluation.metrics import Metric, Scores, mean, one_each
+from input_pipeline import eta
 from integration import interpolation
 from integration.interpolation import choose, interpolate, mix
 
@@ -139,3 +143,21 @@ def test_a_metric_without_a_value_chooses_nothing():
     rows = {"a": Scores((metric,), np.arange(3), {"auroc": np.ones((3, 2))})}
     with pytest.raises(ValueError, match=r"config\.eval\.metric: auroc of the 3 examples has no"):
         interpolation.compare(rows, metric="auroc")
+
+
+def test_long_integration_shows_the_point_and_the_examples(monkeypatch, capsys):
+    monkeypatch.setattr(eta, "_EVERY", 0.02)
+    pretrained, finetuned = make_trees()
+    ids = np.arange(4)
+
+    def score(params):
+        with eta.working("examples", 4) as work:
+            for _ in ids:
+                time.sleep(0.02)
+                work.done += 1
+        values = {"accuracy": one_each(np.full(4, np.sum(params["head"]["bias"])))}
+        return Scores((Metric("accuracy", "accuracy", mean),), ids, values)
+
+    interpolate(score, pretrained, finetuned, points=3, metric="accuracy")
+    text = capsys.readouterr().out
+    assert re.search(r"^Integration: 1 of 3; examples: [1-4] of 4, \d+%, about", text, re.M)

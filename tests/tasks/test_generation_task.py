@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from models.heads import Model
 from models.pretrained import write_pretrained
 from models.t5 import T5Config
 from tasks.generation import Generation
+from tasks.limits import Given
 from tasks.writing import Writer
 from training import train as loop
 from training.data import load_data
@@ -243,18 +243,25 @@ def test_draws_do_not_depend_on_what_else_is_written(make_generation, tmp_path):
     assert together[0] != writer(params, prompts[:1], [6])[0]
 
 
-def test_long_and_empty_examples_are_counted(make_generation, tmp_path, caplog):
+def told(experiment, examples, **options):
+    """What the start says of examples: their limits as (count, total, what)."""
+    windows = experiment.windows(examples, training=options["training"])
+    given = Given(examples, windows, experiment.pipeline, **{"complete": False, **options})
+    limits = experiment.task.limits(given)
+    return [(limit.count, limit.total, limit.what) for limit in limits if limit.count]
+
+
+def test_long_and_empty_examples_are_counted(make_generation, tmp_path):
     texts, pairs = ["房间", "长" * 60, "早餐", "价格"], ["好", "差", " ", "长" * 60]
     config = make_generation("tiny")
     experiment, examples = made(config, tmp_path, texts_N=texts, pairs_N=pairs)
     task, encoder = experiment.task, experiment.pipeline.encoder
-    with caplog.at_level(logging.WARNING):
-        windows = task.windows(examples, encoder, training=True)
-        task.windows(examples, encoder, training=True)
+    windows = task.windows(examples, encoder, training=True)
     assert windows.ids_N.tolist() == [0]
-    assert [record.message for record in caplog.records] == [
-        "1 of 4 examples have an empty answer and are left out.",
-        "2 of 4 examples are too long and left out.",
+    long = f"examples are longer than config.layout.max_length={config.layout.max_length} tokens"
+    assert told(experiment, examples, training=True) == [
+        (1, 4, "examples have an empty answer and are left out"),
+        (2, 4, f"{long} and left out"),
     ]
     assert task.windows(examples, encoder, training=False).ids_N.tolist() == [0, 20]
 
@@ -319,7 +326,7 @@ def test_written_texts_are_counted_apart_and_floors_are_about_the_same(make_gene
 
 @pytest.mark.parametrize("train_on", ["last", "all"])
 def test_a_dialogue_without_its_last_answer_is_a_prompt_and_no_part_of_the_metrics(
-    make_generation, tmp_path, caplog, train_on
+    make_generation, tmp_path, train_on
 ):
     """The answer before it is not what is asked for, whatever is trained on."""
     history = pack_messages([("user", "早"), ("assistant", "早上好")])
@@ -328,10 +335,9 @@ def test_a_dialogue_without_its_last_answer_is_a_prompt_and_no_part_of_the_metri
     experiment, examples = made(config, tmp_path, **columns, histories_N=[history] * 3)
     params, task = experiment.put(experiment.initial), experiment.task
     task.check(examples, "test")
-    with caplog.at_level(logging.WARNING):
-        predictions = experiment.predict(params, examples, complete=True)
-    assert "2 of 3 examples have an empty answer and are prompts only, in no metric." in [
-        record.message for record in caplog.records
+    predictions = experiment.predict(params, examples, complete=True)
+    assert told(experiment, examples, training=False) == [
+        (2, 3, "examples have an empty answer and are prompts only, in no metric")
     ]
     alone = examples.take(np.array([0]))
     expected = task.score(experiment.predict(params, alone, complete=True), alone)

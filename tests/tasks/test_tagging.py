@@ -1,7 +1,7 @@
 """Properties of tagging: spans to targets and back, windows, losses, scores, and whole runs."""
 
 import json
-import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from evaluation.metrics import estimate
 from input_pipeline import span_tags
 from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.tokenization import load_tokenizer
+from tasks.limits import Given
 from tasks.tagging import Tagging
 from tasks.task import Chunk
 from training import train as loop
@@ -221,11 +222,11 @@ def test_a_span_that_an_edge_cuts_is_not_learned_there(make_task):
     text = "，".join(TEXTS)
     for long, whole_in, lost in (((8, 18), [7], 0), ((6, 21), [], 1)):
         examples = examples_of([text], [[(2, 4, 1), (*long, 0), (22, 24, 1)]])
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            windows = task.windows(examples, encoder, training=True)
-        told = [f"{lost} of 3 training spans cannot be learned" in str(w.message) for w in caught]
-        assert told == [True] * lost
+        windows = task.windows(examples, encoder, training=True)
+        pipeline = SimpleNamespace(encoder=encoder)
+        limits = list(task.limits(Given(examples, windows, pipeline, True, False)))
+        assert [(limit.count, limit.total) for limit in limits] == [(lost, 3)]
+        assert "config.data.overlap (now 6)" in limits[0].remedy
         encoded, targets = targets_of(task, encoder, windows)
         for window, first in enumerate(encoded.starts_B):
             own = slice(first, first + encoded.lengths_B[window])
@@ -254,6 +255,11 @@ def test_spans_that_a_head_cannot_hold_are_refused(make_task):
     task.check(nested, "train")
     with pytest.raises(ValueError, match=r"config.tagging.max_spans=1, but '北京大学' has 2"):
         targets_of(task, encoder, nested)
+    windows = task.windows(nested, encoder, training=False)
+    given = Given(nested, windows, SimpleNamespace(encoder=encoder), False, False)
+    assert [limit.remedy for limit in task.limits(given) if limit.count] == ["raise it to 2"]
+    with pytest.raises(ValueError, match=r"max_spans=1: 1 of 1 train windows .* raise it to 2"):
+        list(task.limits(given._replace(training=True)))
     with pytest.raises(ValueError, match=r"set data.spans_column"):
         make_task(labels=())
     with pytest.raises(ValueError, match=r"set data.spans_column"):
@@ -293,7 +299,6 @@ def test_floors_know_what_training_spans_say(make_task):
     assert found.tolist() == [[0, 2, 0], [2, 3, 0], [3, 5, 0], [5, 6, 0]]  # tiles: 说 is a word
 
 
-@pytest.mark.filterwarnings("ignore:.*training spans")
 def test_the_trainers_batches_give_the_same_loss_and_gradients_in_every_layout(
     make_tagging_config, tmp_path
 ):
@@ -325,7 +330,6 @@ def test_the_trainers_batches_give_the_same_loss_and_gradients_in_every_layout(
         assert difference <= 1e-5 * np.linalg.norm(others[path]), path
 
 
-@pytest.mark.filterwarnings("ignore:.*training spans")
 def test_a_run_learns_evaluates_and_predicts(make_tagging_config, tmp_path):
     """A CRF on windows of the reviews, from the file to predictions.jsonl."""
     config = make_tagging_config(tmp_path, "crf")

@@ -1,0 +1,35 @@
+"""The features of a run: fitted on its training split once, and kept in its workdir.
+
+Not here: what features are (input_pipeline/features.py). Called by training/experiment.py and
+training/train.py.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from input_pipeline import features
+from input_pipeline.eta import working
+from input_pipeline.examples import Examples
+from input_pipeline.features import FeaturePipeline
+from training.workdir import has_checkpoint
+
+
+def run_features(
+    config: ConfigDict, workdir: Path, training: Examples | None
+) -> FeaturePipeline | None:
+    """Fits the features on the training split, or takes up those that the run fitted."""
+    if config.features.use == "none":
+        return None
+    path = workdir / "features.safetensors"
+    if training is not None and not has_checkpoint(workdir):
+        with working("Fitting the features"):
+            fitted = features.fit(training, config.features, value_names=config.data.value_columns)
+        workdir.mkdir(parents=True, exist_ok=True)
+        fitted.save(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the features that this run's checkpoints were trained with. Put "
+            "it back, or train again with --config.train.on_config_change=overwrite"
+        )
+    return features.load(path)
