@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.examples import Examples
+from input_pipeline.stream import random_words
 from input_pipeline.template import Encoder
 
 MARKER = "member_"  # a batch of the member 'x' holds an array 'member_x'
@@ -165,7 +166,8 @@ class Schedule:
         self.names = tuple(rates)
         self.rates_M = np.array(list(rates.values()), np.float64) / sum(rates.values())
         self._bounds_M = np.cumsum(self.rates_M)[:-1]
-        self._start = np.random.default_rng((seed, len(rates))).random()
+        # 53 bits as a float in [0, 1); see stream.py for why it is no Generator's.
+        self._start = float(random_words((seed, len(rates)), 1)[0] >> 11) * 2.0**-53
 
     def at(self, first: int, count: int) -> np.ndarray:
         """Returns the index of the member of the steps `first` to `first + count - 1`, int64."""

@@ -50,6 +50,26 @@ def test_schedule_keeps_its_rates_and_starts_anywhere(rates, seed, first, count)
     assert np.abs(counts - schedule.rates_M * (first + count)).max() < 5
 
 
+def test_members_follow_one_another_as_they_always_did(monkeypatch):
+    monkeypatch.setattr(np.random, "default_rng", None)
+    schedule = Schedule({"a": 3, "b": 1}, seed=7)
+    assert schedule.at(0, 16).tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0]
+    assert Schedule(dict.fromkeys("abc", 1), seed=2**33).at(10**6, 12).tolist() == [
+        1,
+        0,
+        2,
+        1,
+        2,
+        1,
+        0,
+        2,
+        1,
+        0,
+        2,
+        0,
+    ]
+
+
 def test_rates_are_of_sizes_at_a_temperature_or_given():
     multi = common.get_config().multi
     sizes = {"a": 900, "b": 100}
