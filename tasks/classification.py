@@ -27,7 +27,7 @@ from input_pipeline.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from models.heads import ClassifierHead
 from tasks import label_words
-from tasks.task import Chunk, Loss, Targets, Task, digest, rows_of, text_record
+from tasks.task import Chunk, Loss, Targets, Task, check_labels, digest, rows_of, text_record
 
 ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
 MACRO_F1 = Metric("macro_f1", "macro-F1, %", macro_f1, scale=100, digits=1)
@@ -150,6 +150,7 @@ class Classification(Task):
                 "config.data.label_column, config.classification.kind='multi' for several labels "
                 "or 'regression' for numbers, or another config.task"
             )
+        check_labels(examples.labels_N, split)
         if split == "train" and self._balanced:
             counts_C = np.bincount(examples.labels_N[examples.labels_N >= 0], minlength=self.size)
             weights_C = counts_C.sum() / (self.size * np.maximum(counts_C, 1))

@@ -32,7 +32,7 @@ from models.decoder import DecoderConfig
 from models.heads import ClassifierHead
 from models.language_heads import LanguageHead
 from tasks.classification import calibration_cards
-from tasks.task import Chunk, Loss, Targets, Task, rows_of
+from tasks.task import Chunk, Loss, Targets, Task, check_labels, rows_of
 
 _NGRAMS = (1, 2, 3)  # characters
 _ABSENT = -1e9  # logit of a choice that an example does not have: exp() of it is 0
@@ -179,6 +179,7 @@ class MultipleChoice(Task):
                 f"{answers_N[i]} ({examples.texts_N[i][:40]!r}). Set config.data.labels to the "
                 "numbers ('0', '1', ...) of as many choices as an example may have"
             )
+        check_labels(answers_N, split)
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
         """Returns what fills the blank of each text if the template has no {choice}."""

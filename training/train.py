@@ -178,6 +178,7 @@ class Run:
             "best": None,
             "evaluations_without_gain": 0,
             "collapse": {},
+            "skipped": 0,  # steps whose every label was masked
         }
 
     def train(self) -> None:
@@ -196,6 +197,7 @@ class Run:
             except collapse.Collapsed as found:
                 collapse.restart(choice, self._workdir, found, learning_rate=self._rate)
                 self._meta |= {"best": None, "evaluations_without_gain": 0, "collapse": {}}
+                self._meta["skipped"] = 0
 
     def _make_step(self) -> None:
         """Makes the train step, at the learning rate that earlier collapses left."""
@@ -255,6 +257,11 @@ class Run:
                     self.evaluate(0, state)
                 self._loop(state, batches, first_step, total, stopped)
             print(f"{self._train_step.count} compilations of the train step.")
+            if skipped := self._meta["skipped"]:
+                print(
+                    f"Note: {skipped:,} of {total:,} steps were skipped, since every label of "
+                    "their batches is masked."
+                )
 
     def _start(self) -> TrainState:
         """Returns the state to go on from, by the start order."""
@@ -264,6 +271,7 @@ class Run:
         if latest is not None:
             saved = self._checkpoints.meta(latest)
             self._check_origin(saved, f"checkpoint {latest} of {self._workdir}")
+            self._meta["skipped"] = saved.get("skipped", 0)  # older checkpoints have none
             if saved["metric"] == config.eval.metric:
                 for key in ("best", "evaluations_without_gain", "collapse"):
                     self._meta[key] = saved[key]
@@ -357,10 +365,9 @@ class Run:
     ) -> None:
         """Runs steps first_step + 1 .. total. Order: step, log, evaluate, save, stop."""
         durations, frozen = self._durations, self._experiment.frozen
-        pending = Pending(self._progress, self._guard)
+        pending = Pending(self._progress, self._guard, skipped=self._meta["skipped"])
         for step in range(first_step + 1, total + 1):
             batch = next(batches)
-            check_batch(batch, step)
             device_batch = put_batch(batch, self._experiment.mesh)
             with jax.transfer_guard("disallow"):
                 state, metrics = self._train_step(state, frozen, device_batch)
@@ -370,6 +377,8 @@ class Run:
             save = last or stop or step % durations.checkpoint_every == 0
             if evaluate or save or step % durations.log_every == 0:
                 pending.flush()
+                self._meta["skipped"] = pending.skipped
+                self._check_taught(step, last=last)
             values = self.evaluate(step, state) if evaluate else None
             finished = last or self._stopped_early()
             if save or finished or (values and not self._meta["evaluations_without_gain"]):
@@ -385,6 +394,15 @@ class Run:
             if evaluate and self._on_evaluation:
                 self._on_evaluation(step, self._experiment.rank(values))
             pending.restart_clock(evaluate or save)
+
+    def _check_taught(self, step: int, *, last: bool) -> None:
+        """Raises ValueError when an epoch, or the whole training, had no label."""
+        epoch = step * self._config.data.batch_size >= len(self._train_split)
+        if self._meta["skipped"] == step and (epoch or last):
+            raise ValueError(
+                f"all {step:,} steps so far had nothing to learn from, since every label of their "
+                "batches is masked: check the labels of the training split"
+            )
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates on the validation split, counts gains, and returns the metrics' values."""
@@ -413,11 +431,15 @@ class Run:
 
 
 class Pending:
-    """Metrics of steps that may still run on the device; fetched only when they are logged."""
+    """Metrics of steps that may still run on the device; fetched only when they are logged.
 
-    def __init__(self, progress: Progress, guard: collapse.CollapseGuard):
-        self._progress, self._guard = progress, guard
-        self._steps: list[tuple[int, dict[str, jax.Array]]] = []
+    Attributes:
+      skipped: steps so far whose every label was masked.
+    """
+
+    def __init__(self, progress: Progress, guard: collapse.CollapseGuard, *, skipped: int = 0):
+        self._progress, self._guard, self.skipped = progress, guard, skipped
+        self._steps: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
         self._tokens = 0
         self._start = time.perf_counter()
 
@@ -425,7 +447,7 @@ class Pending:
         self, step: int, metrics: dict[str, jax.Array], batch: Mapping[str, np.ndarray]
     ) -> None:
         """Notes a dispatched step without waiting for it."""
-        self._steps.append((step, metrics))
+        self._steps.append((step, metrics, batch["ids_B"]))
         self._tokens += int((batch["segments_RxL"] > 0).sum())
         self._progress.update(step)
 
@@ -440,16 +462,21 @@ class Pending:
         Raises:
           Collapsed: a loss or gradient is not finite, naming the steps; or the losses run away.
         """
-        fetched = [(step, jax.device_get(metrics)) for step, metrics in self._steps]
+        fetched = [(step, jax.device_get(metrics), ids) for step, metrics, ids in self._steps]
         speed = self._tokens / max(time.perf_counter() - self._start, 1e-9)
+        learned = [(step, metrics) for step, metrics, _ in fetched if metrics.pop("weight") != 0]
         broken = [
             step
-            for step, metrics in fetched
+            for step, metrics in learned
             if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"])
         ]
-        for step, metrics in fetched:
-            values = {name: float(value) for name, value in metrics.items()}
-            last = {"tokens_per_second": speed} if step == fetched[-1][0] else {}
+        taught = dict(learned)
+        for step, _, ids in fetched:
+            if step not in taught:
+                self._skip(step, ids)
+                continue
+            values = {name: float(value) for name, value in taught[step].items()}
+            last = {"tokens_per_second": speed} if step == learned[-1][0] else {}
             self._progress.log(step, {**values, **last}, show=bool(last))
         if broken:
             raise collapse.Collapsed(
@@ -457,20 +484,17 @@ class Pending:
                 "config.optimizer.learning_rate, lengthen config.schedule.warmup, or compute in "
                 "float32. Checkpoints hold only steps before these."
             )
-        for step, metrics in fetched:
+        for step, metrics in learned:
             self._guard.check_loss(step, float(metrics["loss"]))
         self._steps, self._tokens, self._start = [], 0, time.perf_counter()
 
-
-def check_batch(batch: Mapping[str, np.ndarray], step: int) -> None:
-    """Raises when no example of a batch has a label to learn from.
-
-    Raises:
-      ValueError: names the step and the examples.
-    """
-    if not batch["weights_B"].any():
-        ids = batch["ids_B"].ravel()[:8].tolist()
-        raise ValueError(
-            f"step {step}: every label of the batch is masked (examples {ids}), so there is "
-            "nothing to learn from: check the labels, or raise config.data.batch_size"
-        )
+    def _skip(self, step: int, ids: np.ndarray) -> None:
+        """Counts a step that left the weights as they were, and says so of the first."""
+        self._progress.log(step, {"skipped": 1.0}, show=False)
+        self.skipped += 1
+        if self.skipped == 1:
+            self._progress.message(
+                f"Note: every label of the batch of step {step} is masked (examples "
+                f"{ids.ravel()[:8].tolist()}): nothing is learned from it. Steps like it are "
+                "skipped and counted."
+            )
