@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from input_pipeline import vocabulary
 from input_pipeline.augmentation_tables import PUNCTUATION
 from input_pipeline.examples import Examples
+from input_pipeline.locking import in_use
 from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 from input_pipeline.template import FIELD
 from input_pipeline.tokenization import (
@@ -51,7 +52,8 @@ def run_tokenizers(
       training: what it learns from; None takes it as it was left in `workdir`.
 
     Raises:
-      ValueError: options that exclude each other, or do not fit the checkpoint.
+      ValueError: options that exclude each other, or do not fit the checkpoint; or another process
+        trains in the workdir.
       FileNotFoundError: the workdir has checkpoints, but not the tokeniser they were trained with.
     """
     options, path = config.tokenizer, workdir / "tokenizer.model"
@@ -79,11 +81,11 @@ def run_tokenizers(
             "config.tokenizer.model='train' makes one: leave them out, and set vocab_size"
         )
     if fresh:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if own:
-            path.write_bytes(_fitted_model(config, own, training_texts(training)))
-        else:
-            train_tokenizer(training_texts(training), path, vocab_size=options.vocab_size)
+        with in_use(workdir):
+            if own:
+                path.write_bytes(_fitted_model(config, own, training_texts(training)))
+            else:
+                train_tokenizer(training_texts(training), path, vocab_size=options.vocab_size)
     elif not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the vocabulary that this run's checkpoints were trained with. Put "

@@ -24,6 +24,7 @@ from evaluation.metrics import estimate, find
 from evaluation.restoring import read_meta
 from input_pipeline import silent_loss
 from input_pipeline.examples import Examples
+from input_pipeline.locking import in_use
 from integration import methods
 from integration import run as integration
 from integration.shifted import shifted_examples
@@ -66,21 +67,22 @@ def train(
 
     Raises:
       Interrupted: a signal came while training; everything is saved.
-      ValueError: bad input, or a loss that is not finite.
+      ValueError: bad input, a loss that is not finite, or another process that trains there.
       OSError: a file could not be read or written.
     """
-    check_workdir(workdir, config)
-    if methods.apply(config):
-        integration.check(config, workdir)
-    robustness.check(config)
-    run = _begin(config, workdir, compare=compare)
-    if methods.apply(config):
-        shifted_examples(run.experiment, run.data)  # its mistakes come out now
-    loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
-    print(loss.prose())
-    report.write_json(workdir / "silent_loss.json", loss.to_json())
-    Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
-    return protocol.finish(run)
+    with in_use(workdir):
+        check_workdir(workdir, config)
+        if methods.apply(config):
+            integration.check(config, workdir)
+        robustness.check(config)
+        run = _begin(config, workdir, compare=compare)
+        if methods.apply(config):
+            shifted_examples(run.experiment, run.data)  # its mistakes come out now
+        loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
+        print(loss.prose())
+        report.write_json(workdir / "silent_loss.json", loss.to_json())
+        Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
+        return protocol.finish(run)
 
 
 def test(config: ConfigDict, workdir: Path) -> dict[str, Any]:
