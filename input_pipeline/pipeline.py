@@ -161,12 +161,15 @@ class TextPipeline:
         )
         return self._plan
 
-    def train(self, examples: Examples, *, first_example: int) -> Iterator[Batch]:
+    def train(
+        self, examples: Examples, *, first_example: int, position: None = None
+    ) -> Iterator[Batch]:
         """Yields training batches without end, from position `first_example` of the stream on.
 
         Args:
             examples: the training split.
             first_example: step * batch_size to go on after `step` steps.
+            position: what `seen` returned: None.
 
         Yields:
             Batches whose arrays all have a leading axis M; B is batch_size / M.
@@ -246,6 +249,10 @@ class TextPipeline:
             arrays = arrays.reshape(-1, rows, length)
             batch = dict(zip(self._columns, arrays, strict=True))
             yield batch | {n: _padded(value[chosen], size, n) for n, value in targets.items()}
+
+    def seen(self, examples: Examples, step: int, **options: Any) -> None:
+        """Returns None: of a single task, the number of examples says where its stream stands."""
+        del examples, step, options
 
     def preview(self, examples: Examples, *, count: int, epoch: int) -> tuple[Encoded, Targets]:
         """Returns the first examples as training sees them in an epoch, for --mode=inspect."""

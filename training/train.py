@@ -9,7 +9,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from training.compilation import PerShape
 from training.data import RunData, load_data
 from training.experiment import Experiment, build, run_features
 from training.interruption import Interrupted, stop_signals
+from training.origin import check_origin, start_from_run
 from training.progress import Progress
 from training.run_tokenizer import training_texts
 from training.schedules import Durations, make_schedule
@@ -71,18 +72,24 @@ def train(
       OSError: a file could not be read or written.
     """
     with in_use(workdir):
-        check_workdir(workdir, config)
-        if methods.apply(config):
-            integration.check(config, workdir)
-        robustness.check(config)
-        run = _begin(config, workdir, compare=compare)
-        if methods.apply(config):
-            shifted_examples(run.experiment, run.data)  # its mistakes come out now
-        loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
-        print(loss.prose())
-        report.write_json(workdir / "silent_loss.json", loss.to_json())
-        Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
-        return protocol.finish(run)
+        return _train(config, workdir, on_evaluation, compare=compare)
+
+
+def _train(
+    config: ConfigDict, workdir: Path, on_evaluation: OnEvaluation | None, *, compare: bool
+) -> dict[str, Any]:
+    check_workdir(workdir, config)
+    if methods.apply(config):
+        integration.check(config, workdir)
+    robustness.check(config)
+    run = _begin(config, workdir, compare=compare)
+    if methods.apply(config):
+        shifted_examples(run.experiment, run.data)  # its mistakes come out now
+    loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
+    print(loss.prose())
+    report.write_json(workdir / "silent_loss.json", loss.to_json())
+    Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
+    return protocol.finish(run)
 
 
 def test(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -239,7 +246,9 @@ class Run:
         if left > 0 and not self._stopped_early():
             (self._workdir / "results.json").unlink(missing_ok=True)  # of a shorter training
             print(self._experiment.pipeline.plan(self._train_split).prose())
-            batches = self._experiment.pipeline.train(self._train_split, first_example=seen)
+            batches = self._experiment.pipeline.train(
+                self._train_split, first_example=seen, position=self._position
+            )
             first = next(batches)
             lines = cost.describe(
                 state,
@@ -269,11 +278,17 @@ class Run:
         """Returns the state to go on from, by the start order."""
         experiment, config = self._experiment, self._config
         placed = replicated(experiment.mesh)
-        latest = self._checkpoints.latest()
+        latest, self._position = self._checkpoints.latest(), None
         if latest is not None:
             saved = self._checkpoints.meta(latest)
-            self._check_origin(saved, f"checkpoint {latest} of {self._workdir}")
-            self._meta["skipped"] = saved.get("skipped", 0)  # older checkpoints have none
+            check_origin(saved, self._meta, f"checkpoint {latest} of {self._workdir}", config)
+            self._meta["skipped"] = saved.get("skipped", 0)  # older checkpoints lack both
+            self._position = experiment.pipeline.seen(
+                self._train_split,
+                latest,
+                since=saved.get("position"),
+                batch_size=saved["config"]["data"]["batch_size"],
+            )
             if saved["metric"] == config.eval.metric:
                 for key in ("best", "evaluations_without_gain", "collapse"):
                     self._meta[key] = saved[key]
@@ -287,7 +302,7 @@ class Run:
             like = TrainState(scalar, scalar, experiment.like(), optimizer, average)
             return self._checkpoints.restore(latest, like)
         if config.resume_from:
-            params = self._other_run()
+            params = start_from_run(config, self._meta, experiment.like())
         else:
             params = experiment.put(experiment.initial)
             print(f"Start: from {config.model.init} weights of {config.model.checkpoint}.")
@@ -295,43 +310,6 @@ class Run:
         zero = jax.device_put(jnp.int32(0), placed)
         average = jax.tree.map(jnp.copy, params) if config.train.ema else None  # params are donated
         return TrainState(zero, zero + 0, params, optimizer, average)
-
-    def _other_run(self) -> dict[str, jax.Array]:
-        """Returns the best (else the latest) parameters of the run in config.resume_from."""
-        folder = Path(self._config.resume_from) / "checkpoints"
-        if not folder.is_dir():
-            raise FileNotFoundError(f"config.resume_from: there is no folder {folder.absolute()}")
-        other = Checkpoints(folder, read_only=True)
-        step = other.resolve("latest" if other.best() is None else "best")
-        saved = other.meta(step)
-        name = f"checkpoint {step} of {self._config.resume_from}"
-        if saved["labels"] != self._meta["labels"]:
-            raise ValueError(
-                f"config.resume_from: {name} has the labels {saved['labels']}, the data has "
-                f"{self._meta['labels']}: set config.data.labels to the former"
-            )
-        self._check_origin(saved, name, parts=("pretrained", "tokenizer"))
-        params = other.restore_params(step, self._experiment.like())
-        print(f"Start: from the weights of {name}.")
-        return params
-
-    def _check_origin(
-        self, saved: Mapping[str, Any], name: str, parts: Sequence[str] | None = None
-    ) -> None:
-        """Compares the fingerprints of data, tokeniser and weights with a checkpoint's."""
-        current = self._meta["fingerprints"]
-        parts = parts or list(current)
-        changed = [part for part in parts if saved["fingerprints"].get(part) != current[part]]
-        if not changed:
-            return
-        text = f"{name} was trained with another {' and another '.join(changed)}"
-        if self._config.train.on_config_change == "continue":
-            print(f"Note: {text} (by fingerprint), and goes on with the present one.")
-        else:
-            raise ValueError(
-                f"{text} (the fingerprints differ): restore the files it was trained on, choose "
-                "another --workdir, or pass --config.train.on_config_change=continue"
-            )
 
     def _describe(self, state: TrainState, total: int) -> None:
         """Says in prose what was derived from the config."""
@@ -354,7 +332,8 @@ class Run:
         )
         frozen = experiment.frozen if config.adapt.kind == "full" else {}
         shown = {**experiment.initial, **frozen}
-        for line in optimizers.describe(config.optimizer, shown, experiment.num_layers):
+        layers = experiment.num_layers, experiment.decoder_layers
+        for line in optimizers.describe(config.optimizer, shown, *layers):
             print(line)
 
     def _loop(
@@ -385,6 +364,9 @@ class Run:
             finished = last or self._stopped_early()
             if save or finished or (values and not self._meta["evaluations_without_gain"]):
                 ranks = self._experiment.rank(values) if values else ()
+                self._meta["position"] = self._experiment.pipeline.seen(
+                    self._train_split, step, since=self._position
+                )
                 self._checkpoints.save(step, state, self._meta, values, ranks=ranks)
             if stop:
                 raise Interrupted(
