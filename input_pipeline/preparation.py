@@ -25,8 +25,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from input_pipeline import audit, cleaning, columns, formats, locking, sources, splitting, storage
+from input_pipeline.alignment import Alignment
 from input_pipeline.eta import track
-from input_pipeline.examples import Examples, Ragged, object_array
+from input_pipeline.examples import Examples, Given, Ragged, object_array
 from input_pipeline.lazy import tf
 from input_pipeline.locking import in_use
 from input_pipeline.normalization import Normalizer
@@ -160,13 +161,12 @@ def read_unlabelled(path: str, data: ConfigDict) -> Examples:
     """Reads every row of a file to predict on, in its order, whether or not it has labels.
 
     Texts are recoded and stripped as in preparation, and nothing is dropped; answers that are yet
-    to be written are ''. Errors are those of `sources.read`, without counting what does not fit.
+    to be written are ''. `given_N` leads back to the file. Errors are those of `sources.read`,
+    without counting what does not fit.
     """
     normalizer = Normalizer(data.normalization)
-    records = [
-        cleaning.strip(normalizer.record(record)[0])
-        for record in sources.read_unlabelled(path, data)
-    ]
+    rows = list(sources.read_unlabelled(path, data))
+    records = [cleaning.strip(normalizer.record(row)[0]) for row in rows]
 
     def column(field: str, *, present: bool = False) -> np.ndarray | None:
         values = [getattr(record, field) for record in records]
@@ -187,7 +187,17 @@ def read_unlabelled(path: str, data: ConfigDict) -> Examples:
         values_NxK=np.array([r.values for r in records], np.float32)
         if data.value_columns
         else None,
+        given_N=None
+        if records == rows
+        else object_array([Given(row, _alignment(row.text, normalizer)) for row in rows]),
     )
+
+
+def _alignment(text: str, normalizer: Normalizer) -> Alignment:
+    """Returns the alignment of a text with what is read of it, recoded and stripped."""
+    recoded, found = normalizer.align(text)
+    kept = slice(len(recoded) - len(recoded.lstrip()), len(recoded.rstrip()))
+    return Alignment(found.starts_N[kept], found.stops_N[kept])
 
 
 def _name(data: ConfigDict) -> str:

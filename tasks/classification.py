@@ -300,7 +300,7 @@ class Classification(Task):
         log_probabilities_NxC = self.log_probabilities(predictions)
         classes_N = self.classes(log_probabilities_NxC)
         probabilities_NxC = np.exp(log_probabilities_NxC)
-        rows_N = rows_of(examples, predictions.ids_N)
+        rows_N, examples = rows_of(examples, predictions.ids_N), examples.as_given()
         for row, found, probabilities_C in zip(rows_N, classes_N, probabilities_NxC, strict=True):
             record = text_record(examples, int(row))
             if examples.labels_N is not None and examples.labels_N[row] >= 0:
