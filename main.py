@@ -3,6 +3,7 @@
 Flags and process set-up only; the work is in training/ and evaluation/.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -18,6 +19,7 @@ from ml_collections import config_flags
 
 from configs.checks import check_values
 from configs.overrides import check_overrides
+from input_pipeline.locking import in_use
 from tasks import KINDS
 from training.console import restart_in_utf8, set_up_output
 
@@ -26,6 +28,7 @@ config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/revie
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
 _MODES = ["train", "sweep", "evaluate", "test", "predict", "integrate", "report"]
 _MODES += ["review", "inspect", "verify", "export"]
+_WRITERS = ("train", "sweep", "test", "integrate", "review")  # one at a time in a workdir
 flags.DEFINE_enum("mode", "train", _MODES, "What to do; see README.md.")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -58,7 +61,8 @@ def main(argv: list[str]) -> None:
         "export": export.export,
     }
     try:
-        modes[FLAGS.mode](config, workdir)
+        with in_use(workdir) if FLAGS.mode in _WRITERS else contextlib.nullcontext():
+            modes[FLAGS.mode](config, workdir)
     except interruption.Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(interruption.EXIT_INTERRUPTED)

@@ -14,13 +14,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.stored import stored_config
 from evaluation import report as tables
 from evaluation import significance
 from evaluation.html_report import write_html
 from evaluation.metrics import Metric, Scores, estimate
 from evaluation.stored_scores import read_scores
 from input_pipeline.eta import working
-from training.workdir import NOT_OF_THE_WEIGHTS, flatten_config
+from training.workdir import NOT_OF_THE_WEIGHTS
 
 _REPEATED = ("seed", "seeds")  # what runs of a group may differ in
 
@@ -148,7 +149,7 @@ def _read(folder: Path, split: str) -> FinishedRun:
             f"{folder} holds results.json but no {path.name}: it was not evaluated on that split, "
             "or by an older version (--mode=test writes scores_test.npz)"
         )
-    config = flatten_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config = stored_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     config = {
         key: value
         for key, value in config.items()

@@ -27,6 +27,7 @@ from evaluation.export_language import write_language_model
 from evaluation.restoring import read_meta, restore
 from input_pipeline import alignment, normalization, records
 from input_pipeline.eta import working
+from input_pipeline.locking import in_use
 from input_pipeline.preparation import load_split, prepare
 from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 from models import adapters
@@ -129,25 +130,25 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         "labels": meta["labels"],
         "compared_on": trained.sample.source,
     }
-    output.mkdir(parents=True, exist_ok=True)
-    report.write_json(output / _RESULT, result)  # from here on the folder is known as an export
-    for name in formats:
-        partial = output / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        said = _writers(config)[name](trained, partial)
-        shutil.rmtree(output / name, ignore_errors=True)
-        partial.rename(output / name)
-        files = sorted(path for path in (output / name).rglob("*") if path.is_file())
-        sizes = {str(path.relative_to(output / name)): path.stat().st_size for path in files}
-        result[name] = {**said, "files": sizes}
-        print(f"{output / name} ({_size(sum(sizes.values()))}): {said['form']}")
-        print("  " + ", ".join(f"{file} {_size(size)}" for file, size in sizes.items()))
-        print(
-            f"  Read again, its {said['compared']} differ by at most {said['difference']:.1e} from "
-            f"those of the {trained.title}, on {trained.sample.source}."
-        )
-    report.write_json(output / _RESULT, result)
+    with in_use(output, other="--config.export.output"):
+        report.write_json(output / _RESULT, result)  # from here on the folder is known as an export
+        for name in formats:
+            partial = output / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            said = _writers(config)[name](trained, partial)
+            shutil.rmtree(output / name, ignore_errors=True)
+            partial.rename(output / name)
+            files = sorted(path for path in (output / name).rglob("*") if path.is_file())
+            sizes = {str(path.relative_to(output / name)): path.stat().st_size for path in files}
+            result[name] = {**said, "files": sizes}
+            print(f"{output / name} ({_size(sum(sizes.values()))}): {said['form']}")
+            print("  " + ", ".join(f"{file} {_size(size)}" for file, size in sizes.items()))
+            print(
+                f"  Read again, its {said['compared']} differ by at most {said['difference']:.1e} "
+                f"from those of the {trained.title}, on {trained.sample.source}."
+            )
+        report.write_json(output / _RESULT, result)
     return output
 
 

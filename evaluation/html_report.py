@@ -14,11 +14,11 @@ import jinja2
 from markupsafe import Markup
 
 from configs import common
+from configs.stored import present_config, stored_config
 from evaluation import figures, report, robustness
 from evaluation.metrics import Metric
 from evaluation.model_card import caveats
 from training.data import RunData, SeveralData
-from training.workdir import flatten_config
 
 _MISTAKES = 20
 _TEXTS = ("text", "pair", "question", "prompt", "answer")
@@ -63,8 +63,8 @@ def _run_facts(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     last = list(results["models"])[-1]
     summary, metric = results["models"][last], metrics[results["metric"]]
     headline = _number(report.cell(summary[metric["name"]], metric))
-    config = flatten_config(_read(workdir / "config.json"))
-    default = flatten_config(json.loads(common.get_config().to_json()))
+    config = stored_config(_read(workdir / "config.json"))
+    default = present_config(common.get_config())
     changed = {key: value for key, value in config.items() if default.get(key) != value}
     command = workdir / "command.txt"
     columns, rows = report.cells(results["models"], results["metrics"])

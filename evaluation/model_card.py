@@ -11,16 +11,16 @@ from typing import Any
 
 import jinja2
 
+from configs.stored import stored_config
 from evaluation import report, robustness
 from evaluation.metrics import Metric
-from training.workdir import flatten_config
 
 
 def write_model_card(workdir: str | Path) -> Path:
     """Writes MODEL_CARD.md into a finished run's workdir; returns the file."""
     workdir = Path(workdir)
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-    config = flatten_config(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    config = stored_config(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
     trained = (workdir / "command.txt").read_text(encoding="utf-8").strip()
     last = list(results["models"])[-1]
     metric = next(each for each in results["metrics"] if each["name"] == results["metric"])

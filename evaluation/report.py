@@ -342,7 +342,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Replaces a file at once, so that a crash leaves the old one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write it too
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 

@@ -4,18 +4,16 @@ Called by evaluation/protocol.py, integration/ and whatever else reads a finishe
 """
 
 import dataclasses
-import json
-import re
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from configs.stored import differences, own_key
 from training.checkpoints import Checkpoints, Meta
 from training.data import RunData, SeveralData
 from training.experiment import Experiment
-from training.workdir import flatten_config
 
 # What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
 # compared by fingerprint.
@@ -50,13 +48,10 @@ def read_meta(config: ConfigDict, workdir: Path) -> Meta:
     checkpoints, step = open_checkpoints(workdir, config.eval.checkpoint)
     meta = checkpoints.meta(step)
     checkpoints.close()
-    saved = flatten_config(meta["config"])
-    current = flatten_config(json.loads(config.to_json()))
     changed = [
-        f"  {key}: {saved.get(key, '(absent)')!r} in the checkpoint, {value!r} now"
-        for key, value in current.items()
-        if re.sub(r"^multi\.members\.\w+\.", "", key).startswith(_BOUND)
-        and saved.get(key, value) != value
+        f"  {key}: {there!r} in the checkpoint, {now!r} now"
+        for key, (there, now) in differences(meta["config"], config).items()
+        if own_key(key).startswith(_BOUND)
     ]
     if changed:
         raise ValueError(
@@ -109,12 +104,10 @@ def check_data(meta: Meta, data: RunData | SeveralData, config: ConfigDict, work
         )
     saved = meta["fingerprints"]
     if changed := [name for name, found in data.fingerprints.items() if saved.get(name) != found]:
-        then = flatten_config(meta["config"])
-        now = flatten_config(json.loads(config.to_json()))
         keys = [
-            f"{key}: {then.get(key)!r} there, {value!r} now"
-            for key, value in now.items()
-            if ("data." in key or key == "task") and then.get(key) != value
+            f"{key}: {there!r} there, {now!r} now"
+            for key, (there, now) in differences(meta["config"], config).items()
+            if "data." in key or key == "task"
         ]
         raise ValueError(
             f"the run in {workdir} was chosen on other data, the splits {changed} have changed (by "

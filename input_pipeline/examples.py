@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline.alignment import Alignment
+from input_pipeline.records import Record
+
 
 class Ragged(NamedTuple):
     """N rows of different lengths, end to end: row i is `values[splits_N1[i]:splits_N1[i + 1]]`."""
@@ -36,6 +39,18 @@ class Ragged(NamedTuple):
         return Ragged(np.array(flat, dtype).reshape(shape), splits.astype(np.int64))
 
 
+class Given(NamedTuple):
+    """A row as it was given, where the text that is read of it is recoded or stripped.
+
+    Attributes:
+        record: the row.
+        alignment: of the text that is read with that of the row.
+    """
+
+    record: Record
+    alignment: Alignment
+
+
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: arrays have no one ==
 class Examples:
     """N examples in memory; what they do not have is None.
@@ -60,6 +75,7 @@ class Examples:
         features_NxK: float32, made by features.py.
         owners_N: int64, ids of the examples that these are windows of (windows.py).
         starts_N: int64, the character at which each window starts in its owner's text.
+        given_N: object array of Given, of rows to predict on; None if all are read as they are.
     """
 
     texts_N: np.ndarray
@@ -80,6 +96,7 @@ class Examples:
     features_NxK: np.ndarray | None = None
     owners_N: np.ndarray | None = None
     starts_N: np.ndarray | None = None
+    given_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.texts_N)
@@ -106,6 +123,25 @@ class Examples:
     def without_features(self) -> "Examples":
         """Returns the examples as they are before features are made."""
         return dataclasses.replace(self, features_NxK=None)
+
+    def as_given(self) -> "Examples":
+        """Returns the examples with the texts of `given_N`, to be shown to whoever gave them."""
+        if self.given_N is None:
+            return self
+        fields = {"texts_N": "text", "pairs_N": "pair", "choices_N": "choices"}
+        fields["histories_N"] = "history"
+        shown = {
+            name: object_array([getattr(given.record, field) for given in self.given_N])
+            for name, field in fields.items()
+            if getattr(self, name) is not None
+        }
+        return dataclasses.replace(self, **shown)
+
+    def span_as_given(self, row: int, start: int, stop: int) -> tuple[int, int]:
+        """Returns where texts_N[row][start:stop] stands in the text as it was given."""
+        if self.given_N is None:
+            return start, stop
+        return self.given_N[row].alignment.to_source(start, stop)
 
     def first(self, count: int) -> "Examples":
         """Returns the first `count` examples."""

@@ -8,13 +8,14 @@ training/ and tasks/multi_task.py. Imports no TensorFlow.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.examples import Examples
+from input_pipeline.stream import random_words
 from input_pipeline.template import Encoder
 
 MARKER = "member_"  # a batch of the member 'x' holds an array 'member_x'
@@ -165,16 +166,17 @@ class Schedule:
         self.names = tuple(rates)
         self.rates_M = np.array(list(rates.values()), np.float64) / sum(rates.values())
         self._bounds_M = np.cumsum(self.rates_M)[:-1]
-        self._start = np.random.default_rng((seed, len(rates))).random()
+        # 53 bits as a float in [0, 1); see stream.py for why it is no Generator's.
+        self._start = float(random_words((seed, len(rates)), 1)[0] >> 11) * 2.0**-53
 
     def at(self, first: int, count: int) -> np.ndarray:
         """Returns the index of the member of the steps `first` to `first + count - 1`, int64."""
         points = (self._start + np.arange(first, first + count) * _GOLDEN) % 1.0
         return np.searchsorted(self._bounds_M, points, side="right")
 
-    def before(self, step: int) -> np.ndarray:
-        """Returns how many of the steps before `step` are of each member, int64 [M]."""
-        return np.bincount(self.at(0, step), minlength=len(self.names))
+    def before(self, step: int, *, since: int = 0) -> np.ndarray:
+        """Returns how many of the steps `since` to `step - 1` are of each member, int64 [M]."""
+        return np.bincount(self.at(since, step - since), minlength=len(self.names))
 
 
 def mixing_rates(multi: ConfigDict, sizes: Mapping[str, int]) -> dict[str, float]:
@@ -222,6 +224,18 @@ class MixturePlan:
         )
 
 
+class Position(NamedTuple):
+    """Where the streams of a mixture stand; JSON-ready.
+
+    Attributes:
+        step: steps so far.
+        seen: examples that each member gave to them.
+    """
+
+    step: int
+    seen: Mapping[str, int]
+
+
 class MixturePipeline:
     """The pipelines of several members as one; every batch is of a single member.
 
@@ -260,23 +274,49 @@ class MixturePipeline:
         plans = {name: self.pipelines[name].plan(part) for name, part in examples.parts.items()}
         return MixturePlan(plans, self._rates(examples))
 
-    def train(self, examples: Mixture, *, first_example: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields training batches without end.
-
-        A member's own stream goes on where its earlier steps left it: its position is their number
-        times the batch size, so that a run that is resumed sees what it would have seen.
+    def seen(
+        self,
+        examples: Mixture,
+        step: int,
+        *,
+        since: Sequence | None = None,
+        batch_size: int = 0,
+    ) -> Position:
+        """Returns where the streams of the members stand after `step` steps.
 
         Args:
             examples: the training splits.
-            first_example: step * batch_size to go on after `step` steps.
+            step: of the whole run.
+            since: a Position, or one from JSON: where they stood earlier. That is no function of
+                the step, since batch sizes and rates may have been others; None is the start.
+            batch_size: of the steps since; 0 takes the present one.
         """
-        schedule = Schedule(self._rates(examples), seed=self._seed)
-        step = first_example // self._batch_size
+        first, seen = since or (0, {})
+        schedule, size = self._schedule(examples), batch_size or self._batch_size
+        counts = zip(schedule.names, schedule.before(step, since=first).tolist(), strict=True)
+        return Position(step, {n: seen.get(n, 0) + count * size for n, count in counts})
+
+    def train(
+        self, examples: Mixture, *, first_example: int, position: Position | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields training batches without end.
+
+        A member's own stream goes on where its earlier steps left it, so that a run that is resumed
+        sees what it would have seen, with another batch size or other rates too.
+
+        Args:
+            examples: the training splits.
+            first_example: step * batch_size to go on after `step` steps like those to come.
+            position: to go on after others; takes the place of `first_example`.
+        """
+        schedule = self._schedule(examples)
+        position = position or self.seen(examples, first_example // self._batch_size)
+        step = position.step
         streams = {
             name: self.pipelines[name].train(
-                examples.parts[name], first_example=int(count) * self._batch_size
+                examples.parts[name], first_example=position.seen.get(name, 0)
             )
-            for name, count in zip(schedule.names, schedule.before(step), strict=True)
+            for name in schedule.names
         }
         marker = np.ones((self._microbatches, 1), np.int32)
         while True:
@@ -292,6 +332,9 @@ class MixturePipeline:
         for member, (name, part) in enumerate(examples.parts.items()):
             for batch in self.pipelines[name].evaluate(part):
                 yield _marked(batch, member, name, marker)
+
+    def _schedule(self, examples: Mixture) -> Schedule:
+        return Schedule(self._rates(examples), seed=self._seed)
 
     def _rates(self, examples: Mixture) -> dict[str, float]:
         return mixing_rates(self._multi, {n: len(part) for n, part in examples.parts.items()})

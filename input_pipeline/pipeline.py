@@ -153,12 +153,15 @@ class TextPipeline:
         )
         return self._plan
 
-    def train(self, examples: Examples, *, first_example: int) -> Iterator[Batch]:
+    def train(
+        self, examples: Examples, *, first_example: int, position: None = None
+    ) -> Iterator[Batch]:
         """Yields training batches without end, from position `first_example` of the stream on.
 
         Args:
             examples: the training split.
             first_example: step * batch_size to go on after `step` steps.
+            position: what `seen` returned: None.
 
         Yields:
             Batches whose arrays all have a leading axis M; B is batch_size / M.
@@ -245,6 +248,10 @@ class TextPipeline:
             part = examples.take(np.arange(first, min(first + _CHUNK, len(examples))))
             pairs = part.pairs_N if "pair" in self._encoder.fields else None
             yield self._sequences(part.texts_N, pairs, part.choices_N)
+
+    def seen(self, examples: Examples, step: int, **options: Any) -> None:
+        """Returns None: of a single task, the number of examples says where its stream stands."""
+        del examples, step, options
 
     def preview(self, examples: Examples, *, count: int, epoch: int) -> tuple[Encoded, Targets]:
         """Returns the first examples as training sees them in an epoch, for --mode=inspect."""

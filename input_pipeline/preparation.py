@@ -6,6 +6,7 @@ the format on disk (storage.py), nor anything that happens every step. Called by
 evaluation/ and main.py.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -14,17 +15,19 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import audit, cleaning, columns, formats, sources, splitting, storage
+from input_pipeline import audit, cleaning, columns, formats, locking, sources, splitting, storage
+from input_pipeline.alignment import Alignment
 from input_pipeline.eta import track
-from input_pipeline.examples import Examples, Ragged, object_array
+from input_pipeline.examples import Examples, Given, Ragged, object_array
 from input_pipeline.lazy import tf
+from input_pipeline.locking import in_use
 from input_pipeline.manifest import copied, remark, untaught, without_examples
 from input_pipeline.normalization import Normalizer
 from input_pipeline.records import Record
@@ -36,6 +39,7 @@ _FREE = ("files", "validation_files", "test_files", "answers_file", "prepared_di
 _FREE += ("max_train_examples", "max_validation_examples", "max_test_examples")
 _FREE += ("batch_size", "template", "overlap")
 _LINES = (".csv", ".tsv", ".jsonl", ".txt")  # files with about a row a line
+_ASIDE = ".incomplete-"  # begins the name of a folder that is being written
 _EXAMPLES = 3  # of what was dropped, in the manifest
 
 
@@ -52,8 +56,8 @@ def prepare(data: ConfigDict) -> Prepared:
     """Makes the data set that `data` (config.data) describes, unless it is there already.
 
     The folder is <prepared_dir>/weitiao/<source>-<key>/<version>, where the key is a hash of the
-    source's bytes and of the options that matter. It appears by a rename when it is complete, so
-    that concurrent and killed runs do no harm.
+    source's bytes and of the options that matter. It appears by a rename when it is complete. Of
+    several processes one prepares and the others wait; what killed ones left is deleted.
 
     Raises:
         FileNotFoundError: if the source is not there.
@@ -77,21 +81,21 @@ def prepare(data: ConfigDict) -> Prepared:
     directory = folder / f"{_name(data)}-{key}" / VERSION
 
     if not (directory / "manifest.json").is_file():
-        result = _process(data, lines=sum(lines for _, lines in digests))
-        manifest = {
-            "version": VERSION,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "source": {
-                "name": data.source,
-                "files": [
-                    {"path": str(file.absolute()), "sha256": digest}
-                    for file, (digest, _) in zip(files, digests, strict=True)
-                ],
-            },
-            "options": options,
-            **result.manifest,
-        }
-        _write(directory, result, manifest, data)
+        origin = [
+            {"path": str(file.absolute()), "sha256": digest}
+            for file, (digest, _) in zip(files, digests, strict=True)
+        ]
+        with _alone(directory) as aside:
+            if not (directory / "manifest.json").is_file():  # nor from a process that was faster
+                result = _process(data, lines=sum(lines for _, lines in digests))
+                manifest = {
+                    "version": VERSION,
+                    "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    "source": {"name": data.source, "files": origin},
+                    "options": options,
+                    **result.manifest,
+                }
+                _write(directory, aside, result, manifest, data)
     manifest = json.loads((directory / "manifest.json").read_text("utf-8"))
     if data.audit.on_leak == "stop":
         audit.stop_on_leak(manifest["audit"])
@@ -156,13 +160,12 @@ def read_unlabelled(path: str, data: ConfigDict) -> Examples:
     """Reads every row of a file to predict on, in its order, whether or not it has labels.
 
     Texts are recoded and stripped as in preparation, and nothing is dropped; answers that are yet
-    to be written are ''. Errors are those of `sources.read`, without counting what does not fit.
+    to be written are ''. `given_N` leads back to the file. Errors are those of `sources.read`,
+    without counting what does not fit.
     """
     normalizer = Normalizer(data.normalization)
-    records = [
-        cleaning.strip(normalizer.record(record)[0])
-        for record in sources.read_unlabelled(path, data)
-    ]
+    rows = list(sources.read_unlabelled(path, data))
+    records = [cleaning.strip(normalizer.record(row)[0]) for row in rows]
 
     def column(field: str, *, present: bool = False) -> np.ndarray | None:
         values = [getattr(record, field) for record in records]
@@ -183,7 +186,17 @@ def read_unlabelled(path: str, data: ConfigDict) -> Examples:
         values_NxK=np.array([r.values for r in records], np.float32)
         if data.value_columns
         else None,
+        given_N=None
+        if records == rows
+        else object_array([Given(row, _alignment(row.text, normalizer)) for row in rows]),
     )
+
+
+def _alignment(text: str, normalizer: Normalizer) -> Alignment:
+    """Returns the alignment of a text with what is read of it, recoded and stripped."""
+    recoded, found = normalizer.align(text)
+    kept = slice(len(recoded) - len(recoded.lstrip()), len(recoded.rstrip()))
+    return Alignment(found.starts_N[kept], found.stops_N[kept])
 
 
 def _name(data: ConfigDict) -> str:
@@ -375,9 +388,49 @@ def _describe(
     }
 
 
-def _write(directory: Path, result: _Result, manifest: dict[str, Any], data: ConfigDict) -> None:
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[Path]:
+    """Yields a folder to write aside in, when no other process prepares the same data.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    aside = directory.parent.parent / f"{_ASIDE}{directory.parent.name}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, aside)  # behind the lock
+        try:
+            stack.enter_context(in_use(aside, wait="which prepares the same data"))
+        except OSError as error:
+            raise _unwritable(directory, error) from None
+        with contextlib.ExitStack() as unused:
+            left = []  # by killed processes: nobody holds the lock
+            for path in aside.parent.glob(f"{_ASIDE}*"):
+                with contextlib.suppress(locking.InUse):
+                    left += [path] if unused.enter_context(in_use(path)) else []
+            parts = [part for path in left for part in path.iterdir() if part.name != locking.FILE]
+            locking.clear(parts, aside.parent)
+        for path in left:
+            _remove_empty(path)  # but for that of this process
+        yield aside
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _unwritable(directory: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"cannot write prepared data to {directory} ({error}); free it, or choose another place "
+        "with --config.data.prepared_dir=FOLDER"
+    )
+
+
+def _write(
+    directory: Path, aside: Path, result: _Result, manifest: dict[str, Any], data: ConfigDict
+) -> None:
     """Writes the folder aside and moves it to its place, if no other process was faster."""
-    temporary = directory.parent.parent / f".incomplete-{secrets.token_hex(8)}"
+    temporary = aside / secrets.token_hex(8)  # of its own: there may be no locks
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -401,9 +454,6 @@ def _write(directory: Path, result: _Result, manifest: dict[str, Any], data: Con
             if not (directory / "manifest.json").is_file():
                 raise
     except (OSError, tf.errors.OpError) as error:
-        raise ValueError(
-            f"cannot write prepared data to {directory} ({error}); free it, or choose another "
-            "place with --config.data.prepared_dir=FOLDER"
-        ) from None
+        raise _unwritable(directory, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

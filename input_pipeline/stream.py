@@ -5,9 +5,14 @@ that there is no iterator state to save and every position can be reached at onc
 becomes of the examples (pipeline.py, the only caller). Position p lies in epoch p // N, and step s
 of batch size B covers the positions from s * B on, across the ends of epochs: a run that goes on
 with another batch size continues at the same example.
+
+All draws are made here of the 64-bit words of PCG64, seeded with a SeedSequence. NumPy guarantees
+that these stay the same in later versions (NEP 19). It does not for the methods of Generator, and
+resuming a run must not depend on the version of NumPy.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,14 +51,25 @@ class Stream:
 
     def _draw(self, epoch: int) -> np.ndarray:
         num_examples = len(self._lengths_N)
-        rng = np.random.default_rng((self._seed, epoch))
-        by_length = np.lexsort((rng.random(num_examples), self._lengths_N))
+        bits = (num_examples - 1).bit_length()
+        words = random_words((self._seed, epoch), num_examples + (1 << bits) // 2)
+        # Ties of length are in the order of 53 bits of a word each: those of a float in [0, 1).
+        by_length = np.lexsort((words[:num_examples] >> 11, self._lengths_N))
+        # The other words are halved, the low half first; the top bit of each half is a flip.
+        halves = words[num_examples:, None] >> np.array([31, 63], np.uint64) & 1
+        flips = halves.astype(np.int64).ravel()
         place = epoch * num_examples + np.arange(num_examples)  # so that runs align across epochs
         point = np.zeros(num_examples, np.int64)
-        for bit in range((num_examples - 1).bit_length()):
-            # Reverses the bits of `place`, and flips each at random given the bits before it.
-            flips = rng.integers(0, 2, size=1 << bit)
-            point = 2 * point + ((place >> bit & 1) ^ flips[place & ((1 << bit) - 1)])
+        for bit in range(bits):
+            # Reverses the bits of `place`, and flips each at random given the bits before it. Bit b
+            # has a flip for each value of the b bits before it, behind those of earlier bits.
+            before = place & ((1 << bit) - 1)
+            point = 2 * point + ((place >> bit & 1) ^ flips[before + (1 << bit) - 1])
         permutation = np.empty(num_examples, np.int64)
         permutation[np.argsort(point)] = by_length
         return permutation
+
+
+def random_words(key: Sequence[int], count: int) -> np.ndarray:
+    """Returns the first `count` words of PCG64 for a key of integers from 0 on, uint64."""
+    return np.random.PCG64(np.random.SeedSequence(tuple(key))).random_raw(count)

@@ -11,7 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from input_pipeline import locking
 from input_pipeline.lazy import tfds
+from input_pipeline.locking import in_use
 
 
 def open_builder(data: ConfigDict, built_in: Iterable[str]) -> Any:
@@ -37,14 +39,27 @@ def open_builder(data: ConfigDict, built_in: Iterable[str]) -> Any:
     if not builder.is_prepared():
         print(f"{name} is not prepared: TFDS prepares it now")
         try:
-            builder.download_and_prepare()
+            _prepare(builder)
         except (OSError, AssertionError, tfds.download.DownloadError) as error:
             raise ValueError(
                 f"config.data.source={data.source!r}: TFDS cannot prepare it ({_first(error)}); "
                 f"prepare it where there is a network (tfds build {name}), copy its folder to "
                 f"{builder.data_path}, or convert it to JSONL for config.data.source='files'"
             ) from None
+        builder = tfds.builder(name, data_dir=data.prepared_dir or None)  # with what is there now
     return builder
+
+
+def _prepare(builder: Any) -> None:
+    """Prepares a data set of TFDS while no other process of this program does."""
+    folder = Path(builder.data_path).parent
+    killed = (folder / locking.FILE).exists()  # without it, what is incomplete may be another's
+    with in_use(folder, wait="which prepares the same data") as locked:
+        if builder.is_prepared():
+            return
+        if killed and locked:
+            locking.clear(folder.glob("incomplete.*"), folder)
+        builder.download_and_prepare()
 
 
 def _first(error: BaseException) -> str:

@@ -121,6 +121,12 @@ def trained_paths(adapt: ConfigDict, shapes: Mapping[str, Any], *, num_layers: i
     return heads | chosen
 
 
+def decoder_layers(paths: Iterable[str]) -> int:
+    """Returns how many layers of an encoder-decoder's decoder are among `paths`."""
+    found = [layer_of(path) for path in paths if path.startswith("backbone/decoder/layer_")]
+    return max(found) + 1 if found else 0
+
+
 def init(
     adapt: ConfigDict, shapes: Mapping[str, Any], rng: jax.Array, *, params: Flat
 ) -> dict[str, np.ndarray]:
@@ -369,8 +375,7 @@ def _depth(path: str, num_layers: int, top: int) -> int:
 
 def _top(paths: Iterable[str], num_layers: int) -> int:
     """One more than the number of layers, the decoder's among `paths` included."""
-    decoder = [layer_of(path) for path in paths if path.startswith("backbone/decoder/layer_")]
-    return num_layers + 1 + (max(decoder) + 1 if decoder else 0)
+    return num_layers + 1 + decoder_layers(paths)
 
 
 def _scale(adapt: ConfigDict) -> float:

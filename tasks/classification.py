@@ -28,7 +28,7 @@ from models.backbone import BackboneConfig
 from models.heads import ClassifierHead
 from tasks import label_words, limits
 from tasks.limits import Given, Limit
-from tasks.task import Chunk, Loss, Targets, Task, digest, rows_of, text_record
+from tasks.task import Chunk, Loss, Targets, Task, check_labels, digest, rows_of, text_record
 
 ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
 MACRO_F1 = Metric("macro_f1", "macro-F1, %", macro_f1, scale=100, digits=1)
@@ -152,6 +152,7 @@ class Classification(Task):
                 "config.data.label_column, config.classification.kind='multi' for several labels "
                 "or 'regression' for numbers, or another config.task"
             )
+        check_labels(examples.labels_N, split)
         if split == "train" and self._balanced:
             counts_C = np.bincount(examples.labels_N[examples.labels_N >= 0], minlength=self.size)
             weights_C = counts_C.sum() / (self.size * np.maximum(counts_C, 1))
@@ -326,7 +327,7 @@ class Classification(Task):
         log_probabilities_NxC = self.log_probabilities(predictions)
         classes_N = self.classes(log_probabilities_NxC)
         probabilities_NxC = np.exp(log_probabilities_NxC)
-        rows_N = rows_of(examples, predictions.ids_N)
+        rows_N, examples = rows_of(examples, predictions.ids_N), examples.as_given()
         for row, found, probabilities_C in zip(rows_N, classes_N, probabilities_NxC, strict=True):
             record = text_record(examples, int(row))
             if examples.labels_N is not None and examples.labels_N[row] >= 0:

@@ -366,16 +366,18 @@ class Generation(Task):
         """
         nats_N, correct_N, tokens_N = surprisal.sums(predictions)
         texts_N = predictions.outputs.get("texts_N", np.full(len(predictions), None, object))
+        given = examples.as_given()
         for k, i in enumerate(rows_of(examples, predictions.ids_N).tolist()):
             record: dict[str, Any] = {"id": int(examples.ids_N[i])}
             if examples.names_N is not None:
                 record["name"] = examples.names_N[i]
-            *before, (_, prompt), (_, answer) = messages_of(examples, i)
+            *before, (_, prompt), (_, shown) = messages_of(given, i)
+            _, answer = messages_of(examples, i)[-1]
             if before:
                 record["history"] = before
             record["prompt"] = prompt
             if answer:
-                record["answer"] = answer
+                record["answer"] = shown
             record["prediction"] = texts_N[k]
             if tokens_N[k]:
                 bits = float(nats_N[k] / np.log(2) / len(answer))

@@ -131,6 +131,7 @@ class LanguageModelling(Task):
         'wrong' is one of which not every token is the likeliest; 'confidence', its nats per token.
         """
         nats_N, correct_N, tokens_N = surprisal.sums(predictions)
+        given_N = examples.as_given().texts_N
         for i, row in enumerate(rows_of(examples, predictions.ids_N).tolist()):
             scores, targets = predictions["log_probability_N"][i], predictions["targets_N"][i]
             worst = [
@@ -143,7 +144,7 @@ class LanguageModelling(Task):
             ]
             yield {
                 "id": int(predictions.ids_N[i]),
-                "text": examples.texts_N[row],
+                "text": given_N[row],
                 "nats": round(float(nats_N[i]), 4),
                 "tokens": int(tokens_N[i]),
                 **self._costs(float(nats_N[i]), examples.texts_N[row]),

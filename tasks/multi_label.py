@@ -178,7 +178,7 @@ class MultiLabel(Classification):
         probabilities_NxC = _sigmoid(self.logits(predictions))
         found_NxC = probabilities_NxC >= self._thresholds()
         known = examples.label_sets is not None or examples.labels_N is not None
-        true_NxC = self._true(examples) if known else None
+        true_NxC, examples = self._true(examples) if known else None, examples.as_given()
         for row, found_C, probabilities_C in zip(
             rows_of(examples, predictions.ids_N),
             found_NxC,

@@ -33,7 +33,7 @@ from models.heads import ClassifierHead
 from models.language_heads import LanguageHead
 from tasks.classification import calibration_cards
 from tasks.limits import Given, Limit, masked
-from tasks.task import Chunk, Loss, Targets, Task, rows_of
+from tasks.task import Chunk, Loss, Targets, Task, check_labels, rows_of
 
 _NGRAMS = (1, 2, 3)  # characters
 _ABSENT = -1e9  # logit of a choice that an example does not have: exp() of it is 0
@@ -180,6 +180,8 @@ class MultipleChoice(Task):
                 f"{answers_N[i]} ({examples.texts_N[i][:40]!r}). Set config.data.labels to the "
                 "numbers ('0', '1', ...) of as many choices as an example may have"
             )
+        if split != "given":  # what is predicted on has none
+            check_labels(answers_N, split)
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
         """Returns what fills the blank of each text if the template has no {choice}."""
@@ -316,7 +318,7 @@ class MultipleChoice(Task):
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
         """Yields each example with its choices and their probabilities, in the same order and
         calibrated."""
-        rows_N = rows_of(examples, predictions.ids_N)
+        rows_N, examples = rows_of(examples, predictions.ids_N), examples.as_given()
         probabilities_NxK = np.exp(self.log_probabilities(predictions))
         for i, probabilities_K in zip(rows_N, probabilities_NxK, strict=True):
             choices = examples.choices_N[i]

@@ -236,25 +236,22 @@ class ReadingComprehension(Task):
         {name: prediction} of all is the file that CMRC's and SQuAD's scripts take.
         """
         chosen = examples.take(rows_of(examples, predictions.ids_N))
-        predicted = self._chosen(predictions, chosen)
+        given, predicted = chosen.as_given(), self._chosen(predictions, chosen)
         for i, (text, best) in enumerate(predicted):
-            context = chosen.texts_N[i]
+            context = given.texts_N[i]
             record: dict[str, Any] = {"id": int(chosen.ids_N[i])}
             if chosen.names_N is not None:
                 record["name"] = chosen.names_N[i]
-            record |= {"question": chosen.pairs_N[i], "text": context}
+            record |= {"question": given.pairs_N[i], "text": context}
             if chosen.spans is not None:
                 record["answers"] = _true_answers(chosen, i)
                 record["wrong"] = not answers.exact_match(text, record["answers"])
-            record |= {"prediction": text, "start": best.start if text else -1}
+            start, stop = chosen.span_as_given(i, best.start, best.stop) if text else (-1, -1)
+            record |= {"prediction": context[start:stop], "start": start}
             record["confidence"] = float(np.exp(best.score))
             record["n_best"] = [
-                {
-                    "text": context[answer.start : answer.stop],
-                    "start": answer.start,
-                    "confidence": round(float(np.exp(answer.score)), 6),
-                }
-                for answer in (_stripped(context, found) for found in predictions["answers_N"][i])
+                _as_given(chosen, i, _stripped(chosen.texts_N[i], found), context)
+                for found in predictions["answers_N"][i]
             ]
             yield record
 
@@ -358,6 +355,13 @@ def _stripped(context: str, answer: Answer) -> Answer:
     text = context[answer.start : answer.stop]
     start = answer.start + len(text) - len(text.lstrip())
     return answer._replace(start=start, stop=start + len(text.strip()))
+
+
+def _as_given(examples: Examples, index: int, answer: Answer, context: str) -> dict[str, Any]:
+    """Returns one of the n best answers as it stands in the context that was given."""
+    start, stop = examples.span_as_given(index, answer.start, answer.stop)
+    confidence = round(float(np.exp(answer.score)), 6)
+    return {"text": context[start:stop], "start": start, "confidence": confidence}
 
 
 def _true_answers(examples: Examples, index: int) -> list[str]:

@@ -160,7 +160,7 @@ class Regression(Classification):
         how many.
         """
         deviation = self.fitted["deviation"]
-        rows_N = rows_of(examples, predictions.ids_N)
+        rows_N, examples = rows_of(examples, predictions.ids_N), examples.as_given()
         for row, found in zip(rows_N, self._numbers(predictions), strict=True):
             record = text_record(examples, int(row))
             true = np.nan if examples.numbers_N is None else float(examples.numbers_N[row])

@@ -282,20 +282,22 @@ class Tagging(Task):
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
         """Yields 'id', 'name' (if there is one), 'text', 'spans' (if known) and 'predicted' as
         [start, stop, label, characters], 'scores' of these, 'wrong' (if known), 'confidence'."""
+        texts_N = examples.as_given().texts_N
         for at, row in enumerate(rows_of(examples, predictions.ids_N)):
-            text, found_Sx3 = examples.texts_N[row], predictions["spans_N"][at]
+            found_Sx3, text = predictions["spans_N"][at], texts_N[row]
+            moved = [(*examples.span_as_given(row, i, j), k) for i, j, k in found_Sx3.tolist()]
             record: dict[str, Any] = {"id": int(predictions.ids_N[at])}
             if examples.names_N is not None:
                 record["name"] = examples.names_N[row]
-            record |= {"text": text, "predicted": self._shown(found_Sx3, text)}
+            record |= {"text": text, "predicted": self._shown(moved, text)}
             record["scores"] = [round(float(score), 4) for score in predictions["scores_N"][at]]
             if examples.spans is not None:
-                record["spans"] = self._shown(examples.spans.row(row), text)
+                record["spans"] = self._shown(examples.spans.row(row).tolist(), text)
                 record["wrong"] = sorted(record["spans"]) != sorted(record["predicted"])
             yield record | {"confidence": float(predictions["confidence_N"][at])}
 
-    def _shown(self, spans_Sx3: np.ndarray, text: str) -> list[list]:
-        return [[i, j, self.labels[label], text[i:j]] for i, j, label in spans_Sx3.tolist()]
+    def _shown(self, spans: Sequence[Sequence[int]], text: str) -> list[list]:
+        return [[i, j, self.labels[label], text[i:j]] for i, j, label in spans]
 
     def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray:
         """Returns which tokens get a tag: of the text, with characters, and not cut by an edge."""

@@ -274,6 +274,15 @@ def rows_of(examples: Examples, ids_N: np.ndarray) -> np.ndarray:
     return rows_N
 
 
+def check_labels(labels_N: np.ndarray, split: str) -> None:
+    """Raises ValueError where every label is masked: such a split teaches and measures nothing."""
+    if not (labels_N >= 0).any():
+        raise ValueError(
+            f"none of the {len(labels_N):,} {split} examples has a label: name other data, or what "
+            "holds the labels (config.data.label_column)"
+        )
+
+
 def digest(truth_N: np.ndarray) -> str:
     """Returns Scores.truth of true answers, int or float."""
     return hashlib.sha256(np.ascontiguousarray(truth_N).tobytes()).hexdigest()

@@ -26,7 +26,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import common
 from configs.overrides import companion
+from configs.stored import own_key, present_config
 from evaluation import calibration, label_issues
 from evaluation.evaluate import Predictions, predict
 from evaluation.label_issues import LabelIssues
@@ -40,12 +42,7 @@ from training.experiment import Experiment, build
 from training.sharding import put_batch, replicated
 from training.state import TrainState
 from training.train import Run
-from training.workdir import (
-    NOT_OF_THE_WEIGHTS,
-    check_workdir,
-    flatten_config,
-    has_checkpoint,
-)
+from training.workdir import NOT_OF_THE_WEIGHTS, check_workdir, has_checkpoint
 
 _SHOWN = 5  # of the list, on the console
 _FORMULA = (
@@ -183,7 +180,8 @@ def _fold(
 
 def _key(config: ConfigDict, data: RunData, fold: int) -> np.ndarray:
     """Returns a digest of what an outcome depends on."""
-    options = flatten_config(json.loads(config.to_json()))
+    defaults = present_config(common.get_config())  # a key that comes later changes no digest
+    options = {k: v for k, v in present_config(config).items() if defaults.get(own_key(k)) != v}
     options = {k: v for k, v in options.items() if not k.startswith(NOT_OF_THE_WEIGHTS)}
     origin = json.dumps([options, data.fingerprints, fold], sort_keys=True)
     return np.array(hashlib.sha256(origin.encode()).hexdigest())

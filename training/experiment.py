@@ -100,6 +100,11 @@ class Experiment:
         """Number of layers with parameters of their own."""
         return num_layers(self.model.config)
 
+    @property
+    def decoder_layers(self) -> int:
+        """Number of layers of an encoder-decoder's decoder that the run has."""
+        return adapters.decoder_layers({**self.initial, **self.frozen})
+
     def _apply(
         self, params: Mapping, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
     ) -> dict[str, jax.Array]:
@@ -391,7 +396,13 @@ class _Weights:
         self.initial: dict[str, np.ndarray] = {}
         self.frozen: dict[str, Any] = {}
         self.fresh: set[str] = set()
-        factors = learning_rate_factors(config.optimizer, self._shapes, self._layers)
+        self._rates = functools.partial(
+            learning_rate_factors,
+            config.optimizer,
+            num_layers=self._layers,
+            decoder_layers=adapters.decoder_layers(self._shapes),
+        )
+        factors = self._rates(self._shapes)
         self.factors = {path: factors[path] for path in trained if factors[path] is not None}
 
     def read(self, own: Tokenizer, tokenizer: Tokenizer, training: Examples | None) -> None:
@@ -457,7 +468,7 @@ class _Weights:
             added |= {path: value for path, value in started.items() if path in added}
             self.initial |= {p: v for p, v in started.items() if p in self.initial}
             self.fresh -= started.keys()
-        factors = learning_rate_factors(config.optimizer, added, self._layers)
+        factors = self._rates(added)
         self.factors |= {path: factor for path, factor in factors.items() if factor is not None}
         for path, value in added.items():
             self._place(path, value)

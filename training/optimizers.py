@@ -40,25 +40,41 @@ def match_table(table: Table, paths: Iterable[str], key: str) -> dict[str, float
     return values
 
 
-def layer_decay_table(num_layers: int, decay: float) -> Table:
+def layer_decay_table(num_layers: int, decay: float, *, decoder_layers: int = 0) -> Table:
     """Returns the table of layer-wise learning-rate decay (ELECTRA, 2003.10555, section 3.1).
 
     The head and what follows the last layer keep 1; layer i has decay ** (num_layers - i) and the
-    embeddings one factor more than layer 0.
+    embeddings one factor more than layer 0. Of an encoder-decoder the decoder's layers stand on
+    top of the encoder's, as in gradual unfreezing: its layer j has decay ** (decoder_layers - j),
+    and all of the encoder's have decoder_layers factors more, its last norm too. A bias by distance
+    that the layers of a stack share lives in the first of them. A prompt starts from nothing, as
+    heads do, and keeps 1.
+
+    Args:
+      num_layers: with parameters of their own, without a decoder's.
+      decay: factor per layer.
+      decoder_layers: of the decoder of an encoder-decoder, 0 where none is trained.
     """
-    layers = [
-        (rf"backbone/layer_{i}/.*", decay ** (num_layers - i)) for i in reversed(range(num_layers))
-    ]
-    return [*layers, (r"backbone/embedder.*", decay ** (num_layers + 1)), (".*", 1.0)]
+    table = [(r"backbone/embedder/prompt", 1.0)]
+    stacks = {"backbone": (num_layers, decoder_layers), "backbone/decoder": (decoder_layers, 0)}
+    for stack, (count, above) in stacks.items():
+        table += [
+            (rf"{stack}/layer_{i}/.*", decay ** (above + count - i)) for i in reversed(range(count))
+        ]
+        table.append((rf"{stack}/relative_bias/.*", decay ** (above + count)))
+        table.append((rf"{stack}/final_norm/.*", decay**above))
+    embedder = (r"backbone/embedder.*", decay ** (num_layers + decoder_layers + 1))
+    return [*table, embedder, (".*", 1.0)]
 
 
 def learning_rate_factors(
-    config: ConfigDict, paths: Iterable[str], num_layers: int
+    config: ConfigDict, paths: Iterable[str], num_layers: int, *, decoder_layers: int = 0
 ) -> dict[str, float | None]:
     """Returns each path's factor on the learning rate; None where the parameter is frozen."""
     paths = list(paths)
     factors = match_table(config.lr_table, paths, "optimizer.lr_table")
-    decays = match_table(layer_decay_table(num_layers, config.layer_decay), paths, "layer_decay")
+    table = layer_decay_table(num_layers, config.layer_decay, decoder_layers=decoder_layers)
+    decays = match_table(table, paths, "optimizer.layer_decay")
     return {
         path: None if factor is None else factor * decays[path] for path, factor in factors.items()
     }
@@ -89,7 +105,12 @@ def make_optimizer(
     )
 
 
-def describe(config: ConfigDict, params: Mapping[str, jax.Array], num_layers: int) -> list[str]:
+def describe(
+    config: ConfigDict,
+    params: Mapping[str, jax.Array],
+    num_layers: int,
+    decoder_layers: int = 0,
+) -> list[str]:
     """Says in prose which row of each table took which parameters."""
     lines = []
     for key in ("lr_table", "decay_table"):
@@ -103,7 +124,7 @@ def describe(config: ConfigDict, params: Mapping[str, jax.Array], num_layers: in
                 f"{size / 1e6:.1f}M values"
             )
     if config.layer_decay != 1.0:
-        lowest = config.layer_decay ** (num_layers + 1)
+        lowest = config.layer_decay ** (num_layers + decoder_layers + 1)
         lines.append(
             f"Layer-wise decay {config.layer_decay:g}: the embeddings learn at x{lowest:.2g}"
         )

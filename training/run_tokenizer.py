@@ -14,6 +14,7 @@ from input_pipeline import vocabulary
 from input_pipeline.augmentation_tables import PUNCTUATION
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
+from input_pipeline.locking import in_use
 from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
 from input_pipeline.template import FIELD
 from input_pipeline.tokenization import (
@@ -72,7 +73,8 @@ def run_tokenizers(
       training: what it learns from; None takes it as it was left in `workdir`.
 
     Raises:
-      ValueError: options that exclude each other, or do not fit the checkpoint.
+      ValueError: options that exclude each other, or do not fit the checkpoint; or another process
+        trains in the workdir.
       FileNotFoundError: the workdir has checkpoints, but not the tokeniser they were trained with.
     """
     options, path = config.tokenizer, workdir / "tokenizer.model"
@@ -100,8 +102,7 @@ def run_tokenizers(
             "config.tokenizer.model='train' makes one: leave them out, and set vocab_size"
         )
     if fresh:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with working("Fitting the tokeniser"):
+        with in_use(workdir), working("Fitting the tokeniser"):
             if own:
                 path.write_bytes(_fitted_model(config, own, training_texts(training)))
             else:

@@ -23,6 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import sweeping
+from configs.stored import differences
 from evaluation import comparison, report
 from evaluation.metrics import estimate
 from evaluation.stored_scores import read_scores
@@ -111,7 +112,7 @@ def is_finished(run: Planned) -> bool:
     path = run.workdir / "config.json"
     if not (run.workdir / "results.json").exists() or not path.exists():
         return False
-    return json.loads(path.read_text(encoding="utf-8")) == json.loads(run.config.to_json())
+    return not differences(json.loads(path.read_text(encoding="utf-8")), run.config)
 
 
 def outcome(run: Planned) -> Record:

@@ -9,7 +9,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from evaluation.restoring import read_meta
 from input_pipeline import silent_loss
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
+from input_pipeline.locking import in_use
 from integration import methods
 from integration import run as integration
 from integration.shifted import shifted_examples
@@ -35,6 +36,7 @@ from training.compilation import PerShape
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
 from training.interruption import Interrupted, stop_signals
+from training.origin import check_origin, start_from_run
 from training.progress import Progress
 from training.run_features import run_features
 from training.run_tokenizer import training_texts
@@ -68,9 +70,16 @@ def train(
 
     Raises:
       Interrupted: a signal came while training; everything is saved.
-      ValueError: bad input, or a loss that is not finite.
+      ValueError: bad input, a loss that is not finite, or another process that trains there.
       OSError: a file could not be read or written.
     """
+    with in_use(workdir):
+        return _train(config, workdir, on_evaluation, compare=compare)
+
+
+def _train(
+    config: ConfigDict, workdir: Path, on_evaluation: OnEvaluation | None, *, compare: bool
+) -> dict[str, Any]:
     check_workdir(workdir, config)
     if methods.apply(config):
         integration.check(config, workdir)
@@ -182,6 +191,7 @@ class Run:
             "best": None,
             "evaluations_without_gain": 0,
             "collapse": {},
+            "skipped": 0,  # steps whose every label was masked
         }
 
     def train(self) -> None:
@@ -200,6 +210,7 @@ class Run:
             except collapse.Collapsed as found:
                 collapse.restart(choice, self._workdir, found, learning_rate=self._rate)
                 self._meta |= {"best": None, "evaluations_without_gain": 0, "collapse": {}}
+                self._meta["skipped"] = 0
 
     def _make_step(self) -> None:
         """Makes the train step, at the learning rate that earlier collapses left."""
@@ -241,7 +252,9 @@ class Run:
             with working("Choosing the shapes of batches"):
                 plan = self._experiment.pipeline.plan(self._train_split)
             print(plan.prose())
-            batches = self._experiment.pipeline.train(self._train_split, first_example=seen)
+            batches = self._experiment.pipeline.train(
+                self._train_split, first_example=seen, position=self._position
+            )
             first = next(batches)
             lines = cost.describe(
                 state,
@@ -261,15 +274,27 @@ class Run:
                     self.evaluate(0, state)
                 self._loop(state, batches, first_step, total, stopped)
             print(f"{self._train_step.count} compilations of the train step.")
+            if skipped := self._meta["skipped"]:
+                print(
+                    f"Note: {skipped:,} of {total:,} steps were skipped, since every label of "
+                    "their batches is masked."
+                )
 
     def _start(self) -> TrainState:
         """Returns the state to go on from, by the start order."""
         experiment, config = self._experiment, self._config
         placed = replicated(experiment.mesh)
-        latest = self._checkpoints.latest()
+        latest, self._position = self._checkpoints.latest(), None
         if latest is not None:
             saved = self._checkpoints.meta(latest)
-            self._check_origin(saved, f"checkpoint {latest} of {self._workdir}")
+            check_origin(saved, self._meta, f"checkpoint {latest} of {self._workdir}", config)
+            self._meta["skipped"] = saved.get("skipped", 0)  # older checkpoints lack both
+            self._position = experiment.pipeline.seen(
+                self._train_split,
+                latest,
+                since=saved.get("position"),
+                batch_size=saved["config"]["data"]["batch_size"],
+            )
             if saved["metric"] == config.eval.metric:
                 for key in ("best", "evaluations_without_gain", "collapse"):
                     self._meta[key] = saved[key]
@@ -283,7 +308,7 @@ class Run:
             like = TrainState(scalar, scalar, experiment.like(), optimizer, average)
             return self._checkpoints.restore(latest, like)
         if config.resume_from:
-            params = self._other_run()
+            params = start_from_run(config, self._meta, experiment.like())
         else:
             params = experiment.put(experiment.initial)
             print(f"Start: from {config.model.init} weights of {config.model.checkpoint}.")
@@ -291,43 +316,6 @@ class Run:
         zero = jax.device_put(jnp.int32(0), placed)
         average = jax.tree.map(jnp.copy, params) if config.train.ema else None  # params are donated
         return TrainState(zero, zero + 0, params, optimizer, average)
-
-    def _other_run(self) -> dict[str, jax.Array]:
-        """Returns the best (else the latest) parameters of the run in config.resume_from."""
-        folder = Path(self._config.resume_from) / "checkpoints"
-        if not folder.is_dir():
-            raise FileNotFoundError(f"config.resume_from: there is no folder {folder.absolute()}")
-        other = Checkpoints(folder, read_only=True)
-        step = other.resolve("latest" if other.best() is None else "best")
-        saved = other.meta(step)
-        name = f"checkpoint {step} of {self._config.resume_from}"
-        if saved["labels"] != self._meta["labels"]:
-            raise ValueError(
-                f"config.resume_from: {name} has the labels {saved['labels']}, the data has "
-                f"{self._meta['labels']}: set config.data.labels to the former"
-            )
-        self._check_origin(saved, name, parts=("pretrained", "tokenizer"))
-        params = other.restore_params(step, self._experiment.like())
-        print(f"Start: from the weights of {name}.")
-        return params
-
-    def _check_origin(
-        self, saved: Mapping[str, Any], name: str, parts: Sequence[str] | None = None
-    ) -> None:
-        """Compares the fingerprints of data, tokeniser and weights with a checkpoint's."""
-        current = self._meta["fingerprints"]
-        parts = parts or list(current)
-        changed = [part for part in parts if saved["fingerprints"].get(part) != current[part]]
-        if not changed:
-            return
-        text = f"{name} was trained with another {' and another '.join(changed)}"
-        if self._config.train.on_config_change == "continue":
-            print(f"Note: {text} (by fingerprint), and goes on with the present one.")
-        else:
-            raise ValueError(
-                f"{text} (the fingerprints differ): restore the files it was trained on, choose "
-                "another --workdir, or pass --config.train.on_config_change=continue"
-            )
 
     def _describe(self, state: TrainState, total: int) -> None:
         """Says in prose what was derived from the config."""
@@ -350,7 +338,8 @@ class Run:
         )
         frozen = experiment.frozen if config.adapt.kind == "full" else {}
         shown = {**experiment.initial, **frozen}
-        for line in optimizers.describe(config.optimizer, shown, experiment.num_layers):
+        layers = experiment.num_layers, experiment.decoder_layers
+        for line in optimizers.describe(config.optimizer, shown, *layers):
             print(line)
 
     def _loop(
@@ -363,10 +352,11 @@ class Run:
     ) -> None:
         """Runs steps first_step + 1 .. total. Order: step, log, evaluate, save, stop."""
         durations, frozen = self._durations, self._experiment.frozen
-        pending = Pending(self._progress, self._guard, first_step + 1)
+        pending = Pending(
+            self._progress, self._guard, first_step + 1, skipped=self._meta["skipped"]
+        )
         for step in range(first_step + 1, total + 1):
             batch = next(batches)
-            check_batch(batch, step)
             device_batch = put_batch(batch, self._experiment.mesh)
             with jax.transfer_guard("disallow"):
                 state, metrics = self._train_step(state, frozen, device_batch)
@@ -376,10 +366,15 @@ class Run:
             save = last or stop or step % durations.checkpoint_every == 0
             if evaluate or save or step % durations.log_every == 0:
                 pending.flush()
+                self._meta["skipped"] = pending.skipped
+                self._check_taught(step, last=last)
             values = self.evaluate(step, state) if evaluate else None
             finished = last or self._stopped_early()
             if save or finished or (values and not self._meta["evaluations_without_gain"]):
                 ranks = self._experiment.rank(values) if values else ()
+                self._meta["position"] = self._experiment.pipeline.seen(
+                    self._train_split, step, since=self._position
+                )
                 with working("Writing a checkpoint"):
                     self._checkpoints.save(step, state, self._meta, values, ranks=ranks)
             if stop:
@@ -392,6 +387,15 @@ class Run:
             if evaluate and self._on_evaluation:
                 self._on_evaluation(step, self._experiment.rank(values))
             pending.restart_clock(evaluate or save)
+
+    def _check_taught(self, step: int, *, last: bool) -> None:
+        """Raises ValueError when an epoch, or the whole training, had no label."""
+        epoch = step * self._config.data.batch_size >= len(self._train_split)
+        if self._meta["skipped"] == step and (epoch or last):
+            raise ValueError(
+                f"all {step:,} steps so far had nothing to learn from, since every label of their "
+                "batches is masked: check the labels of the training split"
+            )
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates on the validation split, counts gains, and returns the metrics' values."""
@@ -421,11 +425,23 @@ class Run:
 
 
 class Pending:
-    """Metrics of steps that may still run on the device; fetched only when they are logged."""
+    """Metrics of steps that may still run on the device; fetched only when they are logged.
 
-    def __init__(self, progress: Progress, guard: collapse.CollapseGuard, first_step: int):
+    Attributes:
+      skipped: steps so far whose every label was masked.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        guard: collapse.CollapseGuard,
+        first_step: int,
+        *,
+        skipped: int = 0,
+    ):
         self._progress, self._guard, self._first_step = progress, guard, first_step
-        self._steps: list[tuple[int, dict[str, jax.Array]]] = []
+        self.skipped = skipped
+        self._steps: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
         self._tokens = 0
         self._start = time.perf_counter()
 
@@ -433,7 +449,7 @@ class Pending:
         self, step: int, metrics: dict[str, jax.Array], batch: Mapping[str, np.ndarray]
     ) -> None:
         """Notes a dispatched step without waiting for it."""
-        self._steps.append((step, metrics))
+        self._steps.append((step, metrics, batch["ids_B"]))
         self._tokens += int((batch["segments_RxL"] > 0).sum())
         self._progress.update(step)
 
@@ -449,16 +465,21 @@ class Pending:
           Collapsed: a loss or gradient is not finite, naming the steps; or the losses run away.
           ValueError: it is not from the first step on, which no learning rate can mend.
         """
-        fetched = [(step, jax.device_get(metrics)) for step, metrics in self._steps]
+        fetched = [(step, jax.device_get(metrics), ids) for step, metrics, ids in self._steps]
         speed = self._tokens / max(time.perf_counter() - self._start, 1e-9)
+        learned = [(step, metrics) for step, metrics, _ in fetched if metrics.pop("weight") != 0]
         broken = [
             step
-            for step, metrics in fetched
+            for step, metrics in learned
             if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"])
         ]
-        for step, metrics in fetched:
-            values = {name: float(value) for name, value in metrics.items()}
-            last = {"tokens_per_second": speed} if step == fetched[-1][0] else {}
+        taught = dict(learned)
+        for step, _, ids in fetched:
+            if step not in taught:
+                self._skip(step, ids)
+                continue
+            values = {name: float(value) for name, value in taught[step].items()}
+            last = {"tokens_per_second": speed} if step == learned[-1][0] else {}
             self._progress.log(step, {**values, **last}, show=bool(last))
         if self._first_step in broken:
             raise ValueError(
@@ -473,20 +494,17 @@ class Pending:
                 "config.optimizer.learning_rate, lengthen config.schedule.warmup, or compute in "
                 "float32. Checkpoints hold only steps before these."
             )
-        for step, metrics in fetched:
+        for step, metrics in learned:
             self._guard.check_loss(step, float(metrics["loss"]))
         self._steps, self._tokens, self._start = [], 0, time.perf_counter()
 
-
-def check_batch(batch: Mapping[str, np.ndarray], step: int) -> None:
-    """Raises when no example of a batch has a label to learn from.
-
-    Raises:
-      ValueError: names the step and the examples.
-    """
-    if not batch["weights_B"].any():
-        ids = batch["ids_B"].ravel()[:8].tolist()
-        raise ValueError(
-            f"step {step}: every label of the batch is masked (examples {ids}), so there is "
-            "nothing to learn from: check the labels, or raise config.data.batch_size"
-        )
+    def _skip(self, step: int, ids: np.ndarray) -> None:
+        """Counts a step that left the weights as they were, and says so of the first."""
+        self._progress.log(step, {"skipped": 1.0}, show=False)
+        self.skipped += 1
+        if self.skipped == 1:
+            self._progress.message(
+                f"Note: every label of the batch of step {step} is masked (examples "
+                f"{ids.ravel()[:8].tolist()}): nothing is learned from it. Steps like it are "
+                "skipped and counted."
+            )

@@ -1,5 +1,6 @@
 """One optimiser step as a pure function: microbatches, gradient, clipping, AdamW, new state."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,7 +42,9 @@ def make_train_step(
         start; used where the state has an average.
 
     The batch's arrays start with the microbatch axis M. Sums are divided by the total weight once,
-    so that M microbatches equal one large batch.
+    so that M microbatches equal one large batch. A total weight of 0, of a batch whose every label
+    is masked, leaves all but the counters of the state as they are: neither weight decay nor
+    momentum acts; metrics['weight'] says so.
     """
 
     def train_step(
@@ -71,6 +74,7 @@ def make_train_step(
             ((total, sums), gradients), _ = jax.lax.scan(accumulate, zeros, parts)
 
         weight = sums.pop("weight")
+        is_taught = weight != 0  # a weight that is not a number counts: its loss ends the run
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         # The rate of a step is the schedule at the middle of its examples: neither the first nor
@@ -83,14 +87,18 @@ def make_train_step(
         if average is not None:
             decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
             average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+        old = (state.params, state.optimizer, state.average)
+        new = jax.tree.map(
+            functools.partial(jnp.where, is_taught), (params, optimizer_state, average), old
+        )
         metrics = {
+            "weight": weight,
             "loss": total / weight,
             **{name: value / weight for name, value in sums.items()},
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": rate,
         }
         seen = state.examples + batch_size
-        state = TrainState(state.step + 1, seen, params, optimizer_state, average)
-        return state, metrics
+        return TrainState(state.step + 1, seen, *new), metrics
 
     return train_step

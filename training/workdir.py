@@ -5,11 +5,11 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.overrides import find_recipe, load_config
+from configs.stored import differences, flatten_config
 
 # What may differ between two starts in one workdir, since the trained weights don't depend on it.
 NOT_OF_THE_WEIGHTS = ("eval.checkpoint", "eval.split", "eval.test", "eval.robustness", "search.")
@@ -26,15 +26,6 @@ _OURS += ("results.json", "comparison.json", "evaluation_*.json", "scores_*.npz"
 _OURS += ("errors_*.jsonl", "predictions.jsonl", "MODEL_CARD.md", "*.partial")
 # What a run's weights belong to, beside the data and the model.
 _FITTED = ("features.", "tokenizer.")
-
-
-def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Flattens nested dicts to {'a.b': value}."""
-    flat = {}
-    for key, value in config.items():
-        path = f"{prefix}{key}"
-        flat |= flatten_config(value, path + ".") if isinstance(value, dict) else {path: value}
-    return flat
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -59,12 +50,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     started = has_checkpoint(workdir) or (workdir / "results.json").exists()
     if not path.exists() or not started:
         return
-    old = flatten_config(json.loads(path.read_text(encoding="utf-8")))
-    new = flatten_config(json.loads(config.to_json()))
     changed = {
-        key: f"  {key}: {old.get(key, '(absent)')!r} there, {new.get(key, '(absent)')!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(NOT_OF_THE_WEIGHTS)
+        key: f"  {key}: {there!r} there, {now!r} now"
+        for key, (there, now) in differences(json.loads(path.read_text("utf-8")), config).items()
+        if not key.startswith(NOT_OF_THE_WEIGHTS)
     }
     if choice == "continue":
         if fitted := [line for key, line in changed.items() if key.startswith(_FITTED)]:

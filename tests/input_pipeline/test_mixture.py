@@ -1,6 +1,7 @@
 """Mixtures: their numbering, their schedule, and batches of one member at a time."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from input_pipeline.examples import Examples, object_array
 from input_pipeline.mixture import (
     Mixture,
     MixturePipeline,
+    Position,
     Schedule,
     global_ids,
     member_configs,
@@ -45,9 +47,29 @@ def test_schedule_keeps_its_rates_and_starts_anywhere(rates, seed, first, count)
     schedule = Schedule(dict(zip(names, rates, strict=True)), seed=seed)
     whole = schedule.at(0, first + count)
     np.testing.assert_array_equal(whole[first:], schedule.at(first, count))
-    counts = schedule.before(first + count)
+    counts = schedule.before(first) + schedule.before(first + count, since=first)
     np.testing.assert_array_equal(counts, np.bincount(whole, minlength=len(rates)))
     assert np.abs(counts - schedule.rates_M * (first + count)).max() < 5
+
+
+def test_members_follow_one_another_as_they_always_did(monkeypatch):
+    monkeypatch.setattr(np.random, "default_rng", None)
+    schedule = Schedule({"a": 3, "b": 1}, seed=7)
+    assert schedule.at(0, 16).tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0]
+    assert Schedule(dict.fromkeys("abc", 1), seed=2**33).at(10**6, 12).tolist() == [
+        1,
+        0,
+        2,
+        1,
+        2,
+        1,
+        0,
+        2,
+        1,
+        0,
+        2,
+        0,
+    ]
 
 
 def test_rates_are_of_sizes_at_a_temperature_or_given():
@@ -103,11 +125,13 @@ class Stream:
             yield {"ids_B": np.pad(ids, (0, 4 - len(ids)), constant_values=-1)}
 
 
-def pipeline():
+def pipeline(batch_size=4, **multi):
+    config = common.get_config().multi
+    config.update(multi)
     return MixturePipeline(
-        {name: Stream(4) for name in MIXTURE.parts},
-        multi=common.get_config().multi,
-        batch_size=4,
+        {name: Stream(batch_size) for name in MIXTURE.parts},
+        multi=config,
+        batch_size=batch_size,
         microbatches=2,
         seed=3,
     )
@@ -129,6 +153,44 @@ def test_every_step_is_of_one_member_and_resumes_exactly():
                 assert again.keys() == before.keys()
                 np.testing.assert_array_equal(again["ids_B"], before["ids_B"])
     assert places["a"] > places["b"] > places["c"] > 0
+
+
+PARTS = st.lists(
+    st.tuples(
+        st.integers(1, 20),
+        st.sampled_from([2, 4, 6, 16]),
+        st.sampled_from(
+            [
+                {},
+                {"temperature": 1.0},
+                {"mixing": "rates", "rates": (1, 1, 1)},
+                {"mixing": "rates", "rates": (1, 5, 0.1)},
+            ]
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(PARTS)
+@settings(max_examples=50, deadline=None)
+def test_other_batch_sizes_and_rates_repeat_and_skip_no_example_of_any_member(parts):
+    position, places = Position(0, {}), dict.fromkeys(MIXTURE.parts, 0)
+    for steps, batch_size, multi in parts:
+        made = pipeline(batch_size, **multi)
+        batches = made.train(MIXTURE, first_example=0, position=position)
+        for batch in itertools.islice(batches, steps):
+            name = member_of(batch)
+            assert batch["place"] == places[name]
+            places[name] += batch_size
+        position = made.seen(MIXTURE, position.step + steps, since=position)
+        assert dict(position.seen) == places
+        assert position == Position(*json.loads(json.dumps(position)))
+
+
+def test_a_checkpoint_that_does_not_say_where_it_stood_took_its_own_batch_size():
+    assert pipeline(16).seen(MIXTURE, 7, batch_size=4) == pipeline(4).seen(MIXTURE, 7)
 
 
 def test_evaluation_sees_every_example_once():

@@ -1,7 +1,11 @@
 """Preparation: the folder it leaves, the counts in its manifest, and what it refuses."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs.common import get_config
-from input_pipeline import preparation, storage
+from input_pipeline import locking, preparation, storage
 
 
 def make_data(prepared_dir, **options):
@@ -146,9 +150,17 @@ def test_interrupted_preparation_leaves_nothing_to_read(tmp_path, files, monkeyp
     assert len(preparation.load_split(preparation.prepare(data), "train")) == 32
 
 
-def test_slower_of_two_processes_takes_the_folder_of_the_faster(tmp_path, files, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*cannot be locked")
+def test_without_locks_the_slower_of_two_processes_takes_the_folder_of_the_faster(
+    tmp_path, files, monkeypatch
+):
     data = make_data(tmp_path / "data", **files)
     write, faster = storage.write, []
+
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locking.fcntl, "flock", refuse)
 
     def overtaken(*args, **options):
         if not faster:
@@ -159,6 +171,45 @@ def test_slower_of_two_processes_takes_the_folder_of_the_faster(tmp_path, files,
     monkeypatch.setattr(storage, "write", overtaken)
     assert preparation.prepare(data) == faster[0]
     assert not list((tmp_path / "data").rglob(".incomplete*"))
+
+
+def test_what_killed_preparations_left_is_deleted_unless_it_is_in_use(tmp_path, files, capsys):
+    data = make_data(tmp_path / "data", **files)
+    folder = tmp_path / "data" / "weitiao"
+    name = preparation.prepare(data).directory.parent.name
+    shutil.rmtree(folder / name)
+    left = [f".incomplete-{name}", ".incomplete-files-other", ".incomplete-0123456789abcdef"]
+    for path in left:
+        (folder / path / "1.0.0" / "deep").mkdir(parents=True)
+        (folder / path / "1.0.0" / "deep" / "shard").write_bytes(bytes(500_000))
+        (folder / path / ".lock").write_text('{"process": 1}')
+        (folder / path / "manifest.json").write_text("{}")
+    busy = folder / ".incomplete-files-busy"
+    busy.mkdir()
+    (busy / "shard").write_bytes(bytes(100))
+    with (busy / ".lock").open("a+") as file:  # as another process has it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        preparation.prepare(data)
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert f"Deleted what a killed preparation left in {folder}: 6 files, 1.5 MB." in output
+    assert {path.name for path in folder.iterdir()} == {name, busy.name}
+    preparation.prepare(make_data(tmp_path / "data", **files, cleaning={"min_characters": 3}))
+    assert not list(folder.rglob(".incomplete*"))
+
+
+def test_waiting_for_another_process_ends_with_its_data(tmp_path, files, monkeypatch):
+    data = make_data(tmp_path / "data", **files)
+    prepared = preparation.prepare(data)
+    moved = prepared.directory.rename(tmp_path / "elsewhere")
+
+    def appear(folder, **options):  # while this process waits
+        moved.rename(prepared.directory)
+        return contextlib.nullcontext(True)
+
+    monkeypatch.setattr(preparation, "in_use", appear)
+    monkeypatch.setattr(preparation, "_process", None)
+    assert preparation.prepare(data) == prepared
 
 
 def test_prepared_dir_defaults_to_that_of_tfds(tmp_path, files, monkeypatch):

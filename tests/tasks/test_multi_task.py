@@ -10,8 +10,9 @@ import pytest
 from configs import common
 from evaluation import protocol
 from evaluation.metrics import Metric, estimate, mean, summarise
-from input_pipeline.mixture import member_of
+from input_pipeline.mixture import member_of, own_ids
 from tasks.multi_task import MEAN, MultiTask, _metrics
+from training import train as loop
 from training.data import load_data
 from training.experiment import build, make_pipeline
 from training.sharding import put_batch
@@ -129,6 +130,37 @@ def test_each_member_is_as_it_would_be_alone(started):
                 assert error <= 1e-4 * np.linalg.norm(others[own]) + 1e-8, path
             else:
                 assert not gradient.any(), path
+
+
+def test_a_run_resumed_with_another_batch_size_repeats_and_skips_no_example(
+    started, multi_config, tmp_path, monkeypatch
+):
+    experiment, data, _ = started
+    config, ids = multi_config.copy_and_resolve_references(), []
+    config.train.update(on_config_change="continue", integrate=False)
+    config.adapt.kind = "head"  # little to compile
+
+    def stop(step, rank):
+        raise KeyboardInterrupt
+
+    def note(batch, mesh):
+        ids.append(batch)
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", note)
+    for batch_size, steps in ((8, 5), (16, 9)):  # the second goes on to step 9
+        config.data.batch_size, config.eval.every = batch_size, f"{steps} steps"
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config, tmp_path, on_evaluation=stop)
+    assert [batch["ids_B"].size for batch in ids] == [8] * 5 + [16] * 4
+    for name, part in data.split("train").parts.items():
+        member = list(experiment.task.members).index(name)
+        seen = [own_ids(member, b["ids_B"].ravel()) for b in ids if member_of(b) == name]
+        batches = experiment.pipeline.pipelines[name].train(part, first_example=0)
+        alone = np.concatenate([next(batches)["ids_B"].ravel() for _ in range(15)])
+        seen = np.concatenate(seen)
+        assert len(seen) > 24
+        np.testing.assert_array_equal(seen, alone[: len(seen)])
 
 
 def test_run_learns_both_and_tells_their_metrics_apart(multi_config, tmp_path):

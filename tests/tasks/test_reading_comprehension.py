@@ -244,7 +244,7 @@ def test_it_learns_evaluates_and_predicts(reading_config, tmp_path):
     floor = max(rows[name] for name in ("first clause", ReadingComprehension.FLOOR))
     assert max(value for name, value in rows.items() if "tuned" in name) > floor
     config.predict.input = str(tmp_path / "questions.jsonl")
-    text = "早餐非常好，值得推荐！" * 6 + "小王说这家酒店在成都，价格便宜。"
+    text = "\u3000 " + "早餐非常好，值得推荐！" * 6 + "小王说这家酒店在成都，价格便宜。\n"
     row = {"context": text, "question": QUESTION, "id": "new"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
     config.data.update(format="", text_column="context", pair_column="question", id_column="id")
@@ -252,5 +252,7 @@ def test_it_learns_evaluates_and_predicts(reading_config, tmp_path):
     record = json.loads(line)
     assert record["name"] == "new" and "answers" not in record
     assert record["prediction"] == record["n_best"][0]["text"]
+    assert record["text"] == text and "成都" in record["prediction"]
     assert text[record["start"] :].startswith(record["prediction"])
+    assert all(text[r["start"] :].startswith(r["text"]) for r in record["n_best"])
     assert len(record["n_best"]) <= config.reading.n_best

@@ -14,6 +14,7 @@ from evaluation.evaluate import Predictions
 from evaluation.metrics import estimate
 from input_pipeline import span_tags
 from input_pipeline.examples import Examples, Ragged, object_array
+from input_pipeline.preparation import read_unlabelled
 from input_pipeline.tokenization import load_tokenizer
 from tasks.limits import Given
 from tasks.tagging import Tagging
@@ -330,6 +331,27 @@ def test_the_trainers_batches_give_the_same_loss_and_gradients_in_every_layout(
         assert difference <= 1e-5 * np.linalg.norm(others[path]), path
 
 
+def test_predicted_spans_are_shown_in_the_text_as_it_was_given(make_task, tmp_path):
+    task, _ = make_task()
+    data = common.get_config().data
+    data.normalization = ("zero_width", "halfwidth", "compatibility", "whitespace")
+    text = "\u3000\u3000我\u200b在北\u200b京\r\n\r\n见到Ａｎｎ，㎡大\u3000"
+    (tmp_path / "new.jsonl").write_text(json.dumps({"text": text}) + "\n", "utf-8")
+    examples = read_unlabelled(str(tmp_path / "new.jsonl"), data)
+    assert list(examples.texts_N) == ["我在北京\n见到Ann，m2大"]
+    found = np.array([[2, 4, 0], [7, 10, 1], [11, 12, 0]], np.int32)
+    outputs = {"spans_N": object_array([found]), "scores_N": object_array([np.ones(3)])}
+    predictions = Predictions(examples.ids_N, outputs | {"confidence_N": np.ones(1)})
+    (record,) = task.describe(predictions, examples)
+    assert record["text"] == text
+    assert [text[i:j] for i, j, _, _ in record["predicted"]] == ["北\u200b京", "Ａｎｎ", "㎡"]
+    assert [row[2:] for row in record["predicted"]] == [
+        ["opinion", "北\u200b京"],
+        ["thing", "Ａｎｎ"],
+        ["opinion", "㎡"],
+    ]
+
+
 def test_a_run_learns_evaluates_and_predicts(make_tagging_config, tmp_path):
     """A CRF on windows of the reviews, from the file to predictions.jsonl."""
     config = make_tagging_config(tmp_path, "crf")
@@ -341,9 +363,9 @@ def test_a_run_learns_evaluates_and_predicts(make_tagging_config, tmp_path):
     again = loop.test(config, tmp_path / "run")["models"]["fine-tuned"]
     assert again["representable"] == tuned["representable"]
     config.predict.input = str(tmp_path / "texts.txt")
-    text = "这家酒店的房间非常好，值得推荐！"
+    text = "\u3000\u3000这家酒店的房间非常好，值得推荐！ "
     (tmp_path / "texts.txt").write_text(f"{text}\n", encoding="utf-8")
     [line] = protocol.predict(config, tmp_path / "run").read_text("utf-8").splitlines()
     record = json.loads(line)
-    assert record["text"] == text and [5, 7, "thing", "房间"] in record["predicted"]
+    assert record["text"] == text and [7, 9, "thing", "房间"] in record["predicted"]
     assert "wrong" not in record and 0 <= record["confidence"] <= 1

@@ -7,6 +7,8 @@ import optax
 import pytest
 
 from configs import common
+from models.backbone import parameter_shapes
+from models.t5 import T5, T5Config
 from training.optimizers import (
     describe,
     layer_decay_table,
@@ -14,6 +16,7 @@ from training.optimizers import (
     make_optimizer,
     match_table,
 )
+from training.state import flatten
 
 PATHS = [
     "backbone/embedder/embedding",
@@ -46,6 +49,51 @@ def test_unmatched_parameters_and_bad_regexes_are_refused():
 def test_layer_decay_falls_from_the_head_down():
     values = match_table(layer_decay_table(2, 0.5), PATHS, "k")
     assert list(values.values()) == [0.125, 0.25, 0.5, 1, 1, 1]
+
+
+@pytest.mark.parametrize("bias_per_layer", [False, True])
+def test_layer_decay_reaches_every_parameter_of_an_encoder_decoder(bias_per_layer):
+    """The decoder's layers stand on the encoder's; each bias by distance is in its first layer."""
+    config = T5Config(
+        vocab_size=8,
+        width=8,
+        num_layers=2,
+        num_decoder_layers=3,
+        num_heads=2,
+        head_size=4,
+        hidden=8,
+        bias_per_layer=bias_per_layer,
+    )
+    paths = [f"backbone/{path}" for path in flatten(parameter_shapes(config, T5.PARTS))]
+    paths += [path.replace("kernel", "lora_a") for path in paths if path.endswith("query/kernel")]
+    paths += ["backbone/embedder/prompt", "head/kernel"]
+    factors = match_table(layer_decay_table(2, 0.5, decoder_layers=3), paths, "k")
+    depths = {
+        "backbone/embedder/embedding": 6,
+        "backbone/layer_0": 5,
+        "backbone/relative_bias": 5,
+        "backbone/layer_1": 4,
+        "backbone/final_norm": 3,  # read by the decoder's first layer
+        "backbone/decoder/layer_0": 3,
+        "backbone/decoder/relative_bias": 3,
+        "backbone/decoder/layer_1": 2,
+        "backbone/decoder/layer_2": 1,
+        "backbone/decoder/final_norm": 0,
+        "backbone/lm_head": 0,
+        "backbone/embedder/prompt": 0,
+        "head": 0,
+    }
+    used = set()
+    for path, factor in factors.items():
+        (place,) = [place for place in depths if f"{path}/".startswith(f"{place}/")]
+        assert factor == 0.5 ** depths[place], path
+        used.add(place)
+    biases = {place for place in depths if place.endswith("relative_bias")}
+    assert used == depths.keys() - (biases if bias_per_layer else set())
+    alone = [path for path in paths if "decoder" not in path and "lm_head" not in path]
+    factors = match_table(layer_decay_table(2, 0.5), alone, "k")  # of a classifier
+    assert factors["backbone/final_norm/scale"] == 1
+    assert factors["backbone/embedder/embedding"] == 0.125
 
 
 def test_layer_decay_tells_layer_1_from_layer_10():
@@ -91,3 +139,4 @@ def test_description_counts_each_parameter_once():
     assert "'backbone/.*' (frozen) took 4 parameters, 4.0M values" in lines[0]
     assert "'.*' (x1) took 2 parameters, 2.0M values" in lines[1]
     assert "embeddings learn at x0.12" in lines[-1]
+    assert "embeddings learn at x0.031" in describe(config, params, 2, 2)[-1]

@@ -1,8 +1,10 @@
 """Whole runs on the tiny model that end otherwise than the usual one."""
 
 import csv
+import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,8 @@ import pytest
 
 from configs.overrides import load_config
 from evaluation import label_issues, report
-from training import collapse, sweep
+from tasks.classification import Classification
+from training import collapse, data, sweep
 from training.data import load_data
 from training.train import Pending, train
 from training.train import test as open_test
@@ -85,6 +88,62 @@ def test_a_collapsed_run_starts_again_at_half_the_rate(short_config, tmp_path, m
     before = (tmp_path / "run" / "checkpoints_collapsed_1" / "metrics.jsonl").read_text("utf-8")
     first = [json.loads(line)["learning_rate"] for line in before.splitlines()]
     assert again[0] == pytest.approx(first[0] / 2) and len(again) == 2
+
+
+@pytest.fixture
+def mask(monkeypatch):
+    """A function that masks the labels of training examples, as sets without labels have it."""
+    load_split = data.load_split
+
+    def masked(share):
+        def load(prepared, split, *, limit=0):
+            examples = load_split(prepared, split, limit=limit)
+            is_masked_N = (examples.ids_N * 7 % 20 < 20 * share) & (split == "train")
+            labels_N = np.where(is_masked_N, -1, examples.labels_N)
+            return dataclasses.replace(examples, labels_N=labels_N)
+
+        monkeypatch.setattr(data, "load_split", load)
+
+    return masked
+
+
+def test_batches_without_a_label_are_skipped_and_counted_over_restarts(
+    short_config, tmp_path, mask, capsys
+):
+    mask(share=0.7)
+    short_config.data.batch_size = 2
+    short_config.train.update(duration="24 steps", integrate=False)
+    short_config.eval.every = "12 steps"
+
+    def stop(step, rank):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(short_config, tmp_path, on_evaluation=stop)
+    before = capsys.readouterr().out
+    train(short_config, tmp_path)
+    output = capsys.readouterr().out
+    found = (tmp_path / "metrics.jsonl").read_text("utf-8")
+    lines = [json.loads(line) for line in found.splitlines()]
+    skipped = [line["step"] for line in lines if "skipped" in line]
+    assert sorted(skipped + [line["step"] for line in lines if "loss" in line]) == [*range(1, 25)]
+    assert skipped[0] <= 12 < skipped[-1]
+    assert before.count("Note: every label") == 1
+    assert f"Note: every label of the batch of step {skipped[0]} is masked (examples [" in before
+    assert f"Note: {len(skipped)} of 24 steps were skipped, since every label" in output
+    assert "Note: every label" not in output
+    assert not re.search(r"\b(nan|inf)\b", before + output, re.IGNORECASE) and "null" not in found
+
+
+def test_a_training_split_without_any_label_is_refused(short_config, tmp_path, mask, monkeypatch):
+    mask(share=1)
+    with pytest.raises(ValueError, match=r"none of the 96 train examples has a label"):
+        train(short_config, tmp_path / "run")
+    # Where that cannot be seen beforehand, the steps show it.
+    monkeypatch.setattr(Classification, "check", lambda self, examples, split: None)
+    short_config.train.duration = "20 steps"
+    with pytest.raises(ValueError, match=r"all 12 steps so far had nothing to learn from"):
+        train(short_config, tmp_path / "run")
 
 
 def test_seeds_by_one_flag_with_a_robustness_card(short_config, write_config, tmp_path):

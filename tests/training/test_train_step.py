@@ -14,7 +14,6 @@ from models.layers import Rope
 from tasks.classification import Classification
 from training.optimizers import make_optimizer
 from training.state import TrainState, flatten, merge, random_stream
-from training.train import check_batch
 from training.train_step import make_train_step
 
 CONFIG = DecoderConfig(
@@ -32,6 +31,10 @@ CONFIG = DecoderConfig(
 )
 MODEL = Model(CONFIG, ClassifierHead(2))
 TASK = Classification(common.get_config(), ("a", "b"), tokenizer=None, backbone=CONFIG)
+
+
+# Plain gradients show a wrong normalisation that Adam would hide.
+PLAIN = {"b1": 0.0, "b2": 0.0, "eps": 1.0, "clip_norm": 0.0, "weight_decay": 0.0}
 
 
 def padded_batch(examples: int, microbatches: int = 1) -> dict[str, np.ndarray]:
@@ -67,16 +70,25 @@ def initial_params():
     return flatten(jax.jit(draw)(jax.random.key(1), blank)["params"])
 
 
-def one_step(batch, *, frozen=(), schedule=lambda n: 1.0, batch_size=8, ema=None, taken=0):
+def one_step(
+    batch,
+    *,
+    frozen=(),
+    schedule=lambda n: 1.0,
+    batch_size=8,
+    ema=None,
+    taken=0,
+    loss=TASK.loss,
+    options=PLAIN,
+):
     params = dict(initial_params())
     fixed = {path: params.pop(path) for path in list(params) if path.startswith(tuple(frozen))}
     config = common.get_config().optimizer
-    # Plain gradients show a wrong normalisation that Adam would hide.
-    config.update(b1=0.0, b2=0.0, eps=1.0, clip_norm=0.0, weight_decay=0.0)
+    config.update(options)
     optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
     step = make_train_step(
         apply,
-        TASK.loss,
+        loss,
         optimizer,
         learning_rate=1.0,
         schedule=schedule,
@@ -108,6 +120,37 @@ def test_masked_labels_teach_nothing():
     assert float(metrics["loss"]) == float(other_metrics["loss"])
     for path, value in state.params.items():
         np.testing.assert_array_equal(other.params[path], value)
+
+
+def nothing_to_learn(outputs, batch):
+    """A loss that is not even a number, as a mean over no token is."""
+    total, weight, sums = TASK.loss(outputs, batch)
+    return jnp.where(weight > 0, total, jnp.nan), weight, sums
+
+
+@pytest.mark.parametrize(("microbatches", "loss"), [(1, TASK.loss), (4, nothing_to_learn)])
+def test_a_batch_of_masked_labels_moves_nothing_but_the_counters(microbatches, loss):
+    batch = padded_batch(8, microbatches)
+    batch["weights_B"] *= 0
+    options = {"weight_decay": 0.5, "clip_norm": 1.0}
+    params, state, metrics = one_step(batch, ema=0.9, taken=5, loss=loss, options=options)
+    assert float(metrics["weight"]) == 0
+    assert (int(state.step), int(state.examples)) == (6, 8)
+    assert int(state.optimizer[1].count) == 0
+    for path, value in params.items():
+        np.testing.assert_array_equal(state.params[path], value)
+        np.testing.assert_array_equal(state.average[path], value + 1)
+        np.testing.assert_array_equal(state.optimizer[1].nu[path], 0 * value)
+
+
+def test_a_masked_microbatch_counts_for_nothing_beside_others():
+    batch = padded_batch(8, 4)
+    batch["weights_B"][1] = 0
+    _, parts, metrics = one_step(batch)
+    _, whole, _ = one_step(padded_batch(8) | {"weights_B": batch["weights_B"].reshape(1, 8)})
+    assert np.isfinite(metrics["loss"]) and metrics["weight"] == batch["weights_B"].sum()
+    for path, value in whole.params.items():
+        np.testing.assert_allclose(parts.params[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_frozen_parameters_have_no_optimizer_state_and_change_no_gradient():
@@ -175,9 +218,3 @@ def test_random_streams_differ_by_name_and_step():
 
 def test_merge_prefers_the_later_part():
     assert merge({"a/b": 1, "a/c": 2}, {"a/c": 3}) == {"a": {"b": 1, "c": 3}}
-
-
-def test_a_batch_of_masked_labels_is_refused_by_step_and_ids():
-    batch = {"weights_B": np.zeros((1, 2), "f4"), "ids_B": np.array([[7, 9]])}
-    with pytest.raises(ValueError, match=r"step 3: every label .* masked \(examples \[7, 9\]\)"):
-        check_batch(batch, 3)

@@ -1,0 +1,74 @@
+"""Configs of earlier runs: config.json of a workdir, and the copy in its checkpoints.
+
+Here: what a config that another version wrote means now, and how it differs from the present one.
+Not here: what follows from a difference (training/workdir.py, evaluation/restoring.py). A version
+that adds a key needs no entry: a stored config without it had the default of common.py.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+# What a version must note that takes a key away, as full paths without 'config.':
+RENAMED: dict[str, str] = {}  # old path -> present path; the value means the same
+CONSTANTS: dict[str, Any] = {}  # removed path -> the value that every run has now, JSON-ready
+
+ABSENT = "(absent)"
+_MEMBER = re.compile(r"multi\.members\.\w+\.")  # a member of several tasks holds all keys again
+
+
+def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Flattens nested dicts to {'a.b': value}."""
+    flat = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        flat |= flatten_config(value, path + ".") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def present_config(config: ConfigDict) -> dict[str, Any]:
+    """Returns a config flat, with values as JSON holds them."""
+    return flatten_config(json.loads(config.to_json()))
+
+
+def own_key(key: str) -> str:
+    """Returns the key of a member's config for a path into it; other paths stay."""
+    return _MEMBER.sub("", key)
+
+
+def stored_config(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored config flat, with the present keys and the defaults of those it lacks.
+
+    Args:
+        saved: as config.json holds it, nested. Removed keys stay where their value is not the
+            constant that took their place.
+    """
+    return present_config(common.get_config()) | _renewed(saved)
+
+
+def differences(saved: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys in which a stored config, nested, differs: {path: (value there, now)}."""
+    old, new = _renewed(saved), present_config(config)
+    defaults, found = present_config(common.get_config()), {}
+    for key in sorted(old.keys() | new.keys()):
+        there = old[key] if key in old else defaults.get(own_key(key), ABSENT)
+        now = new[key] if key in new else CONSTANTS.get(own_key(key), ABSENT)
+        if there != now:
+            found[key] = (there, now)
+    return found
+
+
+def _renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored config flat, without what has become constant."""
+    renewed = {}
+    for path, value in flatten_config(saved).items():
+        key = own_key(path)
+        member = path.removesuffix(key)
+        if key not in CONSTANTS or value != CONSTANTS[key]:
+            renewed[member + RENAMED.get(key, key)] = value
+    return renewed

@@ -1,0 +1,168 @@
+"""Folders that one process at a time may write to: a lock that ends with its process.
+
+The lock is flock's, on the file '.lock' in the folder. The kernel releases it however the process
+ends, so that the file of a killed process blocks nobody. The file names its process for the message
+that others get. Called by main.py and by whatever writes what two commands may share.
+"""
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import shlex
+import shutil
+import socket
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+FILE = ".lock"
+# What flock fails with on file systems without locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_held: set[tuple[int, Path]] = set()  # process and folder: a forked child holds nothing
+_warned: set[int] = set()
+
+
+class InUse(ValueError):
+    """Another process writes to the folder."""
+
+
+@contextlib.contextmanager
+def in_use(folder: Path, *, wait: str = "", other: str = "--workdir") -> Iterator[bool]:
+    """Holds the lock of a folder; a second time in the same process it is free.
+
+    Args:
+        folder: what is written to; made where it is missing, and removed again if it stays empty,
+            as its parents are.
+        wait: what the holder does: prints so and waits for its end. '' raises at once.
+        other: the flag that names another folder, for the message.
+
+    Yields:
+        Whether it is locked; False where there are no locks, with a warning.
+
+    Raises:
+        InUse: another process holds it, which the message names.
+    """
+    key = os.getpid(), folder.resolve()
+    if key in _held:
+        yield True
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with _lock(folder, wait, other) as locked:
+        if locked:
+            _held.add(key)
+        try:
+            yield locked
+        finally:
+            _held.discard(key)
+            if locked:
+                (folder / FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first that holds something
+                for path in made:
+                    path.rmdir()
+
+
+def clear(leftovers: Iterable[Path], where: Path) -> None:
+    """Deletes the files and folders that killed preparations left in `where`, and says so."""
+    leftovers = list(leftovers)
+    files = [path for left in leftovers for path in (left, *left.rglob("*")) if not path.is_dir()]
+    size = sum(path.lstat().st_size for path in files)
+    for left in leftovers:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    if files:
+        print(
+            f"Deleted what a killed preparation left in {where}: {len(files):,} files, "
+            f"{size / 1e6:,.1f} MB."
+        )
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, wait: str, other: str) -> Iterator[bool]:
+    """Holds the lock while the file is open; yields False where there are no locks."""
+    path = folder / FILE
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except FileNotFoundError:  # another process has just removed the folder
+            continue
+        except PermissionError as error:
+            _warn(folder, error)
+            yield False
+            return
+        with file:
+            try:
+                _flock(file, folder, wait, other)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                path.unlink(missing_ok=True)
+                _warn(folder, error)
+                yield False
+                return
+            # Its last holder removes the file: a lock on that one would hold nobody off.
+            if not os.fstat(file.fileno()).st_nlink:
+                continue
+            file.truncate(0)
+            file.write(_facts())
+            file.flush()
+            yield True
+            return
+
+
+def _flock(file: IO[str], folder: Path, wait: str, other: str) -> None:
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = _holder(file.read())
+        if not wait:
+            raise InUse(
+                f"{folder} is in use by {holder}: wait for its end, or choose another {other}"
+            ) from None
+        print(f"Waiting for {holder}, {wait}.")
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _facts() -> str:
+    return json.dumps(
+        {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
+            "command": shlex.join(["python", *sys.argv]),
+        },
+        ensure_ascii=False,
+    )
+
+
+def _holder(facts: str) -> str:
+    """Names the process that a lock file is of."""
+    try:
+        of = json.loads(facts)
+        return f"process {of['process']} on {of['host']} since {of['since']}, `{of['command']}`"
+    except (ValueError, KeyError):  # it is just being written
+        return "another process"
+
+
+def _warn(folder: Path, error: OSError) -> None:
+    if os.getpid() not in _warned:
+        _warned.add(os.getpid())
+        warnings.warn(
+            f"{folder} cannot be locked ({error.strerror}): nothing stops a second command from "
+            "writing there at the same time",
+            stacklevel=2,
+        )
