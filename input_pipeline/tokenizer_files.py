@@ -469,8 +469,8 @@ def _holds(folder: Path, names: Iterable[str]) -> bool:
 
 def _not_implemented(name: str, file: str) -> ValueError:
     return ValueError(
-        f"{file} names the tokeniser {name}, which isn't implemented; read are "
-        f"{', '.join(sorted(_KINDS))} (…Tokenizer), and by their tokenizer.json "
-        f"{', '.join((*_GENERIC, *_OF_JSON))}. If a tokenizer.json says all that it does, set "
-        "config.tokenizer.model to that file"
+        f"{file} names the tokeniser {name}, which isn't implemented: "
+        f"{', '.join(sorted(_KINDS))} (each …Tokenizer) are, as are PreTrainedTokenizerFast and "
+        f"{len(_OF_JSON)} classes that nothing but their tokenizer.json describes. If a "
+        "tokenizer.json says all that this one does, set config.tokenizer.model to that file"
     )
