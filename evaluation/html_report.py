@@ -183,11 +183,11 @@ def _candidates(
 ) -> dict[str, Any] | None:
     if not integration:
         return None
-    columns = ("candidate", metric["title"], "behind the best", "evaluations", "seconds", "cost")
+    columns = ("candidate", metric["title"], *report.CHOICE_COLUMNS)
+    columns += ("evaluations", "seconds", "cost")
     rows = []
     for row in integration["candidates"]:
-        behind = {"value": row["behind_best"], "standard_error": row["behind_best_error"]}
-        values = (_number(report.cell(each, metric)) for each in (row, behind))
+        values = map(_number, report.choice_cells(row, metric))
         costs = (row["evaluations"], f"{row['seconds']:.1f}", row["inference_cost"])
         rows.append((row["name"], *values, *costs))
     return {"columns": columns, "rows": rows}

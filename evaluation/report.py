@@ -38,6 +38,7 @@ READABLE_CLASSES = 20  # of a confusion matrix that people look at
 MATRIX_CLASSES = 100  # of one that is stored whole, and how many confusions are stored of more
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
+CHOICE_COLUMNS = ("loss", "behind the best")
 _Shown = Mapping[str, Any]  # of a Metric: name, title, scale, digits
 
 
@@ -160,12 +161,16 @@ def show_summary(scores: Scores, name: str) -> None:
 
 
 def show_curve(curve: Sequence[Mapping[str, float]], alpha: float, metric: Metric) -> None:
-    """Prints the metric between the pretrained and the fine-tuned weights."""
+    """Prints what decides between the pretrained and the fine-tuned weights."""
     points = [
-        (f"{p['alpha']:g}", cell(p, shown(metric)), "chosen" if p["alpha"] == alpha else "")
+        (
+            f"{p['alpha']:g}",
+            *choice_cells(p, shown(metric)),
+            "chosen" if p["alpha"] == alpha else "",
+        )
         for p in curve
     ]
-    show(table(("alpha", metric.title, ""), points))
+    show(table(("alpha", metric.title, *CHOICE_COLUMNS, ""), points))
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
@@ -327,6 +332,17 @@ def cell(estimate: Mapping[str, Any], metric: _Shown) -> str:
     error = estimate["standard_error"]
     known = error is not None and math.isfinite(error)
     return f"{text} ± {metric['scale'] * error:.{metric['digits']}f}" if known else text
+
+
+def choice_cells(row: Mapping[str, Any], metric: _Shown) -> tuple[str, str, str]:
+    """Value, loss and distance from the best of what integration chose among.
+
+    The distance is of the loss where the task has one (integration/interpolation.py).
+    """
+    loss = row.get("loss")  # absent in runs that chose by the metric
+    behind = {"value": row["behind_best"], "standard_error": row["behind_best_error"]}
+    decides = metric if loss is None else {"scale": 1.0, "digits": 4}
+    return cell(row, metric), "" if loss is None else f"{loss:.4f}", cell(behind, decides)
 
 
 def _nan_to_none(value: Any) -> Any:

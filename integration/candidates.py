@@ -15,7 +15,7 @@ from evaluation import report
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, estimate
 from input_pipeline.examples import Examples
-from integration.interpolation import compare, is_tie
+from integration.interpolation import compare, deciding, is_tie
 from training.experiment import Experiment
 
 KINDS = ("interpolation", "single", "soup", "merging", "ensemble")  # the simplest first
@@ -27,7 +27,7 @@ class Judged:
 
     Attributes:
         fitted: what the task fitted there with them, such as thresholds.
-        rank: greater is better, as Experiment.rank.
+        rank: greater is better: by what decides, then as Experiment.rank.
         predictions: None if they were not asked for.
     """
 
@@ -61,6 +61,8 @@ class Judge:
         scores = task.score(predictions, self._validation)
         values = {m.name: estimate(scores, m.name)["value"] for m in task.metrics}
         rank = self._experiment.rank(values)
+        if deciding(scores, self._experiment.metric.name) == "loss":
+            rank = [-values["loss"], *rank]
         return Judged(scores, task.fitted, rank, predictions if keep else None)
 
 
@@ -104,11 +106,12 @@ class Stopwatch:
 def choose(candidates: Sequence[Candidate], *, metric: str) -> tuple[Candidate, list[dict]]:
     """Chooses the best of the simplest kind that has one within one standard error of the best.
 
-    The error is that of the paired difference, as in interpolation.choose.
+    They are compared as the points of a line are: by the validation loss where the task has one,
+    with the error of the paired difference (interpolation.py).
 
     Args:
         candidates: at least one.
-        metric: name of what decides.
+        metric: name of what is shown, and decides where the task has no loss.
 
     Returns:
         The candidate, and all as rows of results.json, in the order given.
@@ -136,14 +139,12 @@ def choose(candidates: Sequence[Candidate], *, metric: str) -> tuple[Candidate, 
 def show(rows: Sequence[dict[str, Any]], chosen: str, metric: Metric) -> None:
     """Prints the rows of `choose`."""
     shown = report.shown(metric)
-    columns = (metric.title, "behind the best", "evaluations", "seconds", "inference cost", "")
+    columns = (metric.title, *report.CHOICE_COLUMNS)
+    columns += ("evaluations", "seconds", "inference cost", "")
     cells = [
         (
             row["name"],
-            report.cell(row, shown),
-            report.cell(
-                {"value": row["behind_best"], "standard_error": row["behind_best_error"]}, shown
-            ),
+            *report.choice_cells(row, shown),
             f"{row['evaluations']}",
             f"{row['seconds']:.1f}",
             f"{row['inference_cost']}",

@@ -60,8 +60,8 @@ def test_the_table_shows_value_error_and_costs(capsys):
     _, one, all_ = (
         line for line in capsys.readouterr().out.splitlines() if "─" not in line and line.strip()
     )
-    assert re.search(r"one +50\.0 ± 11\.5 +50\.0 ± 11\.5 +2 +1\.0 +1", one)
-    assert re.search(r"all +100\.0 ± 0\.0 +0\.0 ± 0\.0 +2 +1\.0 +3 +chosen", all_)
+    assert re.search(r"one +50\.0 ± 11\.5 +0\.5000 +0\.5000 ± 0\.1147 +2 +1\.0 +1", one)
+    assert re.search(r"all +100\.0 ± 0\.0 +0\.0000 +0\.0000 ± 0\.0000 +2 +1\.0 +3 +chosen", all_)
 
 
 def members(*logits, ids=(3, 5)):

@@ -105,15 +105,56 @@ def right_on(*right, count=20):
     return scores_of(np.isin(np.arange(count), right), "accuracy")
 
 
-def test_a_tie_goes_to_the_pretrained_side():
-    # One example less: the difference 0.05 has the error 0.05, so that nothing tells them apart.
+def test_a_point_carries_value_error_and_distance_from_the_best():
+    # One example less: the difference 0.05 has the error 0.05.
     rows = {0.0: right_on(0, 1), 0.5: right_on(*range(14)), 1.0: right_on(*range(15))}
-    alpha, curve = choose(rows, metric="accuracy")
-    assert alpha == 0.5
+    _, curve = choose(rows, metric="accuracy")
     assert [point["value"] for point in curve] == pytest.approx([0.1, 0.7, 0.75])
     assert curve[1]["behind_best"] == pytest.approx(0.05)
     assert curve[1]["behind_best_error"] == pytest.approx(0.05)
     assert (curve[2]["behind_best"], curve[2]["behind_best_error"]) == (0, 0)
+
+
+def both(right_N, losses_N):
+    """Scores with an accuracy and a loss."""
+    statistics = {"accuracy": one_each(np.asarray(right_N)), "loss": one_each(np.array(losses_N))}
+    return Scores(METRICS, np.arange(len(right_N)), statistics)
+
+
+def test_the_loss_decides_where_accuracies_are_equal():
+    """The untrained model ties in accuracy; the trained one is surer of what is true."""
+    rng = np.random.default_rng(0)
+    right_N, noise_N = np.arange(200) < 169, rng.normal(0, 0.1, 200)
+    rows = {
+        alpha: both(right_N, 0.386 + 0.037 * (1 - alpha) + (1 - alpha) * noise_N)
+        for alpha in np.linspace(0, 1, 11)
+    }
+    alpha, curve = choose(rows, metric="accuracy")
+    assert alpha == 1.0
+    assert {point["value"] for point in curve} == {169 / 200}
+    assert curve[-1]["loss"] == pytest.approx(0.386)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_curve_outweighs_the_noise_of_its_points(seed):
+    """A parabola with its best at 0.6, and noise that exceeds the differences near it."""
+    noise = np.random.default_rng(seed).normal(0, 0.01, 11)
+    examples_N = np.random.default_rng(1).normal(0, 1, (11, 200))
+    rows = {
+        alpha: scores_of(0.4 + (alpha - 0.6) ** 2 / 4 + each + 0.2 * (own_N - own_N.mean()), "loss")
+        for alpha, each, own_N in zip(np.linspace(0, 1, 11), noise, examples_N, strict=True)
+    }
+    assert choose(rows, metric="loss")[0] == pytest.approx(0.6, abs=0.11)
+
+
+def test_a_curve_that_no_cubic_fits_does_no_harm():
+    """The loss falls at the very start: a cubic dips elsewhere, on points that are worse."""
+    values = [5.0, 0.30, *np.linspace(0.31, 0.39, 9)]
+    rows = {
+        a: scores_of(np.full(20, v), "loss")
+        for a, v in zip(np.arange(11) / 10, values, strict=True)
+    }
+    assert choose(rows, metric="loss")[0] == 0.1
 
 
 def test_the_error_is_that_of_the_paired_difference():
@@ -124,11 +165,11 @@ def test_the_error_is_that_of_the_paired_difference():
     assert curve[0]["standard_error"] > 0.1 > curve[0]["behind_best_error"]
 
 
-def test_equal_values_go_to_the_pretrained_side_and_one_example_has_no_error():
+def test_equal_values_go_to_the_trained_side_and_one_example_has_no_error():
     rows = {alpha: right_on(0, count=1) for alpha in (0.0, 0.5, 1.0)}
-    assert choose(rows, metric="accuracy")[0] == 0.0
-    rows[0.0] = right_on(count=1)
-    assert choose(rows, metric="accuracy")[0] == 0.5
+    assert choose(rows, metric="accuracy")[0] == 1.0
+    rows[1.0] = right_on(count=1)
+    assert choose(rows, metric="accuracy")[0] in (0.0, 0.5)
 
 
 def test_other_trees_are_refused_before_any_evaluation():
