@@ -1,6 +1,7 @@
 """The modes from a config to files, and what a user's mistake looks like."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from configs.checks import check_values
 from configs.overrides import check_overrides
 from evaluation import protocol
 from input_pipeline.features import load as load_features
+from input_pipeline.locking import in_use
 from input_pipeline.preparation import load_split, prepare
 from integration.run import integrate
 from training import train as loop
@@ -348,6 +350,18 @@ def test_mistakes_end_as_one_message_without_a_trace(
     assert run.returncode != 0
     assert message in run.stderr
     assert "Traceback" not in run.stderr + run.stdout
+
+
+def test_a_workdir_in_use_is_refused_and_named_with_its_first_command(
+    tiny_config, write_config, tmp_path
+):
+    config = write_config(tiny_config, tmp_path / "config.py")
+    with in_use(tmp_path / "run"):
+        run = main(f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.seed=5")
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert f"run is in use by process {os.getpid()} on " in run.stderr
+    assert f"`{shlex.join(['python', *sys.argv])}`: wait for its end" in run.stderr
 
 
 def test_every_option_of_the_step_trains(tiny_config, tmp_path):
