@@ -405,7 +405,7 @@ def _alone(directory: Path) -> Iterator[Path]:
         with contextlib.ExitStack() as unused:
             left = []  # by killed processes: nobody holds the lock
             for path in aside.parent.glob(f"{_ASIDE}*"):
-                with contextlib.suppress(locking.InUse):
+                with contextlib.suppress(locking.InUse, OSError):  # not to be touched
                     left += [path] if unused.enter_context(in_use(path)) else []
             parts = [part for path in left for part in path.iterdir() if part.name != locking.FILE]
             locking.clear(parts, aside.parent)

@@ -15,6 +15,7 @@ import pytest
 from configs.overrides import check_overrides
 from evaluation import protocol
 from input_pipeline.features import load as load_features
+from input_pipeline.locking import in_use
 from input_pipeline.preparation import load_split, prepare
 from integration.run import integrate
 from training import train as loop
@@ -354,6 +355,18 @@ def test_a_command_says_once_how_a_table_is_read(tiny_config, write_config, tmp_
     assert run.stdout.count(decision + "1 without a name not read.\n") == 1
     said = f"{len(reviews)} labels or groups written as floats are read as whole numbers, 1.0 as 1"
     assert run.stdout.count(f"{said}, the first at {path}:2.\n") == 1
+
+
+def test_a_workdir_in_use_is_refused_and_named_with_its_first_command(
+    tiny_config, write_config, tmp_path
+):
+    config = write_config(tiny_config, tmp_path / "config.py")
+    with in_use(tmp_path / "run"):
+        run = main(f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.seed=5")
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert f"run is in use by process {os.getpid()} on " in run.stderr
+    assert f"`{shlex.join(['python', *sys.argv])}`: wait for its end" in run.stderr
 
 
 def test_every_option_of_the_step_trains(tiny_config, tmp_path):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -82,7 +83,7 @@ def learning_rate_factors(
 
 def make_optimizer(
     config: ConfigDict, factors: Mapping[str, float]
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Builds AdamW with bias correction; its updates are for a learning rate of 1.
 
     Args:
@@ -98,11 +99,39 @@ def make_optimizer(
         }
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(
-        clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.stateless(decay_and_scale),
-    )
+    adam = scale_by_adam(config.b1, config.b2, config.eps)
+    return optax.chain(clip, adam, optax.stateless(decay_and_scale))
+
+
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+    """Returns optax.scale_by_adam, whose update takes `is_taught` too.
+
+    That is a bool scalar: where it is false, gradients are 0, the state stays as it is and no
+    update is NaN.
+    """
+
+    def update(
+        gradients: dict[str, jax.Array],
+        state: optax.ScaleByAdamState,
+        params: dict[str, jax.Array] | None = None,
+        *,
+        is_taught: jax.Array | bool = True,
+    ) -> tuple[dict[str, jax.Array], optax.ScaleByAdamState]:
+        del params
+
+        def moment(decay: float, order: int, old: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            kept = jnp.where(is_taught, decay, 1.0)
+            return jax.tree.map(lambda g, m: (1 - decay) * g**order + kept * m, gradients, old)
+
+        mu, nu = moment(b1, 1, state.mu), moment(b2, 2, state.nu)
+        count = state.count + jnp.int32(is_taught)
+        past = jnp.maximum(count, 1)  # before the first step that teaches, no division by 0
+        means = optax.tree.bias_correction(mu, b1, past)
+        squares = optax.tree.bias_correction(nu, b2, past)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), means, squares)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam().init, update)
 
 
 def describe(

@@ -1,6 +1,5 @@
 """One optimiser step as a pure function: microbatches, gradient, clipping, AdamW, new state."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +31,7 @@ def make_train_step(
     Args:
       apply: `apply(flat_params, batch, rng) -> outputs`, with dropout where rng is given.
       loss: `loss(outputs, batch) -> (sum, weight, sums)` over the batch's examples.
-      optimizer: its updates are for a learning rate of 1.
+      optimizer: its updates are for a learning rate of 1; its update may take `is_taught`.
       learning_rate: the peak.
       schedule: factor on it, as a function of the examples seen.
       batch_size: examples a step, over all microbatches.
@@ -46,6 +45,7 @@ def make_train_step(
     is masked, leaves all but the counters of the state as they are: neither weight decay nor
     momentum acts; metrics['weight'] says so.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(
         state: TrainState, frozen: Params, batch: Batch
@@ -74,31 +74,35 @@ def make_train_step(
             ((total, sums), gradients), _ = jax.lax.scan(accumulate, zeros, parts)
 
         weight = sums.pop("weight")
+        # Without a label all gradients are 0. What else would move goes by scalars that are then
+        # 0: a choice between old and new arrays would cost a pass over them, and other rounding.
         is_taught = weight != 0  # a weight that is not a number counts: its loss ends the run
+        weight = jnp.where(is_taught, weight, 1.0)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer, state.params, is_taught=is_taught
+        )
         # The rate of a step is the schedule at the middle of its examples: neither the first nor
         # the last step is wasted on a rate of zero, whatever the batch size.
         rate = learning_rate * schedule(state.examples + batch_size / 2)
         if gates:
             updates = {path: updates[path] * gate for path, gate in gates(state.examples).items()}
-        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        applied = rate * is_taught
+        params = jax.tree.map(lambda p, u: p + applied * u, state.params, updates)
         average = state.average
         if average is not None:
             decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
-            average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
-        old = (state.params, state.optimizer, state.average)
-        new = jax.tree.map(
-            functools.partial(jnp.where, is_taught), (params, optimizer_state, average), old
-        )
+            share = (1 - decay) * is_taught
+            average = jax.tree.map(lambda a, p: a + share * (p - a), average, params)
         metrics = {
-            "weight": weight,
+            "weight": weight * is_taught,
             "loss": total / weight,
             **{name: value / weight for name, value in sums.items()},
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": rate,
         }
         seen = state.examples + batch_size
-        return TrainState(state.step + 1, seen, *new), metrics
+        state = TrainState(state.step + 1, seen, params, optimizer_state, average)
+        return state, metrics
 
     return train_step
