@@ -20,6 +20,8 @@ from input_pipeline.notes import Notes
 _TAGS = "BIESLUM"  # of BIO, BIOES, BILOU and BMES
 _TAG = re.compile(rf"O|[{_TAGS}]-.+")
 _NUMBERED = re.compile(r"(\ufffd+|.)([0-9]{1,4})")  # emoji have been destroyed in Weibo's files
+# A counter, as in 3, s1-3, (3) or 3.; not in Weibo's 科3
+_COUNTER = re.compile(r"(?:[!-~]*[!-/:-~])?(\d{1,9})[.)\]:、]?")
 _RANGE = re.compile(r"[0-9]+[-.][0-9]+")  # of CoNLL-U: words of one token, or words left out
 
 
@@ -122,7 +124,7 @@ def _from_tokens(
     least, skipped = 2 if annotated else 1, 0
     while sentences and all(len(line.columns) > least for s in sentences for line in s):
         words = [[line for line in s if not _RANGE.fullmatch(line.columns[0])] for s in sentences]
-        words = [sentence for sentence in words if sentence]
+        words = [sentence for sentence in words if sentence] or sentences
         following = {line.columns[1] for sentence in words for line in sentence}
         if all(map(_TAG.fullmatch, following)) or not _says_nothing(words, path, least):
             break
@@ -174,7 +176,8 @@ def _says_nothing(sentences: Sequence[_Sentence], path: Path, least: int) -> boo
     for sentence in sentences:
         before = None
         for line in sentence:
-            value = int(line.columns[0]) if re.fullmatch("[0-9]{1,9}", line.columns[0]) else None
+            match = _COUNTER.fullmatch(line.columns[0])
+            value = int(match[1]) if match else None
             counted += value is not None
             if None not in (value, before):
                 pairs, steps = pairs + 1, steps + (value == before + 1)

@@ -95,6 +95,8 @@ def show_examples(
             sequences each; and which of the tokens the loss counts, bool, flat, if it is about
             tokens.
     """
+    if not count:
+        return
     indices = np.arange(min(count, len(examples)))
     epochs_B, ids_B = np.full(len(indices), epoch), examples.ids_N[indices]
     augmenter = Augmenter(examples, augmentation, seed=seed)

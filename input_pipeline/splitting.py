@@ -71,7 +71,8 @@ def split(records: Iterable[Record], split: ConfigDict) -> Splits:
     if split.folds:
         splits |= _fold(splits["train"], split)
     for name in SPLITS:
-        if not splits[name] and (name == "train" or split[name] > 0 or split.folds):
+        asked = name == "train" or split[name] > 0 or (split.folds and name == "validation")
+        if asked and not splits[name]:
             what = {"group": "group", "time": "time"}.get(split.kind, "labels")
             found = len({getattr(record, what) for record in records})
             raise ValueError(
@@ -231,7 +232,7 @@ def _allot(size: float, strata: Sequence[_Stratum], taken: Sequence[int]) -> lis
     quotas = [size * count if size < 1 else size * count / sum(counts) for count in counts]
     if size < 1:
         rounded = [int(quota + 0.5) for quota in quotas]
-        if abs(sum(rounded) - total) <= max(1, 0.01 * total):
+        if any(rounded) and abs(sum(rounded) - total) <= max(1, 0.01 * total):
             return rounded
     allotted = [math.floor(quota) for quota in quotas]
     left = [count - used - some for count, used, some in zip(counts, taken, allotted, strict=True)]

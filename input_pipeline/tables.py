@@ -29,6 +29,7 @@ _CLOSING = re.compile(r'[^"]*(?:""[^"]*)*"(?!") *')
 _QUOTED = re.compile(r' *"((?:[^"]|"")*)" *')
 _END = re.compile(r'(\r\n|\n|\r)|"[^"]*"?')  # a line end, or what quotes keep together
 _ESCAPED = re.compile(r'\\"(?!["\s,;|]|$)')
+_JSON = re.compile(r'\s*(?:\[\s*)?\{\s*"')
 _SHOWN = 6  # names of columns
 
 Lines = Iterable[tuple[int, str]]
@@ -123,6 +124,8 @@ def _dialect(path: Path, encoding: str, notes: Notes) -> Dialect:
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     start = encodings.head(path, encoding)
     ends = next((match[1] for match in _END.finditer(start) if match[1]), "\n")
+    if _JSON.match(start):
+        raise ValueError(f"{path}: it is JSON: name it .json, or pass --config.data.format=json")
     best, most = Dialect("", False, "", (), 0), -1.0
     for newline in ("\r" if ends == "\r" else "\n", ""):  # '' ends them at all of \r, \n and \r\n
         head, size = [], 0
@@ -137,7 +140,10 @@ def _dialect(path: Path, encoding: str, notes: Notes) -> Dialect:
             break
     twice = [name for name in best.header if name and best.header.count(name) > 1]
     if twice:
-        raise ValueError(f"{path}:{best.first}: two columns are named {twice[0]!r}; rename one")
+        raise ValueError(
+            f"{path}:{best.first}: two columns are named {twice[0]!r}; rename one, or, if that "
+            "line is a row, put a line with the columns' names before it"
+        )
     return _with_quotes(best, path, encoding, notes)
 
 
@@ -248,8 +254,6 @@ def _count_quotes(dialect: Dialect, path: Path, encoding: str) -> _Quotes | None
             if number == dialect.first and any(map(_OPENING.match, fields)):
                 return None
             continue
-        if not ragged and line.strip() and not _fits(fields, literal):
-            ragged = number
         kinds = []
         for field in fields:
             if not _OPENING.match(field):
@@ -259,6 +263,10 @@ def _count_quotes(dialect: Dialect, path: Path, encoding: str) -> _Quotes | None
             else:
                 needed = not match[1] or '""' in match[1] or "\r" in match[1]
                 kinds.append(0 if needed else 4 if "," in field else 1)
+        # Empty columns at the end must not make room for what the split has cut in two.
+        cut = 2 in kinds and len(fields) != len(dialect.header)
+        if not ragged and line.strip() and (cut or not _fits(fields, literal)):
+            ragged = number
         if any(_ESCAPED.search(field) for field in fields if field[:1] not in ("[", "{")):  # JSON
             kinds.append(3)
         for kind in kinds:
@@ -342,8 +350,9 @@ def _content(line: str) -> str:
 
 def _ragged(where: str, fields: Sequence[str], dialect: Dialect) -> ValueError:
     columns, name = len(dialect.header), _NAMES.get(dialect.delimiter, repr(dialect.delimiter))
-    if columns == 1 and dialect.delimiter == ",":
-        remedy = "put each text in quotes, or, where it has no quotes, name the file .tsv"
+    if columns == 1:
+        remedy = "if another line names the columns, remove those before it; else put each text in "
+        remedy += "quotes" + ", or, where it has no quotes, name the file .tsv" * (name == "comma")
     elif len(fields) < columns:
         remedy = "restore what is missing; a text that holds a line end must be in quotes"
     elif dialect.characters:
@@ -353,7 +362,7 @@ def _ragged(where: str, fields: Sequence[str], dialect: Dialect) -> ValueError:
         )
     else:
         remedy = f"a field that holds a {name} must be in quotes, with quotes inside it doubled"
-    if len(fields) == columns + 1:
+    if len(fields) == columns + 1 > 2:
         remedy += f", and a first column without a name needs a {name} before the other names"
     names = [*dialect.header[:_SHOWN], *["…"] * (columns > _SHOWN)]
     return ValueError(

@@ -104,6 +104,11 @@ COUNTED = {
     "a/1 0 1 去 n O\n",
     "ids of sentences": "# id f8 domain=zh\n我 _ _ O\n北 _ _ B-LOC\n京 _ _ I-LOC\n\n"
     "# id f9 domain=zh\n他 _ _ O\n去 _ _ O\n",
+    "counters with marks": "s1-(1) 我 O\ns1-(2) 北 B-LOC\ns1-(3) 京 I-LOC\n\n"
+    "s2-(1) 他 O\ns2-(2) 去 O\n",
+    "sentence and token": "1-1\t0-1\t我\tO\n1-2\t1-2\t北\tB-LOC\n1-3\t2-3\t京\tI-LOC\n\n"
+    "2-1\t4-5\t他\tO\n2-2\t5-6\t去\tO\n",
+    "full width": "１. 我 O\n２. 北 B-LOC\n３. 京 I-LOC\n\n１. 他 O\n２. 去 O\n",
     "line ends of old": "1 我 O\r2 北 B-LOC\r3 京 I-LOC\r\r1 他 O\r2 去 O\r",
 }
 
@@ -124,6 +129,7 @@ def test_counters_and_comments_are_not_read_which_is_said(tmp_path, content, cap
     [
         ("1 O\n2 O\n3 O\n", "123"),
         ("1 m O\n9 m O\n8 m O\n\n好 n O\n", "198"),
+        ("科1 n O\n技2 n O\n\n好1 n O\n", "科1技2"),
         ("# O\n话 B-T\n# O\n", "#话#"),
         ("New York\tB-LOC\n \tO\n好\tO\n", "New York 好"),
         ("哈 n O\n哈 n O\n\n好 n O\n的 n O\n", "哈哈"),

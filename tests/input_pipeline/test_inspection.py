@@ -32,7 +32,7 @@ def make_examples(texts, **fields):
     return Examples(texts_N=object_array(texts), **(values | fields))
 
 
-def show(examples, tokenizer, *, max_length=64, template="评论：{text}\n很", **rates):
+def show(examples, tokenizer, *, max_length=64, template="评论：{text}\n很", count=2, **rates):
     config = common.get_config()
     config.augmentation.update(rates)
     return list(
@@ -43,7 +43,7 @@ def show(examples, tokenizer, *, max_length=64, template="评论：{text}\n很",
             max_length=max_length,
             augmentation=config.augmentation,
             labels=("坏", "好"),
-            count=2,
+            count=count,
             epoch=3,
             seed=0,
         )
@@ -147,6 +147,10 @@ def test_pairs_stand_beside_each_other_and_are_cut_apart(tokenizer, max_length):
     assert text.replace("│", "") == "房间很好"
     assert between == "，"
     assert ("✂" in pair) == (max_length == 14)
+
+
+def test_no_example_is_shown_where_none_is_asked_for(tokenizer):
+    assert show(make_examples(["好的"]), tokenizer, count=0) == []
 
 
 def test_tokens_in_spans_and_masked_labels_are_marked(tokenizer):

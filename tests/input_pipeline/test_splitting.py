@@ -174,6 +174,12 @@ def test_sizes_are_rounded_to_the_nearest():
 
 def test_no_share_gives_an_empty_split():
     assert splits_of(make(10), validation=0.0)["validation"] == []
+    assert sizes(splits_of(make(12), test=0.0, folds=3)) == {"train": 8, "validation": 4, "test": 0}
+
+
+def test_a_share_of_one_example_is_one():
+    splits = splits_of(make(20, labels="abcdefghij"), validation=0.05, test=0.05)
+    assert sizes(splits) == {"train": 18, "validation": 1, "test": 1}
 
 
 def test_copies_with_several_labels_stay_on_one_side():

@@ -246,6 +246,17 @@ def test_quotes_that_come_after_the_beginning_are_seen(tmp_path, monkeypatch):
     assert rows[-1] == ('"他"说', "1")
 
 
+@pytest.mark.parametrize("names", ["text\tlabel\tnote", "text\tlabel\t\t"])
+@pytest.mark.parametrize("text", ["一\t二", "一\n二\t三", "一\t二\n三\t"])
+def test_empty_columns_at_the_end_do_not_hide_that_quotes_hold_a_text_together(
+    tmp_path, names, text
+):
+    end = "\t" * (names.count("\t") - 1)
+    content = f'{names}\n"{text}"\t1{end}\n好\t0{end}\n'
+    rows, _ = read(tmp_path / "a.tsv", content)
+    assert [row[:2] for row in rows] == [(text, "1"), ("好", "0")]
+
+
 def test_columns_without_a_name_are_no_part_of_a_row(tmp_path):
     rows, notes = read(tmp_path / "a.csv", ",text,,label,\n0,好,x,1,\n1,坏,,0,\n")
     assert rows == [("好", "1"), ("坏", "0")]
@@ -295,6 +306,8 @@ REMEDIES = {
     ),
     "index of names": ("a.csv", "text,label\na,一,1\nb,二,1\n", ",text,label\na,一,1\nb,二,1\n"),
     "one column": ("a.csv", "text\n一,二\n三\n", 'text\n"一,二"\n"三"\n'),
+    "names in a later line": ("a.csv", "评论\n\ntext,label\n一,1\n", "text,label\n一,1\n"),
+    "no names, a row with a text twice": ("a.tsv", "一\t一\t5\n", "text\tpair\tlabel\n一\t一\t5\n"),
     "a name twice": ("a.csv", "text,text\n一,1\n", "text,label\n一,1\n"),
 }
 
@@ -309,6 +322,14 @@ def test_remedies_of_refusals_help(tmp_path, name, content, mended):
 def test_one_column_with_commas_is_read_from_a_tsv_as_the_refusal_says(tmp_path):
     assert "name the file .tsv" in refusal(tmp_path / "a.csv", "text\n一,二\n三\n")
     assert read(tmp_path / "a.tsv", "text\n一,二\n三\n")[0] == [("一,二",), ("三",)]
+
+
+@pytest.mark.parametrize(
+    "content", ['[\n {"text": "一"}\n]', '{"text": "一", "n": 1}\n{"text": "二"}']
+)
+def test_json_is_no_table(tmp_path, content):
+    assert "--config.data.format=json" in refusal(tmp_path / "a.csv", content)
+    assert read(tmp_path / "a.csv", "{text},[n]\n一,1\n")[0] == [("一", "1")]
 
 
 def test_a_ragged_row_gets_the_reason_of_its_table(tmp_path):
