@@ -212,11 +212,11 @@ class TokenizerFiles:
         for token in tokens:
             i, content = token["id"], token["content"]
             says = f"{self.path}: {token['file']} gives {content!r} the id {i}, but "
-            there = pieces.get(i, content)
-            if not spelled_alike(there, content) or ids.get(content, i) != i:
+            there = repr(pieces[i]) if i in pieces else "nothing"
+            if not spelled_alike(pieces.get(i, content), content) or ids.get(content, i) != i:
                 other = f", and {content!r} at {ids[content]}" if content in ids else ""
                 raise ValueError(
-                    f"{says}{self.main}, read as {self.class_name or self.kind}, has {there!r} "
+                    f"{says}{self.main}, read as {self.class_name or self.kind}, has {there} "
                     f"there{other}: they are of different tokenisers, or tokenizer_class is wrong; "
                     f"correct it in {CONFIG}, or copy the folder again"
                 )
