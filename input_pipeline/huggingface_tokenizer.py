@@ -71,8 +71,6 @@ class HuggingFaceTokenizer(Tokenizer):
         Raises:
             ValueError: no tokenizer.json, or a mark is asked for that there is not.
         """
-        if absent := sorted(EMPTY.keys() - {"version"} - spec.keys()):
-            raise ValueError(f"{file} lacks {', '.join(absent)}: it is no whole tokenizer.json")
         bare = spec | dict.fromkeys(("padding", "truncation", "post_processor"))
         self._tokenizer = _made(_unreachable(bare), file)
         self._normalizer = _normalizer(spec, file)
@@ -191,6 +189,15 @@ def from_files(files: TokenizerFiles, *, marks: str = "auto") -> HuggingFaceToke
     config = files.json(CONFIG)
     if files.kind == "json":
         spec = files.json(JSON)
+        kinds = {"added_tokens": list, "model": dict}
+        if absent := sorted(
+            key
+            for key in EMPTY.keys() - {"version"}
+            if key not in spec or not isinstance(spec[key], kinds.get(key, object))
+        ):
+            raise ValueError(
+                f"{files.where} lacks {', '.join(absent)}: it is no whole tokenizer.json"
+            )
         names = _named_in(spec) | names
         if "vocab.txt" in files.contents and spec.get("model", {}).get("type") == "WordPiece":
             lines = vocab_lines(files.contents["vocab.txt"], f"{files.path}: vocab.txt")

@@ -54,6 +54,7 @@ class SentencePieceTokenizer(Tokenizer):
         marks: str = "auto",
         contents: Mapping[str, bytes] | None = None,
         reading: str = "",
+        kind: str = "",
     ):
         """Takes a serialised ModelProto whose ids are the embedding's.
 
@@ -63,6 +64,7 @@ class SentencePieceTokenizer(Tokenizer):
             marks: config.tokenizer.marks.
             contents: the files it was read from, by name; None makes them of the model.
             reading: as of Tokenizer.
+            kind: as of TokenizerFiles, where a class is named; '' tells the marks by the pieces.
 
         Raises:
             ValueError: `model` is no SentencePiece model, or lacks a mark that is asked for.
@@ -83,7 +85,7 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(
             ids,
             vocab_size=size,
-            family=_family(processor, ids, contents or {}, file),
+            family=_family(processor, ids, contents or {}, file, kind),
             marks=marks,
             files=contents or stored_files(model),
             file=file,
@@ -251,12 +253,16 @@ def _family(
     ids: Mapping[str, int],
     contents: Mapping[str, bytes],
     file: str,
+    kind: str,
 ) -> Marks:
-    """Tells the marks by the pieces: those of XLM-R, of T5 (which has no bos), or one bos."""
+    """Tells the marks by the pieces: those of XLM-R, of T5 (which has no bos), or one bos.
+
+    T5's class puts no bos before a text where its model has one, as japanese-roberta-base has.
+    """
     bos, eos = ids["bos"] if processor.bos_id() >= 0 else -1, ids["eos"]
     if is_fairseq([processor.id_to_piece(i) for i in range(min(4, len(processor)))]):
         return Marks((bos,), (eos, eos), (eos,))
-    if bos < 0:
+    if bos < 0 or kind == "t5":
         return Marks((), (eos,), (eos,)) if eos >= 0 else Marks()
     config = stored_json(contents, "tokenizer_config.json", file=file)
     add_bos, add_eos = (config.get(f"add_{name}_token") for name in ("bos", "eos"))
@@ -306,6 +312,7 @@ def from_files(files: TokenizerFiles, *, marks: str = "auto") -> Tokenizer:
         # A model of ours has its ids arranged already; its files are made of it.
         contents=None if files.kind == "plain" and len(contents) == 1 else contents,
         reading=(files.reading if arranged else "") + ("added" if added else ""),
+        kind=files.kind,
     )
     if not cut or cuts_alike(proto, cut):
         return make(marks=marks)

@@ -231,9 +231,15 @@ def load_tokenizer(
     """
     from input_pipeline import huggingface_tokenizer, sentencepiece_tokenizer, tokenizer_files
 
-    files = tokenizer_files.TokenizerFiles(Path(path), checkpoint and Path(checkpoint))
-    read = sentencepiece_tokenizer if files.main in MODEL_FILES else huggingface_tokenizer
-    tokenizer = read.from_files(files, marks=marks)
+    try:
+        files = tokenizer_files.TokenizerFiles(Path(path), checkpoint and Path(checkpoint))
+        read = sentencepiece_tokenizer if files.main in MODEL_FILES else huggingface_tokenizer
+        tokenizer = read.from_files(files, marks=marks)
+    except (AttributeError, KeyError, TypeError) as error:  # well-formed JSON of another form
+        raise ValueError(
+            f"{path}: a JSON file of the tokeniser there has another form than transformers gives "
+            f"it ({type(error).__name__}: {error}): copy the files again"
+        ) from error
     tokenizer.named_pieces, tokenizer.note = files.named_pieces, files.note.strip()
     name = "tokenizer_config.json"
     config = stored_json(tokenizer.files(), name, file=str(path))

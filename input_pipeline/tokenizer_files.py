@@ -212,11 +212,11 @@ class TokenizerFiles:
         for token in tokens:
             i, content = token["id"], token["content"]
             says = f"{self.path}: {token['file']} gives {content!r} the id {i}, but "
-            there = pieces.get(i, content)
-            if not spelled_alike(there, content) or ids.get(content, i) != i:
+            there = repr(pieces[i]) if i in pieces else "nothing"
+            if not spelled_alike(pieces.get(i, content), content) or ids.get(content, i) != i:
                 other = f", and {content!r} at {ids[content]}" if content in ids else ""
                 raise ValueError(
-                    f"{says}{self.main}, read as {self.class_name or self.kind}, has {there!r} "
+                    f"{says}{self.main}, read as {self.class_name or self.kind}, has {there} "
                     f"there{other}: they are of different tokenisers, or tokenizer_class is wrong; "
                     f"correct it in {CONFIG}, or copy the folder again"
                 )
@@ -260,7 +260,7 @@ class TokenizerFiles:
         """Returns the class that is named, and the file that does."""
         for place, *configs in zip(places, self._configs, self._hints, strict=True):
             for name, config in zip((CONFIG, "config.json"), configs, strict=True):
-                found, code = config.get("tokenizer_class") or "", config.get("auto_map") or {}
+                found, code = str(config.get("tokenizer_class") or ""), config.get("auto_map") or {}
                 code = code.get("AutoTokenizer") if isinstance(code, dict) else code
                 if code and self._named != JSON:
                     found = found or str(
@@ -285,7 +285,7 @@ class TokenizerFiles:
             return kind, sources[0]
         if JSON in self.contents:
             return "json", JSON
-        if kind == "json":
+        if kind == "json" and any(name in self.contents for name in MODEL_FILES):
             raise ValueError(
                 f"{self.path} holds an {hint.upper()} model without {JSON}, which alone says "
                 f"what is done to texts before their pieces are looked up: put {JSON} beside it"
@@ -362,7 +362,7 @@ def named_pieces(folder: Path) -> dict[int, str]:
     named = config.get("tokenizer_class") or (
         parse_json(read_file(file), file).get("tokenizer_class") if file.is_file() else ""
     )
-    implied = _FAIRSEQ if _stem(named or "") == "xlmroberta" else {}
+    implied = _FAIRSEQ if _stem(str(named or "")) == "xlmroberta" else {}
     return {i: token["content"] for i, token in _declared(read, str(folder)).items()} | implied
 
 

@@ -45,9 +45,10 @@ EMPTY: Spec = {
 
 
 def vocab_lines(data: bytes, file: str) -> list[str]:
-    """Returns the pieces of a vocab.txt, one a line."""
+    """Returns the lines of a vocab.txt, or of a merges.txt, as any system ends them."""
     try:
-        lines = io.StringIO(data.decode(), newline=None)  # U+2028 is a piece, no end of a line
+        # U+2028 is a piece, no end of a line; U+FEFF before the first would be part of its piece.
+        lines = io.StringIO(data.decode("utf-8-sig"), newline=None)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text ({error}): copy it again") from None
     return [line.rstrip("\n") for line in lines]
@@ -145,10 +146,7 @@ def of_merges(files: TokenizerFiles, names: Mapping[str, str]) -> tuple[Spec, Ma
     is_roberta = files.kind == "roberta"
     names = (ROBERTA if is_roberta else QWEN) | names
     config = files.json(CONFIG)
-    try:
-        merges = files.contents["merges.txt"].decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{files.path}/merges.txt is no UTF-8 text ({error}): copy it") from None
+    merges = vocab_lines(files.contents["merges.txt"], f"{files.path}/merges.txt")
     merges = [line for line in merges if line and not line.startswith("#version")]
     vocab = files.json("vocab.json")
     known = {line.replace(" ", "") for line in merges if line.count(" ") == 1}

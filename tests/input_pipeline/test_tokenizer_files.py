@@ -379,3 +379,60 @@ def test_wordpiece_options_that_are_not_applied_are_refused(folder):
     for option in ({"do_basic_tokenize": False}, {"never_split": ["a"]}):
         with pytest.raises(ValueError, match=r"vocab\.txt is read without do_basic_tokenize"):
             load_tokenizer(folder("bert", tokenizer_config=option))
+
+
+def test_an_albert_with_a_vocab_txt_is_read_as_its_file_is(folder):
+    """voidful/albert_chinese and clue/albert_chinese name no class."""
+    want = load_tokenizer(folder("bert")).encode_batch(TEXTS)
+    path = folder("bert", config={"model_type": "albert", "architectures": ["AlbertModel"]})
+    assert load_tokenizer(path).encode_batch(TEXTS) == want
+
+
+@pytest.mark.parametrize(
+    "kind, name, changed",
+    [
+        ("bert", "vocab.txt", lambda data: data.replace(b"\n", b"\r\n")),
+        ("bert", "vocab.txt", lambda data: b"\xef\xbb\xbf" + data),
+        ("roberta", "merges.txt", lambda data: data.replace(b"\n", b"\r\n")),
+    ],
+    ids=["crlf", "bom", "merges"],
+)
+def test_line_ends_and_a_byte_order_mark_are_no_part_of_a_piece(folder, kind, name, changed):
+    path = folder(kind)
+    want = load_tokenizer(path)
+    (path / name).write_bytes(changed((path / name).read_bytes()))
+    found = load_tokenizer(path)
+    assert found.encode_batch(TEXTS) == want.encode_batch(TEXTS)
+    assert found.role_ids == want.role_ids
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"tokenizer_config": {"tokenizer_class": ["Odd"]}}, r"Odd.* isn't implemented"),
+        ({"tokenizer": {"added_tokens": None, "model": None}}, r"lacks added_tokens, decoder, "),
+        ({"tokenizer": {"vocab_size": 9}}, r"tokenizer\.json lacks added_tokens, decoder, model"),
+        ({"tokenizer_config": {"cls_token": ["[CLS]"]}}, r"JSON file .* another form .*TypeError"),
+    ],
+    ids=["class", "null", "other", "piece"],
+)
+def test_json_of_another_form_is_refused_by_file(folder, files, message):
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(folder("bert", **files))
+
+
+def test_a_json_file_that_is_no_tokenizer_is_refused_where_it_is_named(folder):
+    path = folder("bert", config={"model_type": "bert"}, special_tokens_map={"pad_token": "[X]"})
+    with pytest.raises(ValueError, match=r"config\.json lacks added_tokens, decoder, model"):
+        load_tokenizer(path / "config.json")
+
+
+def test_the_marks_are_those_of_the_class_and_not_of_the_models_pieces(folder):
+    """japanese-roberta-base is RoBERTa with T5's tokeniser, whose model has a <s>."""
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    path = folder("xlm_roberta", config=E5, tokenizer_config=config)
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.piece(1) == "<s>"  # SentencePiece's own ids
+    assert [tokenizer.start_ids, tokenizer.between_ids, tokenizer.end_ids] == [[], [2], [2]]
+    tokenizer.save(path / "saved")
+    assert load_tokenizer(path / "saved").end_ids == [2]
