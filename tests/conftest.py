@@ -11,6 +11,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from configs import common
 from input_pipeline.tokenization import train_tokenizer
@@ -18,6 +19,9 @@ from models.backbone import parameter_shapes
 from models.decoder import DecoderConfig
 from models.layers import Rope
 from models.pretrained import write_pretrained
+
+settings.register_profile("default", deadline=None)  # other programs may be at work
+settings.load_profile("default")
 
 THINGS = ("房间", "早餐", "书的内容", "快递", "手机屏幕", "电池", "服务态度", "价格", "包装")
 PLACES = ("这家酒店的", "我买的这个，", "上次来住，", "说实话，", "和朋友一起用过，")

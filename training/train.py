@@ -8,8 +8,7 @@ import functools
 import itertools
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from training.data import RunData, load_data
 from training.experiment import Experiment, build
 from training.interruption import Interrupted, stop_signals
 from training.origin import check_origin, start_from_run
+from training.pending import Pending
 from training.progress import Progress
 from training.run_features import run_features
 from training.run_tokenizer import training_texts
@@ -422,89 +422,3 @@ class Run:
     def _stopped_early(self) -> bool:
         patience = self._config.train.early_stopping
         return bool(patience) and self._meta["evaluations_without_gain"] >= patience
-
-
-class Pending:
-    """Metrics of steps that may still run on the device; fetched only when they are logged.
-
-    Attributes:
-      skipped: steps so far whose every label was masked.
-    """
-
-    def __init__(
-        self,
-        progress: Progress,
-        guard: collapse.CollapseGuard,
-        first_step: int,
-        *,
-        skipped: int = 0,
-    ):
-        self._progress, self._guard, self._first_step = progress, guard, first_step
-        self.skipped = skipped
-        self._steps: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
-        self._tokens = 0
-        self._start = time.perf_counter()
-
-    def add(
-        self, step: int, metrics: dict[str, jax.Array], batch: Mapping[str, np.ndarray]
-    ) -> None:
-        """Notes a dispatched step without waiting for it."""
-        self._steps.append((step, metrics, batch["ids_B"]))
-        self._tokens += int((batch["segments_RxL"] > 0).sum())
-        self._progress.update(step)
-
-    def restart_clock(self, restart: bool) -> None:
-        """Leaves evaluation and saving out of the speed."""
-        if restart:
-            self._start = time.perf_counter()
-
-    def flush(self) -> None:
-        """Waits for the steps, checks and logs them.
-
-        Raises:
-          Collapsed: a loss or gradient is not finite, naming the steps; or the losses run away.
-          ValueError: it is not from the first step on, which no learning rate can mend.
-        """
-        fetched = [(step, jax.device_get(metrics), ids) for step, metrics, ids in self._steps]
-        speed = self._tokens / max(time.perf_counter() - self._start, 1e-9)
-        learned = [(step, metrics) for step, metrics, _ in fetched if metrics.pop("weight") != 0]
-        broken = [
-            step
-            for step, metrics in learned
-            if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"])
-        ]
-        taught = dict(learned)
-        for step, _, ids in fetched:
-            if step not in taught:
-                self._skip(step, ids)
-                continue
-            values = {name: float(value) for name, value in taught[step].items()}
-            last = {"tokens_per_second": speed} if step == learned[-1][0] else {}
-            self._progress.log(step, {**values, **last}, show=bool(last))
-        if self._first_step in broken:
-            raise ValueError(
-                f"the loss or the gradient is not finite at step {self._first_step}, before this "
-                "start has changed a weight, so that the learning rate is not the cause: check "
-                "the numbers that are read (labels, features, class weights), or compute in "
-                "float32 (config.model.dtype)"
-            )
-        if broken:
-            raise collapse.Collapsed(
-                f"the loss or the gradient is not finite at steps {broken}: lower "
-                "config.optimizer.learning_rate, lengthen config.schedule.warmup, or compute in "
-                "float32. Checkpoints hold only steps before these."
-            )
-        for step, metrics in learned:
-            self._guard.check_loss(step, float(metrics["loss"]))
-        self._steps, self._tokens, self._start = [], 0, time.perf_counter()
-
-    def _skip(self, step: int, ids: np.ndarray) -> None:
-        """Counts a step that left the weights as they were, and says so of the first."""
-        self._progress.log(step, {"skipped": 1.0}, show=False)
-        self.skipped += 1
-        if self.skipped == 1:
-            self._progress.message(
-                f"Note: every label of the batch of step {step} is masked (examples "
-                f"{ids.ravel()[:8].tolist()}): nothing is learned from it. Steps like it are "
-                "skipped and counted."
-            )

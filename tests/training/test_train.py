@@ -16,8 +16,9 @@ from evaluation import label_issues, report
 from tasks.classification import Classification
 from training import collapse, data, sweep
 from training.data import load_data
-from training.train import Pending, train
+from training.pending import Pending
 from training.train import test as open_test
+from training.train import train
 
 
 @pytest.fixture
