@@ -185,8 +185,8 @@ def test_a_loss_that_is_not_finite_from_the_first_step_is_not_put_on_the_learnin
     pending = Pending(progress, guard, first_step=4)
     for step in range(4, 8):
         loss = math.nan if step in broken else 1.0
-        metrics = {"loss": np.float32(loss), "gradient_norm": np.float32(1)}
-        pending.add(step, metrics, {"segments_RxL": np.ones((1, 1))})
+        metrics = {"loss": loss, "gradient_norm": 1.0, "weight": 8.0}
+        pending.add(step, metrics, {"segments_RxL": np.ones((1, 1)), "ids_B": np.arange(8)})
     with pytest.raises(ValueError, match=said) as error:
         pending.flush()
     assert ("learning_rate" in str(error.value)) == (broken == (6,))
