@@ -116,6 +116,8 @@ def _flags(config: ConfigDict, key: str, text: str) -> list[str]:
     current = _value(config, key)
     if not isinstance(current, ConfigDict):
         _check_type(key, text, type(current))
+        if isinstance(current, tuple) and not text:
+            text = "()"  # absl makes it the tuple of one empty string
         return [f"--{key}={text}"]
     try:
         given = ast.literal_eval(text)

@@ -95,7 +95,10 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """A tuple, or list, of strings; of `choices` if there are some, each once, at least `least`."""
+    """A tuple, or list, of strings that are not empty.
+
+    Of `choices` if there are some, each once, and at least `least`.
+    """
 
     choices: tuple[str, ...] = ()
     least: int = 0
@@ -109,7 +112,10 @@ class Names:
 
     def fits(self, value: Any) -> bool:
         """Whether it is a tuple of them."""
-        if not are(Form("", lambda name: isinstance(name, str)))(value) or len(value) < self.least:
+        if (
+            not are(Form("", lambda name: isinstance(name, str) and name))(value)
+            or len(value) < self.least
+        ):
             return False
         once = set(value) <= set(self.choices) and len(set(value)) == len(value)
         return once or not self.choices

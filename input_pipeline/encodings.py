@@ -93,6 +93,8 @@ def lines(path: Path, encoding: str, *, newline: str = "\n") -> Iterator[tuple[i
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
         except UnicodeDecodeError:
             raise _damage(path, encoding) from None
+        except UnicodeError as error:  # UTF-16 or 32 without its BOM
+            raise _without_bom(path, encoding, error) from None
 
 
 def read_text(path: Path, encoding: str) -> str:
@@ -154,6 +156,8 @@ def _decoded(path: Path, encoding: str) -> Iterator[str]:
                 # Lines end at either, or at both together.
                 line = max(feeds + sound.count("\n"), returns + sound.count("\r"))
                 raise _DoesNotDecode(place, 1 + line, error.object[error.start]) from None
+            except UnicodeError as error:
+                raise _without_bom(path, encoding, error) from None
             feeds, returns = feeds + text.count("\n"), returns + text.count("\r")
             yield text
             if not block:
@@ -253,6 +257,10 @@ def _first_misfit(path: Path, encoding: str) -> _DoesNotDecode | None:
     except _DoesNotDecode as error:
         return error
     return None
+
+
+def _without_bom(path: Path, encoding: str, error: UnicodeError) -> ValueError:
+    return ValueError(f"{path}: {error}; pass --config.data.encoding={encoding}-le, -be, or auto")
 
 
 def _damage(path: Path, encoding: str) -> ValueError:

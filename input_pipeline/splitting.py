@@ -153,6 +153,10 @@ def _check(split: ConfigDict, total: int, *, grouped: bool) -> None:
             f"{_named(split)}: expected shares or counts that leave some of the {total} examples "
             "for training"
         )
+    if split.fold and not split.folds:
+        raise ValueError(
+            f"config.data.split.fold={split.fold} means nothing without config.data.split.folds"
+        )
     if split.folds and split.fold >= split.folds:
         raise ValueError(
             f"config.data.split.fold={split.fold}: expected one of "

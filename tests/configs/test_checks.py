@@ -129,6 +129,7 @@ def test_durations_have_a_unit_and_end_some_time(number, unit):
         ("features.extractors", ()),
         ("features.extractors", ("lengths", "lengths")),
         ("model.label_words", "好"),
+        ("data.value_columns", ("",)),
         ("classification.class_weights", ("balance",)),
         ("classification.class_weights", (1.0, math.nan)),
         ("classification.threshold", "1"),
@@ -196,6 +197,10 @@ def test_members_are_checked_and_named_by_their_full_path():
             ["multi.members.names.model.head_bias=False"],
         ),
         (["--config.eval={}", "--config.seed", "1"], ["seed=1"]),
+        (
+            ["--config.data.value_columns=", "--config.data.labels", ""],
+            ["data.value_columns=()", "data.labels=()"],
+        ),
     ],
 )
 def test_a_group_given_as_a_dict_keeps_its_other_keys(flags, spelt_out):

@@ -177,3 +177,15 @@ def test_line_of_200_megabytes_is_refused_in_bounded_memory(tmp_path):
     tracemalloc.stop()
     path.unlink()
     assert peak < 60e6
+
+
+def test_utf_16_without_its_bom_is_named_with_what_helps(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("好的\n".encode("utf-16-le"))
+    for read in (
+        lambda: list(encodings.lines(path, "utf-16")),
+        lambda: encodings.head(path, "utf-16"),
+    ):
+        with pytest.raises(ValueError, match=r"a\.txt: .*encoding=utf-16-le"):
+            read()
+    assert encodings.head(path, "utf-16-le") == "好的\n"
