@@ -1,12 +1,13 @@
-"""The gradient of a run's own loss over a whole split, for what learns from it after training.
+"""A run's own loss over a whole split, and its gradient, after training.
 
-Called by trials.py for soups whose weights are learned.
+Called by trials.py for soups whose weights are learned, and by a benchmark.
 """
 
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from input_pipeline.examples import Examples
 from training.compilation import PerShape
@@ -14,6 +15,31 @@ from training.experiment import Experiment
 from training.sharding import put_batch
 
 Params = Mapping[str, jax.Array]
+
+
+def validation_loss(experiment: Experiment, examples: Examples) -> Callable[[Params], float]:
+    """Returns a function of parameters to the mean of the run's own loss, compiled once.
+
+    Dropout and augmentation are off. Sums over batches are divided once, by the total weight.
+    """
+    windows = experiment.windows(examples, training=True)
+
+    def total(frozen: Params, params: Params, batch: Mapping[str, jax.Array]):
+        loss, weight, _ = experiment.task.loss(experiment.apply({**frozen, **params}, batch), batch)
+        return loss, weight
+
+    compiled = PerShape(total, "the validation loss", experiment.say)
+
+    def call(params: Params) -> float:
+        batches = experiment.pipeline.evaluate(windows)
+        parts = [
+            compiled(experiment.frozen, params, put_batch(batch, experiment.mesh))
+            for batch in batches
+        ]
+        losses, weights = np.array(jax.device_get(parts), np.float64).sum(axis=0)
+        return float(losses / weights)
+
+    return call
 
 
 def loss_gradient(
