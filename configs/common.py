@@ -378,7 +378,7 @@ def _eval() -> ConfigDict:
 
 
 def _integrate() -> ConfigDict:
-    """What joins weights after training; the validation split chooses, and the simplest wins ties.
+    """What joins weights after training; the validation loss chooses: docs/integration.md.
 
     Methods: 'interpolation' with the pretrained weights; 'soup', 'greedy_soup' and 'learned_soup'
     of each run's best checkpoint, or of this run's checkpoints where no runs are named; 'add',

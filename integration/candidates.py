@@ -18,8 +18,6 @@ from input_pipeline.examples import Examples
 from integration.interpolation import compare, deciding, is_tie
 from training.experiment import Experiment
 
-KINDS = ("interpolation", "single", "soup", "merging", "ensemble")  # the simplest first
-
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
@@ -72,7 +70,7 @@ class Candidate:
 
     Attributes:
         name: in tables and files; unique.
-        kind: one of KINDS.
+        kind: 'interpolation', 'single', 'soup', 'merging' or 'ensemble'.
         judged: on the validation split.
         make: returns the parameters; None where they are those of several models.
         seconds: that it took to make and judge.
@@ -104,10 +102,11 @@ class Stopwatch:
 
 
 def choose(candidates: Sequence[Candidate], *, metric: str) -> tuple[Candidate, list[dict]]:
-    """Chooses the best of the simplest kind that has one within one standard error of the best.
+    """Chooses the best of those that cost least to run among the ones within an error of the best.
 
-    They are compared as the points of a line are: by the validation loss where the task has one,
-    with the error of the paired difference (interpolation.py).
+    They are compared as the points of a line are: by the validation loss where the task has one
+    (interpolation.py). An ensemble, several times as dear, must be better by more than the error
+    of the paired difference. Of equals the first is chosen.
 
     Args:
         candidates: at least one.
@@ -131,8 +130,8 @@ def choose(candidates: Sequence[Candidate], *, metric: str) -> tuple[Candidate, 
         for candidate in candidates
     ]
     ties = [candidate for candidate in candidates if is_tie(compared[candidate.name])]
-    simplest = min(KINDS.index(candidate.kind) for candidate in ties)
-    same = [candidate for candidate in ties if candidate.kind == KINDS[simplest]]
+    cheapest = min(candidate.inference_cost for candidate in ties)
+    same = [candidate for candidate in ties if candidate.inference_cost == cheapest]
     return min(same, key=lambda candidate: compared[candidate.name]["behind_best"]), rows
 
 

@@ -77,13 +77,12 @@ def interpolate(
     return alpha, curve, mixed(pretrained, finetuned, alpha)
 
 
-def choose(scores: Mapping[float, Scores], *, metric: str) -> tuple[float, list[dict[str, float]]]:
-    """Chooses the alpha at which a cubic through the curve of the validation loss is best.
+def choose(scores: Mapping[float, Scores], *, metric: str) -> tuple[float, list[dict[str, Any]]]:
+    """Chooses the alpha with the lowest validation loss.
 
-    The curve is smooth and its points are not, above all those of accuracy: 200 examples have an
-    error of 2 to 3 points. Only alphas within one standard error of the best are chosen from, so
-    that a cubic that does not fit does no harm. docs/integration.md has the rules that were
-    compared.
+    Of the rules that were compared (docs/integration.md) it is the simplest that is as good as the
+    best. To go to the pretrained side wherever accuracies cannot be told apart, after the rule of
+    one standard error (Breiman et al. 1984), was the worst.
 
     Args:
         scores: alpha -> scores, all of the same examples.
@@ -93,12 +92,8 @@ def choose(scores: Mapping[float, Scores], *, metric: str) -> tuple[float, list[
         The chosen alpha, of equals the greatest, and of each the fields of `compare` with 'alpha'.
     """
     compared = compare(dict(sorted(scores.items(), reverse=True)), metric=metric)
-    curve = [{"alpha": alpha, **compared[alpha]} for alpha in sorted(scores)]
-    alphas, behind = ([point[name] for point in curve] for name in ("alpha", "behind_best"))
-    fitted = np.polyval(np.polyfit(alphas, behind, min(3, len(alphas) - 1)), alphas)
-    smooth = dict(zip(alphas, fitted.round(9).tolist(), strict=True))  # equals but for rounding
-    ties = [point["alpha"] for point in curve if is_tie(point)]
-    return min(ties, key=lambda alpha: (smooth[alpha], -alpha)), curve
+    best = max(scores, key=lambda alpha: (-compared[alpha]["behind_best"], alpha))
+    return best, [{"alpha": alpha, **compared[alpha]} for alpha in sorted(scores)]
 
 
 def deciding(scores: Scores, metric: str) -> str:

@@ -135,28 +135,6 @@ def test_the_loss_decides_where_accuracies_are_equal():
     assert curve[-1]["loss"] == pytest.approx(0.386)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_curve_outweighs_the_noise_of_its_points(seed):
-    """A parabola with its best at 0.6, and noise that exceeds the differences near it."""
-    noise = np.random.default_rng(seed).normal(0, 0.01, 11)
-    examples_N = np.random.default_rng(1).normal(0, 1, (11, 200))
-    rows = {
-        alpha: scores_of(0.4 + (alpha - 0.6) ** 2 / 4 + each + 0.2 * (own_N - own_N.mean()), "loss")
-        for alpha, each, own_N in zip(np.linspace(0, 1, 11), noise, examples_N, strict=True)
-    }
-    assert choose(rows, metric="loss")[0] == pytest.approx(0.6, abs=0.11)
-
-
-def test_a_curve_that_no_cubic_fits_does_no_harm():
-    """The loss falls at the very start: a cubic dips elsewhere, on points that are worse."""
-    values = [5.0, 0.30, *np.linspace(0.31, 0.39, 9)]
-    rows = {
-        a: scores_of(np.full(20, v), "loss")
-        for a, v in zip(np.arange(11) / 10, values, strict=True)
-    }
-    assert choose(rows, metric="loss")[0] == 0.1
-
-
 def test_the_error_is_that_of_the_paired_difference():
     # 4 of 20 behind on the same examples is no tie, though each accuracy has an error of 0.1.
     rows = {0.0: right_on(*range(11)), 1.0: right_on(*range(15))}
