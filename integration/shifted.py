@@ -34,7 +34,7 @@ def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
     config = experiment.config.copy_and_resolve_references()
     config.data.update(source="files", files=files, validation_files="", test_files="")
     config.data.update(group_column="", time_column="")  # which only matter where data are split
-    config.data.split.update(kind="stratified", validation=0, test=0, folds=0)
+    config.data.split.update(kind="stratified", validation=0, test=0, folds=0, fold=0)
     config.data.audit.kind = "off"
     if config.task == "classification":
         config.data.labels = tuple(data.labels)

@@ -256,7 +256,9 @@ def test_summary_and_curve_are_shown_with_labels_that_look_like_markup(capsys):
         "confusion_matrix": [[45, 5], [5, 45]],
     }
     report.show_summary(dataclasses.replace(scores, detail=detail), "best [checkpoint]")
-    report.show_curve([{"alpha": 0.5, "value": 0.4, "standard_error": 0.02}], 0.5, METRICS[2])
+    point = {"alpha": 0.5, "value": 0.4, "standard_error": 0.02}
+    point |= {"behind_best": 0.0, "behind_best_error": 0.0}
+    report.show_curve([point], 0.5, METRICS[2])
     shown = capsys.readouterr().out
     for text in (
         "[red]差",

@@ -191,7 +191,7 @@ def test_what_killed_preparations_left_is_deleted_unless_it_is_in_use(tmp_path, 
         fcntl.flock(file, fcntl.LOCK_EX)
         preparation.prepare(data)
     output = capsys.readouterr().out
-    assert output.count("\n") == 1
+    assert output.count("Deleted what") == 1
     assert f"Deleted what a killed preparation left in {folder}: 6 files, 1.5 MB." in output
     assert {path.name for path in folder.iterdir()} == {name, busy.name}
     preparation.prepare(make_data(tmp_path / "data", **files, cleaning={"min_characters": 3}))

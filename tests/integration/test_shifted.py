@@ -53,7 +53,7 @@ def test_every_split_of_the_run_takes_a_shifted_set(tmp_path, data, split, drop)
     config.integrate.shifted_files = files
     experiment = SimpleNamespace(
         config=config,
-        task=SimpleNamespace(check=lambda *_: None),
+        check=lambda *_: None,
         with_features=lambda examples: examples,
     )
     assert len(shifted_examples(experiment, own)) == 24
@@ -88,7 +88,7 @@ def test_formats_that_group_by_themselves_are_taken_too(tmp_path):
     config.integrate.shifted_files = squad("shifted.json", 20)
     experiment = SimpleNamespace(
         config=config,
-        task=SimpleNamespace(check=lambda *_: None),
+        check=lambda *_: None,
         with_features=lambda examples: examples,
     )
     assert len(shifted_examples(experiment, own)) == 24

@@ -79,7 +79,7 @@ def test_names_are_unique_and_fit_for_a_file_system(texts):
             "data.list_separator": st.text(st.characters(exclude_categories=["Cs", "Cc"])),
             "model.head_bias": st.booleans(),
             "seed": st.integers(0, 2**32 - 1),
-            "model.label_words": st.tuples(st.text(), st.text()),
+            "model.label_words": st.tuples(*2 * [st.text(min_size=1)]),
             "optimizer.lr_table": st.just(((".*'a b'", None), (".*", 0.5))),
         },
     )
