@@ -35,8 +35,7 @@ RECODING += ("urls:drop", "urls:mask", "mentions:drop", "mentions:mask", "emoji:
 RECODING += ("chinese_spaces", "whitespace")
 EXTRACTORS = ("lengths", "characters", "punctuation", "lexicon", "pinyin", "radicals")
 EXTRACTORS += ("character_tfidf", "word_tfidf", "values")
-METHODS = ("interpolation", "soup", "greedy_soup", "learned_soup", "add", "ties", "dare")
-METHODS += ("ensemble",)
+METHODS = ("interpolation", "soup", "greedy_soup", "add", "ties", "ensemble")
 
 COUNT, SOME = Whole(0), Whole(1)
 POSITIVE, NOT_NEGATIVE = Number(0, above=True), Number(0)

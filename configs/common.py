@@ -380,9 +380,9 @@ def _eval() -> ConfigDict:
 def _integrate() -> ConfigDict:
     """What joins weights after training; the validation loss chooses: docs/integration.md.
 
-    Methods: 'interpolation' with the pretrained weights; 'soup', 'greedy_soup' and 'learned_soup'
-    of each run's best checkpoint, or of this run's checkpoints where no runs are named; 'add',
-    'ties' and 'dare' of what the runs have changed; 'ensemble' of probabilities.
+    Methods: 'interpolation' with the pretrained weights; 'soup' and 'greedy_soup' of each run's
+    best checkpoint, or of this run's checkpoints where no runs are named; 'add' and 'ties' of what
+    the runs have changed; 'ensemble' of probabilities.
     """
     integrate = ConfigDict()
     integrate.methods = ("interpolation",)

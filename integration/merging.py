@@ -7,7 +7,6 @@ loads it, and a few trees are held at a time. Called by trials.py.
 """
 
 import functools
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,13 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from training.state import random_stream
-
 Flat = Mapping[str, jax.Array]
 Load = Callable[[], Flat]
 
 KEEP = 0.2  # share of a task vector that TIES keeps, the paper's
-DROP = 0.5  # share that DARE drops. The papers' up to 0.9 is for small changes of large models
 
 
 def change(start: Flat, tree: Flat) -> dict[str, jax.Array]:
@@ -52,23 +48,6 @@ def ties(loads: Sequence[Load], start: Flat, *, keep: float = KEEP) -> dict[str,
         agreeing = _agreeing(_trimmed(change(start, load()), limit), total)
         sums = agreeing if sums is None else _sum(sums, agreeing)
     return _means(*sums)
-
-
-def dare(
-    loads: Sequence[Load], start: Flat, *, seed: int, drop: float = DROP
-) -> dict[str, jax.Array]:
-    """Returns the sum of task vectors thinned by DARE (arXiv 2311.03099).
-
-    Each change is dropped with probability `drop`, and what stays is divided by 1 - drop, so that
-    the expectation is that of `add`. What is dropped is a function of the seed, the position among
-    the models and the path.
-    """
-
-    vectors = (
-        _thinned(random_stream(seed, "dare", index), change(start, load()), drop)
-        for index, load in enumerate(loads)
-    )
-    return functools.reduce(_sum, vectors)
 
 
 @jax.jit
@@ -114,14 +93,3 @@ def _agreeing(vector: Mapping[str, jax.Array], total: Mapping[str, jax.Array]) -
 @jax.jit
 def _means(sums: Flat, counts: Flat) -> dict[str, jax.Array]:
     return jax.tree.map(lambda value, count: value / jnp.maximum(count, 1), sums, counts)
-
-
-@jax.jit
-def _thinned(rng: jax.Array, vector: Flat, drop: float) -> dict[str, jax.Array]:
-    """Drops changes with probability `drop`; each path draws from a stream of its own."""
-    kept = {}
-    for path, leaf in vector.items():
-        own = jax.random.fold_in(rng, zlib.crc32(path.encode()))
-        stays = jax.random.bernoulli(own, 1 - drop, leaf.shape)
-        kept[path] = jnp.where(stays, leaf / (1 - drop), 0)
-    return kept

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from integration import ensembles
 from models.adapters import LORA_KINDS
 
-SOUPS = ("soup", "greedy_soup", "learned_soup")
-MERGES = ("add", "ties", "dare")
+SOUPS = ("soup", "greedy_soup")
+MERGES = ("add", "ties")
 ROOTED = ("interpolation", *MERGES)  # start from the pretrained weights
 METHODS = ("interpolation", *SOUPS, *MERGES, "ensemble")
 

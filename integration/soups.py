@@ -1,4 +1,4 @@
-"""Weighted means of models (model soups, arXiv 2203.05482): uniform, greedy and learned.
+"""Weighted means of models (model soups, arXiv 2203.05482): uniform and greedy.
 
 Functions on parameter trees. A model comes as a function that loads it, so that however many there
 are, a few trees are held at a time: the mean so far and the one that is added to it. Called by
@@ -11,15 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from integration.interpolation import check_alike
 
 Params = Any
 Load = Callable[[], Params]
-
-STEPS = 8  # of `learn`
-RATE = 0.5  # of its Adam; weights are the softmax of what it moves
 
 
 def soup(loads: Sequence[Load], weights: Sequence[float] | None = None) -> Params:
@@ -83,35 +79,6 @@ def grow(
     return chosen, best
 
 
-def learn(
-    loads: Sequence[Load], gradient: Callable[[Params], tuple[float, Params]], *, steps: int
-) -> np.ndarray:
-    """Returns the weights [K] of a soup, fitted to a loss by gradient descent.
-
-    The weights are a softmax, so that they stay above 0 and add up to 1. The derivative of the loss
-    by a weight is the product of its gradient at the mean with that model, which takes one model at
-    a time. Adam starts from equal weights; those of the lowest loss on the way are returned.
-
-    Args:
-        loads: as of `soup`.
-        gradient: params -> the loss and its gradient; called once a step.
-        steps: how many.
-    """
-    logits = jnp.zeros(len(loads))
-    adam = optax.adam(RATE)
-    state, found = adam.init(logits), []
-    for step in range(steps):
-        weights = np.asarray(jax.nn.softmax(logits), np.float64)
-        loss, slope = gradient(soup(loads, weights))
-        found.append((loss, step, weights))
-        if step + 1 < steps:
-            slopes = np.array([float(_product(slope, load())) for load in loads])
-            along = jnp.asarray(weights * (slopes - weights @ slopes), jnp.float32)
-            update, state = adam.update(along, state)
-            logits = optax.apply_updates(logits, update)
-    return min(found)[2]
-
-
 @jax.jit
 def _widened(tree: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
@@ -121,12 +88,6 @@ def _widened(tree: Params) -> Params:
 def _moved(mean: Params, tree: Params, share: jax.Array) -> Params:
     """Moves the mean by its share of the way to a model; `share` is traced."""
     return jax.tree.map(lambda m, leaf: m + share * (leaf.astype(jnp.float32) - m), mean, tree)
-
-
-@jax.jit
-def _product(slope: Params, tree: Params) -> jax.Array:
-    products = jax.tree.map(lambda s, leaf: jnp.vdot(s, leaf.astype(jnp.float32)), slope, tree)
-    return sum(jax.tree.leaves(products))
 
 
 def _narrowed(mean: Params, dtypes: Params) -> Params:

@@ -18,14 +18,13 @@ from integration import ensembles, ingredients, merging, methods, soups
 from integration.candidates import Candidate, Judge, Judged, Stopwatch
 from integration.ingredients import Ingredient
 from integration.interpolation import compare, interpolate, mixed
-from integration.loss import loss_gradient
 from integration.shifted import shifted_examples
 from training.data import RunData
 from training.experiment import Experiment
 
 Params = dict[str, jax.Array]
 
-_MOST = {"add": 1.0, "ties": 2.0, "dare": 1.0}  # greatest scale tried: of a mean more than of a sum
+_MOST = {"add": 1.0, "ties": 2.0}  # greatest scale tried: of a mean more than of a sum
 
 
 class Trials:
@@ -174,10 +173,6 @@ class Trials:
             chosen, judged = soups.grow(loads, self._judge, first, rank=lambda j: j.rank)
             weights = [float(place in chosen) for place in range(count)]
             count = len(chosen)
-        elif method == "learned_soup":
-            gradient = loss_gradient(self._experiment, self._validation)
-            weights = soups.learn(loads, gradient, steps=soups.STEPS).tolist()
-            self._judge.count += soups.STEPS  # a gradient is no cheaper than an evaluation
 
         def make() -> Params:
             return soups.soup(loads, weights)
@@ -194,7 +189,6 @@ class Trials:
         """
         watch, experiment = Stopwatch(self._judge), self._experiment
         loads = [self._load(ingredient) for ingredient in self._pool]
-        options = {"seed": self._config.seed} if method == "dare" else {}
 
         def ends() -> tuple[Params, Params]:
             start = experiment.pretrained_end(self.restored.params)
@@ -202,7 +196,7 @@ class Trials:
             rooted = {path: leaf for path, leaf in start.items() if path not in rootless}
             parts = [lambda load=load: {p: load()[p] for p in rootless} for load in loads]
             kept = soups.soup(parts) if rootless else {}
-            vector = getattr(merging, method)(loads, rooted, **options)
+            vector = getattr(merging, method)(loads, rooted)
             return kept | rooted, kept | merging.scaled(rooted, vector, _MOST[method])
 
         place, judged, _, _ = self._line(*ends())

@@ -10,15 +10,15 @@ import pytest
 
 from evaluation import restoring
 from evaluation.metrics import estimate
-from integration import ingredients, methods, run, soups
+from integration import ingredients, methods, run
 from integration.trials import Trials
 from training.checkpoints import Checkpoints
 from training.data import load_data
 from training.experiment import build
 from training.train import train
 
-OWN = ("interpolation", "soup", "greedy_soup", "learned_soup", "ensemble")
-SEVERAL = ("soup", "ties", "dare", "ensemble")
+OWN = ("interpolation", "soup", "greedy_soup", "ensemble")
+SEVERAL = ("soup", "add", "ties", "ensemble")
 
 
 def save_run(workdir, params, meta):
@@ -64,19 +64,15 @@ def parts(finished, tmp_path):
     experiment.config = config
 
 
-def test_the_mode_compares_all_methods_and_writes_an_ordinary_checkpoint(
-    parts, capsys, monkeypatch
-):
-    monkeypatch.setattr(soups, "STEPS", 2)
+def test_the_mode_compares_all_methods_and_writes_an_ordinary_checkpoint(parts, capsys):
     config, workdir, _, experiment, data, _ = parts
     config.integrate.update(methods=OWN, targets=str(workdir / "targets.jsonl"))
     results = run.integrate(config, workdir)
     output = capsys.readouterr().out
     assert output.count("Compiled the evaluation step") == 1
-    assert output.count("Compiled the gradient") == 1
     rows = {row["name"]: row for row in results["candidates"]}
     kinds = [row["kind"] for row in rows.values()]
-    assert kinds == ["interpolation", *["single"] * 3, *["soup"] * 3, "ensemble"]
+    assert kinds == ["interpolation", *["single"] * 3, *["soup"] * 2, "ensemble"]
     assert rows["ensemble of 3"]["inference_cost"] == 3
     assert rows["ensemble of 3"]["evaluations"] == 0  # its members have spoken already
     assert {row["count"] for row in rows.values()} == {24}
@@ -111,8 +107,8 @@ def test_runs_of_a_sweep_are_averaged_merged_and_asked_together(parts):
     path = "backbone/layer_0/attention/query/kernel"
     mean = np.mean([params[path] for params in several], axis=0)
     np.testing.assert_allclose(soup[path], mean, atol=1e-6)
-    assert {found[f"{name} of 3"].evaluations for name in ("TIES", "DARE")} == {3}
-    judged, again = found["DARE of 3"].judged, trials._judge(found["DARE of 3"].make())
+    assert {found[f"{name} of 3"].evaluations for name in ("ADD", "TIES")} == {3}
+    judged, again = found["TIES of 3"].judged, trials._judge(found["TIES of 3"].make())
     statistics = (result.scores.statistics["loss"] for result in (judged, again))
     assert np.array_equal(*statistics)
     assert found["ensemble of 3"].make is None

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from integration import merging
 
@@ -67,24 +66,3 @@ def test_order_does_not_matter():
         found = method(loads_of(*vectors), START)
         other = method(loads_of(*vectors[::-1]), START)
         np.testing.assert_allclose(flat(found), flat(other), rtol=1e-5, atol=1e-6)
-
-
-def test_dare_keeps_the_expectation_and_is_drawn_by_seed_position_and_path():
-    start = {"x": jnp.zeros(20_000), "y": jnp.zeros(20_000)}
-    loads = [lambda: {"x": jnp.ones(20_000), "y": jnp.ones(20_000)}] * 2
-    found = merging.dare(loads, start, seed=1, drop=0.9)
-    # The sum of two changes of 1, each 10 with probability 0.1.
-    assert set(np.unique(np.rint(found["x"])).tolist()) == {0.0, 10.0, 20.0}
-    assert np.mean(found["x"]) == pytest.approx(2, abs=4 * np.sqrt(2 * 9 / 20_000))
-    assert np.mean(found["x"] > 15) == pytest.approx(0.01, abs=0.004)  # models drawn apart
-    assert (found["x"] != found["y"]).any()
-    again = merging.dare(loads, start, seed=1, drop=0.9)
-    assert (found["x"] == again["x"]).all()
-    assert (found["x"] != merging.dare(loads, start, seed=2, drop=0.9)["x"]).any()
-
-
-def test_dropping_nothing_is_adding():
-    loads = loads_of([1, 0, 0, 2, 0], [1, -1, 0, 0, 0.5])
-    np.testing.assert_allclose(
-        flat(merging.dare(loads, START, seed=0, drop=0.0)), flat(merging.add(loads, START))
-    )

@@ -87,31 +87,6 @@ def test_the_greedy_soup_takes_what_helps_and_is_never_worse_than_the_best():
     assert soups.grow(loads, distance, distance(loads[0]()), rank=lambda r: r)[0] == [0, 1, 3]
 
 
-def test_learned_weights_add_up_to_one_and_lower_the_loss():
-    trees = [{"x": np.float32(row)} for row in np.eye(3)]
-    target = jnp.array([0.7, 0.3, 0.0])
-
-    def gradient(tree):
-        loss, slope = jax.value_and_grad(lambda t: jnp.sum((t["x"] - target) ** 2))(tree)
-        return float(loss), slope
-
-    losses = []
-
-    def watched(tree):
-        losses.append(gradient(tree)[0])
-        return gradient(tree)
-
-    weights = soups.learn(loads_of(trees), watched, steps=12)
-    assert weights.sum() == pytest.approx(1) and (weights > 0).all()
-    assert len(losses) == 12
-    found = gradient(soups.soup(loads_of(trees), weights))[0]
-    assert found == pytest.approx(min(losses), rel=1e-5)
-    assert found < losses[0] / 4
-    # One that is equal at every step keeps equal weights.
-    same = soups.learn(loads_of([trees[0]] * 2), gradient, steps=3)
-    np.testing.assert_allclose(same, 0.5)
-
-
 def test_however_many_trees_share_one_program():
     before = soups._moved._cache_size()
     soups.soup(loads_of([{"y": np.full(13, v, np.float32)} for v in range(6)]), range(1, 7))
