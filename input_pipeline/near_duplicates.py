@@ -205,9 +205,11 @@ def bands(threshold: float) -> tuple[int, int]:
 
 @functools.cache
 def _permutations() -> np.ndarray:
-    from datasketch import MinHash
-
-    return MinHash(num_perm=_PERMUTATIONS, seed=_SEED).permutations
+    """Returns a (odd) and b of h -> a * h + b modulo 2**32, uint32 [2, 128], as datasketch draws
+    them: by RandomState, whose stream NumPy has frozen."""
+    draw = np.random.RandomState(_SEED).randint
+    a = 2 * draw(0, 1 << 31, _PERMUTATIONS, dtype=np.uint32) + 1
+    return np.array([a, draw(0, 1 << 32, _PERMUTATIONS, dtype=np.uint32)], np.uint32)
 
 
 def fold(keys: np.ndarray) -> np.ndarray:
