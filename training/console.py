@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 import warnings
 from typing import Any
 
@@ -52,7 +53,13 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _matters(record: logging.LogRecord) -> bool:
-    """Whether a log record is for the user: of Orbax only errors that it does not raise as well."""
+    """Whether a log record is for the user: of Orbax only errors that it does not raise as well.
+
+    The tasks of a failed save fail with it; asyncio logs them whenever their memory is freed.
+    """
+    if record.name == "asyncio" and record.exc_info:
+        frames = traceback.extract_tb(record.exc_info[2])
+        return not any(_ORBAX in frame.filename for frame in frames)
     of_orbax = _ORBAX in record.pathname
     raised = record.filename in _RAISED and record.exc_info
     return not of_orbax or (record.levelno >= logging.ERROR and not raised)

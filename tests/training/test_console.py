@@ -27,6 +27,12 @@ echo = types.SimpleNamespace(
     exc_traceback=None, err_msg=None, object=None,
 )
 
+def lost_task(path):
+    try:
+        exec(compile("raise ValueError('no room')", path, "exec"))
+    except ValueError as error:
+        logging.getLogger("asyncio").error(f"a task of {path} is lost", exc_info=error)
+
 def log(path, level, message, raised=None):
     record = logging.LogRecord("absl", level, path, 1, message, (), raised)
     absl_logging.get_absl_handler().handle(record)
@@ -45,6 +51,8 @@ def main(_):
     log("/x/orbax/checkpoint/_src/futures/future.py", logging.ERROR, "raised as well",
         (ValueError, ValueError("full"), None))
     log("/x/orbax/checkpoint/_src/deleter.py", logging.ERROR, "could not delete")
+    lost_task("/x/orbax/checkpoint/_src/serialization.py")
+    lost_task("/x/ours.py")
     Broken(), Ours()
     thread = threading.Thread(target=lambda: sys.unraisablehook(echo))
     thread.start(), thread.join()
@@ -78,7 +86,14 @@ def test_what_is_said_arrives_whatever_the_terminal_can_encode(encoding, good, b
         "could not delete",
         "fault of ours",
         "by us",
+        "a task of /x/ours.py is lost",
     ):
         assert shown in ended.stderr
-    for muted in ("about nothing", "are missing", "raised as well", "is closed\n"):
+    for muted in (
+        "about nothing",
+        "are missing",
+        "raised as well",
+        "is closed\n",
+        "serialization.py",
+    ):
         assert muted not in ended.stderr
