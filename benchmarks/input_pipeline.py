@@ -24,11 +24,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import numpy as np
 
 from configs import augmented, common
+from input_pipeline.batches.layout import KINDS
+from input_pipeline.batches.pipeline import TextPipeline
+from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples
-from input_pipeline.layout import KINDS
-from input_pipeline.pipeline import TextPipeline
-from input_pipeline.preparation import load_split, prepare
-from input_pipeline.tokenization import tokenizer_from_gguf
+from input_pipeline.tokenizers.tokenization import tokenizer_from_gguf
 from models.pretrained import gguf, open_checkpoint, resolve
 from tasks.classification import Classification
 

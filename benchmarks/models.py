@@ -152,9 +152,9 @@ class Ours:
 
         from models.heads import ClassifierHead, Model
         from models.pretrained import load_pretrained
-        from training.optimizers import make_optimizer
         from training.state import TrainState, flatten, merge
         from training.train_step import make_train_step
+        from training.tuning.optimizers import make_optimizer
 
         loaded = load_pretrained(task.folder)
         pooling = "first" if task.kind == "encoder" else "last"

@@ -103,7 +103,7 @@ class Block:
 
 def read_data(config: ConfigDict) -> Data:
     """Returns the training split that `config` names; imports TensorFlow."""
-    from input_pipeline.preparation import load_split, prepare
+    from input_pipeline.corpus.preparation import load_split, prepare
 
     prepared = prepare(config.data)
     examples = load_split(prepared, "train", limit=config.data.max_train_examples)

@@ -76,10 +76,10 @@ class Ours:
 
         from training.compilation import PerShape
         from training.experiment import build
-        from training.optimizers import make_optimizer
         from training.sharding import put_batch, replicated
         from training.state import TrainState
         from training.train_step import make_train_step
+        from training.tuning.optimizers import make_optimizer
 
         self._experiment = experiment = build(config, Path(), data.labels, print)
         optimizer = make_optimizer(config.optimizer, experiment.factors)
@@ -326,7 +326,7 @@ def unpack(batches: Sequence[Mapping[str, np.ndarray]]) -> Iterator[tuple[np.nda
 
 def pipeline_batches(pipeline: Any, data: Data) -> Iterator[dict[str, np.ndarray]]:
     """Returns the endless training batches of our pipeline; imports TensorFlow."""
-    from input_pipeline.preparation import Examples
+    from input_pipeline.corpus.preparation import Examples
 
     examples = Examples(data.texts_N, data.labels_N, data.ids_N)
     print(pipeline.plan(examples).prose())

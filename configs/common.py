@@ -79,7 +79,7 @@ def _data() -> ConfigDict:
     # and counted; 'stop' refuses the file at the first, naming its line
     data.on_new_label = "stop"  # one of validation or test that train has not: or 'drop', counted
     data.skip_labels = ()  # examples with these labels are dropped, and counted: ('-',) for OCNLI
-    data.normalization = ()  # names of ops of input_pipeline/normalization.py, in order
+    data.normalization = ()  # names of ops of input_pipeline/corpus/normalization.py, in order
     data.words = "none"  # 'jieba' stores word boundaries, which word-level augmentation needs
 
     data.cleaning = cleaning = ConfigDict()  # each reason is counted in manifest.json
@@ -373,7 +373,7 @@ def _eval() -> ConfigDict:
     evaluation.test = True  # go on to --mode=test after training; False leaves the split shut
     evaluation.calibration = "temperature"  # of probabilities, fitted on the validation split:
     # 'none', 'temperature', or 'bias' (a temperature and a bias for each class)
-    evaluation.robustness = False  # test changed copies of the texts too: evaluation/robustness.py
+    evaluation.robustness = False  # test changed copies of the texts too: workflows/robustness.py
     return evaluation
 
 

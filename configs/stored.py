@@ -1,7 +1,7 @@
 """Configs of earlier runs: config.json of a workdir, and the copy in its checkpoints.
 
 Here: what a config that another version wrote means now, and how it differs from the present one.
-Not here: what follows from a difference (training/workdir.py, evaluation/restoring.py). A version
+Not here: what follows from a difference (training/workdir.py, workflows/restoring.py). A version
 that adds a key needs no entry: a stored config without it had the default of common.py.
 """
 

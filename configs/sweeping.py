@@ -10,7 +10,7 @@ A recipe may define, beside `get_config`,
 
 A sweep is a list of {key: value}, one a run, with the keys of --config.KEY. Lists add up
 with `+`, `product` multiplies them, and sample(space(), 16) draws one. Here: how sweeps are
-written. training/sweep.py runs them, training/search.py searches a space.
+written. workflows/sweep.py runs them, workflows/search.py searches a space.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 Here: confident learning (1911.00068) on probabilities of examples that the model was not trained
 on; training dynamics (2009.10795, forgetting 1812.05159); folds and nearest neighbours; and the
-reading of what a person marked in a review. training/data_review.py trains the folds and writes
+reading of what a person marked in a review. workflows/review.py trains the folds and writes
 the review; training/train.py calls `exclude` and `all_examples`.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.overrides import companion
-from input_pipeline import columns, encodings, tables
+from input_pipeline.corpus import columns, encodings, tables
+from input_pipeline.corpus.notes import Notes
 from input_pipeline.examples import Examples
-from input_pipeline.notes import Notes
 
 NEEDED = ("id", "digest", "exclude")  # columns of a review that are read again
 _ROUNDING = 1e-9  # the mean of equal probabilities may be above them by a rounding

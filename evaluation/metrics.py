@@ -4,7 +4,7 @@ Every metric is a function of sums over examples: counts of right answers, of pa
 entities found. A task keeps these statistics of each example (`Scores`), and value, standard error
 and difference of two models follow for all of them in the same way. A metric may be about some of
 the examples only, such as those for which a text was written: these alone count. Model selection,
-integration and evaluation/report.py call this; the statistics are the tasks'.
+integration and reporting/report.py call this; the statistics are the tasks'.
 """
 
 import dataclasses

@@ -13,8 +13,8 @@ import numpy as np
 
 from evaluation.classification_metrics import per_class
 from evaluation.metrics import Metric, Scores
+from input_pipeline.batches.span_tags import from_tags, to_tags, tokens_of
 from input_pipeline.examples import Examples
-from input_pipeline.span_tags import from_tags, to_tags, tokens_of
 
 _TILED = 0.99  # share of the characters in spans from which on these are taken for words
 
@@ -56,7 +56,8 @@ def scores(
 def character_frequency(train: Examples, texts: Sequence[str]) -> list[np.ndarray]:
     """Gives each character the tag that it has most often in training, whatever stands beside it.
 
-    Tags are those of input_pipeline/span_tags.py; an unseen character gets the most frequent one.
+    Tags are those of input_pipeline/batches/span_tags.py; an unseen character gets the most
+    frequent one.
     """
     counts: dict[str, Counter[int]] = defaultdict(Counter)
     for row, text in enumerate(train.texts_N):

@@ -8,7 +8,8 @@ import numpy as np
 from jax import export, jit
 from safetensors.numpy import load_file
 
-from input_pipeline.normalization import Normalizer  # in this folder, like all that is read here
+# It lies in this folder, like all that is read here.
+from input_pipeline.corpus.normalization import Normalizer
 
 here = Path(__file__).parent
 setup = json.loads((here / "preprocessing.json").read_text("utf-8"))

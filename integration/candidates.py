@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 
-from evaluation import report
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, estimate
 from input_pipeline.examples import Examples
 from integration.interpolation import compare, deciding, is_tie
+from reporting import report
 from training.experiment import Experiment
 
 

@@ -87,7 +87,7 @@ class Model(nn.Module):
     def __call__(
         self, batch: Mapping[str, jax.Array], *, deterministic: bool
     ) -> dict[str, jax.Array]:
-        """Returns the head's outputs for a batch as input_pipeline/pipeline.py describes it."""
+        """Returns the head's outputs for a batch of input_pipeline/batches/pipeline.py."""
         segments_RxL = batch["segments_RxL"]
         if isinstance(self.config, T5Config) and "is_target_RxL" in batch:
             # Source and target share a segment: what is decoded is padding to the encoder.

@@ -21,9 +21,9 @@ from sklearn.metrics import confusion_matrix
 from evaluation import baselines, calibration, classification_metrics
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, class_counts, macro_f1, mean, one_each
+from input_pipeline.batches.template import MASK, Encoded
 from input_pipeline.examples import Examples
-from input_pipeline.template import MASK, Encoded
-from input_pipeline.tokenization import Tokenizer
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from models.heads import ClassifierHead
 from tasks import label_words, limits

@@ -1,8 +1,8 @@
 """Answers that are written: instructions, dialogues, translations, poems; decoders and T5.
 
 The loss is on the answer alone. Not here: templates and which tokens are of an answer
-(input_pipeline/chat.py), log probabilities in chunks (models/language_heads.py), the loop that
-writes (models/generation.py), what written texts are worth (evaluation/generated_text.py).
+(input_pipeline/batches/chat.py), log probabilities in chunks (models/language_heads.py), the loop
+that writes (models/generation.py), what written texts are worth (evaluation/generated_text.py).
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 from evaluation import generated_text, surprisal
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores, about
-from input_pipeline.chat import ChatEncoder, pack_messages, unpack_messages
-from input_pipeline.conversations import fitting, messages_of, name_of
+from input_pipeline.batches.chat import ChatEncoder, pack_messages, unpack_messages
+from input_pipeline.batches.conversations import fitting, messages_of, name_of
+from input_pipeline.batches.template import Encoded
+from input_pipeline.batches.windows import token_counts
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.template import Encoded
-from input_pipeline.tokenization import Tokenizer
-from input_pipeline.windows import token_counts
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from models.bert import BertConfig
 from models.decoder import DecoderConfig

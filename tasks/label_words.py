@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline.template import MASK
-from input_pipeline.tokenization import Tokenizer
+from input_pipeline.batches.template import MASK
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from models.bert import BertConfig
 from models.decoder import DecoderConfig

@@ -1,7 +1,7 @@
 """Language modelling on one's own text: masked (BERT), causal (decoders), span corruption (T5).
 
 Here: what each kind asks for. Not here: what they share (language_task.py), how tokens and spans
-are drawn (input_pipeline/masking.py).
+are drawn (input_pipeline/batches/masking.py).
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from evaluation import surprisal
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores
-from input_pipeline import masking
+from input_pipeline.batches import masking
+from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
-from input_pipeline.template import Encoded, Encoder
 from models.bert import BertConfig
 from models.decoder import DecoderConfig
 from models.t5 import T5Config

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from evaluation import surprisal
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores
-from input_pipeline import masking, windows
+from input_pipeline.batches import masking, windows
+from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.template import Encoded, Encoder
-from input_pipeline.tokenization import Tokenizer
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from models.bert import BertConfig
 from models.decoder import DecoderConfig

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.examples import Examples
-from input_pipeline.pipeline import TextPipeline
 
 _NAMED = 5  # labels that a sentence names
 _said: set[str] = set()  # a run and those that it is compared with have the same to say

@@ -17,8 +17,8 @@ from evaluation import baselines
 from evaluation.classification_metrics import AUROC, per_class, placements
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, f1, mean, one_each
+from input_pipeline.batches.template import Encoded
 from input_pipeline.examples import Examples
-from input_pipeline.template import Encoded
 from tasks.classification import LOSS, MACRO_F1, Classification
 from tasks.task import Chunk, Loss, Targets, digest, rows_of, text_record
 

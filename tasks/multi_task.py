@@ -1,8 +1,8 @@
 """Several tasks that share the backbone: a head, a loss and metrics for each of them, kept apart.
 
-Every batch is of one member, which its names tell when it is traced (input_pipeline/mixture.py), so
-that the train step and the evaluation see an ordinary task. Not here: what the members do (the
-other files of tasks/), nor mixing their batches.
+Every batch is of one member, which its names tell when it is traced
+(input_pipeline/batches/mixture.py), so that the train step and the evaluation see an ordinary task.
+Not here: what the members do (the other files of tasks/), nor mixing their batches.
 """
 
 import functools
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, about, counted
-from input_pipeline.mixture import (
+from input_pipeline.batches.mixture import (
     MARKER,
     Mixture,
     global_ids,
@@ -25,8 +25,8 @@ from input_pipeline.mixture import (
     member_of,
     own_ids,
 )
-from input_pipeline.template import Encoder
-from input_pipeline.tokenization import Tokenizer
+from input_pipeline.batches.template import Encoder
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from tasks import task_class
 from tasks.limits import Given, Limit

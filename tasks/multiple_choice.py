@@ -23,10 +23,10 @@ from scipy.optimize import minimize
 from evaluation import calibration
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, mean, one_each
-from input_pipeline.clue_formats import BLANK
+from input_pipeline.batches.template import Encoded, Encoder
+from input_pipeline.corpus.clue_formats import BLANK
 from input_pipeline.examples import Examples
-from input_pipeline.template import Encoded, Encoder
-from input_pipeline.tokenization import Tokenizer
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from models.decoder import DecoderConfig
 from models.heads import ClassifierHead

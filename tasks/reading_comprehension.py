@@ -4,8 +4,8 @@ A long context is read in overlapping windows, beside the question in each. Ever
 context has a score for being the first and one for being the last token of the answer; the first
 position of the sequence stands for a window without it (as in BERT, 1810.04805). Scores are log
 probabilities among the positions of a window, so that a window without the answer, which gives
-nearly all to its first position, cannot outbid others. Windows are cut by input_pipeline/windows.py
-and answers compared by evaluation/answers.py.
+nearly all to its first position, cannot outbid others. Windows are cut by
+input_pipeline/batches/windows.py and answers compared by evaluation/answers.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +20,10 @@ from evaluation import answers
 from evaluation.answers import Answer
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, mean, one_each
+from input_pipeline.batches.targets import Chunk, Targets
+from input_pipeline.batches.template import FIELDS, Encoded, Encoder
+from input_pipeline.batches.windows import split
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.targets import Chunk, Targets
-from input_pipeline.template import FIELDS, Encoded, Encoder
-from input_pipeline.windows import split
 from models.token_heads import TokenHead
 from tasks.limits import Given, Limit
 from tasks.task import Loss, Task, rows_of

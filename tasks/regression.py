@@ -16,8 +16,8 @@ from scipy.stats import rankdata
 from evaluation import baselines
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, mean, one_each
+from input_pipeline.batches.template import Encoded
 from input_pipeline.examples import Examples
-from input_pipeline.template import Encoded
 from models.heads import ClassifierHead
 from tasks import limits
 from tasks.classification import LOSS, Classification

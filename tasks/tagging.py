@@ -1,7 +1,7 @@
 """Spans of characters, found by tags of tokens or as spans: names, words, parts of speech.
 
-Here: the task. Not here: spans to tags and back (input_pipeline/span_tags.py, which says what
-becomes of tokens across a border), tokens that are one character (character_tokenizer.py), the
+Here: the task. Not here: spans to tags and back (input_pipeline/batches/span_tags.py, which says
+what becomes of tokens across a border), tokens that are one character (character_tokenizer.py), the
 chain of tags (models/crf.py), heads (models/token_heads.py, models/span_heads.py), windows put
 together (tagging_windows.py), scores and floors (evaluation/spans.py). Scores are always against
 the characters of the data, so that what a tokeniser cannot represent counts as missed.
@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 from evaluation import metrics, spans
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores
-from input_pipeline import span_tags
-from input_pipeline.character_tokenizer import CharacterTokenizer
+from input_pipeline.batches import span_tags
+from input_pipeline.batches.template import Encoded, Encoder
+from input_pipeline.batches.windows import split as split_windows
 from input_pipeline.examples import Examples
-from input_pipeline.template import Encoded, Encoder
-from input_pipeline.tokenization import Tokenizer
-from input_pipeline.windows import split as split_windows
+from input_pipeline.tokenizers.character_tokenizer import CharacterTokenizer
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models import crf
 from models.backbone import BackboneConfig
 from models.span_heads import SpanHead, best_spans, span_losses

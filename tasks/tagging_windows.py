@@ -1,7 +1,7 @@
 """Tagging of texts in windows: tokens, what the edges cut, and one result of several windows.
 
-Here: host code in numpy. Not here: where texts are cut (input_pipeline/windows.py), tags
-(input_pipeline/span_tags.py). Called by tasks/tagging.py.
+Here: host code in numpy. Not here: where texts are cut (input_pipeline/batches/windows.py), tags
+(input_pipeline/batches/span_tags.py). Called by tasks/tagging.py.
 """
 
 import dataclasses
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from input_pipeline import span_tags
+from input_pipeline.batches import span_tags
+from input_pipeline.batches.template import FIELDS, Encoded, Encoder
 from input_pipeline.examples import Examples, Ragged
-from input_pipeline.template import FIELDS, Encoded, Encoder
 
 _CHUNK = 512  # texts that are tokenised at once
 

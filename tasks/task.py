@@ -34,10 +34,10 @@ from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores
+from input_pipeline.batches.targets import Chunk, Targets
+from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
-from input_pipeline.targets import Chunk, Targets
-from input_pipeline.template import Encoded, Encoder
-from input_pipeline.tokenization import Tokenizer
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from tasks.limits import Given, Limit
 

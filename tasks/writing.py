@@ -1,7 +1,7 @@
 """Answers to prompts, written with a model: batches of few shapes, each compiled once.
 
-Not here: the loop over tokens (models/generation.py), prompts as tokens (input_pipeline/chat.py).
-Called by tasks/generation.py.
+Not here: the loop over tokens (models/generation.py), prompts as tokens
+(input_pipeline/batches/chat.py). Called by tasks/generation.py.
 """
 
 import functools

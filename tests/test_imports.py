@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 def test_everything_but_the_pipeline_itself_imports_without_tensorflow():
     """All modules are imported where TensorFlow and TFDS are not to be found."""
     folders = ("input_pipeline", "models", "tasks", "training", "evaluation", "integration")
+    folders += ("reporting", "workflows")
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for folder in folders

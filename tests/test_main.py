@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from configs.overrides import check_overrides
-from evaluation import protocol
-from input_pipeline.features import load as load_features
+from input_pipeline.corpus.preparation import load_split, prepare
+from input_pipeline.features.features import load as load_features
 from input_pipeline.locking import in_use
-from input_pipeline.preparation import load_split, prepare
-from integration.run import integrate
 from training import train as loop
 from training.checkpoints import Checkpoints
 from training.train import train
+from workflows import finish as protocol
+from workflows.integrate.integrate import integrate
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,7 +1,7 @@
 """The collapse guard: notices a training that says one class only, or whose loss runs away.
 
 Here: the rules, and starting again at half the learning rate. training/train.py shows the guard
-every loss and every evaluation and catches `Collapsed`; evaluation/protocol.py reports `history`.
+every loss and every evaluation and catches `Collapsed`; workflows/finish.py reports `history`.
 
 The rules must never end a training that is merely short or slow, so each asks for all of: half of
 the training and MIN_STEPS steps are over; twice in a row, validation predictions are of one class

@@ -1,8 +1,8 @@
 """What a run is trained, chosen and tested on: its prepared data and their splits.
 
 Here: one face for the data of one task and of several tasks together, which are prepared apart.
-Not here: preparing (input_pipeline/preparation.py). Called by training/train.py and
-evaluation/protocol.py.
+Not here: preparing (input_pipeline/corpus/preparation.py). Called by training/train.py and
+workflows/finish.py.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from input_pipeline.batches.mixture import Mixture, member_configs
+from input_pipeline.corpus.preparation import Prepared, load_split, prepare, prose
 from input_pipeline.examples import Examples
-from input_pipeline.mixture import Mixture, member_configs
-from input_pipeline.preparation import Prepared, load_split, prepare, prose
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """What all modes share, built once from a config: tokeniser, pipeline, model, weights, predictions.
 
-Called by training/train.py, evaluation/protocol.py and evaluation/export.py.
+Called by training/train.py, workflows/finish.py and workflows/export/export.py.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions, predict
 from evaluation.metrics import Metric, Scores, find, rank
+from input_pipeline.batches.mixture import MixturePipeline
+from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
-from input_pipeline.features import FeaturePipeline
-from input_pipeline.mixture import MixturePipeline
-from input_pipeline.pipeline import TextPipeline
-from input_pipeline.tokenization import Tokenizer
+from input_pipeline.features.features import FeaturePipeline
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models import adapters, pretrained
 from models.backbone import BackboneConfig
 from models.decoder import DecoderConfig

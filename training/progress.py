@@ -1,7 +1,7 @@
 """What a person sees of a run: live bar or plain lines, metrics.jsonl, TensorBoard.
 
 The training loop calls it with plain numbers and decides when; nothing here touches a device.
-metrics.jsonl is read by evaluation/report.py. TensorBoard's files are written by tensorboard's own
+metrics.jsonl is read by reporting/report.py. TensorBoard's files are written by tensorboard's own
 record writer on a plain file, which works with and without TensorFlow and never imports it.
 """
 

@@ -1,17 +1,17 @@
 """The features of a run: fitted on its training split once, and kept in its workdir.
 
-Not here: what features are (input_pipeline/features.py). Called by training/experiment.py and
-training/train.py.
+Not here: what features are (input_pipeline/features/features.py). Called by training/experiment.py
+and training/train.py.
 """
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from input_pipeline import features
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
-from input_pipeline.features import FeaturePipeline
+from input_pipeline.features import features
+from input_pipeline.features.features import FeaturePipeline
 from training.workdir import has_checkpoint
 
 

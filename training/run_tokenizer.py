@@ -1,7 +1,7 @@
 """Which tokeniser a run has: the checkpoint's own, another, one trained here, or a changed one.
 
 What is trained or changed is kept in the workdir, since the run's checkpoints depend on it. Called
-by training/experiment.py and training/inspection.py.
+by training/experiment.py and workflows/inspect/inspect.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,21 +10,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline import vocabulary
-from input_pipeline.augmentation_tables import PUNCTUATION
+from input_pipeline.batches.augmentation_tables import PUNCTUATION
+from input_pipeline.batches.template import FIELD
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.locking import in_use
-from input_pipeline.sentencepiece_tokenizer import SentencePieceTokenizer
-from input_pipeline.template import FIELD
-from input_pipeline.tokenization import (
+from input_pipeline.tokenizers import vocabulary
+from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from input_pipeline.tokenizers.tokenization import (
     Tokenizer,
     check_belongs,
     load_tokenizer,
     tokenizer_from_gguf,
     train_tokenizer,
 )
-from input_pipeline.tokenizer_files import named_pieces
+from input_pipeline.tokenizers.tokenizer_files import named_pieces
 from models import pretrained
 from models.backbone import BackboneConfig
 from models.pretrained.vocabulary import follow_vocabulary

@@ -18,18 +18,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.overrides import companion
-from evaluation import label_issues, protocol, report, robustness
+from evaluation import label_issues
 from evaluation.metrics import estimate, find
-from evaluation.restoring import read_meta
-from input_pipeline import silent_loss
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.locking import in_use
+from input_pipeline.tokenizers import silent_loss
 from integration import methods
-from integration import run as integration
-from integration.shifted import shifted_examples
+from reporting import report
 from tasks.task import digest
-from training import collapse, cost, optimizers, self_training
+from training import collapse, cost
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
 from training.data import RunData, load_data
@@ -40,11 +38,17 @@ from training.pending import Pending
 from training.progress import Progress
 from training.run_features import run_features
 from training.run_tokenizer import training_texts
-from training.schedules import Durations, make_schedule
 from training.sharding import put_batch, replicated
 from training.state import TrainState
 from training.train_step import make_train_step
+from training.tuning import optimizers
+from training.tuning.schedules import Durations, make_schedule
 from training.workdir import check_workdir, write_config
+from workflows import finish as protocol
+from workflows import robustness, self_training
+from workflows.integrate import integrate as integration
+from workflows.integrate.shifted import shifted_examples
+from workflows.restoring import read_meta
 
 OnEvaluation = Callable[[int, list[float]], None]  # of the step and its rank: better is greater
 

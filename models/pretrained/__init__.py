@@ -3,7 +3,7 @@
 `resolve` finds the files, `open_checkpoint` reads their headers, `Checkpoint.read` the tensors
 through the weight table of the family, `write_pretrained` writes a Hugging Face folder. Called by
 training/experiment.py, evaluation/ and tests; the tokeniser is read elsewhere
-(input_pipeline/tokenization.py).
+(input_pipeline/tokenizers/tokenization.py).
 """
 
 import dataclasses

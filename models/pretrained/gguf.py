@@ -3,7 +3,7 @@
 The header is parsed here instead of by gguf.GGUFReader, which takes 8 seconds for a vocabulary of
 262,144 pieces (this takes 0.15) and shows a truncated file as an error from within numpy. Blocks
 are dequantised by the gguf package. What the metadata says of a model is the business of its
-family, what it says of a tokeniser that of input_pipeline/tokenization.py. Called by
+family, what it says of a tokeniser that of input_pipeline/tokenizers/tokenization.py. Called by
 `open_checkpoint`, and for `metadata` by whoever builds that tokeniser.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """

@@ -4,7 +4,8 @@ What models/adapters.py adds, under the names that the adapted modules have in t
 that `peft.PeftModel.from_pretrained` loads it. A linear head travels along where transformers'
 classifier of the family computes the same: then the adapter is one of
 AutoModelForSequenceClassification, else of AutoModel, and the head stands beside it in
-head.safetensors. Called by training/experiment.py (config.adapt.start) and evaluation/export.py.
+head.safetensors. Called by training/experiment.py (config.adapt.start) and
+workflows/export/export.py.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Parameters that follow a changed vocabulary, as functions on parameter trees.
 
-Which old pieces a new one stands for is found by input_pipeline/vocabulary.py. Called by
+Which old pieces a new one stands for is found by input_pipeline/tokenizers/vocabulary.py. Called by
 training/run_tokenizer.py, after loading.
 """
 

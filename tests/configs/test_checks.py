@@ -12,7 +12,8 @@ from configs import common
 from configs.checks import EXTRACTORS, FORMATS, MEMBERS, METHODS, RECODING, TABLE, check_values
 from configs.overrides import check_overrides
 from configs.ranges import Duration, Number, Whole, read_duration
-from input_pipeline import extractors, features, formats, normalization
+from input_pipeline.corpus import formats, normalization
+from input_pipeline.features import extractors, features
 from integration import methods
 from models import adapters
 from tasks import KINDS

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from configs import common
-from evaluation import protocol
 from evaluation.evaluate import Predictions
 from evaluation.metrics import counted, estimate
-from input_pipeline.chat import pack_messages
+from input_pipeline.batches.chat import pack_messages
+from input_pipeline.batches.targets import Chunk
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.targets import Chunk
 from models import adapters
 from models.backbone import parameter_shapes, parts_of
 from models.generation import Decoding
@@ -31,6 +30,7 @@ from training.data import load_data
 from training.experiment import build
 from training.sharding import put_batch
 from training.train import train
+from workflows import finish as protocol
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CHAT = (

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from evaluation import protocol
-from input_pipeline.preparation import load_split, prepare
+from input_pipeline.corpus.preparation import load_split, prepare
 from models.backbone import make_backbone, parameter_shapes
 from models.bert import BertConfig
 from models.pretrained import write_pretrained
@@ -15,6 +14,7 @@ from training.experiment import build
 from training.sharding import put_batch
 from training.state import merge
 from training.train import train
+from workflows import finish as protocol
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,10 @@ import pytest
 from flax import traverse_util
 
 from configs import common
-from evaluation import protocol
 from evaluation.evaluate import Predictions
-from evaluation.export_language import write_language_model
 from evaluation.metrics import estimate
+from input_pipeline.batches.targets import Chunk
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.targets import Chunk
 from models.backbone import parameter_shapes, parts_of
 from models.bert import BertConfig
 from models.pretrained import load_pretrained, write_pretrained
@@ -25,6 +23,8 @@ from training import train as loop
 from training.experiment import build
 from training.sharding import put_batch
 from training.train import train
+from workflows import finish as protocol
+from workflows.export.language import write_language_model
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 KINDS = {

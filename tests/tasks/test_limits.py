@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from configs import common
 from evaluation import answers
+from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.pipeline import TextPipeline
-from input_pipeline.tokenization import load_tokenizer
+from input_pipeline.tokenizers.tokenization import load_tokenizer
 from tasks import limits, task_class
 from tasks.limits import Given, Limit
 from tasks.reading_comprehension import ReadingComprehension

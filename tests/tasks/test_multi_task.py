@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from configs import common
-from evaluation import protocol
 from evaluation.metrics import Metric, estimate, mean, summarise
-from input_pipeline.mixture import member_of, own_ids
+from input_pipeline.batches.mixture import member_of, own_ids
 from tasks.multi_task import MEAN, MultiTask, _metrics
 from training import train as loop
 from training.data import load_data
 from training.experiment import build, make_pipeline
 from training.sharding import put_batch
 from training.train import train
+from workflows import finish as protocol
 
 GOOD, BAD = "非常好，值得推荐！", "太差了，再也不来了！"
 

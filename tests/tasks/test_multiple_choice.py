@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation import protocol
 from evaluation.evaluate import Predictions
 from evaluation.metrics import summarise
+from input_pipeline.batches.template import Encoded
+from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.preparation import load_split, prepare
-from input_pipeline.template import Encoded
 from tasks.multiple_choice import MultipleChoice, _next_tokens
 from training.experiment import build
 from training.sharding import put_batch
 from training.state import merge
 from training.train import train
+from workflows import finish as protocol
 
 GOOD = ("非常好，值得推荐！", "很满意，下次还会来。", "不错，五星好评～")
 BAD = ("太差了，再也不来了！", "很失望，不推荐。", "糟糕，浪费钱……")

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evaluation import protocol
 from evaluation.answers import Answer
 from evaluation.evaluate import Predictions
+from input_pipeline.batches.targets import Chunk
+from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.preparation import load_split, prepare
-from input_pipeline.targets import Chunk
 from tasks.reading_comprehension import ReadingComprehension
 from training.experiment import build
 from training.sharding import put_batch
 from training.train import train
+from workflows import finish as protocol
 
 PLACES = ("北京", "上海", "广州", "成都", "西安", "南京", "苏州", "杭州")
 PEOPLE = ("小王", "小李", "小张", "小陈")

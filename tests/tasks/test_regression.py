@@ -9,8 +9,8 @@ import scipy.stats
 from configs import common
 from evaluation.evaluate import Predictions
 from evaluation.metrics import estimate, summarise
+from input_pipeline.batches.targets import Chunk
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.targets import Chunk
 from tasks.classification import Classification
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from configs import common
-from evaluation import protocol, spans
+from evaluation import spans
 from evaluation.evaluate import Predictions
 from evaluation.metrics import estimate
-from input_pipeline import span_tags
+from input_pipeline.batches import span_tags
+from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.preparation import read_unlabelled
-from input_pipeline.tokenization import load_tokenizer
+from input_pipeline.tokenizers.tokenization import load_tokenizer
 from tasks.limits import Given
 from tasks.tagging import Tagging
 from tasks.task import Chunk
@@ -24,6 +24,7 @@ from training.data import load_data
 from training.experiment import build
 from training.sharding import put_batch
 from training.train import train
+from workflows import finish as protocol
 
 HEADS = ("softmax", "crf", "global_pointer")
 LABELS = ("opinion", "thing")

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from evaluation import protocol, restoring
-from input_pipeline.preparation import load_split, prepare
+from input_pipeline.corpus.preparation import load_split, prepare
 from training.checkpoints import Checkpoints
 from training.experiment import build
 from training.train import train
+from workflows import finish as protocol
+from workflows import restoring
 
 KINDS = {"lora": "int8", "prompt": "bfloat16"}
 

@@ -6,11 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from evaluation import baselines, protocol, report
-from input_pipeline.preparation import load_split, prepare
+from evaluation import baselines
+from input_pipeline.corpus.preparation import load_split, prepare
+from reporting import report
 from training.checkpoints import Checkpoints
 from training.experiment import build
 from training.train import train
+from workflows import finish as protocol
 
 
 @pytest.fixture(scope="module")

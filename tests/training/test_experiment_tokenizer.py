@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from evaluation import export_huggingface
-from input_pipeline.tokenization import load_tokenizer, train_tokenizer
+from input_pipeline.tokenizers.tokenization import load_tokenizer, train_tokenizer
 from models.backbone import parameter_shapes
 from models.bert import BertConfig
 from models.pretrained import write_pretrained
 from training.data import load_data
 from training.experiment import build
+from workflows.export import huggingface as export_huggingface
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "tests" / "fixtures" / "tokenizers" / "xlm_roberta" / "sentencepiece.bpe.model"

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation import protocol
+from input_pipeline.corpus.preparation import prepare
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.preparation import prepare
-from input_pipeline.tokenization import load_tokenizer
-from input_pipeline.vocabulary import parts
-from integration.run import integrate
+from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.vocabulary import parts
 from models.pretrained import load_pretrained, write_pretrained
 from training.experiment import build
 from training.state import merge
 from training.train import train
+from workflows import finish as protocol
+from workflows.integrate.integrate import integrate
 
 EMBEDDING = "backbone/embedder/embedding"
 TEXTS = ["退机池包，太差", "我的退机池包", "价屏很好", "价屏！"]  # words the tokeniser doesn't know

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline.preparation import load_split, prepare
+from input_pipeline.corpus.preparation import load_split, prepare
 from training.experiment import build
 from training.sharding import put_batch
 

@@ -140,7 +140,7 @@ def test_other_processes_show_and_write_nothing(tmp_path, capsys):
 def test_evaluation_and_progress_never_import_tensorflow(tmp_path):
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"  # importing it would raise
-        "import evaluation.baselines, evaluation.report, integration.interpolation\n"
+        "import evaluation.baselines, reporting.report, integration.interpolation\n"
         "import tasks.classification\n"
         "from training.progress import Progress\n"
         f"with Progress({str(tmp_path)!r}, 2) as progress: progress.log(1, {{'loss': 1.0}})\n"

@@ -12,9 +12,9 @@ from models.decoder import DecoderConfig
 from models.heads import ClassifierHead, Model
 from models.layers import Rope
 from tasks.classification import Classification
-from training.optimizers import make_optimizer
 from training.state import TrainState, flatten, merge, random_stream
 from training.train_step import make_train_step
+from training.tuning.optimizers import make_optimizer
 
 CONFIG = DecoderConfig(
     vocab_size=64,

@@ -11,8 +11,8 @@ from ml_collections import config_flags
 
 from configs import common
 from configs.overrides import companion, load_config
-from training.planning import plan
 from training.workdir import check_workdir, write_config
+from workflows.planning import plan
 
 RECIPE = "configs/reviews.py:runlocal"
 

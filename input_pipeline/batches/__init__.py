@@ -1,0 +1,1 @@
+"""(seed, step) to a batch: order, augmentation, template, layout, tf.data graph."""

@@ -1,0 +1,193 @@
+"""The same examples with their texts changed as they may come when a model is in use.
+
+Here: the changes of config.eval.robustness, drawn by seed, on the host. They keep labels of whole
+texts; where the answer is a place in the text or is to be written, it would move: `supports` tells.
+Not here: augmentation of training examples (augmentation.py), whose tables of sounds and shapes are
+used, and what a model makes of all this (workflows/robustness.py, which calls this).
+
+    homophones           a share of the characters, for others of their sound; tones apart
+    similar_shapes       a share of the characters that have such, for others in one component
+    punctuation_width    full-width punctuation to half width; where most has that, the other way
+    punctuation_dropped  none but within numbers and Latin words: 3.5
+    width                Latin letters and digits to full width, and those of full width to half
+    script               simplified to traditional characters, as Taiwan writes them; texts that are
+                         traditional, the other way
+    characters_dropped   a share of all
+    repeated             the text twice
+    first_half, last_half, first_characters
+
+Where a text has the blank of a cloze question, it stays, and what is before and behind it is
+changed as a text of its own.
+"""
+
+import dataclasses
+import operator
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from input_pipeline.batches import dictionaries
+from input_pipeline.batches.augmentation_ops import stream
+from input_pipeline.corpus.clue_formats import BLANK
+from input_pipeline.corpus.normalization import Normalizer
+from input_pipeline.corpus.words import word_stops
+from input_pipeline.examples import Examples, Ragged, object_array
+
+# Of the characters that can be replaced or dropped; at least one of every text. Not measured on any
+# source of errors: more than careful people leave, and still read without effort.
+REPLACED = 0.1
+DROPPED = 0.1
+FIRST = 32  # characters, such as a preview shows
+
+_TASKS = ("classification", "multiple_choice")
+_ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_WIDE = "".join(chr(ord(character) + 0xFEE0) for character in _ALPHANUMERIC)
+_OTHER_WIDTH = str.maketrans(_ALPHANUMERIC + _WIDE, _WIDE + _ALPHANUMERIC)
+_MORE_MARKS = "~～"  # which Unicode takes for mathematics
+
+_Change = Callable[[str, np.random.Generator], str]
+
+
+def supports(task: str) -> bool:
+    """Returns whether the answers of a task (config.task) stay true of changed texts."""
+    return task in _TASKS
+
+
+def perturb(
+    examples: Examples, name: str, *, seed: int, normalization: Sequence[str] = ()
+) -> Examples:
+    """Changes text and pair of every example; what a text becomes depends on seed, name and id.
+
+    Args:
+        examples: with labels of whole texts, or none. Choices and histories stay as they are.
+        name: of PERTURBATIONS.
+        seed: draws what is replaced or dropped.
+        normalization: config.data.normalization, which changed texts go through as texts do that
+            are predicted on: what it undoes does not reach the model.
+
+    Returns:
+        The same examples in the same order, with words anew and features yet to be made. A text
+        of which nothing would be left is not changed.
+
+    Raises:
+        ValueError: no such perturbation, or the examples have spans, which would move.
+    """
+    if name not in _CHANGES:
+        raise ValueError(
+            f"there is no perturbation {name!r}: choose from {', '.join(PERTURBATIONS)}"
+        )
+    if examples.spans is not None:
+        raise ValueError(
+            f"the perturbation {name!r} changes texts, and these examples have spans, which would "
+            f"be somewhere else then: perturb those of the tasks {', '.join(_TASKS)}"
+        )
+    normalizer = Normalizer(normalization)
+
+    def changed(texts_N: np.ndarray, side: int) -> np.ndarray:
+        return object_array(
+            [
+                _changed(text, name, [seed % 2**64, stream(name) + side, id_], normalizer)
+                for text, id_ in zip(texts_N, examples.ids_N.tolist(), strict=True)
+            ]
+        )
+
+    found = {"texts_N": changed(examples.texts_N, 0)}
+    if examples.pairs_N is not None:
+        found["pairs_N"] = changed(examples.pairs_N, 1)
+    for words, texts in (("words", "texts_N"), ("pair_words", "pairs_N")):
+        if getattr(examples, words) is not None:
+            found[words] = Ragged.of([word_stops(text) for text in found[texts]])
+    return dataclasses.replace(examples.without_features(), **found)
+
+
+def differ(examples: Examples, others: Examples) -> np.ndarray:
+    """Returns which examples differ in their text or pair from the others, bool [N]."""
+    differs_N = examples.texts_N != others.texts_N
+    if examples.pairs_N is not None:
+        differs_N = differs_N | (examples.pairs_N != others.pairs_N)
+    return differs_N.astype(bool)
+
+
+def _changed(text: str, name: str, key: Sequence[int], normalizer: Normalizer) -> str:
+    rng = np.random.default_rng(key)
+    _, change = _CHANGES[name]
+    changed = BLANK.join([change(part, rng) for part in text.split(BLANK)])
+    if changed == text:  # also what was prepared another way
+        return text
+    return normalizer.text(changed).strip() or text
+
+
+def _drawn(places: Sequence[int], share: float, rng: np.random.Generator) -> list[int]:
+    """Draws a share of places, at least one; none of none."""
+    count = max(round(share * len(places)), 1) if len(places) else 0
+    return rng.choice(places, count, replace=False).tolist() if count else []
+
+
+def _replaced(
+    table: Callable[[], dictionaries.Candidates], text: str, rng: np.random.Generator
+) -> str:
+    """Replaces characters by others that the table has for them."""
+    candidates, characters = table(), list(text)
+    places = [place for place, character in enumerate(text) if character in candidates]
+    for place in _drawn(places, REPLACED, rng):
+        others = candidates[text[place]]
+        characters[place] = others[rng.integers(len(others))]
+    return "".join(characters)
+
+
+def _characters_dropped(text: str, rng: np.random.Generator) -> str:
+    gone = set(_drawn(range(len(text)), DROPPED, rng))
+    return "".join([character for place, character in enumerate(text) if place not in gone])
+
+
+def _punctuation_dropped(text: str, rng: np.random.Generator) -> str:
+    del rng
+    padded = f" {text} "
+    return "".join(
+        [
+            character
+            for left, character, right in zip(padded, text, padded[2:], strict=False)
+            if not (unicodedata.category(character)[0] == "P" or character in _MORE_MARKS)
+            or (left in _ALPHANUMERIC and right in _ALPHANUMERIC)
+        ]
+    )
+
+
+def _recoded(there: Sequence[str], back: Sequence[str], text: str, rng: np.random.Generator) -> str:
+    """Applies ops of normalisation, or those that lead back if these change more characters."""
+    del rng
+    found = [Normalizer(ops).text(text) for ops in (there, back)]
+    return max(found, key=lambda changed: sum(map(operator.ne, text, changed)))
+
+
+_CHANGES: dict[str, tuple[str, _Change]] = {
+    "homophones": (
+        f"{100 * REPLACED:g} % homophones",
+        partial(_replaced, dictionaries.homophones),
+    ),
+    "similar_shapes": (
+        f"{100 * REPLACED:g} % similar shapes",
+        partial(_replaced, dictionaries.similar_shapes),
+    ),
+    "punctuation_width": (
+        "punctuation in the other width",
+        partial(_recoded, ["halfwidth_punctuation"], ["fullwidth_punctuation"]),
+    ),
+    "punctuation_dropped": ("no punctuation", _punctuation_dropped),
+    "width": (
+        "letters and digits in the other width",
+        lambda text, rng: text.translate(_OTHER_WIDTH),
+    ),
+    "script": (
+        "the other script (simplified, traditional)",
+        partial(_recoded, ["traditional", "variants"], ["simplified"]),
+    ),
+    "characters_dropped": (f"{100 * DROPPED:g} % of characters dropped", _characters_dropped),
+    "repeated": ("the text twice", lambda text, rng: 2 * text),
+    "first_half": ("first half", lambda text, rng: text[: (len(text) + 1) // 2]),
+    "last_half": ("last half", lambda text, rng: text[len(text) // 2 :]),
+    "first_characters": (f"first {FIRST} characters", lambda text, rng: text[:FIRST]),
+}
+PERTURBATIONS = {name: title for name, (title, _) in _CHANGES.items()}  # what tables call them

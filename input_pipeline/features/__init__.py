@@ -1,0 +1,1 @@
+"""Features of texts: extract, select, scale, transform."""

@@ -1,0 +1,1 @@
+"""Text to ids: one interface, and what stands behind it."""

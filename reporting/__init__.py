@@ -1,0 +1,1 @@
+"""results.json in; page, card, figures and tables out. Computes nothing."""

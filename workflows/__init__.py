@@ -1,0 +1,1 @@
+"""One module or folder per --mode, and all that runs other runs."""

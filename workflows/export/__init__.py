@@ -1,0 +1,1 @@
+"""--mode=export: what other programs load."""

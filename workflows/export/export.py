@@ -1,0 +1,402 @@
+"""--mode=export: a trained model in the forms that others load, each checked by reading it again.
+
+    huggingface/  safetensors, config.json and tokeniser, as transformers loads them
+    stablehlo/    the classifier as a jax.export artefact with parameters, tokeniser and normaliser
+                  beside it, and serve.py (examples/serve.py), which needs nothing of this code base
+    peft/         the adapter alone, where one was trained
+
+Called by main.py. Which tensors have which names is known to models/pretrained/, what the files of
+transformers' classifiers look like to workflows/export/huggingface.py.
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline import alignment, records
+from input_pipeline.corpus import normalization
+from input_pipeline.corpus.preparation import load_split, prepare
+from input_pipeline.eta import working
+from input_pipeline.locking import in_use
+from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from models import adapters
+from models.heads import Model
+from models.pretrained import peft, safetensors
+from reporting import report
+from training.experiment import Experiment, build
+from training.state import merge
+from workflows.export import huggingface as export_huggingface
+from workflows.export.language import write_language_model
+from workflows.restoring import read_meta, restore
+
+_PLATFORMS = ("cpu", "cuda", "tpu")
+_LANGUAGE = ("causal_language_modelling", "masked_language_modelling", "span_corruption")
+_LANGUAGE += ("generation",)
+_EXAMPLES = 8  # that a written model is compared on
+_LENGTH_STEP = 16  # serve.py pads to multiples of this, where any length can be computed
+# Largest difference from the trained model that passes, as a share of the largest logit.
+_TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+_ROOT = Path(__file__).parents[2]
+_SERVE = _ROOT / "examples" / "serve.py"
+_RESULT = "export.json"
+_PROMPT = "backbone/embedder/prompt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Examples that a written model is compared on, one a row.
+
+    Attributes:
+        tokens_BxL, types_BxL: int32, 0 where padding.
+        lengths_B: int32.
+        source: what they are, for people.
+    """
+
+    tokens_BxL: np.ndarray
+    types_BxL: np.ndarray
+    lengths_B: np.ndarray
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What is exported.
+
+    Attributes:
+        experiment: as built for the run.
+        params: flat, of the checkpoint, with an adapter's leaves.
+        merged: flat numpy float32, with the adapter folded in.
+        title: names the checkpoint.
+        sample: of the validation split.
+        logits_BxC: what the run's model says about it.
+    """
+
+    experiment: Experiment
+    params: Mapping[str, Any]
+    merged: Mapping[str, np.ndarray]
+    title: str
+    sample: Sample
+    logits_BxC: np.ndarray
+
+    def difference(self, params: Mapping[str, Any], what: str) -> float:
+        """Returns by how much the logits of other parameters differ; see `refuse_difference`."""
+        sample = self.sample
+        batch = (sample.tokens_BxL, sample.types_BxL, sample.lengths_B)
+        return self.refuse_difference(self._apply(dict(params), *batch), self.logits_BxC, what)
+
+    @functools.cached_property
+    def _apply(self) -> Callable[..., jax.Array]:
+        return jax.jit(functools.partial(row_logits, self.experiment.model))
+
+    def refuse_difference(self, found: Any, expected: np.ndarray, what: str) -> float:
+        """Returns the largest absolute difference.
+
+        Raises:
+            ValueError: it is larger than rounding explains.
+        """
+        difference = float(np.abs(np.asarray(found, np.float32) - expected).max())
+        limit = _TOLERANCES[self.experiment.config.model.dtype]
+        if not difference <= limit * max(1.0, float(np.abs(expected).max())):
+            raise ValueError(
+                f"{what}, read again, differs from the trained model by up to {difference:.2g} on "
+                f"{self.sample.source}, more than rounding explains: don't use it; with "
+                "config.model.dtype=float32 the difference should be below 1e-4"
+            )
+        return difference
+
+
+@working("Exporting")
+def export(config: ConfigDict, workdir: Path) -> Path:
+    """Writes config.eval.checkpoint in config.export.formats; returns the folder.
+
+    Raises:
+        ValueError: a model that a format can't hold, or one that is another when it is read again.
+        FileExistsError: a folder in the way that isn't an export.
+    """
+    output = Path(config.export.output or workdir / "export")
+    formats = tuple(config.export.formats)
+    _refuse(config, output)
+    meta = read_meta(config, workdir)
+    experiment = build(config, workdir, meta["labels"], print)
+    trained = _trained(experiment, workdir)
+    result: dict[str, Any] = {
+        "checkpoint": trained.title,
+        "labels": meta["labels"],
+        "compared_on": trained.sample.source,
+    }
+    with in_use(output, other="--config.export.output"):
+        report.write_json(output / _RESULT, result)  # from here on the folder is known as an export
+        for name in formats:
+            partial = output / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            said = _writers(config)[name](trained, partial)
+            shutil.rmtree(output / name, ignore_errors=True)
+            partial.rename(output / name)
+            files = sorted(path for path in (output / name).rglob("*") if path.is_file())
+            sizes = {str(path.relative_to(output / name)): path.stat().st_size for path in files}
+            result[name] = {**said, "files": sizes}
+            print(f"{output / name} ({_size(sum(sizes.values()))}): {said['form']}")
+            print("  " + ", ".join(f"{file} {_size(size)}" for file, size in sizes.items()))
+            print(
+                f"  Read again, its {said['compared']} differ by at most {said['difference']:.1e} "
+                f"from those of the {trained.title}, on {trained.sample.source}."
+            )
+        report.write_json(output / _RESULT, result)
+    return output
+
+
+def _refuse(config: ConfigDict, output: Path) -> None:
+    formats, known = tuple(config.export.formats), tuple(_writers(config))
+    if not formats or set(formats) - set(known):
+        raise ValueError(f"config.export.formats is {formats}: name one or more of {known}")
+    if config.features.use != "none":
+        raise ValueError(
+            "config.features.use='both': a head that reads features can't be exported, since what "
+            "makes the features can't; export the run without them, which stands in the folder "
+            "encoder_alone of this workdir, with --config.features.use=none"
+        )
+    if "peft" in formats and config.adapt.kind not in peft.KINDS:
+        raise ValueError(
+            f"config.export.formats names 'peft', but config.adapt.kind={config.adapt.kind!r} "
+            f"makes no adapter of its kinds {tuple(peft.KINDS)}: leave it out"
+        )
+    if "huggingface" in formats and config.adapt.kind == "prompt":
+        raise ValueError(
+            "config.export.formats names 'huggingface', but a trained prompt can't be merged into "
+            "weights: use ('stablehlo', 'peft')"
+        )
+    for name in formats:
+        if (output / name).exists() and not (output / _RESULT).exists():
+            raise FileExistsError(
+                f"{output / name} is there already, and no export (no {_RESULT} beside it): set "
+                "config.export.output to another folder"
+            )
+
+
+def _trained(experiment: Experiment, workdir: Path) -> Trained:
+    """Restores the checkpoint, folds its adapter, and notes what it says about a few examples."""
+    adapt, restored = experiment.config.adapt, restore(experiment, workdir)
+    params = {**experiment.frozen, **restored.params}
+    merged = _merged(adapt, params)
+    if experiment.config.task in _LANGUAGE:  # which are compared by their parameters
+        none = np.zeros((1, 0), np.int32)
+        sample = Sample(none, none, none[0], "all of them")
+        return Trained(experiment, params, merged, restored.name, sample, none)
+    sample = _sample(experiment)
+    positions_BxL, segments_BxL = _places(sample.tokens_BxL, sample.lengths_B)
+    batch = {
+        "tokens_RxL": sample.tokens_BxL,
+        "types_RxL": sample.types_BxL,
+        "positions_RxL": positions_BxL,
+        "segments_RxL": segments_BxL,
+        "weights_B": np.ones(len(sample.lengths_B), np.float32),
+    }
+    outputs = jax.jit(experiment.apply)(params, batch)
+    logits_BxC = np.asarray(outputs["logits_BxC"], np.float32)
+    return Trained(experiment, params, merged, restored.name, sample, logits_BxC)
+
+
+def _merged(adapt: ConfigDict, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Folds the adapter into the weights; a prompt, which has no place in them, stays beside."""
+    own = {path: leaf for path, leaf in params.items() if path != _PROMPT}
+    prompt = {_PROMPT: np.asarray(params[_PROMPT])} if _PROMPT in params else {}
+    return adapters.merge(adapt, own) | prompt
+
+
+def _sample(experiment: Experiment) -> Sample:
+    """Takes examples of the validation split, or made-up tokens where there are no data."""
+    config = experiment.config
+    try:
+        prepared = prepare(config.data)
+    except FileNotFoundError:
+        size = min(experiment.tokenizer.vocab_size, experiment.model.config.vocab_size)
+        lengths_B = np.minimum(np.arange(1, _EXAMPLES + 1) * 3, config.layout.max_length)
+        rng = np.random.default_rng(0)
+        tokens, source = rng.integers(0, size, lengths_B.sum()), "made-up tokens (no data found)"
+        types = np.zeros_like(tokens)
+    else:
+        examples = load_split(prepared, "validation", limit=_EXAMPLES)
+        encoded = experiment.pipeline.encoder(examples.texts_N, examples.pairs_N)
+        tokens, types, lengths_B = encoded.tokens, encoded.types, encoded.lengths_B
+        source = f"{len(lengths_B)} validation examples"
+    tokens_BxL, types_BxL = np.zeros((2, len(lengths_B), lengths_B.max()), np.int32)
+    filled_BxL = np.arange(lengths_B.max()) < lengths_B[:, None]
+    tokens_BxL[filled_BxL], types_BxL[filled_BxL] = tokens, types
+    return Sample(tokens_BxL, types_BxL, lengths_B.astype(np.int32), source)
+
+
+def _places(tokens_BxL: Any, lengths_B: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns positions and segments of one example a row, padded behind; int32 [B, L] each."""
+    batch, length = tokens_BxL.shape
+    positions_BxL = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+    real_BxL = positions_BxL < lengths_B[:, None]
+    numbers_B = 1 + jnp.arange(batch, dtype=jnp.int32)
+    segments_BxL = jnp.where(real_BxL, numbers_B[:, None], 0)
+    return jnp.where(real_BxL, positions_BxL, 0), segments_BxL
+
+
+def row_logits(
+    model: Model, params: Mapping[str, Any], tokens_BxL: Any, types_BxL: Any, lengths_B: Any
+) -> jax.Array:
+    """Applies the classifier to one example a row; `params` are flat, without an adapter."""
+    positions_BxL, segments_BxL = _places(tokens_BxL, lengths_B)
+    batch = {
+        "tokens_RxL": tokens_BxL,
+        "positions_RxL": positions_BxL,
+        "segments_RxL": segments_BxL,
+        "types_RxL": types_BxL,
+        "weights_B": jnp.ones(tokens_BxL.shape[0], jnp.float32),
+    }
+    return model.apply({"params": merge(params)}, batch, deterministic=True)["logits_BxC"]
+
+
+def _write_huggingface(trained: Trained, folder: Path) -> dict[str, Any]:
+    form = export_huggingface.write(trained.experiment, trained.merged, folder, trained.title)
+    again = export_huggingface.read(form, trained.experiment.model, folder)
+    difference = trained.difference(again, str(folder))
+    return {"form": form.prose, "compared": "logits", "difference": difference}
+
+
+def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
+    """Writes the artefact and all that serve.py reads."""
+    experiment, sample = trained.experiment, trained.sample
+    exported, symbolic = _exported(experiment, trained.merged)
+    (folder / "model.stablehlo").write_bytes(exported.serialize())
+    safetensors.write(folder / "params.safetensors", trained.merged)
+    name, content = _tokenizer_file(experiment)
+    (folder / name).write_bytes(content)
+    encoder, config = experiment.pipeline.encoder, experiment.config
+    pair = len(encoder.fields) > 1
+    setup = {
+        "labels": list(experiment.task.labels),
+        "normalization": list(config.data.normalization),
+        "template": config.data.template,
+        "fields": list(encoder.fields),
+        "around": [list(map(int, ids)) for ids in encoder.around],  # with marks and prefix
+        "between": len(experiment.tokenizer.between_ids) if pair else 0,
+        "second_type": experiment.tokenizer.second_type if pair else 0,
+        "max_length": config.layout.max_length,
+        "length_step": _LENGTH_STEP if symbolic else config.layout.max_length,
+        "tokenizer": name,
+        "arguments": "params (flat, by name), tokens int32 [B, L], types int32 [B, L], "
+        "lengths int32 [B]; returns probabilities float32 [B, C]",
+        "platforms": list(_PLATFORMS),
+        "jax": jax.__version__,
+    }
+    report.write_json(folder / "preprocessing.json", setup)
+    for module in (normalization, alignment, records):
+        copy = folder / Path(module.__file__).relative_to(_ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(module.__file__, copy)
+    shutil.copy(_SERVE, folder)
+    difference = _check_stablehlo(trained, folder, sample)
+    length = "any length" if symbolic else f"length {config.layout.max_length}"
+    form = f"StableHLO for {', '.join(_PLATFORMS)}, any batch size and {length}; see serve.py"
+    return {"form": form, "compared": "probabilities", "difference": difference}
+
+
+def _exported(experiment: Experiment, params: Mapping[str, Any]) -> tuple[Any, bool]:
+    """Exports probabilities(params, tokens_BxL, types_BxL, lengths_B), and whether L is symbolic.
+
+    It is for one device, whatever the run was trained on. Parameters are arguments: an artefact
+    holds less than 2 GB.
+    """
+    max_length = experiment.config.layout.max_length
+
+    def probabilities(params: Mapping, *batch: jax.Array) -> jax.Array:
+        return _calibrated(experiment, row_logits(experiment.model, params, *batch))
+
+    def attempt(length: str) -> Any:
+        scope = f"b, {length}", [] if length.isdigit() else [f"{length} <= {max_length}"]
+        batch, length = jax.export.symbolic_shape(scope[0], constraints=scope[1])
+        like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
+        rows = jax.ShapeDtypeStruct((batch, length), np.int32)
+        lengths = jax.ShapeDtypeStruct((batch,), np.int32)
+        export_fn = jax.export.export(jax.jit(probabilities), platforms=_PLATFORMS)
+        return export_fn(like, rows, rows, lengths)
+
+    try:
+        return attempt("l"), True
+    except jax.errors.InconclusiveDimensionOperation:  # a window that some lengths fill, others not
+        return attempt(str(max_length)), False
+
+
+def _calibrated(experiment: Experiment, logits_BxC: jax.Array) -> jax.Array:
+    """Returns the probabilities that --mode=predict gives: see evaluation.calibration.calibrate."""
+    fitted = experiment.task.fitted
+    if fitted:
+        logits_BxC = logits_BxC / fitted["temperature"] + np.asarray(fitted["bias"], np.float32)
+    return jax.nn.softmax(logits_BxC)
+
+
+def _tokenizer_file(experiment: Experiment) -> tuple[str, bytes]:
+    """Returns the one file that serve.py tokenises with: ids are those of the embedding."""
+    tokenizer = experiment.tokenizer
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return "tokenizer.model", tokenizer.model
+    return "tokenizer.json", tokenizer.json.encode()
+
+
+def _check_stablehlo(trained: Trained, folder: Path, sample: Sample) -> float:
+    content = (folder / "model.stablehlo").read_bytes()
+    setup = json.loads((folder / "preprocessing.json").read_text("utf-8"))
+    stored = safetensors.read(folder / "params.safetensors")
+    params = {path: tensor.read() for path, tensor in stored.items()}
+    length = -(-sample.tokens_BxL.shape[1] // setup["length_step"]) * setup["length_step"]
+    missing = min(length, setup["max_length"]) - sample.tokens_BxL.shape[1]
+    padded = (np.pad(x, ((0, 0), (0, missing))) for x in (sample.tokens_BxL, sample.types_BxL))
+    call = jax.jit(jax.export.deserialize(bytearray(content)).call)
+    found_BxC = call(params, *padded, sample.lengths_B)
+    expected_BxC = np.asarray(_calibrated(trained.experiment, trained.logits_BxC))
+    return trained.refuse_difference(found_BxC, expected_BxC, str(folder))
+
+
+def _write_peft(trained: Trained, folder: Path) -> dict[str, Any]:
+    config, backbone = trained.experiment.config, trained.experiment.model.config
+    options = {"base": config.model.checkpoint, "pooling": config.model.pooling}
+    form = peft.write_peft(folder, backbone, config.adapt, trained.params, **options)
+    added = peft.read_peft(folder, backbone, config.adapt)
+    again = _merged(config.adapt, {**trained.params, **added})
+    difference = trained.difference(again, str(folder))
+    form = form.rstrip(".").replace(str(folder), "an adapter that")
+    return {"form": form, "compared": "logits", "difference": difference}
+
+
+def _write_language_model(trained: Trained, folder: Path) -> dict[str, Any]:
+    return write_language_model(trained.experiment, trained.merged, folder)
+
+
+def _writers(config: ConfigDict) -> dict[str, Callable[[Trained, Path], dict[str, Any]]]:
+    """Returns what writes a task's models, by format.
+
+    Raises:
+        ValueError: models of this task can't be exported.
+    """
+    if config.task in _LANGUAGE:
+        return {"huggingface": _write_language_model}
+    if config.task != "classification" or config.classification.kind != "single":
+        kind = "" if config.task != "classification" else f" of kind {config.classification.kind!r}"
+        raise ValueError(
+            f"config.task={config.task!r}{kind}: --mode=export knows classifiers of one label and "
+            "language models only"
+        )
+    return {
+        "huggingface": _write_huggingface,
+        "stablehlo": _write_stablehlo,
+        "peft": _write_peft,
+    }
+
+
+def _size(count: int) -> str:
+    power = min(max(len(str(count)) - 1, 0) // 3, 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"

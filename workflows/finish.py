@@ -1,0 +1,275 @@
+"""What is done with checkpoints: evaluate, predict, integrate, and the one look at the test split.
+
+The functions named after modes are called by main.py, `finish` by the training at its end.
+"""
+
+import dataclasses
+import datetime
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from evaluation.evaluate import Predictions
+from evaluation.metrics import Scores
+from input_pipeline.batches.mixture import Mixture, member_configs
+from input_pipeline.corpus.preparation import read_unlabelled
+from input_pipeline.eta import working
+from input_pipeline.examples import Examples
+from integration import methods
+from reporting import html_report, report
+from reporting.model_card import caveats, write_model_card
+from reporting.stored_scores import write_scores
+from training import collapse
+from training.data import RunData, load_data
+from training.experiment import Experiment, build
+from workflows import robustness
+from workflows.integrate.integrate import integrate_run, stored
+from workflows.restoring import Restored, check_data, read_meta, restore
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run whose data are split and whose model is built.
+
+    Attributes:
+        experiment: its parts; checkpoints are in `workdir`.
+        workdir: the results' files go here.
+        data: the splits.
+        train_split: the training examples that are used.
+        others: config and workdir of finished runs to compare with, by the name of their row.
+    """
+
+    experiment: Experiment
+    workdir: Path
+    data: RunData
+    train_split: Examples
+    others: Mapping[str, tuple[ConfigDict, Path]]
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Evaluates config.eval.checkpoint on config.eval.split; writes numbers and errors to files."""
+    data = load_data(config)
+    split = config.eval.split
+    if split == "test":
+        raise ValueError(
+            "config.eval.split='test': the test split is opened by --mode=test alone, which counts "
+            "its openings; expected one of ['train', 'validation']"
+        )
+    if split not in data.splits:
+        raise ValueError(
+            f"config.eval.split: found {split!r}, expected one of {sorted(data.splits)}"
+        )
+    meta = read_meta(config, workdir)
+    if data.labels != meta["labels"]:
+        raise ValueError(
+            f"the data has the labels {data.labels} but the checkpoint was trained on "
+            f"{meta['labels']}: set config.data.labels to the latter, or evaluate other data"
+        )
+    experiment = build(config, workdir, data.labels, print)
+    restored = restore(experiment, workdir)
+    examples = data.split(split)
+    experiment.check(examples, split, complete=True)
+    predictions = experiment.predict(restored.params, examples, complete=True)
+    scores = experiment.task.score(predictions, examples)
+    summary = report.summarise_with_leaks(scores, examples.leaked_ids)
+    result = {
+        "checkpoint": restored.name,
+        "split": split,
+        "fingerprint": data.fingerprints[split],
+        **summary,
+    }
+    report.write_json(workdir / f"evaluation_{split}.json", result)
+    errors = report.write_errors(
+        workdir / f"errors_{split}.jsonl", experiment.task.describe(predictions, examples)
+    )
+    report.show_summary(scores, f"{restored.name} on {split}")
+    print(f"{errors:,} wrong predictions are in {workdir / f'errors_{split}.jsonl'}")
+    return result
+
+
+def predict(config: ConfigDict, workdir: Path) -> Path:
+    """Writes what the model says of config.predict.input as JSONL, a line per example."""
+    if not config.predict.input:
+        raise ValueError(
+            "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
+        )
+    meta = read_meta(config, workdir)
+    if config.task == "multi_task":  # every member says what it has to say of every text
+        examples = Mixture(
+            {
+                name: read_unlabelled(config.predict.input, own.data)
+                for name, own in member_configs(config).items()
+            }
+        )
+    else:
+        examples = read_unlabelled(config.predict.input, config.data)
+    experiment = build(config, workdir, meta["labels"], print)
+    restored = restore(experiment, workdir)
+    experiment.check(examples, "given", complete=True, labelled=False)
+    if empty := sum(not text.strip() for text in examples.texts_N):
+        print(
+            f"Note: {empty:,} of {len(examples):,} given texts are empty: their predictions "
+            "mean nothing."
+        )
+    predictions = experiment.predict(restored.params, examples, complete=True)
+    output = Path(config.predict.output or workdir / "predictions.jsonl")
+    report.write_jsonl(output, experiment.task.describe(predictions, examples))
+    print(f"{len(predictions):,} predictions by {restored.name} are in {output}")
+    return output
+
+
+def finish(run: Prepared) -> dict[str, Any]:
+    """Integrates and reports, on the test split if config.eval.test; does nothing twice.
+
+    Returns:
+      What results.json holds.
+    """
+    experiment, workdir, data = run.experiment, run.workdir, run.data
+    config = experiment.config
+    if (workdir / "results.json").exists():
+        print(f"This run is finished; its results are in {workdir / 'results.json'}:")
+        return report.show_results(workdir)
+    shutil.rmtree(workdir / "integrated", ignore_errors=True)  # of a shorter training
+    if methods.apply(config):
+        integrate_run(experiment, workdir, data)
+    split = "test" if config.eval.test and "test" in data.splits else "validation"
+    return _report(run, split)
+
+
+def test(run: Prepared) -> dict[str, Any]:
+    """Tests a finished run once more, or for the first time.
+
+    Raises:
+      ValueError: there is no test split.
+    """
+    workdir, data = run.workdir, run.data
+    if "test" not in data.splits:
+        raise ValueError(
+            f"--mode=test: the data have the splits {sorted(data.splits)} and no 'test': set "
+            "config.data.split.test, or config.data.test_files"
+        )
+    config = run.experiment.config
+    check_data(read_meta(config, workdir), data, config, workdir)
+    return _report(run, "test")
+
+
+def _report(run: Prepared, split: str) -> dict[str, Any]:
+    """Says what the chosen models, and what they are compared with, are worth on a split."""
+    experiment, workdir, data = run.experiment, run.workdir, run.data
+    config, task, train_split = experiment.config, experiment.task, run.train_split
+    restored = restore(experiment, workdir, "best")
+    models = {report.BOTH if experiment.features else report.FINETUNED: restored}
+    if config.eval.at_start and not config.resume_from:
+        start = experiment.put(experiment.initial)
+        _, fitted = experiment.score(start, data.split("validation"))
+        meta = restored.meta | {"fitted": fitted}
+        before = Restored(start, meta, report.BEFORE, 0)
+        models = {report.BEFORE: before, **models}
+    integration = None
+    if (workdir / "integrated").is_dir():
+        chosen = restore(experiment, workdir, "integrated")
+        integration = stored(chosen.meta)
+        if integration["changed"]:
+            models[f"{report.INTEGRATED} ({integration['written']})"] = chosen
+    openings = []
+    if split == "test":
+        opened_for = f"{restored.name}: {', '.join([*run.others, *models])}"
+        openings = _note_test_opening(workdir, data, opened_for)
+    examples = data.split(split)
+    experiment.check(examples, split, complete=True)
+    if experiment.features:
+        train_split, examples = (experiment.with_features(e) for e in (train_split, examples))
+    with working("Baselines"):
+        scores = task.baselines(train_split, examples)
+    for row, (own, folder) in run.others.items():
+        bare = examples if own.features.use != "none" else examples.without_features()
+        scores[row] = score_with(own, folder, data, bare)
+    calibration, cards = {}, {}
+    for row, model in models.items():
+        task.fitted = model.meta["fitted"]
+        with working(f"Evaluating on {split}, {row}"):
+            predictions = experiment.predict(model.params, examples, complete=True)
+            scores[row] = task.score(predictions, examples)
+        if card := task.calibration(predictions, examples):
+            calibration[row] = card
+        if config.eval.robustness:
+            cards[row] = robustness.robustness(
+                experiment, model.params, examples=examples, predictions=predictions
+            )
+    write_scores(workdir / f"scores_{split}.npz", scores)
+    errors = task.describe(predictions, examples)
+    report.write_errors(workdir / f"errors_{split}.jsonl", errors)
+    results = report.write_results(
+        workdir,
+        scores,
+        floor=task.FLOOR,
+        fingerprints=restored.meta["fingerprints"],
+        split=split,
+        metric=experiment.metric,
+        integration=integration,
+        leaked_ids=examples.leaked_ids,
+        extra={
+            "labels": data.labels,
+            "checkpoint": restored.name,
+            "train_examples": len(train_split),
+            "validation_examples": len(data.split("validation")),
+            "test_openings": openings,
+            "collapses": collapse.history(workdir),
+            "data": data.prose(),
+            "manifest": html_report.data_counts(data),
+            "left_out": experiment.left_out,
+            "environment": report.environment(),
+            "calibration": calibration,
+            "robustness": cards,
+        },
+    )
+    for row, card in cards.items():
+        robustness.show_card(row, card, experiment.metric)
+    for caveat in caveats(results):
+        print(f"Note: {caveat}")
+    if len(openings) > 1:
+        print(
+            f"Note: the test split was opened {len(openings)} times: a number that was chosen by "
+            "looking is too good."
+        )
+    write_model_card(workdir)
+    print(f"All of it, as a page: {html_report.write_html(workdir)}")
+    return results
+
+
+def label_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Predictions:
+    """Returns 'log_probabilities_NxC' of another finished classifier, as it calibrated them."""
+    experiment, predictions = _with(config, workdir, data, examples)
+    found = experiment.task.log_probabilities(predictions)
+    return Predictions(predictions.ids_N, {"log_probabilities_NxC": found})
+
+
+def score_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Scores:
+    """Returns what another finished run's predictions are worth, by what it fitted itself."""
+    experiment, predictions = _with(config, workdir, data, examples)
+    return experiment.task.score(predictions, examples)
+
+
+def _with(
+    config: ConfigDict, workdir: Path, data: RunData, examples: Examples
+) -> tuple[Experiment, Predictions]:
+    experiment = build(config, workdir, data.labels, lambda line: None)
+    restored = restore(experiment, workdir, "integrated" if methods.apply(config) else "best")
+    return experiment, experiment.predict(restored.params, examples)
+
+
+def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str, str]]:
+    """Records that the test split is opened now; returns all openings so far."""
+    path = workdir / "test_openings.jsonl"
+    entry = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": what,
+        "fingerprint": data.fingerprints["test"],
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,1 @@
+"""--mode=inspect: examples stage by stage."""

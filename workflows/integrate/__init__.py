@@ -1,0 +1,1 @@
+"""--mode=integrate: candidates of a run, judged and written."""

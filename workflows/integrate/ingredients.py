@@ -1,0 +1,145 @@
+"""The models that soups, merges and ensembles are made of, found and checked, not yet loaded.
+
+Without config.integrate.runs they are the checkpoints of this run; with it the best checkpoint of
+each run, this one's among them. Where a run kept a running average of its weights
+(config.train.ema), this run's is one more. Called by run.py and trials.py.
+"""
+
+import dataclasses
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from reporting import report
+from training.checkpoints import Checkpoints, Meta
+from training.experiment import Experiment
+from training.workdir import has_checkpoint
+from workflows.restoring import Restored, read_meta
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingredient:
+    """One model.
+
+    Attributes:
+        name: in tables.
+        workdir: of its run.
+        item: 'params', or 'average' of them.
+        fitted: what its run fitted.
+    """
+
+    name: str
+    workdir: Path
+    step: int
+    item: str
+    fitted: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Where it comes from, for the record."""
+        part = " (running average)" if self.item == "average" else ""
+        return f"{self.workdir}, step {self.step}{part}"
+
+    def load(self, experiment: Experiment) -> dict[str, jax.Array]:
+        """Returns the parameters; the task takes over what was fitted with them."""
+        checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
+        params = checkpoints.restore_params(self.step, experiment.like(), item=self.item)
+        checkpoints.close()
+        experiment.task.fitted = self.fitted
+        return params
+
+
+def find_runs(config: ConfigDict, workdir: Path) -> list[Path]:
+    """Returns the workdirs that config.integrate.runs names, without this one, in order.
+
+    Raises:
+        ValueError: a name or glob that stands for no run.
+    """
+    found: set[Path] = set()
+    for pattern in config.integrate.runs:
+        whole = Path(pattern).expanduser()
+        names = [whole] if whole.is_dir() else map(Path, glob.glob(str(whole)))
+        folders = [folder for folder in names if folder.is_dir()]
+        runs = [folder for folder in folders if has_checkpoint(folder)]
+        if not runs:
+            raise ValueError(
+                f"config.integrate.runs: {pattern!r} matches {len(folders)} folders, of which none "
+                "is a run with checkpoints: expected workdirs, or globs of them, such as 'runs/*'"
+            )
+        found |= {run.resolve() for run in runs}
+    return sorted(found - {workdir.resolve()})
+
+
+def find(
+    experiment: Experiment, workdir: Path, *, restored: Restored, fingerprints: Mapping
+) -> list[Ingredient]:
+    """Returns the ingredients, the checkpoint that was restored first.
+
+    Args:
+        experiment: of this run.
+        workdir: of this run.
+        restored: config.eval.checkpoint.
+        fingerprints: of the splits of the data.
+
+    Raises:
+        ValueError: another run is not about the same task, labels, data or pretrained weights.
+    """
+    config, step = experiment.config, restored.step
+    first = Ingredient(restored.name, workdir, step, "params", restored.meta["fitted"])
+    others = find_runs(config, workdir)
+    found = [first]
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    if checkpoints.has_average(step):
+        found.append(dataclasses.replace(first, name=f"ema of step {step}", item="average"))
+    if not config.integrate.runs:
+        children = (workdir / "checkpoints").iterdir()
+        for other in sorted(int(c.name) for c in children if c.name.isdigit()):
+            if other != step:
+                fitted = checkpoints.meta(other)["fitted"]
+                found.append(Ingredient(f"step {other}", workdir, other, "params", fitted))
+    checkpoints.close()
+    wanted = {**experiment.fingerprints, **fingerprints}
+    named = report.short_names([workdir.resolve(), *others])
+    for run in others:
+        if not (run / "results.json").exists():
+            print(f"Note: {run} is not finished; its best checkpoint so far is taken.")
+        try:
+            found.append(_best(config, run, named[run], restored.meta, wanted))
+        except ValueError as error:
+            raise ValueError(f"config.integrate.runs: {error}") from None
+    return found
+
+
+def _best(
+    config: ConfigDict, run: Path, name: str, own: Meta, wanted: Mapping[str, str]
+) -> Ingredient:
+    """Returns the best checkpoint of another run after a check that it belongs to this one."""
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    step = checkpoints.resolve("latest" if checkpoints.best() is None else "best")
+    checkpoints.close()
+    config = config.copy_and_resolve_references()
+    config.eval.checkpoint = str(step)
+    meta = read_meta(config, run)
+    if meta["labels"] != own["labels"]:
+        raise ValueError(
+            f"{run} has the labels {meta['labels']}, this run {own['labels']}: take runs of the "
+            "same labels in the same order (config.data.labels)"
+        )
+    for part, fingerprint in wanted.items():
+        if (saved := meta["fingerprints"].get(part)) != fingerprint:
+            raise ValueError(
+                f"{run} and this run do not share their {part}: its fingerprint is there "
+                f"{str(saved)[:12]}, here {fingerprint[:12]}. Take runs of the same data, splits, "
+                "tokeniser and pretrained checkpoint"
+            )
+    regression = config.task == "classification" and config.classification.kind == "regression"
+    if regression and meta["fitted"] != own["fitted"]:
+        raise ValueError(
+            f"{run} learned numbers on the scale {meta['fitted']}, this run on {own['fitted']}: "
+            "take runs with the same config.data.max_train_examples"
+        )
+    return Ingredient(f"{name}, step {step}", run, step, "params", meta["fitted"])

@@ -1,0 +1,116 @@
+"""Checkpoints to parameters on the devices, after checks that they belong to the config.
+
+Called by workflows/finish.py, integration/ and whatever else reads a finished run.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from configs.stored import differences, own_key
+from training.checkpoints import Checkpoints, Meta
+from training.data import RunData, SeveralData
+from training.experiment import Experiment
+
+# What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
+# compared by fingerprint.
+_BOUND = ("task", "classification.kind", "classification.separator", "tagging.characters")
+_BOUND += ("tagging.head", "tagging.head_size", "generation.chat_template")
+_BOUND += ("model.init", "model.head", "model.pooling", "model.label_words", "model.bidirectional")
+_BOUND += ("adapt.kind", "adapt.targets", "adapt.rank", "adapt.alpha", "adapt.layers")
+_BOUND += ("adapt.prompt_length", "adapt.frozen_dtype", "optimizer.lr_table", "features.use")
+_BOUND += ("tokenizer.marks", "tokenizer.keep_others", "tokenizer.new_pieces")
+_BOUND += ("data.template", "data.normalization", "layout.max_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint's parameters on the devices, and where they came from."""
+
+    params: dict[str, jax.Array]
+    meta: Meta
+    name: str
+    step: int
+
+
+def open_checkpoints(workdir: Path, name: str, **options: Any) -> tuple[Checkpoints, int]:
+    """Returns the checkpoints and the step that `name` stands for."""
+    folder = "integrated" if name == "integrated" else "checkpoints"
+    checkpoints = Checkpoints(workdir / folder, read_only=True, **options)
+    return checkpoints, checkpoints.resolve("latest" if name == "integrated" else name)
+
+
+def read_meta(config: ConfigDict, workdir: Path) -> Meta:
+    """Returns a checkpoint's meta after a check that the config describes the same model."""
+    checkpoints, step = open_checkpoints(workdir, config.eval.checkpoint)
+    meta = checkpoints.meta(step)
+    checkpoints.close()
+    changed = [
+        f"  {key}: {there!r} in the checkpoint, {now!r} now"
+        for key, (there, now) in differences(meta["config"], config).items()
+        if own_key(key).startswith(_BOUND)
+    ]
+    if changed:
+        raise ValueError(
+            f"checkpoint {step} of {workdir} was trained with another model:\n"
+            + "\n".join(changed)
+            + f"\nUse the values of the checkpoint ({workdir / 'config.json'})."
+        )
+    return meta
+
+
+def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> Restored:
+    """Restores the checkpoint `name`, or the one config.eval.checkpoint names.
+
+    Raises:
+      ValueError: there is none, or it was trained on other files than the experiment has.
+    """
+    config = experiment.config
+    name = name or config.eval.checkpoint
+    checkpoints, step = open_checkpoints(workdir, name, rank=experiment.rank)
+    meta = checkpoints.meta(step)
+    changed = [
+        part
+        for part, fingerprint in experiment.fingerprints.items()
+        if meta["fingerprints"][part] != fingerprint
+    ]
+    if changed:
+        raise ValueError(
+            f"checkpoint {step} of {workdir} was trained on another {' and '.join(changed)} file "
+            "(the fingerprints differ): its frozen parameters are read from there; restore it"
+        )
+    params = checkpoints.restore_params(step, experiment.like())
+    checkpoints.close()
+    experiment.task.fitted = meta["fitted"]
+    title = f"{name} checkpoint, step {step}"
+    if name == "integrated":
+        title = f"integrated ({meta['written']})"
+    return Restored(params, meta, title, step)
+
+
+def check_data(meta: Meta, data: RunData | SeveralData, config: ConfigDict, workdir: Path) -> None:
+    """Checks that a run is judged on the data by which it was chosen.
+
+    Raises:
+      ValueError: other labels, or other examples in a split.
+    """
+    if data.labels != meta["labels"]:
+        raise ValueError(
+            f"the data have the labels {data.labels}, but the run in {workdir} was trained on "
+            f"{meta['labels']}: set config.data.labels to the latter"
+        )
+    saved = meta["fingerprints"]
+    if changed := [name for name, found in data.fingerprints.items() if saved.get(name) != found]:
+        keys = [
+            f"{key}: {there!r} there, {now!r} now"
+            for key, (there, now) in differences(meta["config"], config).items()
+            if "data." in key or key == "task"
+        ]
+        raise ValueError(
+            f"the run in {workdir} was chosen on other data, the splits {changed} have changed (by "
+            f"fingerprint; {'; '.join(keys) or 'config.data is the same, so the files have'}): use "
+            "its config.data and its files, or train anew"
+        )

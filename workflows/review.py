@@ -1,0 +1,332 @@
+"""What training says about the data: `--mode=review` writes a list for a person to go through.
+
+The training split is cut into folds, and for each a model is trained, by the real trainer, on all
+the others. It judges the fold that it has not seen, whose probabilities go into confident learning;
+its last hidden states tell the nearest examples among those that it learned from. Training dynamics
+are taken of the next fold, which it learns from, at each evaluation: every example is judged once
+from outside and watched once from inside. That is one pass forward over the whole split for each
+evaluation, not `folds` of them, and `folds` passes for judging and neighbours. A pass forward being
+a third of a training step's work, 5 folds of 3 epochs with config.eval.every='25%' cost 36 passes,
+the dynamics 4 more, the neighbours 5.
+
+The statistics are in label_issues.py, which also reads what the person marked. Called by main.py.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.overrides import companion
+from configs.stored import own_key, present_config
+from evaluation import calibration, label_issues
+from evaluation.evaluate import Predictions, predict
+from evaluation.label_issues import LabelIssues
+from input_pipeline.examples import Examples
+from models import adapters
+from models.heads import ClassifierHead
+from tasks.task import rows_of
+from training.data import RunData, load_data
+from training.experiment import Experiment, build
+from training.sharding import put_batch, replicated
+from training.state import TrainState
+from training.train import Run
+from training.workdir import NOT_OF_THE_WEIGHTS, check_workdir, has_checkpoint
+from workflows.restoring import restore
+
+_SHOWN = 5  # of the list, on the console
+_FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+)  # what spreadsheet programs compute, if a cell begins so
+
+
+def review(config: ConfigDict, workdir: Path) -> Path:
+    """Trains the folds and writes review.csv; a review that was stopped goes on.
+
+    All training examples with a label are reviewed, also those that config.review.exclude names.
+
+    Returns:
+        The file: one row for each example, the likeliest wrong label first.
+
+    Raises:
+        Interrupted: a signal came while training; everything is saved.
+        ValueError: another task, too few folds or examples, or there is a review already.
+        OSError: a file could not be read or written.
+    """
+    label_issues.check_task(config, "--mode=review")
+    path = workdir / "review.csv"
+    if path.exists():
+        raise ValueError(
+            f"{path} is there already, and a person may have marked it: rename it, or choose "
+            "another --workdir"
+        )
+    data = load_data(config)
+    print(data.prose())
+    examples = data.split("train")
+    if examples.labels_N is not None:
+        total, examples = len(examples), examples.take(examples.labels_N >= 0)
+        if len(examples) < total:
+            print(f"Note: {total - len(examples):,} of {total:,} examples have no label to review.")
+    count = config.review.folds
+    if examples.labels_N is None or not 2 <= count <= len(examples):
+        raise ValueError(
+            f"config.review.folds={count}: expected from 2 to the number of labelled training "
+            f"examples, {0 if examples.labels_N is None else len(examples)}"
+        )
+    folds_N = label_issues.assign_folds(examples.labels_N, count, seed=config.seed)
+    outcomes = []
+    for fold in range(count):
+        print(f"Review: fold {fold + 1} of {count}.")
+        folder = workdir / "review" / f"fold_{fold}"
+        outcomes.append(_fold(fold_config(config), folder, data, examples, folds_N, fold))
+    found = {name: _join(examples, outcomes, name) for name in outcomes[0] if name != "key"}
+    issues = label_issues.find_label_issues(examples.labels_N, found["probabilities"])
+    _write(path, records(examples, data.labels, issues, found))
+    print(prose(examples, data.labels, issues, found["probabilities"]))
+    print(
+        f"All {len(examples):,} examples are in {path}, the likeliest wrong label first. Those "
+        "flagged have a 1 under 'exclude': read them, correct the marks, then train without the "
+        f"marked ones with --config.review.exclude={path}"
+    )
+    return path
+
+
+def fold_config(config: ConfigDict) -> ConfigDict:
+    """Returns the config of a fold's training: of the model alone, its test split shut."""
+    own = companion(config)
+    own.review.exclude = ""
+    own.self_training.files = ""
+    own.train.integrate = False
+    own.seeds = 1
+    return own
+
+
+class _Watched(Run):
+    """A training that also notes what becomes of some of the examples it learns from."""
+
+    def __init__(self, *args: Any, watched: Examples, folder: Path):
+        super().__init__(*args)
+        self._watched, self._folder = watched, folder
+
+    def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Evaluates as ever; then writes 'true' and 'right' of the watched examples, [2, W]."""
+        values = super().evaluate(step, state)
+        if step:  # before it nothing was learned, or forgotten
+            predictions = self._experiment.predict(state.params, self._watched)
+            logs_WxC = calibration.calibrate(self._experiment.task.logits(predictions), {})
+            labels_W = self._watched.labels_N[rows_of(self._watched, predictions.ids_N)]
+            true_W = np.exp(logs_WxC[np.arange(len(labels_W)), labels_W])
+            self._folder.mkdir(parents=True, exist_ok=True)
+            seen = np.stack([true_W, logs_WxC.argmax(axis=1) == labels_W])
+            np.save(self._folder / f"{step:09}.npy", seen)
+        return values
+
+
+def _fold(
+    config: ConfigDict,
+    folder: Path,
+    data: RunData,
+    examples: Examples,
+    folds_N: np.ndarray,
+    fold: int,
+) -> dict[str, np.ndarray]:
+    """Returns what the model says that is trained on all folds but one; ids are ascending.
+
+    Of the held-out examples 'ids', 'probabilities' [H, C] and 'neighbours' [H, K], ids of training
+    examples; of the watched ones 'watched_ids' and what label_issues.dynamics returns.
+    """
+    check_workdir(folder, config)
+    path, dynamics = folder / "outcome.npz", folder / "dynamics"
+    key = _key(config, data, fold)
+    if path.exists():
+        with np.load(path) as saved:
+            if saved["key"] == key:
+                print(f"It is finished: {path}")
+                return dict(saved)
+    if not has_checkpoint(folder):
+        shutil.rmtree(dynamics, ignore_errors=True)
+    trained, held = examples.take(folds_N != fold), examples.take(folds_N == fold)
+    watched = examples.take(folds_N == (fold + 1) % config.review.folds)
+    watched = watched.take(np.argsort(watched.ids_N, kind="stable"))
+    experiment = build(config, folder, data.labels, print, trained)
+    experiment.check(trained, "train", training=True)
+    experiment.check(data.split("validation"), "validation")
+    _Watched(experiment, folder, data, trained, watched=watched, folder=dynamics).train()
+    outcome = {"key": key, "watched_ids": watched.ids_N}
+    outcome |= _judged(experiment, restore(experiment, folder, "best").params, held, trained)
+    seen_Ex2xW = np.stack([np.load(part) for part in sorted(dynamics.iterdir())])
+    outcome |= label_issues.dynamics(seen_Ex2xW[:, 0], seen_Ex2xW[:, 1])
+    partial = folder / "partial.npz"
+    np.savez(partial, **outcome)
+    partial.replace(path)
+    shutil.rmtree(folder / "checkpoints")  # a fold's model has no further use, and is large
+    return outcome
+
+
+def _key(config: ConfigDict, data: RunData, fold: int) -> np.ndarray:
+    """Returns a digest of what an outcome depends on."""
+    defaults = present_config(common.get_config())  # a key that comes later changes no digest
+    options = {k: v for k, v in present_config(config).items() if defaults.get(own_key(k)) != v}
+    options = {k: v for k, v in options.items() if not k.startswith(NOT_OF_THE_WEIGHTS)}
+    origin = json.dumps([options, data.fingerprints, fold], sort_keys=True)
+    return np.array(hashlib.sha256(origin.encode()).hexdigest())
+
+
+def _judged(
+    experiment: Experiment, params: Mapping[str, jax.Array], held: Examples, trained: Examples
+) -> dict[str, np.ndarray]:
+    """Returns 'ids', 'probabilities' and 'neighbours' of the held-out examples."""
+    found = pooled(experiment, params, held)
+    count = experiment.config.review.neighbours
+    neighbours = np.zeros((len(found), 0), np.int64)
+    if count:
+        keys = pooled(experiment, params, trained)
+        nearest = label_issues.nearest(found["pooled_NxD"], keys["pooled_NxD"], count)
+        neighbours = keys.ids_N[nearest]
+    probabilities_HxC = np.exp(experiment.task.log_probabilities(found))
+    return {"ids": found.ids_N, "probabilities": probabilities_HxC, "neighbours": neighbours}
+
+
+def pooled(
+    experiment: Experiment, params: Mapping[str, jax.Array], examples: Examples
+) -> Predictions:
+    """Runs the model over examples and keeps what its head pools, too.
+
+    Returns:
+        'logits_NxC' and 'pooled_NxD', the vector before dropout and the linear layer.
+    """
+
+    def forward(tree: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        outputs, kept = experiment.model.apply(
+            {"params": tree},
+            batch,
+            deterministic=True,
+            capture_intermediates=_pools,
+            mutable=["intermediates"],
+        )
+        (vectors,) = jax.tree.leaves(kept)
+        return {**outputs, "pooled_BxD": vectors.reshape(len(outputs["logits_BxC"]), -1)}
+
+    apply, mesh = adapters.adapted(experiment.config.adapt, forward), experiment.mesh
+
+    @jax.jit
+    def run(frozen: Any, params: Any, batch: Any) -> Any:
+        outputs = apply({**frozen, **params}, batch)
+        return jax.lax.with_sharding_constraint(outputs, replicated(mesh))
+
+    windows = experiment.windows(examples, training=False)
+    return predict(
+        lambda params, batch: run(experiment.frozen, params, put_batch(batch, mesh)),
+        params,
+        experiment.pipeline.evaluate(windows),
+        total=len(windows),
+    )
+
+
+def _pools(module: nn.Module, method: str) -> bool:
+    return isinstance(module, ClassifierHead) and method == "pool"
+
+
+def _join(
+    examples: Examples, outcomes: Sequence[Mapping[str, np.ndarray]], name: str
+) -> np.ndarray:
+    """Returns an outcome of all folds in the order of the examples."""
+    held = name in ("ids", "probabilities", "neighbours")
+    ids = np.concatenate([part["ids" if held else "watched_ids"] for part in outcomes])
+    joined = np.concatenate([part[name] for part in outcomes])
+    return joined[np.argsort(ids)[np.argsort(np.argsort(examples.ids_N))]]
+
+
+def records(
+    examples: Examples,
+    labels: Sequence[str],
+    issues: LabelIssues,
+    found: Mapping[str, np.ndarray],
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of the review in their order.
+
+    Args:
+        examples: N of them.
+        labels: names of the classes.
+        issues: of the examples.
+        found: 'probabilities' [N, C], 'neighbours' [N, K] (ids), and what label_issues.dynamics
+            returns.
+    """
+    rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
+    for row in issues.order().tolist():
+        label, suggested = int(examples.labels_N[row]), int(issues.suggested_N[row])
+        record = {"exclude": int(issues.flagged_N[row]), "id": int(examples.ids_N[row])}
+        if examples.names_N is not None:
+            record["name"] = examples.names_N[row]
+        record |= {"label": labels[label], "suggested": labels[suggested]}
+        record["text"] = examples.texts_N[row]
+        if examples.pairs_N is not None:
+            record["pair"] = examples.pairs_N[row]
+        record["probability_label"] = round(float(found["probabilities"][row, label]), 4)
+        record["probability_suggested"] = round(float(found["probabilities"][row, suggested]), 4)
+        for name in ("confidence", "variability", "correctness"):
+            record[name] = round(float(found[name][row]), 4)
+        record["forgetting"] = int(found["forgetting"][row])
+        for number, id_ in enumerate(found["neighbours"][row].tolist(), start=1):
+            shown = suggested != label  # flagged, or taken for another class
+            near = rows[id_]
+            record[f"neighbour_{number}"] = examples.texts_N[near] if shown else ""
+            near_label = labels[examples.labels_N[near]]
+            record[f"neighbour_{number}_label"] = near_label if shown else ""
+        record["digest"] = label_issues.text_digest(examples, row)
+        yield record
+
+
+def prose(
+    examples: Examples,
+    labels: Sequence[str],
+    issues: LabelIssues,
+    probabilities_NxC: np.ndarray,
+) -> str:
+    """Says how many labels are likely wrong, by class, and shows the first."""
+    right_N = probabilities_NxC.argmax(axis=1) == examples.labels_N
+    lines = [
+        f"Review: {issues.flagged_N.sum():,} of {len(examples):,} labels are likely wrong (about "
+        f"{issues.expected:,.0f} by the confident joint, scaled to all); models that had not seen "
+        f"the examples agree with {right_N.mean():.1%} of the labels."
+    ]
+    for index, label in enumerate(labels):
+        own_N = examples.labels_N == index
+        flagged_N = issues.flagged_N & own_N
+        lines.append(f"  {label}: {flagged_N.sum():,} of {own_N.sum():,} flagged")
+    for row in issues.order()[: min(_SHOWN, issues.flagged_N.sum())].tolist():
+        label, suggested = labels[examples.labels_N[row]], labels[issues.suggested_N[row]]
+        text = " ".join(examples.texts_N[row].split())
+        lines.append(f"  {label}, more likely {suggested}: {text[:60]}{'…' * (len(text) > 60)}")
+    return "\n".join(lines)
+
+
+def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
+    """Writes CSV that spreadsheet programs read as UTF-8, whole or not at all."""
+    rows, text = list(rows), io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    partial = path.with_suffix(".csv.partial")
+    partial.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
+    partial.replace(path)
+
+
+def _cell(value: Any) -> Any:
+    """Returns what a spreadsheet program shows as it is, and never computes."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -1,0 +1,1 @@
+"""--mode=verify: logits compared with a reference."""
