@@ -16,6 +16,7 @@ from markupsafe import Markup
 from configs import common
 from configs.stored import present_config, stored_config
 from evaluation.metrics import Metric
+from input_pipeline.files import write_text
 from reporting import figures, report
 from reporting.model_card import caveats
 from training.data import RunData, SeveralData
@@ -54,7 +55,7 @@ def write_html(workdir: str | Path) -> Path:
         keep_trailing_newline=True,
     )
     path = workdir / "report.html"
-    report.write_text(path, environment.get_template("report.html.jinja").render(facts))
+    write_text(path, environment.get_template("report.html.jinja").render(facts))
     return path
 
 

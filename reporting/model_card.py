@@ -13,6 +13,7 @@ import jinja2
 
 from configs.stored import stored_config
 from evaluation.metrics import Metric
+from input_pipeline.files import write_text
 from reporting import report
 from workflows import robustness
 
@@ -52,7 +53,7 @@ def write_model_card(workdir: str | Path) -> Path:
         )
     )
     path = workdir / "MODEL_CARD.md"
-    report.write_text(path, text + "\n")
+    write_text(path, text + "\n")
     return path
 
 

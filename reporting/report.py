@@ -7,7 +7,6 @@ table of the README.
 
 import json
 import math
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from rich.text import Text
 from evaluation import significance
 from evaluation.metrics import Metric, Scores, paired_difference, summarise
 from input_pipeline.eta import working
+from input_pipeline.files import write_json, write_jsonl
 from reporting import figures
 
 # Names of the rows of the results table; those of baselines are the tasks'.
@@ -208,18 +208,6 @@ def write_errors(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
     return write_jsonl(path, wrong)
 
 
-def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Writes one JSON object per line, UTF-8, whole or not at all; returns how many."""
-    lines = [json.dumps(_nan_to_none(record), ensure_ascii=False) + "\n" for record in records]
-    write_text(path, "".join(lines))
-    return len(lines)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes indented JSON, UTF-8, whole or not at all; numbers that are not finite become null."""
-    write_text(path, json.dumps(_nan_to_none(value), ensure_ascii=False, indent=2) + "\n")
-
-
 def _compare_last(
     scores: Mapping[str, Scores], floor: str, metric: Metric, split: str
 ) -> list[dict[str, Any]]:
@@ -344,24 +332,6 @@ def choice_cells(row: Mapping[str, Any], metric: _Shown) -> tuple[str, str, str]
     behind = {"value": row["behind_best"], "standard_error": row["behind_best_error"]}
     decides = metric if loss is None else {"scale": 1.0, "digits": 4}
     return cell(row, metric), "" if loss is None else f"{loss:.4f}", cell(behind, decides)
-
-
-def _nan_to_none(value: Any) -> Any:
-    """Replaces numbers that JSON does not know by None."""
-    if isinstance(value, Mapping):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Replaces a file at once, so that a crash leaves the old one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write it too
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def short_names(folders: Iterable[Path]) -> dict[Path, str]:

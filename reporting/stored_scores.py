@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import Metric, Scores
+from input_pipeline.files import replacing
 
 _ROOMS = ("evaluation.", "tasks.")  # modules that metrics may come from
 
@@ -36,10 +37,8 @@ def write_scores(path: str | Path, scores: Mapping[str, Scores]) -> None:
         arrays[f"{row}/ids"] = found.ids_N
         for column, metric in enumerate(metrics):
             arrays[f"{row}/{column}"] = found.statistics[metric.name]
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
-    partial.replace(path)
 
 
 def read_scores(path: str | Path) -> dict[str, Scores]:

@@ -21,6 +21,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from input_pipeline import eta
+from input_pipeline.files import write_jsonl
 
 
 class Progress:
@@ -61,9 +62,7 @@ class Progress:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         kept = [] if resume_step is None else read_metrics(path, last_step=resume_step)
-        partial = path.with_suffix(".jsonl.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, path)
+        write_jsonl(path, kept)
         self._file = path.open("a", encoding="utf-8")
         self._events = _open_events(workdir / "tensorboard", resume_step)
         self._console = console or Console()

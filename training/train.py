@@ -22,6 +22,7 @@ from evaluation import label_issues
 from evaluation.metrics import estimate, find
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
+from input_pipeline.files import write_json
 from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import silent_loss
 from integration import methods
@@ -94,7 +95,7 @@ def _train(
     with working("Measuring what the tokeniser loses"):
         loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
     print(loss.prose())
-    report.write_json(workdir / "silent_loss.json", loss.to_json())
+    write_json(workdir / "silent_loss.json", loss.to_json())
     Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
     return protocol.finish(run)
 
@@ -139,7 +140,7 @@ def _begin(config: ConfigDict, workdir: Path, *, compare: bool = True) -> protoc
         train(*teacher, compare=False)
         predict = functools.partial(protocol.label_with, *teacher, data)
         train_split, taken = self_training.extend(config, data, train_split, predict=predict)
-        report.write_json(workdir / "self_training.json", taken)
+        write_json(workdir / "self_training.json", taken)
         print(self_training.prose(taken))
         others[report.TEACHER] = teacher
     experiment = build(config, workdir, data.labels, print, train_split)

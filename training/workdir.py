@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.overrides import find_recipe, load_config
 from configs.stored import differences, flatten_config
+from input_pipeline.files import write_json
 
 # What may differ between two starts in one workdir, since the trained weights don't depend on it.
 NOT_OF_THE_WEIGHTS = ("eval.checkpoint", "eval.split", "eval.test", "eval.robustness", "search.")
@@ -103,7 +104,4 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     if recipe:
         called = run_command(config, workdir, recipe=recipe)
     (workdir / "command.txt").write_text(called + "\n", "utf-8")
-    partial = workdir / "config.json.partial"
-    text = json.dumps(json.loads(config.to_json()), indent=2, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(workdir / "config.json")
+    write_json(workdir / "config.json", json.loads(config.to_json()))

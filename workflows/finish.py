@@ -19,6 +19,7 @@ from input_pipeline.batches.mixture import Mixture, member_configs
 from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
+from input_pipeline.files import write_json, write_jsonl
 from integration import methods
 from reporting import html_report, report
 from reporting.model_card import caveats, write_model_card
@@ -82,7 +83,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "fingerprint": data.fingerprints[split],
         **summary,
     }
-    report.write_json(workdir / f"evaluation_{split}.json", result)
+    write_json(workdir / f"evaluation_{split}.json", result)
     errors = report.write_errors(
         workdir / f"errors_{split}.jsonl", experiment.task.describe(predictions, examples)
     )
@@ -117,7 +118,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         )
     predictions = experiment.predict(restored.params, examples, complete=True)
     output = Path(config.predict.output or workdir / "predictions.jsonl")
-    report.write_jsonl(output, experiment.task.describe(predictions, examples))
+    write_jsonl(output, experiment.task.describe(predictions, examples))
     print(f"{len(predictions):,} predictions by {restored.name} are in {output}")
     return output
 

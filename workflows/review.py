@@ -33,6 +33,7 @@ from evaluation import calibration, label_issues
 from evaluation.evaluate import Predictions, predict
 from evaluation.label_issues import LabelIssues
 from input_pipeline.examples import Examples
+from input_pipeline.files import write_text
 from models import adapters
 from models.heads import ClassifierHead
 from tasks.task import rows_of
@@ -322,9 +323,7 @@ def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    partial = path.with_suffix(".csv.partial")
-    partial.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
-    partial.replace(path)
+    write_text(path, text.getvalue(), encoding="utf-8-sig")
 
 
 def _cell(value: Any) -> Any:

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from configs import sweeping
 from configs.stored import differences
 from evaluation.metrics import estimate
+from input_pipeline.files import write_json
 from reporting import comparison, report
 from reporting.stored_scores import read_scores
 from training.train import OnEvaluation, train
@@ -138,7 +139,7 @@ def outcome(run: Planned) -> Record:
 
 def note(records: Sequence[Record], workdir: Path) -> None:
     """Writes sweep.json."""
-    report.write_json(workdir / "sweep.json", {"runs": records})
+    write_json(workdir / "sweep.json", {"runs": records})
 
 
 def conclude(

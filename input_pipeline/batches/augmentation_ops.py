@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from input_pipeline.hashing import FIRST, GAMMA, SECOND, numpy_mix
 from input_pipeline.lazy import tf
-
-_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def stream(name: str) -> int:
@@ -34,19 +33,11 @@ def uniforms(seed: int, epochs_B: np.ndarray, ids_B: np.ndarray, name: str) -> n
     return (keys_B >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-def numpy_mix(x: np.ndarray) -> np.ndarray:
-    """Hashes uint64 to uint64, as `mix` does in the graph."""
-    x = x + np.uint64(_GAMMA)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
-    return x ^ (x >> np.uint64(31))
-
-
 def mix(x: "tf.Tensor") -> "tf.Tensor":
     """Hashes uint64 to uint64: a step of SplitMix64."""
-    x = x + tf.constant(_GAMMA, tf.uint64)
-    x = (x ^ _shift(x, 30)) * tf.constant(_FIRST, tf.uint64)
-    x = (x ^ _shift(x, 27)) * tf.constant(_SECOND, tf.uint64)
+    x = x + tf.constant(GAMMA, tf.uint64)
+    x = (x ^ _shift(x, 30)) * tf.constant(FIRST, tf.uint64)
+    x = (x ^ _shift(x, 27)) * tf.constant(SECOND, tf.uint64)
     return x ^ _shift(x, 31)
 
 

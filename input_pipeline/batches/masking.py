@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.batches.augmentation_ops import numpy_mix, stream
+from input_pipeline.batches.augmentation_ops import stream
 from input_pipeline.batches.template import Encoded
 from input_pipeline.examples import Ragged
+from input_pipeline.hashing import numpy_mix
 from input_pipeline.tokenizers.tokenization import Tokenizer
 
 _SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")

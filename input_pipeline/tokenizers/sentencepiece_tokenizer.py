@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 from sentencepiece import sentencepiece_pb2 as text_lib
 
-from input_pipeline.batches.augmentation_ops import numpy_mix
+from input_pipeline.hashing import numpy_mix
 from input_pipeline.tokenizers import huggingface_tokenizer
 from input_pipeline.tokenizers.sentencepiece_models import (
     add_tokens,

@@ -9,8 +9,6 @@ training/experiment.py, evaluation/ and tests; the tokeniser is read elsewhere
 import dataclasses
 import functools
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from input_pipeline.files import write_json
 from models import backbone
 from models.pretrained import bert, decoder, folder, gguf, safetensors, t5, tables
 from models.pretrained.families import Family
@@ -247,9 +246,7 @@ def write_pretrained(
     tensors = tables.tensors_from(params, family.table(config, "huggingface"))
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.write(directory / folder.WEIGHTS, tensors, dtype=dtype)
-    temporary = directory / f"{folder.CONFIG}.partial"
-    temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, directory / folder.CONFIG)
+    write_json(directory / folder.CONFIG, found)
 
 
 def _special_ids(found: Mapping[str, Any], *, prefix: str = "") -> dict[str, int]:

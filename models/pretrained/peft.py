@@ -8,8 +8,6 @@ head.safetensors. Called by training/experiment.py (config.adapt.start) and
 workflows/export/export.py.
 """
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from input_pipeline.files import write_json
 from models import adapters, pretrained
 from models.backbone import BackboneConfig, parameter_shapes, parts_of
 from models.bert import BertConfig
@@ -129,9 +128,7 @@ def write_peft(
     (folder / HEAD).unlink(missing_ok=True)
     if heads and not classifier:
         safetensors.write(folder / HEAD, heads)
-    temporary = folder / f"{CONFIG}.partial"
-    temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / CONFIG)
+    write_json(folder / CONFIG, fields)
     if classifier:
         return f"{folder} is loaded by PEFT on AutoModelForSequenceClassification, head included"
     return (

@@ -9,7 +9,6 @@ peft.py.
 import functools
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from input_pipeline.files import replacing
 from models.pretrained.files import mapped, truncated
 from models.pretrained.tables import StoredTensor
 
@@ -106,9 +106,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], *, dtype: Any = np.floa
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # so that tensors are aligned
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in sorted(tensors):
             file.write(np.ascontiguousarray(tensors[name], dtype).view(np.uint8).data)
-    os.replace(temporary, path)

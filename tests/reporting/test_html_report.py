@@ -15,6 +15,7 @@ from evaluation import calibration, classification_metrics
 from evaluation.baselines import TFIDF
 from evaluation.metrics import class_counts, estimate, paired_difference
 from input_pipeline.corpus.preparation import prepare
+from input_pipeline.files import write_json, write_jsonl
 from reporting import comparison, report
 from reporting.html_report import data_counts, write_html
 from reporting.model_card import write_model_card
@@ -84,8 +85,8 @@ def make_run(folder, count=400, *, split="test", **extra):
         {"id": 7, "text": "<script>alert(1)</script>房间很小" + "，早餐一般" * 60, "label": "好评"}
         | {"wrong": True, "prediction": "差评<b>", "confidence": 0.99}
     ]
-    report.write_jsonl(folder / f"errors_{split}.jsonl", errors)
-    report.write_jsonl(
+    write_jsonl(folder / f"errors_{split}.jsonl", errors)
+    write_jsonl(
         folder / "metrics.jsonl",
         [{"step": i, "loss": 1 / i, "validation/accuracy": 0.5 + i / 80} for i in range(1, 31)],
     )
@@ -171,7 +172,7 @@ def test_what_is_absent_has_no_section(workdir):
     path = workdir / "results.json"
     results = json.loads(path.read_text("utf-8"))
     results |= {"calibration": {}, "robustness": {}, "integration": None}
-    report.write_json(path, results)
+    write_json(path, results)
     (workdir / "errors_test.jsonl").unlink()
     page = write_html(workdir).read_text("utf-8")
     assert "<h2>Results</h2>" in page
@@ -197,7 +198,7 @@ def test_a_metric_that_is_not_defined_says_so(workdir):
     results = json.loads(path.read_text("utf-8"))
     for summary in results["models"].values():
         summary["accuracy"] |= {"value": None, "standard_error": None}
-    report.write_json(path, results)
+    write_json(path, results)
     assert '<div class="number">not defined</div>' in write_html(workdir).read_text("utf-8")
     write_model_card(workdir)
 
@@ -272,7 +273,7 @@ def test_the_split_of_the_choice_is_called_too_good(workdir, tmp_path):
     path = folder / "results.json"
     results = json.loads(path.read_text("utf-8"))
     results |= {"calibration": {}, "integration": None, "fingerprints": {"validation": "def"}}
-    report.write_json(path, results)
+    write_json(path, results)
     page = write_html(folder).read_text("utf-8")
     assert "The checkpoint was chosen on this very split" in page
     assert "config.data.split.test or config.data.test_files makes a test split." in page

@@ -10,6 +10,7 @@ import pytest
 from matplotlib import image
 
 from evaluation.metrics import Metric, Scores, class_counts, macro_f1, mean, one_each
+from input_pipeline.files import write_jsonl
 from reporting import figures, report
 from training.progress import Progress
 
@@ -237,14 +238,14 @@ def test_errors_are_the_wrong_ones_with_the_most_confident_first(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "predictions.jsonl"
-    report.write_jsonl(path, [{"id": 1}])
+    write_jsonl(path, [{"id": 1}])
 
     def failing():
         yield {"id": 2}
         raise ValueError("no more")
 
     with pytest.raises(ValueError, match="no more"):
-        report.write_jsonl(path, failing())
+        write_jsonl(path, failing())
     assert path.read_text() == '{"id": 1}\n'
 
 

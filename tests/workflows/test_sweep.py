@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from configs import common
 from configs.overrides import load_config
 from evaluation.metrics import Scores, one_each
+from input_pipeline.files import write_json, write_text
 from reporting import report
 from reporting.stored_scores import write_scores
 from tasks.classification import ACCURACY
@@ -165,13 +166,13 @@ def test_a_stopped_sweep_goes_on_past_finished_and_failed_runs(recipe, tmp_path,
 
 def write_finished(run, share, *, fingerprint="abc"):
     """Writes what comparisons read of a run whose model is right with a probability."""
-    report.write_text(run.workdir / "config.json", run.config.to_json())
+    write_text(run.workdir / "config.json", run.config.to_json())
     right_N = np.random.default_rng(run.config.seed).random(400) < share
     scores = Scores((ACCURACY,), np.arange(400), {"accuracy": one_each(right_N)})
     write_scores(run.workdir / "scores_validation.npz", {report.FINETUNED: scores})
     results = {"labels": ["a", "b"], "split": "validation", "metric": "accuracy"}
     results |= {"fingerprints": {"validation": fingerprint}, "test_openings": []}
-    report.write_json(run.workdir / "results.json", results)
+    write_json(run.workdir / "results.json", results)
     return run.facts | {"status": "finished"} | sweep.outcome(run)
 
 

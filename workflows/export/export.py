@@ -26,12 +26,12 @@ from input_pipeline import alignment, records
 from input_pipeline.corpus import normalization
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.eta import working
+from input_pipeline.files import write_json
 from input_pipeline.locking import in_use
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from models import adapters
 from models.heads import Model
 from models.pretrained import peft, safetensors
-from reporting import report
 from training.experiment import Experiment, build
 from training.state import merge
 from workflows.export import huggingface as export_huggingface
@@ -134,7 +134,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         "compared_on": trained.sample.source,
     }
     with in_use(output, other="--config.export.output"):
-        report.write_json(output / _RESULT, result)  # from here on the folder is known as an export
+        write_json(output / _RESULT, result)  # from here on the folder is known as an export
         for name in formats:
             partial = output / f"{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
@@ -151,7 +151,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
                 f"  Read again, its {said['compared']} differ by at most {said['difference']:.1e} "
                 f"from those of the {trained.title}, on {trained.sample.source}."
             )
-        report.write_json(output / _RESULT, result)
+        write_json(output / _RESULT, result)
     return output
 
 
@@ -293,7 +293,7 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
         "platforms": list(_PLATFORMS),
         "jax": jax.__version__,
     }
-    report.write_json(folder / "preprocessing.json", setup)
+    write_json(folder / "preprocessing.json", setup)
     for module in (normalization, alignment, records):
         copy = folder / Path(module.__file__).relative_to(_ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,10 @@ import jax
 
 from evaluation.metrics import Scores
 from input_pipeline.eta import track
+from input_pipeline.files import write_jsonl
 from integration import ensembles, merging, methods, soups
 from integration.candidates import Candidate, Judge, Judged, Stopwatch
 from integration.interpolation import compare, interpolate, mixed
-from reporting import report
 from training.data import RunData
 from training.experiment import Experiment
 from workflows.integrate import ingredients
@@ -225,7 +225,7 @@ class Trials:
         mean = ensembles.average(predictions, kind=self._config.classification.kind)
         experiment.task.fitted = judged.fitted
         path = self._config.integrate.targets
-        count = report.write_jsonl(path, experiment.task.describe(mean, train))
+        count = write_jsonl(path, experiment.task.describe(mean, train))
         self.told["targets"] = {
             "path": path,
             "examples": count,

@@ -30,12 +30,12 @@ from rich.table import Table
 
 from input_pipeline.corpus.sources import read_unlabelled
 from input_pipeline.eta import working
+from input_pipeline.files import write_json
 from models import adapters
 from models.backbone import make_backbone
 from models.pretrained import Checkpoint, open_checkpoint, resolve
 from models.pretrained.tables import flatten
 from models.t5 import T5Config, shift_right
-from reporting.report import write_json
 from training.run_tokenizer import load_own
 from workflows.verify.agreement import Row, compare, compare_logits
 from workflows.verify.reference import (
