@@ -285,7 +285,7 @@ class Decoder(nn.Module):
         config = self.config
         ropes = {
             rope: layers.rope_tables(positions_RxL, config.head_size, rope)
-            for rope in set(config.ropes)
+            for rope in dict.fromkeys(config.ropes)
         }
         # Positions are flattened because a weight gradient that contracts two axes is slow on CPU
         # (123 against 178 GFLOP/s).

