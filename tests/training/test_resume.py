@@ -15,6 +15,7 @@ import pytest
 from training.checkpoints import Checkpoints
 from training.state import flatten
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240
 
