@@ -357,7 +357,6 @@ def _train() -> ConfigDict:
     train.early_stopping = 0  # stop after so many evaluations without a gain; 0 is off
     train.on_config_change = "refuse"  # in another's workdir: 'refuse', 'continue', 'overwrite'
     train.integrate = True  # interpolate with the pretrained weights before the test
-    train.compilation_cache = ""  # folder for compiled programs, to start faster; '' is off
     return train
 
 
@@ -398,7 +397,6 @@ def _review() -> ConfigDict:
     """What training says about the data (--mode=review)."""
     review = ConfigDict()
     review.folds = 5  # trainings on all but a part, each judging the part it has not seen
-    review.neighbours = 3  # nearest training examples shown for each error
     review.exclude = ""  # CSV of a review: examples with 1 under 'exclude' are not trained on
     return review
 

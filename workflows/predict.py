@@ -12,17 +12,17 @@ from workflows.restoring import read_meta, restore
 
 
 def predict(config: ConfigDict, workdir: Path) -> Path:
-    """Writes what the model says of config.predict.input as JSONL, a line per example."""
+    """Writes the predictions for config.predict.input as JSONL, a line per example."""
     if not config.predict.input:
         raise ValueError(
             "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
         )
     meta = read_meta(config, workdir)
-    if config.task == "multi_task":  # every member says what it has to say of every text
+    if config.task == "multi_task":  # every member predicts every text
         examples = Mixture(
             {
-                name: read_unlabelled(config.predict.input, own.data)
-                for name, own in member_configs(config).items()
+                name: read_unlabelled(config.predict.input, member.data)
+                for name, member in member_configs(config).items()
             }
         )
     else:
@@ -32,8 +32,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     experiment.check(examples, "given", complete=True, labelled=False)
     if empty := sum(not text.strip() for text in examples.texts_N):
         print(
-            f"Note: {empty:,} of {len(examples):,} given texts are empty: their predictions "
-            "mean nothing."
+            f"Note: {empty:,} of {len(examples):,} texts are empty: their predictions mean nothing."
         )
     predictions = experiment.predict(restored.params, examples, complete=True)
     output = Path(config.predict.output or workdir / "predictions.jsonl")

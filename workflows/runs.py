@@ -23,39 +23,39 @@ Record = dict[str, Any]  # of a run, JSON-ready; see `run_one`
 
 
 def from_recipe(recipe: str, name: str, otherwise: str) -> Any:
-    """Returns what a function of the recipe's file returns."""
+    """Calls a function of the recipe's file, and returns its value."""
     functions = runpy.run_path(recipe.partition(":")[0])
     if name not in functions:
         raise ValueError(
-            f"--config={recipe} has no function {name}(), which says what to run: see "
+            f"--config={recipe} has no function {name}(), which lists the runs: see "
             f"configs/sweeping.py, or pass {otherwise}"
         )
     return functions[name]()
 
 
 def run_one(run: Planned, on_evaluation: OnEvaluation | None = None) -> Record:
-    """Runs what is not finished, and returns what became of it.
+    """Runs what is not finished, and returns its record.
 
     Returns:
       'name', 'setting', 'overrides', 'status' ('finished' or 'failed'); of a finished one
       'split', 'metric' (as results.json has it), 'value', 'standard_error', 'count' and 'rank'
       (greater is better) of its chosen model; of a failed one 'message'.
     """
-    gc.collect()  # what the run before has held, before this one allocates as much
+    gc.collect()  # frees the arrays of the run before, before this one allocates as much
     try:
         if is_finished(run):
             print(f"Finished before: {run.workdir}")
         else:
             train(run.config, run.workdir, on_evaluation=on_evaluation)
         return run.facts | {"status": "finished"} | outcome(run)
-    # What is wrong with one run: its values, a file it names, its size (out of memory).
+    # Errors of one run: its values, a file it names, its size (out of memory).
     except (ValueError, FileNotFoundError, jax.errors.JaxRuntimeError) as error:
         print(f"Failed: {error}", file=sys.stderr)
         return run.facts | {"status": "failed", "message": str(error)}
 
 
 def is_finished(run: Planned) -> bool:
-    """Whether the folder holds the results of this very config; reads no data and no model."""
+    """Returns whether the folder holds the results of this config; reads no data and no model."""
     path = run.workdir / "config.json"
     if not (run.workdir / "results.json").exists() or not path.exists():
         return False
@@ -63,7 +63,7 @@ def is_finished(run: Planned) -> bool:
 
 
 def outcome(run: Planned) -> Record:
-    """Reads what a finished run's chosen model, the last of its table, is worth.
+    """Returns the result of a finished run's chosen model, the last of its table.
 
     Raises:
       ValueError: only the test split was evaluated, by which nothing may be chosen.
@@ -73,10 +73,10 @@ def outcome(run: Planned) -> Record:
         if path.exists():
             *_, scores = read_scores(path).values()
             metric = scores.metric(run.config.eval.metric)
-            found = estimate(scores, metric.name)
+            result = estimate(scores, metric.name)
             sign = 1 if metric.higher_is_better else -1
-            known = {"split": split, "metric": report.shown(metric), "rank": sign * found["value"]}
-            return known | found
+            rank = sign * result["value"]
+            return {"split": split, "metric": report.shown(metric), "rank": rank} | result
     raise ValueError(
         f"{run.workdir} has no {path.name}: delete its results.json, and the next start evaluates "
         "it on the validation split, without training"

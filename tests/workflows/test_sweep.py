@@ -113,7 +113,7 @@ def test_a_sweep_leaves_the_test_split_shut_unless_it_is_over_seeds():
         ([], "is empty"),
         ([{"optimizer.learning_rat": 1.0}], "nearest is --config.optimizer.learning_rate"),
         ([{"optimizer": 1}], "a group of keys"),
-        ([{"optimizer.learning_rate": "1"}], "learning_rate to '1', expected float as 5e-05 is"),
+        ([{"optimizer.learning_rate": "1"}], "learning_rate to '1', expected float like 5e-05"),
         ([{"seed": 1}, {"seed": 0}, {}], "runs 2 and 3 of the sweep.*the same"),
         ([{"data.batch_size": 0}], r"run \{'data.batch_size': 0\}: .*at least 1 and"),
         ([{"seeds": 3}], "cannot set seeds"),
