@@ -59,7 +59,7 @@ def test_other_data_than_were_reviewed_are_noticed(tmp_path):
     changed = dataclasses.replace(EXAMPLES, texts_N=object_array(["甲很好", "乙，好", "丙", "丁"]))
     with pytest.raises(ValueError, match=r"marked\.csv:3: the text of id 5 .*review the data again"):
         exclude(changed, path)
-    with pytest.raises(ValueError, match=r"marked\.csv:3: id 5 is marked, but the 1 training"):
+    with pytest.raises(ValueError, match=r"marked\.csv:3: id 5 is marked, but no training"):
         exclude(EXAMPLES.first(1), path)
     paired = dataclasses.replace(EXAMPLES, pairs_N=object_array(["a"] * 4))
     with pytest.raises(ValueError, match="the text of id 5"):

@@ -85,7 +85,7 @@ def test_a_review_is_not_overwritten_and_finished_folds_are_not_trained_again(re
     before = (workdir / "review.csv").read_bytes()
     (workdir / "review.csv").rename(workdir / "old.csv")
     review(config, workdir)
-    assert capsys.readouterr().out.count("It is finished") == 2
+    assert capsys.readouterr().out.count("Finished before") == 2
     assert (workdir / "review.csv").read_bytes() == before
     assert not list(workdir.glob("review/*/checkpoints"))
 
