@@ -59,8 +59,6 @@ def test_other_data_than_were_reviewed_are_noticed(tmp_path):
     changed = dataclasses.replace(EXAMPLES, texts_N=object_array(["甲很好", "乙，好", "丙", "丁"]))
     again = r"marked\.csv:3: the text of id 5 .*review the data again"
     with pytest.raises(ValueError, match=again):
-        ValueError, match=r"marked\.csv:3: the text of id 5 .*review the data again"
-    ):
         exclude(changed, path)
     with pytest.raises(ValueError, match=r"marked\.csv:3: id 5 is marked, but no training"):
         exclude(EXAMPLES.first(1), path)
