@@ -92,9 +92,9 @@ def measure(config, workdir: Path, *, judging: int) -> None:
     from tasks.classification import LOSS
     from training.data import load_data
     from training.experiment import build
-    from training.train import train
     from workflows.integrate.loss import validation_loss
     from workflows.restoring import restore
+    from workflows.train import train
 
     config.eval.test, config.train.integrate = False, False
     train(config, workdir)

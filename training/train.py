@@ -1,166 +1,41 @@
-"""The training loop: restore, step, log, evaluate, save, stop; then hand over to the protocol.
+"""Training one run: restore, step, log, evaluate, save, stop. What runs before and after is
+workflows/train.py's.
 
 Start order: the workdir's own latest checkpoint, config.resume_from, pretrained weights, scratch.
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from configs.overrides import companion
-from evaluation import label_issues
 from evaluation.metrics import estimate, find
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
-from input_pipeline.files import write_json
-from input_pipeline.locking import in_use
-from input_pipeline.tokenizers import silent_loss
-from integration import methods
-from reporting import report
 from tasks.task import digest
 from training import collapse, cost
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
-from training.data import RunData, load_data
-from training.experiment import Experiment, build
+from training.data import RunData
+from training.experiment import Experiment
 from training.interruption import Interrupted, stop_signals
 from training.origin import check_origin, start_from_run
 from training.pending import Pending
 from training.progress import Progress
-from training.run_features import run_features
-from training.run_tokenizer import training_texts
 from training.sharding import put_batch, replicated
 from training.state import TrainState
 from training.train_step import make_train_step
 from training.tuning import optimizers
 from training.tuning.schedules import Durations, make_schedule
-from training.workdir import check_workdir, write_config
-from workflows import finish as protocol
-from workflows import robustness, self_training
-from workflows.integrate import integrate as integration
-from workflows.integrate.shifted import shifted_examples
-from workflows.restoring import read_meta
+from training.workdir import write_config
 
 OnEvaluation = Callable[[int, list[float]], None]  # of the step and its rank: better is greater
-
-
-def train(
-    config: ConfigDict,
-    workdir: Path,
-    *,
-    on_evaluation: OnEvaluation | None = None,
-    compare: bool = True,
-) -> dict[str, Any]:
-    """Runs a config from its data to the report in `workdir`.
-
-    Args:
-      config: the whole config.
-      workdir: the run's folder; a run that was stopped there goes on.
-      on_evaluation: called after each evaluation of the training but the last, when what it found
-        is saved; what it raises ends the run, which can go on later.
-      compare: train what this run is compared with, too.
-
-    Returns:
-      What results.json holds.
-
-    Raises:
-      Interrupted: a signal came while training; everything is saved.
-      ValueError: bad input, a loss that is not finite, or another process that trains there.
-      OSError: a file could not be read or written.
-    """
-    with in_use(workdir):
-        return _train(config, workdir, on_evaluation, compare=compare)
-
-
-def _train(
-    config: ConfigDict, workdir: Path, on_evaluation: OnEvaluation | None, *, compare: bool
-) -> dict[str, Any]:
-    check_workdir(workdir, config)
-    if methods.apply(config):
-        integration.check(config, workdir)
-    robustness.check(config)
-    run = _begin(config, workdir, compare=compare)
-    if methods.apply(config):
-        shifted_examples(run.experiment, run.data)  # its mistakes come out now
-    with working("Measuring what the tokeniser loses"):
-        loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
-    print(loss.prose())
-    write_json(workdir / "silent_loss.json", loss.to_json())
-    Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
-    return protocol.finish(run)
-
-
-def test(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Opens the test split for a finished run (--mode=test); results.json is written anew.
-
-    Raises:
-      ValueError: the run is not finished, or was of another model or other data.
-    """
-    if not (workdir / "results.json").exists():
-        raise ValueError(
-            f"--mode=test: {workdir} holds no results.json, so its training is not finished: run "
-            "the same command with --mode=train first"
-        )
-    robustness.check(config)
-    read_meta(config, workdir)
-    return protocol.test(_begin(config, workdir))
-
-
-def _begin(config: ConfigDict, workdir: Path, *, compare: bool = True) -> protocol.Prepared:
-    """Prepares the data, ends the runs to compare with, and builds the experiment."""
-    data = load_data(config)
-    train_split = data.split("train")
-    print(data.prose())
-    others = {}
-    if everything := label_issues.all_examples(config, workdir):
-        train_split, left_out = label_issues.exclude(train_split, config.review.exclude)
-        if compare:
-            print("First the model of all examples, to compare with.")
-            train(*everything, compare=False)
-            others[report.ALL_EXAMPLES] = everything
-        print(f"Without {left_out:,} training examples that {config.review.exclude} marks.")
-    if (alone := encoder_alone(config, workdir)) and compare:
-        run_features(config, workdir, train_split)  # its mistakes come out now
-        print("First the encoder alone, to compare with.")
-        train(*alone, compare=False)
-        print("Now the encoder with features.")
-        others[report.ENCODER] = alone
-    if teacher := self_training.teacher(config, workdir):
-        print("First the model that labels texts.")
-        train(*teacher, compare=False)
-        predict = functools.partial(protocol.label_with, *teacher, data)
-        train_split, taken = self_training.extend(config, data, train_split, predict=predict)
-        write_json(workdir / "self_training.json", taken)
-        print(self_training.prose(taken))
-        others[report.TEACHER] = teacher
-    experiment = build(config, workdir, data.labels, print, train_split)
-    experiment.check(train_split, "train", training=True)
-    experiment.check(data.split("validation"), "validation")
-    return protocol.Prepared(experiment, workdir, data, train_split, others)
-
-
-def encoder_alone(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None:
-    """Returns the run that features are compared with: the same without, its test split shut."""
-    if config.features.use != "none" and config.resume_from:
-        raise ValueError(
-            "config.resume_from: a head on features cannot start from another run, whose features "
-            "are others; set config.features.use='none', or leave resume_from empty"
-        )
-    if config.features.use == "none" or not config.features.compare:
-        return None
-    alone = companion(config)
-    alone.features.use = "none"
-    return alone, workdir / "encoder_alone"
 
 
 class Run:

@@ -33,7 +33,7 @@ from evaluation import calibration, label_issues
 from evaluation.evaluate import Predictions, predict
 from evaluation.label_issues import LabelIssues
 from input_pipeline.examples import Examples
-from input_pipeline.files import write_text
+from input_pipeline.files import replacing, write_text
 from models import adapters
 from models.heads import ClassifierHead
 from tasks.task import rows_of
@@ -43,17 +43,11 @@ from training.sharding import put_batch, replicated
 from training.state import TrainState
 from training.train import Run
 from training.workdir import NOT_OF_THE_WEIGHTS, check_workdir, has_checkpoint
+from workflows import marks
 from workflows.restoring import restore
 
 _SHOWN = 5  # of the list, on the console
-_FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-)  # what spreadsheet programs compute, if a cell begins so
+_FORMULA = tuple("=+-@\t\r")  # what spreadsheet programs compute, if a cell begins so
 
 
 def review(config: ConfigDict, workdir: Path) -> Path:
@@ -69,7 +63,7 @@ def review(config: ConfigDict, workdir: Path) -> Path:
         ValueError: another task, too few folds or examples, or there is a review already.
         OSError: a file could not be read or written.
     """
-    label_issues.check_task(config, "--mode=review")
+    marks.check_task(config, "--mode=review")
     path = workdir / "review.csv"
     if path.exists():
         raise ValueError(
@@ -172,9 +166,8 @@ def _fold(
     outcome |= _judged(experiment, restore(experiment, folder, "best").params, held, trained)
     seen_Ex2xW = np.stack([np.load(part) for part in sorted(dynamics.iterdir())])
     outcome |= label_issues.dynamics(seen_Ex2xW[:, 0], seen_Ex2xW[:, 1])
-    partial = folder / "partial.npz"
-    np.savez(partial, **outcome)
-    partial.replace(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **outcome)
     shutil.rmtree(folder / "checkpoints")  # a fold's model has no further use, and is large
     return outcome
 
@@ -289,7 +282,7 @@ def records(
             record[f"neighbour_{number}"] = examples.texts_N[near] if shown else ""
             near_label = labels[examples.labels_N[near]]
             record[f"neighbour_{number}_label"] = near_label if shown else ""
-        record["digest"] = label_issues.text_digest(examples, row)
+        record["digest"] = marks.text_digest(examples, row)
         yield record
 
 

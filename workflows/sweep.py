@@ -28,8 +28,9 @@ from evaluation.metrics import estimate
 from input_pipeline.files import write_json
 from reporting import comparison, report
 from reporting.stored_scores import read_scores
-from training.train import OnEvaluation, train
+from training.train import OnEvaluation
 from workflows.planning import Planned, command, plan
+from workflows.train import train
 
 Record = dict[str, Any]  # of a run, JSON-ready; see `run_one`
 

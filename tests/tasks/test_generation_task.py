@@ -25,12 +25,12 @@ from models.t5 import T5Config
 from tasks.generation import Generation
 from tasks.limits import Given
 from tasks.writing import Writer
-from training import train as loop
 from training.data import load_data
 from training.experiment import build
 from training.sharding import put_batch
-from training.train import train
-from workflows import finish as protocol
+from workflows.predict import predict
+from workflows.test import test as open_test
+from workflows.train import train
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CHAT = (
@@ -118,7 +118,7 @@ def test_it_learns_to_answer_and_beats_its_floors(finished):
 
 def test_the_test_mode_finds_what_training_reported(finished):
     config, workdir, results = finished
-    found = loop.test(config, workdir)["models"]["fine-tuned"]
+    found = open_test(config, workdir)["models"]["fine-tuned"]
     reported = results["models"]["fine-tuned"]
     for name in ("bits_per_character", "perplexity", "accuracy", "chrf", "bleu", "rouge_l"):
         assert found[name]["value"] == pytest.approx(reported[name]["value"], rel=1e-4)
@@ -132,7 +132,7 @@ def test_predict_mode_answers_every_prompt(finished, tmp_path):
     prompts = [f"第{i}次，早餐怎么样" for i in range(6)] + ["长" * 100]
     rows = [json.dumps({"text": prompt}, ensure_ascii=False) for prompt in prompts]
     Path(config.predict.input).write_text("\n".join(rows), "utf-8")
-    protocol.predict(config, workdir)
+    predict(config, workdir)
     found = [json.loads(line) for line in Path(config.predict.output).read_text().splitlines()]
     assert [row["prompt"] for row in found] == prompts
     assert all(isinstance(row["prediction"], str) and "wrong" not in row for row in found[:-1])

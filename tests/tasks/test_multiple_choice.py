@@ -19,8 +19,9 @@ from tasks.multiple_choice import MultipleChoice, _next_tokens
 from training.experiment import build
 from training.sharding import put_batch
 from training.state import merge
-from training.train import train
-from workflows import finish as protocol
+from workflows.evaluate import evaluate
+from workflows.predict import predict
+from workflows.train import train
 
 GOOD = ("非常好，值得推荐！", "很满意，下次还会来。", "不错，五星好评～")
 BAD = ("太差了，再也不来了！", "很失望，不推荐。", "糟糕，浪费钱……")
@@ -238,7 +239,7 @@ def test_run_learns_evaluates_and_predicts(choice_config, tmp_path, choices_json
     assert model > results["models"][MultipleChoice.FLOOR]["accuracy"]["value"] or model == 1
     assert model > 0.8
     assert loss < 1
-    found = protocol.evaluate(choice_config, tmp_path / "run")
+    found = evaluate(choice_config, tmp_path / "run")
     logged = [
         json.loads(line)["validation/accuracy"]
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -250,7 +251,7 @@ def test_run_learns_evaluates_and_predicts(choice_config, tmp_path, choices_json
         del row["label"]
     (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     choice_config.predict.input = str(tmp_path / "new.jsonl")
-    lines = protocol.predict(choice_config, tmp_path / "run").read_text().splitlines()
+    lines = predict(choice_config, tmp_path / "run").read_text().splitlines()
     predictions = [json.loads(line) for line in lines]
     assert [p["choices"] for p in predictions] == [row["choices"] for row in rows]
     for prediction in predictions:

@@ -9,9 +9,9 @@ import pytest
 from input_pipeline.corpus.preparation import load_split, prepare
 from training.checkpoints import Checkpoints
 from training.experiment import build
-from training.train import train
-from workflows import finish as protocol
 from workflows import restoring
+from workflows.evaluate import evaluate
+from workflows.train import train
 
 KINDS = {"lora": "int8", "prompt": "bfloat16"}
 
@@ -49,7 +49,7 @@ def test_other_modes_restore_the_adapter(finished):
         for line in (workdir / "metrics.jsonl").read_text().splitlines()
         if "validation/loss" in line
     ]
-    found = protocol.evaluate(config, workdir)
+    found = evaluate(config, workdir)
     assert found["loss"]["value"] == pytest.approx(
         min(line["validation/loss"] for line in logged), rel=1e-4
     )

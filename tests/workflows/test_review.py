@@ -12,6 +12,7 @@ from input_pipeline.corpus.notes import Notes
 from input_pipeline.examples import Examples, object_array
 from training.data import load_data
 from training.experiment import build
+from workflows import marks
 from workflows import review as data_review
 from workflows.review import records, review
 
@@ -71,7 +72,7 @@ def test_neighbours_are_other_texts_that_the_judging_model_learned_from(reviewed
 def test_a_marked_review_leaves_its_examples_out_of_the_training_split(reviewed):
     config, workdir, rows, _ = reviewed
     train = load_data(config).split("train")
-    kept, count = label_issues.exclude(train, workdir / "review.csv")
+    kept, count = marks.exclude(train, workdir / "review.csv")
     marked = {int(row["id"]) for row in rows if row["exclude"] == "1"}
     assert count == len(marked) == len(train) - len(kept)
     assert not marked & set(kept.ids_N.tolist())
@@ -138,7 +139,7 @@ def test_cells_are_text_to_spreadsheet_programs(tmp_path):
         rows = {row["id"]: row for row in csv.DictReader(file)}
     assert (rows["4"]["text"], rows["4"]["pair"]) == ("'=1+1", "'-2")
     assert rows["9"]["text"] == "很好，\n推荐"
-    assert rows["9"]["digest"] == label_issues.text_digest(examples, 1)
+    assert rows["9"]["digest"] == marks.text_digest(examples, 1)
     # The reader of data sets reads it as the csv module does.
     own = {row["id"]: row for _, row in tables.read_rows(path, "utf-8-sig", notes=Notes())}
     assert own == rows

@@ -5,9 +5,9 @@ import pytest
 
 from training.data import load_data
 from training.experiment import build
-from training.train import train
 from workflows.export.export import export
 from workflows.restoring import restore
+from workflows.train import train
 
 
 def test_a_continued_model_is_the_checkpoint_of_the_next_run(tiny_config, tmp_path):

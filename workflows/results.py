@@ -1,12 +1,11 @@
-"""What is done with checkpoints: evaluate, predict, integrate, and the one look at the test split.
+"""The results of a finished training: its models and what they are compared with, on one split.
 
-The functions named after modes are called by main.py, `finish` by the training at its end.
+The test split is opened here alone, and each opening is recorded.
 """
 
 import dataclasses
 import datetime
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,18 @@ from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores
-from input_pipeline.batches.mixture import Mixture, member_configs
-from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
-from input_pipeline.files import write_json, write_jsonl
 from integration import methods
 from reporting import html_report, report
 from reporting.model_card import caveats, write_model_card
 from reporting.stored_scores import write_scores
 from training import collapse
-from training.data import RunData, load_data
+from training.data import RunData
 from training.experiment import Experiment, build
 from workflows import robustness
-from workflows.integrate.integrate import integrate_run, stored
-from workflows.restoring import Restored, check_data, read_meta, restore
+from workflows.integrate.integrate import stored
+from workflows.restoring import Restored, restore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,114 +47,7 @@ class Prepared:
     others: Mapping[str, tuple[ConfigDict, Path]]
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Evaluates config.eval.checkpoint on config.eval.split; writes numbers and errors to files."""
-    data = load_data(config)
-    split = config.eval.split
-    if split == "test":
-        raise ValueError(
-            "config.eval.split='test': the test split is opened by --mode=test alone, which counts "
-            "its openings; expected one of ['train', 'validation']"
-        )
-    if split not in data.splits:
-        raise ValueError(
-            f"config.eval.split: found {split!r}, expected one of {sorted(data.splits)}"
-        )
-    meta = read_meta(config, workdir)
-    if data.labels != meta["labels"]:
-        raise ValueError(
-            f"the data has the labels {data.labels} but the checkpoint was trained on "
-            f"{meta['labels']}: set config.data.labels to the latter, or evaluate other data"
-        )
-    experiment = build(config, workdir, data.labels, print)
-    restored = restore(experiment, workdir)
-    examples = data.split(split)
-    experiment.check(examples, split, complete=True)
-    predictions = experiment.predict(restored.params, examples, complete=True)
-    scores = experiment.task.score(predictions, examples)
-    summary = report.summarise_with_leaks(scores, examples.leaked_ids)
-    result = {
-        "checkpoint": restored.name,
-        "split": split,
-        "fingerprint": data.fingerprints[split],
-        **summary,
-    }
-    write_json(workdir / f"evaluation_{split}.json", result)
-    errors = report.write_errors(
-        workdir / f"errors_{split}.jsonl", experiment.task.describe(predictions, examples)
-    )
-    report.show_summary(scores, f"{restored.name} on {split}")
-    print(f"{errors:,} wrong predictions are in {workdir / f'errors_{split}.jsonl'}")
-    return result
-
-
-def predict(config: ConfigDict, workdir: Path) -> Path:
-    """Writes what the model says of config.predict.input as JSONL, a line per example."""
-    if not config.predict.input:
-        raise ValueError(
-            "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
-        )
-    meta = read_meta(config, workdir)
-    if config.task == "multi_task":  # every member says what it has to say of every text
-        examples = Mixture(
-            {
-                name: read_unlabelled(config.predict.input, own.data)
-                for name, own in member_configs(config).items()
-            }
-        )
-    else:
-        examples = read_unlabelled(config.predict.input, config.data)
-    experiment = build(config, workdir, meta["labels"], print)
-    restored = restore(experiment, workdir)
-    experiment.check(examples, "given", complete=True, labelled=False)
-    if empty := sum(not text.strip() for text in examples.texts_N):
-        print(
-            f"Note: {empty:,} of {len(examples):,} given texts are empty: their predictions "
-            "mean nothing."
-        )
-    predictions = experiment.predict(restored.params, examples, complete=True)
-    output = Path(config.predict.output or workdir / "predictions.jsonl")
-    write_jsonl(output, experiment.task.describe(predictions, examples))
-    print(f"{len(predictions):,} predictions by {restored.name} are in {output}")
-    return output
-
-
-def finish(run: Prepared) -> dict[str, Any]:
-    """Integrates and reports, on the test split if config.eval.test; does nothing twice.
-
-    Returns:
-      What results.json holds.
-    """
-    experiment, workdir, data = run.experiment, run.workdir, run.data
-    config = experiment.config
-    if (workdir / "results.json").exists():
-        print(f"This run is finished; its results are in {workdir / 'results.json'}:")
-        return report.show_results(workdir)
-    shutil.rmtree(workdir / "integrated", ignore_errors=True)  # of a shorter training
-    if methods.apply(config):
-        integrate_run(experiment, workdir, data)
-    split = "test" if config.eval.test and "test" in data.splits else "validation"
-    return _report(run, split)
-
-
-def test(run: Prepared) -> dict[str, Any]:
-    """Tests a finished run once more, or for the first time.
-
-    Raises:
-      ValueError: there is no test split.
-    """
-    workdir, data = run.workdir, run.data
-    if "test" not in data.splits:
-        raise ValueError(
-            f"--mode=test: the data have the splits {sorted(data.splits)} and no 'test': set "
-            "config.data.split.test, or config.data.test_files"
-        )
-    config = run.experiment.config
-    check_data(read_meta(config, workdir), data, config, workdir)
-    return _report(run, "test")
-
-
-def _report(run: Prepared, split: str) -> dict[str, Any]:
+def write(run: Prepared, split: str) -> dict[str, Any]:
     """Says what the chosen models, and what they are compared with, are worth on a split."""
     experiment, workdir, data = run.experiment, run.workdir, run.data
     config, task, train_split = experiment.config, experiment.task, run.train_split

@@ -1,0 +1,42 @@
+"""--mode=predict: a checkpoint's predictions for texts of a file."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from input_pipeline.batches.mixture import Mixture, member_configs
+from input_pipeline.corpus.preparation import read_unlabelled
+from input_pipeline.files import write_jsonl
+from training.experiment import build
+from workflows.restoring import read_meta, restore
+
+
+def predict(config: ConfigDict, workdir: Path) -> Path:
+    """Writes what the model says of config.predict.input as JSONL, a line per example."""
+    if not config.predict.input:
+        raise ValueError(
+            "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
+        )
+    meta = read_meta(config, workdir)
+    if config.task == "multi_task":  # every member says what it has to say of every text
+        examples = Mixture(
+            {
+                name: read_unlabelled(config.predict.input, own.data)
+                for name, own in member_configs(config).items()
+            }
+        )
+    else:
+        examples = read_unlabelled(config.predict.input, config.data)
+    experiment = build(config, workdir, meta["labels"], print)
+    restored = restore(experiment, workdir)
+    experiment.check(examples, "given", complete=True, labelled=False)
+    if empty := sum(not text.strip() for text in examples.texts_N):
+        print(
+            f"Note: {empty:,} of {len(examples):,} given texts are empty: their predictions "
+            "mean nothing."
+        )
+    predictions = experiment.predict(restored.params, examples, complete=True)
+    output = Path(config.predict.output or workdir / "predictions.jsonl")
+    write_jsonl(output, experiment.task.describe(predictions, examples))
+    print(f"{len(predictions):,} predictions by {restored.name} are in {output}")
+    return output
