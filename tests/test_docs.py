@@ -11,8 +11,9 @@ from configs import common
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = READMES + sorted((ROOT / "docs").glob("*.md"))
-FOLDERS = "|".join(sorted(path.parent.name for path in ROOT.glob("*/*.py")))
-EXAMPLES = ("configs/mine.py", "data.bacth_size")  # of a recipe to write, of a misspelt key
+FOLDERS = sorted({path.parent.name for path in ROOT.glob("*/*.py")})
+FILES = {ROOT / "main.py", *(path for name in FOLDERS for path in (ROOT / name).rglob("*.*"))}
+EXAMPLES = ("configs/mine.py", "data.bacth_size")  # a recipe to write, a misspelt key
 
 
 def keys(config, prefix=""):
@@ -31,30 +32,29 @@ def anchors(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_files_keys_modes_and_extras_exist(page):
     text = page.read_text("utf-8")
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        path, _, anchor = link.partition("#")
+    for path, anchor in re.findall(r"\]\(([^)\s#]*)#?([^)\s]*)\)", text):
         target = page.parent / path if path else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
-    for path in re.findall(rf"(?<![\w/.])(?:{FOLDERS})/[\w/]+\.\w+", text):
-        assert (ROOT / path).exists() or path in EXAMPLES, path
-    for module in re.findall(r"python -m (benchmarks\.\w+)", text):
-        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
-    known = {*keys(common.get_config()), *EXAMPLES}
-    for key in re.findall(r"\bconfig\.((?:\w+\.)*\w+)", text.replace("config.json", "")):
-        rest = re.sub(r"^multi\.members\.\w+\.", "", key)
-        assert rest in known or rest.rpartition(".")[2] in ("update", "get_config"), key
-    modes = re.findall(r"--mode=([a-z]+)", text)
-    assert set(modes) <= set(re.findall(r'"(\w+)"', (ROOT / "main.py").read_text("utf-8")))
+        assert target.exists() and (not anchor or anchor in anchors(target)), (path, anchor)
+    for path in re.findall(rf"(?<![\w/.])(?:{'|'.join(FOLDERS)})/[\w/]+\.\w+", text):
+        assert ROOT / path in FILES or path in EXAMPLES, path
+    for name in re.findall(r"(?<![\w/.])\w+\.py\b", text):
+        assert name in {path.name for path in FILES}, name
+    for module in re.findall(r"python -m benchmarks\.(\w+)", text):
+        assert ROOT / "benchmarks" / f"{module}.py" in FILES, module
+    known = {*keys(common.get_config()), *EXAMPLES, "get_config", "data.update", "json"}
+    for key in re.findall(r"\bconfig\.((?:\w+\.)*\w+)", text):
+        assert re.sub(r"^multi\.members\.\w+\.", "", key) in known, key
+    modes = set(re.findall(r"--mode=([a-z]+)", text))
+    assert modes <= set(re.findall(r'"(\w+)"', (ROOT / "main.py").read_text("utf-8")))
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     for names in re.findall(r"'\.\[([\w,]+)\]'", text):
-        assert set(names.split(",")) <= extras["optional-dependencies"].keys(), names
+        assert {*names.split(",")} <= {*extras["optional-dependencies"]}, names
 
 
 def test_readmes_are_short_and_quote_results_that_docs_hold():
-    docs = "\n".join(page.read_text("utf-8") for page in PAGES[2:])
+    docs = "".join(page.read_text("utf-8") for page in PAGES[2:])
     recipes = [path.read_text("utf-8").split('"""')[1] for path in ROOT.glob("configs/*.py")]
-    for text in [page.read_text("utf-8") for page in READMES] + recipes:
-        for result in re.findall(r"[\d.]+ ± [\d.]+\d", text):
-            assert result in docs, result
+    quoting = "".join([page.read_text("utf-8") for page in READMES] + recipes)
+    for result in re.findall(r"[\d.]+ ± [\d.]+\d", quoting):
+        assert result in docs, result
     assert all(page.stat().st_size <= 10_000 for page in READMES)
