@@ -17,7 +17,6 @@ EXAMPLES = ("configs/mine.py", "data.bacth_size")  # a recipe to write, a misspe
 
 
 def keys(config, prefix=""):
-    """Yields the path of every group and knob."""
     for name, value in config.items():
         yield prefix + name
         if hasattr(value, "items"):
