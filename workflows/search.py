@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.sweeping import check_space
-from workflows import planning, sweep
+from workflows import planning, runs
 
 _PATIENCE = {"n_startup_trials": 5, "n_warmup_steps": 2}  # finished trials; evaluations of this one
 
@@ -30,11 +30,11 @@ class _Pruned(Exception):
 
 def search(
     config: ConfigDict, workdir: Path, *, recipe: str
-) -> tuple[list[planning.Planned], list[sweep.Record]]:
+) -> tuple[list[planning.Planned], list[runs.Record]]:
     """Runs config.search.trials trials over the recipe's space(), those done before included.
 
     Returns:
-      The runs, and a record of each as of `workflows.sweep.run_one`; 'status' may be 'pruned' too,
+      The runs, and a record of each as of `runs.run_one`; 'status' may be 'pruned' too,
       and 'evaluations' holds [step, rank] of each evaluation while it trained.
 
     Raises:
@@ -52,9 +52,7 @@ def search(
             "search with one seed, then repeat the best with --mode=train --config.seeds=N"
         )
     optuna = _optuna()
-    space = sweep.from_recipe(
-        recipe, "space", "--config.search.trials=0, for one that has sweep(),"
-    )
+    space = runs.from_recipe(recipe, "space", "--config.search.trials=0, for one that has sweep(),")
     check_space(space)
     path = workdir / "sweep.json"
     before = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
@@ -64,7 +62,7 @@ def search(
     shut = config.copy_and_resolve_references()
     shut.eval.test = False  # whatever is searched
     planned: dict[str, planning.Planned] = {}
-    records: dict[str, sweep.Record] = {}
+    records: dict[str, runs.Record] = {}
     for number in range(config.search.trials):
         seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
         study.sampler = optuna.samplers.TPESampler(seed=seed)
@@ -74,10 +72,10 @@ def search(
         print(f"Trial {number + 1} of {config.search.trials}: {run.name}")
         planned[run.name] = run
 
-        def save(record: sweep.Record) -> None:
+        def save(record: runs.Record) -> None:
             records[record["name"]] = record
             later = [old for old in before if old["name"] not in records]  # until they are replayed
-            sweep.note([*records.values(), *later], workdir)
+            runs.note([*records.values(), *later], workdir)
 
         record = _try(run, trial, known.get(run.name, []), save)
         save(record)
@@ -91,11 +89,11 @@ def _try(
     run: planning.Planned,
     trial: Any,
     earlier: Sequence[tuple[int, float]],
-    save: Callable[[sweep.Record], None],
-) -> sweep.Record:
+    save: Callable[[runs.Record], None],
+) -> runs.Record:
     """Runs a trial to its end or until it is pruned; what was found `earlier` is not awaited."""
     evaluations: dict[int, float] = {}
-    finished = sweep.is_finished(run)
+    finished = runs.is_finished(run)
     partial = run.facts | {"status": "unfinished"}
 
     def on_evaluation(step: int, rank: Sequence[float]) -> None:
@@ -109,7 +107,7 @@ def _try(
     try:
         for step, value in earlier:
             on_evaluation(step, [math.nan if value is None else value])
-        record = sweep.run_one(run, on_evaluation)
+        record = runs.run_one(run, on_evaluation)
     except _Pruned:
         print(f"Pruned: {run.name} falls behind the median of the trials before it.")
         record = run.facts | {"status": "pruned"}
