@@ -16,7 +16,11 @@ from configs import common
 
 # What a version must note that takes a key away, as full paths without 'config.':
 RENAMED: dict[str, str] = {}  # old path -> present path; the value means the same
-CONSTANTS: dict[str, Any] = {}  # removed path -> the value that every run has now, JSON-ready
+# Removed path -> the value that every run has now, JSON-ready:
+CONSTANTS: dict[str, Any] = {
+    "augmentation.mask_character": "□",
+    "augmentation.pair": "apart",
+}
 
 ABSENT = "(absent)"
 _MEMBER = re.compile(r"multi\.members\.\w+\.")  # a member of several tasks holds all keys again
