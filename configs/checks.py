@@ -141,15 +141,11 @@ TABLE: dict[str, Row] = {
     "layout.row_length": SOME,
     "layout.max_shapes": SOME,
     "augmentation.share": Number(0, 1, above=True),
-    "augmentation.pair": choice("apart", "alike", "text", "pair"),
     "augmentation.deletion_rate": BELOW_ONE,
     "augmentation.swap_rate": BELOW_ONE,
     "augmentation.insertion_rate": BELOW_ONE,
     "augmentation.punctuation_rate": BELOW_ONE,
     "augmentation.mask_rate": BELOW_ONE,
-    "augmentation.mask_character": Form(
-        "one character", lambda value: isinstance(value, str) and len(value) == 1
-    ),
     "augmentation.homophone_rate": BELOW_ONE,
     "augmentation.shape_rate": BELOW_ONE,
     "augmentation.synonym_rate": BELOW_ONE,

@@ -163,14 +163,11 @@ def _augmentation() -> ConfigDict:
     """Random changes of the texts, anew in each epoch; a rate of 0 is off."""
     augmentation = ConfigDict()
     augmentation.share = 1.0  # of the examples that are augmented, drawn anew in each epoch
-    augmentation.pair = "apart"  # draws for both texts of a pair separately; 'alike' uses the same
-    # draws, 'text' and 'pair' change only that one
     augmentation.deletion_rate = 0.0  # share of characters dropped
     augmentation.swap_rate = 0.0  # of characters swapped with their neighbour
     augmentation.insertion_rate = 0.0  # characters of the same text inserted, per character
     augmentation.punctuation_rate = 0.0  # marks inserted per character (AEDA, 2108.13230)
-    augmentation.mask_rate = 0.0  # of characters replaced by mask_character
-    augmentation.mask_character = "□"
+    augmentation.mask_rate = 0.0  # of characters replaced by □
     augmentation.homophone_rate = 0.0  # of characters replaced by one that sounds the same
     augmentation.shape_rate = 0.0  # by one that looks alike
     augmentation.synonym_rate = 0.0  # of words replaced by a synonym; needs data.words

@@ -17,6 +17,8 @@ from configs import common
 RENAMED: dict[str, str] = {}  # old path -> current path; the value means the same
 # Removed path -> the value that every run has now, JSON-ready.
 CONSTANTS: dict[str, Any] = {
+    "augmentation.mask_character": "□",
+    "augmentation.pair": "apart",
     "review.neighbours": 3,
     "train.compilation_cache": "",  # $JAX_COMPILATION_CACHE_DIR
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline.batches.augmentation_tables import PUNCTUATION
+from input_pipeline.batches.augmentation_tables import MASK, PUNCTUATION
 from input_pipeline.batches.template import FIELD
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
@@ -161,7 +161,7 @@ def _fitted_model(
     other_run = Path(config.resume_from, "tokenizer.model")
     if config.resume_from and other_run.is_file():
         return other_run.read_bytes()
-    augmentation = (config.augmentation.mask_character, *PUNCTUATION)
+    augmentation = (MASK, *PUNCTUATION)
     words = (*FIELD.split(config.data.template)[::2], *config.model.label_words, *augmentation)
     texts, model = [*texts, *words], tokenizer.model
     if config.tokenizer.keep_others >= 0:

@@ -28,18 +28,7 @@ def examples_of(texts, labels=None, **columns):
 
 def given_of(task, examples, *, training=False):
     """Examples as they come to a task, with its real pipeline."""
-    config = task.config
-    pipeline = TextPipeline(
-        task,
-        template=config.data.template,
-        layout=config.layout,
-        augmentation=config.augmentation,
-        batch_size=8,
-        microbatches=1,
-        row_multiple=1,
-        seed=0,
-        eval_rows=1,
-    )
+    pipeline = TextPipeline(task, task.config)
     windows = task.windows(examples, pipeline.encoder, training=training)
     return Given(examples, windows, pipeline, training, False)
 

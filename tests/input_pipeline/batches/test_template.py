@@ -77,7 +77,7 @@ def test_a_long_text_is_cut_and_its_template_is_not(trained):
 
 @pytest.mark.parametrize("template", ["", "评论：", "{text}{text}", "{Text}"])
 def test_a_template_without_exactly_one_text_is_refused(trained, template):
-    with pytest.raises(ValueError, match=r"data\.template .* exactly once"):
+    with pytest.raises(ValueError, match=r"data\.template=.* exactly once"):
         Encoder(trained, template, max_length=40)
 
 
