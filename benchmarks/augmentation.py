@@ -26,7 +26,8 @@ from input_pipeline.batches.template import Encoder
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
-from input_pipeline.tokenizers.tokenization import Tokenizer, tokenizer_from_gguf
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.pretrained import gguf, resolve
 
 CHUNK = 256

@@ -28,7 +28,7 @@ from input_pipeline.batches.layout import KINDS
 from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples
-from input_pipeline.tokenizers.tokenization import tokenizer_from_gguf
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
 from models.pretrained import gguf, open_checkpoint, resolve
 from tasks.classification import Classification
 
