@@ -15,15 +15,11 @@ from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import vocabulary
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
+from input_pipeline.tokenizers.loading import check_belongs, load_tokenizer, named_pieces
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from input_pipeline.tokenizers.tokenization import (
-    Tokenizer,
-    check_belongs,
-    load_tokenizer,
-    tokenizer_from_gguf,
-    train_tokenizer,
-)
-from input_pipeline.tokenizers.tokenizer_files import named_pieces
+from input_pipeline.tokenizers.tokenization import Tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models import pretrained
 from models.backbone import BackboneConfig
 from models.pretrained.vocabulary import follow_vocabulary
