@@ -14,6 +14,7 @@ the fine-tuned model scores there, in points; the error is over the runs. Of tas
 their metrics, whose loss is known as a mean alone, the division that was measured is used.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -118,9 +119,10 @@ def measure(config, workdir: Path, *, judging: int) -> None:
     for alpha in np.linspace(0, 1, config.integrate.points).round(6).tolist():
         params = mixed(start, restored.params, alpha)
         for name, examples in (("choose", choosing), ("judge", judges)):
-            predictions = experiment.predict(params, examples)
+            predictions = experiment.predict(params, examples, restored.fitted)
             if name == "choose":
-                experiment.task.fitted = experiment.task.fit(predictions, examples)
+                fitted = experiment.task.fit(predictions, examples)
+            predictions = dataclasses.replace(predictions, fitted=fitted)
             scores = experiment.task.score(predictions, examples)
             rows[f"{name} {alpha:g}"] = scores
             if not has_loss:

@@ -6,6 +6,8 @@ Durations (`train.duration`, `eval.every`, ...) are strings in any one unit: '50
 
 from ml_collections import ConfigDict
 
+TASK_GROUPS = ("classification", "tagging", "reading", "language", "generation")  # of single tasks
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the defaults; `arg` is what stands behind the colon and means nothing here."""
@@ -247,12 +249,12 @@ def _reading() -> ConfigDict:
 
 
 def _language() -> ConfigDict:
-    """Language modelling on one's own text."""
+    """Language modelling on your own text."""
     language = ConfigDict()
     language.mask_share = 0.15  # of tokens that are predicted (masked, span corruption)
     language.whole_words = True  # masks words as data.words stores them, not single tokens
     language.mean_span = 3.0  # tokens of a corrupted span (1910.10683)
-    language.chunk = 256  # positions whose logits are held at once
+    language.chunk = 256  # positions whose logits are held at once; of generation, too
     return language
 
 
@@ -272,7 +274,6 @@ def _generation() -> ConfigDict:
     generation.beams = 1  # beam search, without a temperature
     generation.length_penalty = 1.0  # exponent of the length that a beam's score is divided by
     generation.examples = 64  # of the test split for which answers are written and compared
-    generation.chunk = 256  # positions whose logits are held at once
     return generation
 
 

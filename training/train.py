@@ -67,7 +67,7 @@ class Run:
                 "examples": digest(train_split.ids_N),
             },
             "metric": config.eval.metric,
-            "fitted": experiment.task.fitted,
+            "fitted": experiment.task.unfitted,
             "best": None,
             "evaluations_without_gain": 0,
             "collapse": {},

@@ -13,6 +13,7 @@ The statistics are in label_issues.py, which also reads what the person marked. 
 """
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -36,6 +37,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.files import replacing, write_text
 from models import adapters
 from models.heads import ClassifierHead
+from tasks import require
 from tasks.task import rows_of
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
@@ -44,7 +46,7 @@ from training.state import TrainState
 from training.train import Run
 from training.workdir import NOT_OF_THE_WEIGHTS, check_workdir, has_checkpoint
 from workflows import marks
-from workflows.restoring import restore
+from workflows.restoring import Restored, restore
 
 _SHOWN = 5  # of the list, on the console
 _FORMULA = tuple("=+-@\t\r")  # what spreadsheet programs compute, if a cell begins so
@@ -63,7 +65,7 @@ def review(config: ConfigDict, workdir: Path) -> Path:
         ValueError: another task, too few folds or examples, or there is a review already.
         OSError: a file could not be read or written.
     """
-    marks.check_task(config, "--mode=review")
+    require(config, "REVIEW", "--mode=review")
     path = workdir / "review.csv"
     if path.exists():
         raise ValueError(
@@ -122,7 +124,7 @@ class _Watched(Run):
         """Evaluates as ever; then writes 'true' and 'right' of the watched examples, [2, W]."""
         values = super().evaluate(step, state)
         if step:  # before it nothing was learned, or forgotten
-            predictions = self._experiment.predict(state.params, self._watched)
+            predictions = self._experiment.predict(state.params, self._watched, {})
             logs_WxC = calibration.calibrate(self._experiment.task.logits(predictions), {})
             labels_W = self._watched.labels_N[rows_of(self._watched, predictions.ids_N)]
             true_W = np.exp(logs_WxC[np.arange(len(labels_W)), labels_W])
@@ -163,7 +165,7 @@ def _fold(
     experiment.check(data.split("validation"), "validation")
     _Watched(experiment, folder, data, trained, watched=watched, folder=dynamics).train()
     outcome = {"key": key, "watched_ids": watched.ids_N}
-    outcome |= _judged(experiment, restore(experiment, folder, "best").params, held, trained)
+    outcome |= _judged(experiment, restore(experiment, folder, "best"), held, trained)
     seen_Ex2xW = np.stack([np.load(part) for part in sorted(dynamics.iterdir())])
     outcome |= label_issues.dynamics(seen_Ex2xW[:, 0], seen_Ex2xW[:, 1])
     with replacing(path) as partial, partial.open("wb") as file:
@@ -182,16 +184,17 @@ def _key(config: ConfigDict, data: RunData, fold: int) -> np.ndarray:
 
 
 def _judged(
-    experiment: Experiment, params: Mapping[str, jax.Array], held: Examples, trained: Examples
+    experiment: Experiment, best: Restored, held: Examples, trained: Examples
 ) -> dict[str, np.ndarray]:
     """Returns 'ids', 'probabilities' and 'neighbours' of the held-out examples."""
-    found = pooled(experiment, params, held)
+    found = pooled(experiment, best.params, held)
     count = experiment.config.review.neighbours
     neighbours = np.zeros((len(found), 0), np.int64)
     if count:
-        keys = pooled(experiment, params, trained)
+        keys = pooled(experiment, best.params, trained)
         nearest = label_issues.nearest(found["pooled_NxD"], keys["pooled_NxD"], count)
         neighbours = keys.ids_N[nearest]
+    found = dataclasses.replace(found, fitted=best.fitted)
     probabilities_HxC = np.exp(experiment.task.log_probabilities(found))
     return {"ids": found.ids_N, "probabilities": probabilities_HxC, "neighbours": neighbours}
 

@@ -1,7 +1,7 @@
 """The same examples with their texts changed as they may come when a model is in use.
 
 Here: the changes of config.eval.robustness, drawn by seed, on the host. They keep labels of whole
-texts; where the answer is a place in the text or is to be written, it would move: `supports` tells.
+texts; an answer that is a place in the text, or a text, would be another (tasks/ declare this).
 Not here: augmentation of training examples (augmentation.py), whose tables of sounds and shapes are
 used, and what a model makes of all this (workflows/robustness.py, which calls this).
 
@@ -41,18 +41,12 @@ REPLACED = 0.1
 DROPPED = 0.1
 FIRST = 32  # characters, such as a preview shows
 
-_TASKS = ("classification", "multiple_choice")
 _ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _WIDE = "".join(chr(ord(character) + 0xFEE0) for character in _ALPHANUMERIC)
 _OTHER_WIDTH = str.maketrans(_ALPHANUMERIC + _WIDE, _WIDE + _ALPHANUMERIC)
 _MORE_MARKS = "~～"  # which Unicode takes for mathematics
 
 _Change = Callable[[str, np.random.Generator], str]
-
-
-def supports(task: str) -> bool:
-    """Returns whether the answers of a task (config.task) stay true of changed texts."""
-    return task in _TASKS
 
 
 def perturb(
@@ -81,7 +75,7 @@ def perturb(
     if examples.spans is not None:
         raise ValueError(
             f"the perturbation {name!r} changes texts, and these examples have spans, which would "
-            f"be somewhere else then: perturb those of the tasks {', '.join(_TASKS)}"
+            "be somewhere else then: perturb examples whose labels are of whole texts"
         )
     normalizer = Normalizer(normalization)
 

@@ -104,7 +104,7 @@ class TextPipeline:
         _check(layout, batch_size, microbatches)
         self._task = task
         self._encoder = task.encoder(template, max_length=layout.max_length, prefix_ids=prefix_ids)
-        self._columns = (*_POSITIONS, *(n for n in task.POSITIONS if n not in _POSITIONS))
+        self._columns = (*_POSITIONS, *(n for n in task.positions if n not in _POSITIONS))
         self._layout = layout
         self._augmentation = augmentation
         self._batch_size = batch_size
@@ -314,7 +314,7 @@ class TextPipeline:
             None if examples.choices_N is None else examples.choices_N[indices],
             num_threads=num_threads,
             sampling=sampling,
-            offsets=self._task.OFFSETS,
+            offsets=self._task.offsets,
         )
         targets = self._task.targets(
             encoded,
