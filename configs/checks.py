@@ -211,7 +211,6 @@ TABLE: dict[str, Row] = {
     "generation.beams": SOME,
     "generation.length_penalty": NOT_NEGATIVE,
     "generation.examples": COUNT,
-    "generation.chunk": SOME,
     "multi.mixing": choice("temperature", "rates"),
     "multi.temperature": POSITIVE,
     "multi.rates": Form("a number above 0 for each member", are(POSITIVE)),
@@ -315,10 +314,6 @@ def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "confi
             )
         if not row.fits(values[key]):
             raise ValueError(f"{path}.{key}: found {values[key]!r}, expected {row.expected}")
-    if config.task == "multi_task" and len(config.multi.members) < 2:
-        raise ValueError(
-            f"{path}.task='multi_task' needs at least two {path}.{MEMBERS}, see configs/multi.py"
-        )
     for name, member in config.multi.members.items():
         check_values(member, tasks=tasks, path=f"{path}.{MEMBERS}.{name}")
 

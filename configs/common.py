@@ -6,6 +6,8 @@ Durations (`train.duration`, `eval.every`, ...) are strings in any one unit: '50
 
 from ml_collections import ConfigDict
 
+TASK_GROUPS = ("classification", "tagging", "reading", "language", "generation")  # of single tasks
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the defaults; `arg`, the part behind the colon, must be empty."""
@@ -268,7 +270,7 @@ def _language() -> ConfigDict:
     language.mask_share = 0.15  # of tokens that are predicted (masked, span corruption)
     language.whole_words = True  # masks whole words (data.words), not single tokens
     language.mean_span = 3.0  # tokens of a corrupted span (1910.10683)
-    language.chunk = 256  # positions whose logits are in memory at once
+    language.chunk = 256  # positions whose logits are in memory at once, also in generation
     return language
 
 
@@ -288,7 +290,6 @@ def _generation() -> ConfigDict:
     generation.beams = 1  # beam search, without a temperature
     generation.length_penalty = 1.0  # exponent of the length that a beam's score is divided by
     generation.examples = 64  # of the test split whose answers are generated and compared
-    generation.chunk = 256  # positions whose logits are held at once
     return generation
 
 

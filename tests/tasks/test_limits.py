@@ -40,7 +40,7 @@ def make_task(kind, labels, *, length=16, backbone=None, template="{text}", **op
     config.layout.update(max_length=length, row_length=length)
     config.update_from_flattened_dict(options)
     tokenizer = load_tokenizer(TOKENIZERS / "bert")
-    return task_class(kind)(config, labels, tokenizer=tokenizer, backbone=backbone)
+    return task_class(config)(config, labels, tokenizer=tokenizer, backbone=backbone)
 
 
 def counts(task, given):

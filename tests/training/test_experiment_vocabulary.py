@@ -79,7 +79,7 @@ def test_logits_of_training_texts_are_those_of_the_whole_vocabulary(config, tmp_
     config.tokenizer.keep_others = -1
     whole, _ = make(config, tmp_path / "whole")
     split = Examples(object_array(TEXTS), None, np.arange(len(TEXTS)))
-    found, expected = (each.predict(each.put(each.initial), split) for each in (trimmed, whole))
+    found, expected = (each.predict(each.put(each.initial), split, {}) for each in (trimmed, whole))
     assert trimmed.tokenizer.vocab_size < whole.tokenizer.vocab_size
     np.testing.assert_array_equal(found["logits_NxC"], expected["logits_NxC"])
 
