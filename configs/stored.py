@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# A version that removes a key notes it here, by its full path without 'config.'.
-# Old path -> current path; the value means the same. If a config holds both, the current path counts
-# unless it has its default.
+# A version that removes a key notes it here, by its full path without 'config.'. Old path ->
+# current path; the value means the same. If a config holds both, the current path counts unless
+# it has its default.
 RENAMED: dict[str, str] = {"generation.chunk": "language.chunk"}
 # Removed path -> the value that every run has now, JSON-ready.
 CONSTANTS: dict[str, Any] = {
