@@ -141,15 +141,11 @@ TABLE: dict[str, Row] = {
     "layout.row_length": SOME,
     "layout.max_shapes": SOME,
     "augmentation.share": Number(0, 1, above=True),
-    "augmentation.pair": choice("apart", "alike", "text", "pair"),
     "augmentation.deletion_rate": BELOW_ONE,
     "augmentation.swap_rate": BELOW_ONE,
     "augmentation.insertion_rate": BELOW_ONE,
     "augmentation.punctuation_rate": BELOW_ONE,
     "augmentation.mask_rate": BELOW_ONE,
-    "augmentation.mask_character": Form(
-        "one character", lambda value: isinstance(value, str) and len(value) == 1
-    ),
     "augmentation.homophone_rate": BELOW_ONE,
     "augmentation.shape_rate": BELOW_ONE,
     "augmentation.synonym_rate": BELOW_ONE,
@@ -215,7 +211,6 @@ TABLE: dict[str, Row] = {
     "generation.beams": SOME,
     "generation.length_penalty": NOT_NEGATIVE,
     "generation.examples": COUNT,
-    "generation.chunk": SOME,
     "multi.mixing": choice("temperature", "rates"),
     "multi.temperature": POSITIVE,
     "multi.rates": Form("a number above 0 for each member", are(POSITIVE)),
@@ -319,10 +314,6 @@ def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "confi
             )
         if not row.fits(values[key]):
             raise ValueError(f"{path}.{key}: found {values[key]!r}, expected {row.expected}")
-    if config.task == "multi_task" and len(config.multi.members) < 2:
-        raise ValueError(
-            f"{path}.task='multi_task' needs at least two {path}.{MEMBERS}, see configs/multi.py"
-        )
     for name, member in config.multi.members.items():
         check_values(member, tasks=tasks, path=f"{path}.{MEMBERS}.{name}")
 

@@ -6,6 +6,8 @@ Durations (`train.duration`, `eval.every`, ...) are strings in any one unit: '50
 
 from ml_collections import ConfigDict
 
+TASK_GROUPS = ("classification", "tagging", "reading", "language", "generation")  # of single tasks
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the defaults; `arg`, the part behind the colon, must be empty."""
@@ -163,14 +165,11 @@ def _augmentation() -> ConfigDict:
     """Random changes of the texts, anew in each epoch; a rate of 0 is off."""
     augmentation = ConfigDict()
     augmentation.share = 1.0  # of the examples that are augmented, drawn anew in each epoch
-    augmentation.pair = "apart"  # draws for both texts of a pair separately; 'alike' uses the same
-    # draws, 'text' and 'pair' change only that one
     augmentation.deletion_rate = 0.0  # share of characters dropped
     augmentation.swap_rate = 0.0  # of characters swapped with their neighbour
     augmentation.insertion_rate = 0.0  # characters of the same text inserted, per character
     augmentation.punctuation_rate = 0.0  # marks inserted per character (AEDA, 2108.13230)
-    augmentation.mask_rate = 0.0  # of characters replaced by mask_character
-    augmentation.mask_character = "□"
+    augmentation.mask_rate = 0.0  # of characters replaced by □
     augmentation.homophone_rate = 0.0  # of characters replaced by one that sounds the same
     augmentation.shape_rate = 0.0  # by one that looks alike
     augmentation.synonym_rate = 0.0  # of words replaced by a synonym; needs data.words
@@ -271,7 +270,7 @@ def _language() -> ConfigDict:
     language.mask_share = 0.15  # of tokens that are predicted (masked, span corruption)
     language.whole_words = True  # masks whole words (data.words), not single tokens
     language.mean_span = 3.0  # tokens of a corrupted span (1910.10683)
-    language.chunk = 256  # positions whose logits are in memory at once
+    language.chunk = 256  # positions whose logits are in memory at once, also in generation
     return language
 
 
@@ -291,7 +290,6 @@ def _generation() -> ConfigDict:
     generation.beams = 1  # beam search, without a temperature
     generation.length_penalty = 1.0  # exponent of the length that a beam's score is divided by
     generation.examples = 64  # of the test split whose answers are generated and compared
-    generation.chunk = 256  # positions whose logits are held at once
     return generation
 
 

@@ -13,10 +13,14 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# A version that removes a key notes it here, by its full path without 'config.'.
-RENAMED: dict[str, str] = {}  # old path -> current path; the value means the same
+# A version that removes a key notes it here, by its full path without 'config.'. Old path ->
+# current path; the value means the same. If a config holds both, the current path counts unless
+# it has its default.
+RENAMED: dict[str, str] = {"generation.chunk": "language.chunk"}
 # Removed path -> the value that every run has now, JSON-ready.
 CONSTANTS: dict[str, Any] = {
+    "augmentation.mask_character": "□",
+    "augmentation.pair": "apart",
     "review.neighbours": 3,
     "train.compilation_cache": "",  # $JAX_COMPILATION_CACHE_DIR
 }
@@ -68,10 +72,13 @@ def differences(saved: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple
 
 def _renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a stored config flat, without keys that have become constants."""
-    renewed = {}
-    for path, value in flatten_config(saved).items():
+    renewed, defaults = {}, present_config(common.get_config())
+    stored = flatten_config(saved).items()
+    for path, value in sorted(stored, key=lambda item: own_key(item[0]) in RENAMED):
         key = own_key(path)
-        member = path.removesuffix(key)
-        if key not in CONSTANTS or value != CONSTANTS[key]:
-            renewed[member + RENAMED.get(key, key)] = value
+        present = RENAMED.get(key, key)
+        now = path.removesuffix(key) + present
+        unset = now not in renewed or renewed[now] == defaults.get(present)
+        if unset and (key not in CONSTANTS or value != CONSTANTS[key]):
+            renewed[now] = value
     return renewed

@@ -10,9 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline.batches.mixture import Mixture, member_configs
+from input_pipeline.batches.mixture import Mixture
 from input_pipeline.corpus.preparation import Prepared, load_split, prepare, prose
 from input_pipeline.examples import Examples
+from tasks import task_class
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,8 +32,7 @@ class RunData:
     @property
     def labels(self) -> Any:
         """What the task predicts: class names, of tagging those of spans."""
-        kind = "span_labels" if self.config.task == "tagging" else "labels"
-        return list(self.prepared.manifest[kind])
+        return list(self.prepared.manifest[task_class(self.config).LABELS])
 
     @property
     def splits(self) -> Mapping[str, Any]:
@@ -128,6 +128,6 @@ class SeveralData:
 
 def load_data(config: ConfigDict) -> RunData | SeveralData:
     """Prepares the data of config.data, or of each member, unless they are prepared already."""
-    if config.task == "multi_task":
-        return SeveralData({name: load_data(own) for name, own in member_configs(config).items()})
+    if members := task_class(config).member_configs(config):
+        return SeveralData({name: load_data(member) for name, member in members.items()})
     return RunData(config, prepare(config.data))

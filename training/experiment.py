@@ -25,8 +25,7 @@ from models.decoder import DecoderConfig
 from models.heads import Model
 from tasks import task_class
 from tasks.limits import Given, tell
-from tasks.multi_task import MultiTask
-from tasks.task import Task
+from tasks.task import Loaded, Task
 from training import run_tokenizer
 from training.compilation import PerShape
 from training.run_features import run_features
@@ -146,13 +145,19 @@ class Experiment:
         self.left_out += [record for record in records if record not in self.left_out]
 
     def predict(
-        self, params: Mapping[str, jax.Array], examples: Examples, *, complete: bool = False
+        self,
+        params: Mapping[str, jax.Array],
+        examples: Examples,
+        fitted: Mapping[str, Any],
+        *,
+        complete: bool = False,
     ) -> Predictions:
         """Predicts all of `examples`; one code path for every mode.
 
         Args:
             params: the trained ones.
             examples: any; labels are not needed.
+            fitted: with these parameters, see Task.fit; Task.unfitted before any evaluation.
             complete: also what takes a loop over the model, such as generated texts.
         """
 
@@ -163,24 +168,20 @@ class Experiment:
         batches = self.pipeline.evaluate(windows)
         predictions = predict(apply_fn, params, batches, total=len(windows))
         predictions = self.task.decode(predictions, windows, examples, encoder)
-        if not complete:
-            return predictions
-        return self.task.complete(
-            predictions,
-            examples,
-            encoder,
-            model=self.model,
-            params={**self.frozen, **params},
-            adapted=functools.partial(adapters.adapted, self.config.adapt),
-        )
+        if complete:
+            adapted = functools.partial(adapters.adapted, self.config.adapt)
+            loaded = Loaded(self.model, {**self.frozen, **params}, adapted)
+            predictions = self.task.complete(predictions, examples, encoder, loaded)
+        return dataclasses.replace(predictions, fitted=fitted)
 
     def score(
         self, params: Mapping[str, jax.Array], validation: Examples
-    ) -> tuple[Scores, dict[str, Any]]:
+    ) -> tuple[Scores, Mapping[str, Any]]:
         """Evaluates on the validation split; also returns what the task fitted on it."""
-        predictions = self.predict(params, validation)
-        self.task.fitted = self.task.fit(predictions, validation)
-        return self.task.score(predictions, validation), self.task.fitted
+        predictions = self.predict(params, validation, self.task.unfitted)
+        fitted = self.task.fit(predictions, validation)
+        predictions = dataclasses.replace(predictions, fitted=fitted)
+        return self.task.score(predictions, validation), fitted
 
     def rank(self, values: Mapping[str, float]) -> list[float]:
         """Orders evaluations by their metrics' values: better is greater."""
@@ -259,7 +260,7 @@ def build(
     if note := run_tokenizer.check_original(config, checkpoint, original):
         say(note)
     backbone = _backbone_config(config, checkpoint.config, tokenizer, original)
-    task = task_class(config.task)(config, labels, tokenizer=tokenizer, backbone=backbone)
+    task = task_class(config)(config, labels, tokenizer=tokenizer, backbone=backbone)
     if training is not None:
         task.check(training, "train")
     features = run_features(config, workdir, training)
@@ -331,28 +332,12 @@ def make_pipeline(
     config: ConfigDict, task: Task, *, row_multiple: int = 1
 ) -> TextPipeline | MixturePipeline:
     """Returns what turns examples into batches; rows are a multiple of the number of devices."""
-    if isinstance(task, MultiTask):
-        return MixturePipeline(
-            {
-                name: make_pipeline(member.config, member, row_multiple=row_multiple)
-                for name, member in task.members.items()
-            },
-            multi=config.multi,
-            batch_size=config.data.batch_size,
-            microbatches=config.train.microbatches,
-            seed=config.seed,
-        )
+    if task.members:
+        pipelines = {
+            name: make_pipeline(member.config, member, row_multiple=row_multiple)
+            for name, member in task.members.items()
+        }
+        return MixturePipeline(pipelines, config)
     length = config.adapt.prompt_length if config.adapt.kind == "prompt" else 0
-    first = task.backbone.vocab_size
-    return TextPipeline(
-        task,
-        template=config.data.template,
-        layout=config.layout,
-        augmentation=config.augmentation,
-        batch_size=config.data.batch_size,
-        microbatches=config.train.microbatches,
-        row_multiple=row_multiple,
-        seed=config.seed,
-        eval_rows=config.eval.rows,
-        prefix_ids=range(first, first + length),
-    )
+    prefix_ids = range(task.backbone.vocab_size, task.backbone.vocab_size + length)
+    return TextPipeline(task, config, row_multiple=row_multiple, prefix_ids=prefix_ids)

@@ -69,7 +69,7 @@ class Run:
                 "examples": digest(train_split.ids_N),
             },
             "metric": config.eval.metric,
-            "fitted": experiment.task.fitted,
+            "fitted": experiment.task.unfitted,
             **_NOTHING_SEEN,
         }
 

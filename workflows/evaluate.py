@@ -35,7 +35,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     restored = restore(experiment, workdir)
     examples = data.split(split)
     experiment.check(examples, split, complete=True)
-    predictions = experiment.predict(restored.params, examples, complete=True)
+    predictions = experiment.predict(restored.params, examples, restored.fitted, complete=True)
     scores = experiment.task.score(predictions, examples)
     summary = report.summarise_with_leaks(scores, examples.leaked_ids)
     result = {

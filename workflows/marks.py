@@ -10,6 +10,7 @@ from configs.overrides import companion
 from input_pipeline.corpus import columns, encodings, tables
 from input_pipeline.corpus.notes import Notes
 from input_pipeline.examples import Examples
+from tasks import require
 
 _NEEDED = ("id", "digest", "exclude")
 
@@ -59,20 +60,10 @@ def all_examples(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] |
     """
     if not config.review.exclude:
         return None
-    check_task(config, "config.review.exclude")
+    require(config, "REVIEW", "config.review.exclude")
     everything = companion(config)
     everything.review.exclude = ""
     return everything, workdir / "all_examples"
-
-
-def check_task(config: ConfigDict, what: str) -> None:
-    """Raises ValueError unless each example of the config has exactly one of several classes."""
-    found = config.task, config.classification.kind
-    if found != ("classification", "single"):
-        raise ValueError(
-            f"{what}: only config.task='classification' with config.classification.kind='single' "
-            f"has labels that can be reviewed, found {found}"
-        )
 
 
 def text_digest(examples: Examples, row: int) -> str:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from input_pipeline.batches.mixture import Mixture, member_configs
+from input_pipeline.batches.mixture import Mixture
 from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.files import write_jsonl
+from tasks import task_class
 from training.experiment import build
 from workflows.restoring import read_meta, restore
 
@@ -18,15 +19,11 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
             "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
         )
     meta = read_meta(config, workdir)
-    if config.task == "multi_task":  # every member predicts every text
-        examples = Mixture(
-            {
-                name: read_unlabelled(config.predict.input, member.data)
-                for name, member in member_configs(config).items()
-            }
-        )
+    path, members = config.predict.input, task_class(config).member_configs(config)
+    if members:  # each of them predicts every text
+        examples = Mixture({name: read_unlabelled(path, m.data) for name, m in members.items()})
     else:
-        examples = read_unlabelled(config.predict.input, config.data)
+        examples = read_unlabelled(path, config.data)
     experiment = build(config, workdir, meta["labels"], print)
     restored = restore(experiment, workdir)
     experiment.check(examples, "given", complete=True, labelled=False)
@@ -34,7 +31,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         print(
             f"Note: {empty:,} of {len(examples):,} texts are empty: their predictions mean nothing."
         )
-    predictions = experiment.predict(restored.params, examples, complete=True)
+    predictions = experiment.predict(restored.params, examples, restored.fitted, complete=True)
     output = Path(config.predict.output or workdir / "predictions.jsonl")
     write_jsonl(output, experiment.task.describe(predictions, examples))
     print(f"{len(predictions):,} predictions by {restored.name} are in {output}")

@@ -1,6 +1,7 @@
 """Checkpoints to parameters on the devices, after checks that they belong to the config."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,18 @@ import jax
 from ml_collections import ConfigDict
 
 from configs.stored import differences, own_key
+from tasks import task_class
 from training.checkpoints import Checkpoints, Meta
 from training.data import RunData, SeveralData
 from training.experiment import Experiment
 
 # What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
 # compared by fingerprint.
-_BOUND = ("task", "classification.kind", "classification.separator", "tagging.characters")
-_BOUND += ("tagging.head", "tagging.head_size", "generation.chat_template")
-_BOUND += ("model.init", "model.head", "model.pooling", "model.label_words", "model.bidirectional")
+_BOUND = ("task", "model.init", "model.head", "model.pooling", "model.label_words")
+_BOUND += ("model.bidirectional", "tokenizer.marks")
 _BOUND += ("adapt.kind", "adapt.targets", "adapt.rank", "adapt.alpha", "adapt.layers")
 _BOUND += ("adapt.prompt_length", "adapt.frozen_dtype", "optimizer.lr_table", "features.use")
-_BOUND += ("tokenizer.marks", "tokenizer.keep_others", "tokenizer.new_pieces")
+_BOUND += ("tokenizer.keep_others", "tokenizer.new_pieces")
 _BOUND += ("data.template", "data.normalization", "layout.max_length")
 
 
@@ -31,6 +32,11 @@ class Restored:
     meta: Meta
     name: str
     step: int
+
+    @property
+    def fitted(self) -> Mapping[str, Any]:
+        """Returns what tasks.task.Task.fit chose for these parameters."""
+        return self.meta["fitted"]
 
 
 def open_checkpoints(workdir: Path, name: str, **options: Any) -> tuple[Checkpoints, int]:
@@ -45,10 +51,12 @@ def read_meta(config: ConfigDict, workdir: Path) -> Meta:
     checkpoints, step = open_checkpoints(workdir, config.eval.checkpoint)
     meta = checkpoints.meta(step)
     checkpoints.close()
+    configs = (config, *task_class(config).member_configs(config).values())
+    bound = _BOUND + tuple(key for own in configs for key in task_class(own).BOUND)
     changed = [
         f"  {key}: {saved!r} in the checkpoint, {now!r} now"
         for key, (saved, now) in differences(meta["config"], config).items()
-        if own_key(key).startswith(_BOUND)
+        if own_key(key).startswith(bound)
     ]
     if changed:
         raise ValueError(
@@ -81,7 +89,6 @@ def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> R
         )
     params = checkpoints.restore_params(step, experiment.like())
     checkpoints.close()
-    experiment.task.fitted = meta["fitted"]
     title = f"{name} checkpoint, step {step}"
     if name == "integrated":
         title = f"integrated ({meta['written']})"

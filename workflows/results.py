@@ -80,9 +80,8 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
         scores[row] = score_with(other, folder, data, bare)
     calibration, cards = {}, {}
     for row, model in models.items():
-        task.fitted = model.meta["fitted"]
         with working(f"Evaluating on {split}, {row}"):
-            predictions = experiment.predict(model.params, examples, complete=True)
+            predictions = experiment.predict(model.params, examples, model.fitted, complete=True)
             scores[row] = task.score(predictions, examples)
         if card := task.calibration(predictions, examples):
             calibration[row] = card
@@ -149,7 +148,7 @@ def _predict_with(
 ) -> tuple[Experiment, Predictions]:
     experiment = build(config, workdir, data.labels, lambda line: None)
     restored = restore(experiment, workdir, "integrated" if methods.apply(config) else "best")
-    return experiment, experiment.predict(restored.params, examples)
+    return experiment, experiment.predict(restored.params, examples, restored.fitted)
 
 
 def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str, str]]:

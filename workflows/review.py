@@ -10,6 +10,7 @@ passes over the split, the dynamics 4 more, the neighbours 5.
 """
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -33,6 +34,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.files import replacing, write_text
 from models import adapters
 from models.heads import ClassifierHead
+from tasks import require
 from tasks.task import rows_of
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
@@ -41,7 +43,7 @@ from training.state import TrainState
 from training.train import Run
 from training.workdir import NOT_OF_THE_WEIGHTS, check_workdir, has_checkpoint
 from workflows import marks
-from workflows.restoring import restore
+from workflows.restoring import Restored, restore
 
 _SHOWN = 5  # of the list, on the console
 _NEIGHBOURS = 3  # nearest training examples that are shown for each error
@@ -61,7 +63,7 @@ def review(config: ConfigDict, workdir: Path) -> Path:
         ValueError: another task, too few folds or examples, or an existing review.
         OSError: a file could not be read or written.
     """
-    marks.check_task(config, "--mode=review")
+    require(config, "REVIEW", "--mode=review")
     path = workdir / "review.csv"
     if path.exists():
         raise ValueError(
@@ -117,7 +119,7 @@ class _Watched(Run):
         """Evaluates; then writes the true class's probability and correctness [2, W]."""
         values = super().evaluate(step, state)
         if step:  # at step 0 nothing was learned, or forgotten
-            predictions = self._experiment.predict(state.params, self._watched)
+            predictions = self._experiment.predict(state.params, self._watched, {})
             logs_WxC = calibration.calibrate(self._experiment.task.logits(predictions), {})
             labels_W = self._watched.labels_N[rows_of(self._watched, predictions.ids_N)]
             true_W = np.exp(logs_WxC[np.arange(len(labels_W)), labels_W])
@@ -158,7 +160,7 @@ def _fold(
     experiment.check(data.split("validation"), "validation")
     _Watched(experiment, folder, data, trained, watched=watched, folder=dynamics).train()
     outcome = {"key": key, "watched_ids": watched.ids_N}
-    outcome |= _judged(experiment, restore(experiment, folder, "best").params, held, trained)
+    outcome |= _judged(experiment, restore(experiment, folder, "best"), held, trained)
     seen_Ex2xW = np.stack([np.load(part) for part in sorted(dynamics.iterdir())])
     outcome |= label_issues.dynamics(seen_Ex2xW[:, 0], seen_Ex2xW[:, 1])
     with replacing(path) as partial, partial.open("wb") as file:
@@ -177,11 +179,12 @@ def _key(config: ConfigDict, data: RunData, fold: int) -> np.ndarray:
 
 
 def _judged(
-    experiment: Experiment, params: Mapping[str, jax.Array], held: Examples, trained: Examples
+    experiment: Experiment, best: Restored, held: Examples, trained: Examples
 ) -> dict[str, np.ndarray]:
     """Returns 'ids', 'probabilities' and 'neighbours' of the held-out examples."""
-    queries, keys = (pooled(experiment, params, examples) for examples in (held, trained))
+    queries, keys = (pooled(experiment, best.params, examples) for examples in (held, trained))
     nearest = label_issues.nearest(queries["pooled_NxD"], keys["pooled_NxD"], _NEIGHBOURS)
+    queries = dataclasses.replace(queries, fitted=best.fitted)
     return {
         "ids": queries.ids_N,
         "probabilities": np.exp(experiment.task.log_probabilities(queries)),

@@ -16,6 +16,7 @@ from configs.overrides import companion
 from evaluation.evaluate import Predictions
 from input_pipeline.corpus.preparation import load_split, read_unlabelled
 from input_pipeline.examples import Examples, Ragged, object_array
+from tasks import require
 from training.data import RunData
 
 REST = "rest"  # config.self_training.files: what the training split has beyond its limit
@@ -29,13 +30,7 @@ def teacher(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None
     """
     if not config.self_training.files:
         return None
-    found = config.task, config.classification.kind
-    if found != ("classification", "single"):
-        raise ValueError(
-            "config.self_training.files: only config.task='classification' with "
-            f"config.classification.kind='single' takes labels from a first model, found {found}: "
-            "leave it empty"
-        )
+    require(config, "SELF_TRAINING", "config.self_training.files")
     first = companion(config)
     first.self_training.files = ""
     return first, workdir / "teacher"

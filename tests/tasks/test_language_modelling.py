@@ -109,7 +109,7 @@ def examples_of(texts: list[str], words: list[list[str]] | None = None) -> Examp
 def targets_of(task, encoder, examples, *, seed: int = 0, epoch: int = 0, training: bool = True):
     indices = np.arange(len(examples))
     texts = list(examples.texts_N)
-    encoded = encoder(texts, offsets=task.OFFSETS)
+    encoded = encoder(texts, offsets=task.offsets)
     epochs = np.full(len(examples), epoch)
     return encoded, task.targets(
         encoded, Chunk(examples, indices, epochs, texts, None, seed, training)
@@ -155,7 +155,7 @@ def test_every_token_of_a_long_document_is_predicted_and_documents_are_apart(mak
     examples = examples_of(texts)
     examples.ids_N[:] = [7, 3, 5]
     params = experiment.put(experiment.initial)
-    found = experiment.predict(params, examples)
+    found = experiment.predict(params, examples, {})
     assert found.ids_N.tolist() == [3, 5, 7]
     windows = experiment.windows(examples, training=False)
     assert len(windows) > 5
@@ -309,7 +309,7 @@ def test_the_floor_is_asked_for_the_same_tokens(make_config, kind):
     task, experiment = task_of(make_config(kind))
     data = load_data(task.config)
     validation = data.split("validation")
-    predictions = experiment.predict(experiment.put(experiment.initial), validation)
+    predictions = experiment.predict(experiment.put(experiment.initial), validation, {})
     scores = task.score(predictions, validation)
     floor = task.baselines(data.split("train"), validation)[task.FLOOR]
     assert floor.truth == scores.truth

@@ -195,13 +195,13 @@ def test_run_learns_both_and_tells_their_metrics_apart(multi_config, tmp_path):
 def test_scores_are_those_of_each_member_alone(started):
     experiment, data, alone_of = started
     validation = data.split("validation")
-    predictions = experiment.predict(experiment.put(experiment.initial), validation)
+    predictions = experiment.predict(experiment.put(experiment.initial), validation, {})
     scores = experiment.task.score(predictions, validation)
     np.testing.assert_array_equal(scores.ids_N, validation.ids_N)
     summary = summarise(scores)
     for name, alone in alone_of.items():
         part = validation.parts[name]
-        own = alone.task.score(alone.predict(alone.put(alone.initial), part), part)
+        own = alone.task.score(alone.predict(alone.put(alone.initial), part, {}), part)
         for metric in own.metrics:
             expected = estimate(own, metric.name)
             here = summary[f"{name}/{metric.name}"]

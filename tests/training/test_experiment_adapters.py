@@ -63,9 +63,9 @@ def test_the_line_starts_at_the_pretrained_model(finished):
     trained = restoring.restore(experiment, workdir, "latest").params
     end = experiment.pretrained_end(trained)
     assert end.keys() == trained.keys()
-    at_start = experiment.predict(experiment.put(experiment.initial), examples)["logits_NxC"]
-    at_end = experiment.predict(trained, examples)["logits_NxC"]
-    found = experiment.predict(end, examples)["logits_NxC"]
+    at_start = experiment.predict(experiment.put(experiment.initial), examples, {})["logits_NxC"]
+    at_end = experiment.predict(trained, examples, {})["logits_NxC"]
+    found = experiment.predict(end, examples, {})["logits_NxC"]
     assert np.abs(at_end - at_start).max() > 1e-2
     if config.adapt.kind == "prompt":  # which changes no weights: it stays as trained
         assert (end["backbone/embedder/prompt"] == trained["backbone/embedder/prompt"]).all()

@@ -76,9 +76,11 @@ def test_features_change_what_the_model_says_and_the_head_has_learned(run):
     assert np.abs(params["head/feature_kernel"]).max() > 0
     assert "head/feature_kernel" in experiment.fresh
     validation = load_split(prepared, "validation", limit=8)
-    with_features = experiment.predict(params, validation)["logits_NxC"]
+    with_features = experiment.predict(params, validation, {})["logits_NxC"]
     none = {**params, "head/feature_kernel": 0 * params["head/feature_kernel"]}
-    assert np.abs(with_features - experiment.predict(none, validation)["logits_NxC"]).max() > 1e-3
+    assert (
+        np.abs(with_features - experiment.predict(none, validation, {})["logits_NxC"]).max() > 1e-3
+    )
 
 
 def test_other_modes_restore_the_features(run, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from input_pipeline.corpus.preparation import prepare
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.vocabulary import parts
 from models.pretrained import load_pretrained, write_pretrained
 from training.experiment import build
@@ -79,7 +79,7 @@ def test_logits_of_training_texts_are_those_of_the_whole_vocabulary(config, tmp_
     config.tokenizer.keep_others = -1
     whole, _ = make(config, tmp_path / "whole")
     split = Examples(object_array(TEXTS), None, np.arange(len(TEXTS)))
-    found, expected = (each.predict(each.put(each.initial), split) for each in (trimmed, whole))
+    found, expected = (each.predict(each.put(each.initial), split, {}) for each in (trimmed, whole))
     assert trimmed.tokenizer.vocab_size < whole.tokenizer.vocab_size
     np.testing.assert_array_equal(found["logits_NxC"], expected["logits_NxC"])
 

@@ -104,7 +104,7 @@ def test_what_the_head_pools_gives_the_logits(reviewed, tmp_path):
     }
     logits_NxC = found["pooled_NxD"] @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits_NxC, found["logits_NxC"], atol=1e-5)
-    own = experiment.predict(params, examples)
+    own = experiment.predict(params, examples, {})
     np.testing.assert_allclose(own["logits_NxC"], found["logits_NxC"], atol=1e-5)
 
 
@@ -112,7 +112,9 @@ def test_what_the_head_pools_gives_the_logits(reviewed, tmp_path):
 def test_other_tasks_are_refused_before_anything_is_read(tiny_config, tmp_path, kind):
     tiny_config.data.files = "none.csv"
     tiny_config.classification.kind = kind
-    with pytest.raises(ValueError, match=rf"--mode=review: only .*'single'.*{kind}"):
+    with pytest.raises(
+        ValueError, match=rf"--mode=review: found .*/{kind}', expected one of .*/single "
+    ):
         review(tiny_config, tmp_path)
 
 

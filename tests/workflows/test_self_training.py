@@ -152,10 +152,10 @@ def test_a_model_that_is_too_sure_labels_what_it_is_sure_of_once_calibrated(tiny
     task = Classification(tiny_config, data.labels, tokenizer=None, backbone=None)
     found = {}
     for name, fitted in {"raw": {}, "calibrated": {"temperature": 3.0, "bias": [0, 0]}}.items():
-        task.fitted = fitted
 
-        def predict(texts):
-            logs_NxC = task.log_probabilities(Predictions(texts.ids_N, {"logits_NxC": logits_NxC}))
+        def predict(texts, fitted=fitted):
+            predictions = Predictions(texts.ids_N, {"logits_NxC": logits_NxC}, fitted)
+            logs_NxC = task.log_probabilities(predictions)
             return Predictions(texts.ids_N, {"log_probabilities_NxC": logs_NxC})
 
         _, found[name] = self_training.extend(
@@ -184,5 +184,7 @@ def test_the_teacher_is_the_same_run_without_the_texts_and_its_test_split_shut(
     assert folder.parent == tmp_path
     assert tiny_config.self_training.files == "rest"
     tiny_config.classification.kind = "ordinal"
-    with pytest.raises(ValueError, match=r"config\.self_training\.files: only .*'ordinal'"):
+    with pytest.raises(
+        ValueError, match=r"config\.self_training\.files: found .*'classification/ordinal'"
+    ):
         self_training.teacher(tiny_config, tmp_path)
