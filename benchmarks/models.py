@@ -119,9 +119,8 @@ def write_task(kind: str, folder: Path, *, rows: int, length: int, **changes: An
     """Draws weights and inputs and writes them as `Task` says; returns the parameters' number."""
     import jax
 
-    from models.backbone import parameter_shapes
+    from models.backbone import flatten, parameter_shapes
     from models.pretrained import write_pretrained
-    from models.pretrained.tables import flatten
     from training.state import merge
 
     config, rng = CONFIGS[kind](**changes), np.random.default_rng(0)
@@ -150,9 +149,10 @@ class Ours:
         import optax
         from ml_collections import ConfigDict
 
+        from models.backbone import flatten
         from models.heads import ClassifierHead, Model
         from models.pretrained import load_pretrained
-        from training.state import TrainState, flatten, merge
+        from training.state import TrainState, merge
         from training.train_step import make_train_step
         from training.tuning.optimizers import make_optimizer
 
