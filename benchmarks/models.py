@@ -69,9 +69,9 @@ def write_checkpoint(kind: str, folder: Path) -> ConfigDict:
     """Draws weights, writes them with a vocabulary, and returns a config that trains them."""
     import jax
 
-    from models.backbone import parameter_shapes
+    from models.backbone import flatten, parameter_shapes
     from models.pretrained import write_pretrained
-    from training.state import flatten, merge
+    from training.state import merge
 
     model, rng, params = model_config(kind), np.random.default_rng(0), {}
     for path, leaf in flatten(parameter_shapes(model, ("pooler",) * (kind == "encoder"))).items():

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
-from models.backbone import parts_of
+from models.backbone import flatten, parts_of, unflatten
 from models.pretrained import open_checkpoint, write_pretrained
-from models.pretrained.tables import flatten
 from training.experiment import Experiment
 from workflows.export.huggingface import STEMS, check_tokenizer, pad_id, tokenizer_files
 
@@ -41,7 +39,7 @@ def write_language_model(
         for path, value in params.items()
         if path.startswith("backbone/")
     }
-    tree = traverse_util.unflatten_dict(own, sep="/")
+    tree = unflatten(own)
     architecture = _architecture(model.config.model_type, parts_of(model.config))
     fields = {
         f"{role}_token_id": getattr(tokenizer, f"{role}_id")
