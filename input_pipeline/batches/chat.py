@@ -41,7 +41,7 @@ class _Stretch(NamedTuple):
     Attributes:
         ids: None where there is text.
         counts: whether each of the ids, or of the text's characters, counts.
-        text: '' where there are ids.
+        text: '' for ids.
         starts: whether the text is tokenised as one that nothing stands before.
     """
 
@@ -184,7 +184,7 @@ class ChatEncoder:
         """Returns a conversation whose start is cut, so that it has `max_length` tokens.
 
         The messages of user and assistant lose their first characters, the first of them first. The
-        template, what the system says and the last answer stay whole: None if these are too long.
+        template, the system message and the last answer stay whole: None if these are too long.
         """
         messages = list(messages)
         for k, (role, content) in enumerate(messages[:-1]):
@@ -326,7 +326,7 @@ class ChatEncoder:
 
 
 def _counted(counts: Sequence[bool], offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    """Returns which tokens have a character that counts; an empty one is of the next one's."""
+    """Returns which tokens have a character that counts; an empty one takes the next character."""
     before = np.concatenate([[0], np.cumsum(counts), [sum(counts)]])
     starts_T, stops_T = np.array(offsets, np.int64).reshape(-1, 2).T
     return (before[np.maximum(stops_T, starts_T + 1)] > before[starts_T]).tolist()

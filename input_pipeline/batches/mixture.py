@@ -65,7 +65,7 @@ class Mixture:
 
     Attributes:
         parts: member -> its examples, each with ids of its own. Ids of the whole are unique: those
-            of the second member lie above all of the first's, and so on, whatever is taken.
+            of the second member lie above all of the first's, and so on, in every selection.
     """
 
     parts: Mapping[str, Examples]
@@ -86,7 +86,7 @@ class Mixture:
 
     @property
     def ids_N(self) -> np.ndarray:
-        """Ids that tell members apart."""
+        """Ids that are unique over all members."""
         return self._joined([part.ids_N for part in self.parts.values()])
 
     @property

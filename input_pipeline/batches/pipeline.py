@@ -6,10 +6,10 @@ splitting data (preparation.py), what each stage does (stream.py, augmentation.p
 layout.py), what a task asks of an example (its `targets`). Every stage works on whole batches.
 
 A batch is a dict of tokens_RxL, positions_RxL, segments_RxL (int32; segment = 1 + index of the
-sequence, 0 is padding), types_RxL (int32; 1 in second texts, where a family tells them apart),
+sequence, 0 is padding), types_RxL (int32; 1 in second texts, where a family marks them),
 weights_B (float32; 0 for padding and masked examples), ids_B (int64; -1 for padding), features_BxK
 (float32) where examples have features, and what the task adds. An example has one sequence or, of
-choices, as many as the task says, one after the other: sequence k of example b is b * K + k.
+choices, as many as task.sequences, one after the other: sequence k of example b is b * K + k.
 Training batches have a leading axis M of microbatches.
 """
 
