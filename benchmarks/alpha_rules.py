@@ -14,6 +14,7 @@ the fine-tuned model scores there, in points; the error is over the runs. The ta
 among its metrics, as those of whole texts do.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,24 +91,25 @@ def measure(config: Any, workdir: Path, *, judging: int) -> None:
     from input_pipeline.corpus.preparation import load_split
     from training.data import load_data
     from training.experiment import build
-    from training.train import train
     from workflows.restoring import restore
+    from workflows.train import train
 
     config.eval.test, config.train.integrate = False, False
     train(config, workdir)
     data = load_data(config)
     experiment = build(config, workdir, data.labels, lambda line: None)
-    finetuned = restore(experiment, workdir, "best").params
+    finetuned = restore(experiment, workdir, "best")
     choosing = data.split("validation")
     more = load_split(data.prepared, "validation", limit=len(choosing) + judging)
     sets = {"choose": choosing, "judge": more.take(np.arange(len(choosing), len(more)))}
-    start, rows = experiment.pretrained_end(finetuned), {}
+    start, rows = experiment.pretrained_end(finetuned.params), {}
     for alpha in np.linspace(0, 1, config.integrate.points).round(6).tolist():
-        params = mixed(start, finetuned, alpha)
+        params, fitted = mixed(start, finetuned.params, alpha), finetuned.fitted
         for name, examples in sets.items():
-            predictions = experiment.predict(params, examples)
+            predictions = experiment.predict(params, examples, fitted)
             if name == "choose":
-                experiment.task.fitted = experiment.task.fit(predictions, examples)
+                fitted = experiment.task.fit(predictions, examples)
+                predictions = dataclasses.replace(predictions, fitted=fitted)
             scores = rows[f"{name} {alpha:g}"] = experiment.task.score(predictions, examples)
             values = [round(estimate(scores, metric)["value"], 4) for metric in ("auto", "loss")]
             print(f"alpha {alpha:g}, {name}: metric and loss {values}", flush=True)

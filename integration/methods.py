@@ -5,8 +5,8 @@ Called by run.py and, so that nothing is trained in vain, by the training at its
 
 from ml_collections import ConfigDict
 
-from integration import ensembles
 from models.adapters import LORA_KINDS
+from tasks import require
 
 SOUPS = ("soup", "greedy_soup")
 MERGES = ("add", "ties")
@@ -54,7 +54,7 @@ def check(config: ConfigDict) -> None:
             "a pretrained checkpoint"
         )
     if "ensemble" in methods:
-        ensembles.check(config)
+        require(config, "AVERAGE", "config.integrate.methods: 'ensemble'")
     if options.targets and "ensemble" not in methods:
         raise ValueError(
             f"config.integrate.targets={options.targets!r} is written by an ensemble: add "
@@ -65,8 +65,5 @@ def check(config: ConfigDict) -> None:
             f"config.integrate.shifted_files={options.shifted_files!r} has the curve of "
             f"'interpolation': add it to config.integrate.methods, found {methods}"
         )
-    if options.shifted_files and config.task == "multi_task":
-        raise ValueError(
-            "config.integrate.shifted_files: with config.task='multi_task' there is no one data "
-            "set whose columns the files could have: leave it empty"
-        )
+    if options.shifted_files:
+        require(config, "SHIFTED", "config.integrate.shifted_files")

@@ -6,6 +6,7 @@ the card as a table, and in a sentence. Called by workflows/finish.py for every 
 config.eval.robustness.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,11 @@ from scipy.stats import norm
 from evaluation.calibration import calibration_error, reliability
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, estimate, mean, one_each, paired_difference
-from input_pipeline.batches.perturbation import PERTURBATIONS, differ, perturb, supports
+from input_pipeline.batches.perturbation import PERTURBATIONS, differ, perturb
 from input_pipeline.eta import track
 from input_pipeline.examples import Examples
 from reporting import report
+from tasks import require
 from tasks.task import Task
 from training.experiment import Experiment
 
@@ -35,12 +37,8 @@ def check(config: ConfigDict) -> None:
     Raises:
         ValueError: answers of config.task do not stay true when a text changes.
     """
-    if config.eval.robustness and not supports(config.task):
-        raise ValueError(
-            f"config.eval.robustness=True: with config.task={config.task!r} the answers are places "
-            "in the text, or texts, which do not stay true when the text is changed; expected "
-            "'classification' or 'multiple_choice': set it to False"
-        )
+    if config.eval.robustness:
+        require(config, "ROBUSTNESS", "config.eval.robustness=True")
 
 
 def robustness(
@@ -53,7 +51,7 @@ def robustness(
     """Returns the card of one model.
 
     Args:
-        experiment: its task's `fitted` is that of the model.
+        experiment: of the run.
         params: the trained ones of the model.
         examples: the texts as they are.
         predictions: what the model says of these.
@@ -61,7 +59,7 @@ def robustness(
     config = experiment.config
     check(config)
     return card(
-        lambda changed: experiment.predict(params, changed, complete=True),
+        lambda changed: experiment.predict(params, changed, predictions.fitted, complete=True),
         experiment.task,
         examples,
         predictions=predictions,
@@ -207,7 +205,7 @@ def _predict_again(
     outputs = {name: values.copy() for name, values in predictions.outputs.items()}
     for name, values in outputs.items():
         values[rows] = found[name]
-    return Predictions(predictions.ids_N, outputs)
+    return dataclasses.replace(predictions, outputs=outputs)
 
 
 def _calibration_error(records: Sequence[Mapping[str, Any]]) -> float | None:

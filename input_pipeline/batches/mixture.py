@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.common import TASK_GROUPS
 from input_pipeline.batches.stream import random_words
 from input_pipeline.batches.template import Encoder
 from input_pipeline.examples import Examples
@@ -22,8 +23,7 @@ from input_pipeline.examples import Examples
 MARKER = "member_"  # a batch of the member 'x' holds an array 'member_x'
 
 # What a member's config decides; all else is the run's.
-_GROUPS = ("task", "data", "augmentation", "classification", "tagging", "reading", "language")
-_GROUPS += ("generation",)
+_GROUPS = ("task", "data", "augmentation", *TASK_GROUPS)
 _HEAD = ("head", "pooling", "head_bias", "label_words", "dropout")  # of config.model
 _NAME = re.compile("[a-z][a-z0-9_]*")
 _STRIDE = 1 << 40  # ids of one member lie below; a split has fewer examples
@@ -38,8 +38,14 @@ def member_configs(config: ConfigDict) -> dict[str, ConfigDict]:
         config: of the run. Members come in the order of their names.
 
     Raises:
-        ValueError: a name that cannot be one, a member of several tasks, or features.
+        ValueError: fewer than two members, a name that cannot be one, a member of several tasks, or
+            features.
     """
+    if len(config.multi.members) < 2:
+        raise ValueError(
+            f"config.multi.members holds {list(config.multi.members)}: config.task='multi_task' "
+            "needs two or more, see configs/multi.py"
+        )
     if config.features.use != "none":
         raise ValueError("config.features.use: with several tasks only 'none' is possible")
     configs = {}

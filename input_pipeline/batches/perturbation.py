@@ -1,7 +1,7 @@
 """The same examples with their texts changed as they may come when a model is in use.
 
 Here: the changes of config.eval.robustness, drawn by seed, on the host. They keep labels of whole
-texts; where the answer is a place in the text or is to be written, it would move: see `supports`.
+texts; where the answer is a place in the text or is to be written, it would change: see tasks/.
 Not here: augmentation of training examples (augmentation.py), which draws its replacements from the
 same tables (dictionaries.py); what a model predicts of changed texts (workflows/robustness.py).
 
@@ -40,16 +40,10 @@ REPLACED = 0.1
 DROPPED = 0.1
 FIRST = 32  # characters, such as a preview shows
 
-_TASKS = ("classification", "multiple_choice")
 _ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _WIDE = "".join(chr(ord(character) + 0xFEE0) for character in _ALPHANUMERIC)
 _OTHER_WIDTH = str.maketrans(_ALPHANUMERIC + _WIDE, _WIDE + _ALPHANUMERIC)
 _MORE_MARKS = "~～"  # which Unicode takes for mathematics
-
-
-def supports(task: str) -> bool:
-    """Returns whether the answers of a task (config.task) stay true of changed texts."""
-    return task in _TASKS
 
 
 def perturb(
@@ -75,8 +69,8 @@ def perturb(
         raise ValueError(f"no perturbation {name!r}: choose from {', '.join(PERTURBATIONS)}")
     if examples.spans is not None:
         raise ValueError(
-            f"the perturbation {name!r} would move the spans of these examples: perturb those of "
-            f"the tasks {', '.join(_TASKS)}"
+            f"the perturbation {name!r} would move the spans of these examples: perturb examples "
+            "whose labels are of whole texts"
         )
     normalizer, parts = Normalizer(normalization), {}
     for side, (texts, words) in enumerate((("texts_N", "words"), ("pairs_N", "pair_words"))):

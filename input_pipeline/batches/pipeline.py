@@ -109,7 +109,7 @@ class TextPipeline:
         self.encoder: Encoder = task.encoder(
             config.data.template, max_length=layout.max_length, prefix_ids=prefix_ids
         )
-        self._columns = (*_POSITIONS, *(n for n in task.POSITIONS if n not in _POSITIONS))
+        self._columns = (*_POSITIONS, *(n for n in task.positions if n not in _POSITIONS))
         self._step_shape = (microbatches, self._batch_size // microbatches * task.sequences)
         self._plan: ShapePlan | None = None
         # Its tables take seconds to make, and both `plan` and `train` want it.
@@ -302,7 +302,7 @@ class TextPipeline:
             None if examples.choices_N is None else examples.choices_N[indices],
             num_threads=num_threads,
             sampling=sampling,
-            offsets=self._task.OFFSETS,
+            offsets=self._task.offsets,
         )
         strings = [t.decode() if isinstance(t, bytes) else t for t in texts]
         spans = None if examples.spans is None else Ragged(spans_Sx3, span_splits)

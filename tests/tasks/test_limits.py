@@ -12,7 +12,7 @@ from configs import common
 from evaluation import answers
 from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from tasks import limits, task_class
 from tasks.limits import Given, Limit
 from tasks.reading_comprehension import ReadingComprehension
@@ -40,7 +40,7 @@ def make_task(kind, labels, *, length=16, backbone=None, template="{text}", **op
     config.layout.update(max_length=length, row_length=length)
     config.update_from_flattened_dict(options)
     tokenizer = load_tokenizer(TOKENIZERS / "bert")
-    return task_class(kind)(config, labels, tokenizer=tokenizer, backbone=backbone)
+    return task_class(config)(config, labels, tokenizer=tokenizer, backbone=backbone)
 
 
 def counts(task, given):

@@ -32,6 +32,7 @@ from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceToken
 from models import adapters
 from models.heads import Model
 from models.pretrained import peft, safetensors
+from tasks import require
 from training.experiment import Experiment, build
 from training.state import merge
 from workflows.export import huggingface as export_huggingface
@@ -39,8 +40,6 @@ from workflows.export.language import write_language_model
 from workflows.restoring import read_meta, restore
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
-_LANGUAGE = ("causal_language_modelling", "masked_language_modelling", "span_corruption")
-_LANGUAGE += ("generation",)
 _EXAMPLES = 8  # that a written model is compared on
 _LENGTH_STEP = 16  # serve.py pads to multiples of this, where any length can be computed
 # Largest difference from the trained model that passes, as a share of the largest logit.
@@ -78,6 +77,7 @@ class Trained:
         title: names the checkpoint.
         sample: of the validation split.
         logits_BxC: what the run's model says about it.
+        fitted: what calibrates the logits.
     """
 
     experiment: Experiment
@@ -86,6 +86,7 @@ class Trained:
     title: str
     sample: Sample
     logits_BxC: np.ndarray
+    fitted: Mapping[str, Any]
 
     def difference(self, params: Mapping[str, Any], what: str) -> float:
         """Returns by how much the logits of other parameters differ; see `refuse_difference`."""
@@ -188,10 +189,10 @@ def _trained(experiment: Experiment, workdir: Path) -> Trained:
     adapt, restored = experiment.config.adapt, restore(experiment, workdir)
     params = {**experiment.frozen, **restored.params}
     merged = _merged(adapt, params)
-    if experiment.config.task in _LANGUAGE:  # which are compared by their parameters
+    if experiment.task.EXPORT == "language_model":  # which is compared by its parameters
         none = np.zeros((1, 0), np.int32)
         sample = Sample(none, none, none[0], "all of them")
-        return Trained(experiment, params, merged, restored.name, sample, none)
+        return Trained(experiment, params, merged, restored.name, sample, none, {})
     sample = _sample(experiment)
     positions_BxL, segments_BxL = _places(sample.tokens_BxL, sample.lengths_B)
     batch = {
@@ -203,7 +204,8 @@ def _trained(experiment: Experiment, workdir: Path) -> Trained:
     }
     outputs = jax.jit(experiment.apply)(params, batch)
     logits_BxC = np.asarray(outputs["logits_BxC"], np.float32)
-    return Trained(experiment, params, merged, restored.name, sample, logits_BxC)
+    facts = restored.name, sample, logits_BxC, restored.fitted
+    return Trained(experiment, params, merged, *facts)
 
 
 def _merged(adapt: ConfigDict, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -270,7 +272,7 @@ def _write_huggingface(trained: Trained, folder: Path) -> dict[str, Any]:
 def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
     """Writes the artefact and all that serve.py reads."""
     experiment, sample = trained.experiment, trained.sample
-    exported, symbolic = _exported(experiment, trained.merged)
+    exported, symbolic = _exported(trained)
     (folder / "model.stablehlo").write_bytes(exported.serialize())
     safetensors.write(folder / "params.safetensors", trained.merged)
     name, content = _tokenizer_file(experiment)
@@ -305,21 +307,21 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
     return {"form": form, "compared": "probabilities", "difference": difference}
 
 
-def _exported(experiment: Experiment, params: Mapping[str, Any]) -> tuple[Any, bool]:
+def _exported(trained: Trained) -> tuple[Any, bool]:
     """Exports probabilities(params, tokens_BxL, types_BxL, lengths_B), and whether L is symbolic.
 
     It is for one device, whatever the run was trained on. Parameters are arguments: an artefact
     holds less than 2 GB.
     """
-    max_length = experiment.config.layout.max_length
+    model, max_length = trained.experiment.model, trained.experiment.config.layout.max_length
 
     def probabilities(params: Mapping, *batch: jax.Array) -> jax.Array:
-        return _calibrated(experiment, row_logits(experiment.model, params, *batch))
+        return _calibrated(trained, row_logits(model, params, *batch))
 
     def attempt(length: str) -> Any:
         scope = f"b, {length}", [] if length.isdigit() else [f"{length} <= {max_length}"]
         batch, length = jax.export.symbolic_shape(scope[0], constraints=scope[1])
-        like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
+        like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in trained.merged.items()}
         rows = jax.ShapeDtypeStruct((batch, length), np.int32)
         lengths = jax.ShapeDtypeStruct((batch,), np.int32)
         export_fn = jax.export.export(jax.jit(probabilities), platforms=_PLATFORMS)
@@ -331,10 +333,9 @@ def _exported(experiment: Experiment, params: Mapping[str, Any]) -> tuple[Any, b
         return attempt(str(max_length)), False
 
 
-def _calibrated(experiment: Experiment, logits_BxC: jax.Array) -> jax.Array:
+def _calibrated(trained: Trained, logits_BxC: jax.Array) -> jax.Array:
     """Returns the probabilities that --mode=predict gives: see evaluation.calibration.calibrate."""
-    fitted = experiment.task.fitted
-    if fitted:
+    if fitted := trained.fitted:
         logits_BxC = logits_BxC / fitted["temperature"] + np.asarray(fitted["bias"], np.float32)
     return jax.nn.softmax(logits_BxC)
 
@@ -357,7 +358,7 @@ def _check_stablehlo(trained: Trained, folder: Path, sample: Sample) -> float:
     padded = (np.pad(x, ((0, 0), (0, missing))) for x in (sample.tokens_BxL, sample.types_BxL))
     call = jax.jit(jax.export.deserialize(bytearray(content)).call)
     found_BxC = call(params, *padded, sample.lengths_B)
-    expected_BxC = np.asarray(_calibrated(trained.experiment, trained.logits_BxC))
+    expected_BxC = np.asarray(_calibrated(trained, trained.logits_BxC))
     return trained.refuse_difference(found_BxC, expected_BxC, str(folder))
 
 
@@ -382,14 +383,8 @@ def _writers(config: ConfigDict) -> dict[str, Callable[[Trained, Path], dict[str
     Raises:
         ValueError: models of this task can't be exported.
     """
-    if config.task in _LANGUAGE:
+    if require(config, "EXPORT", "--mode=export") == "language_model":
         return {"huggingface": _write_language_model}
-    if config.task != "classification" or config.classification.kind != "single":
-        kind = "" if config.task != "classification" else f" of kind {config.classification.kind!r}"
-        raise ValueError(
-            f"config.task={config.task!r}{kind}: --mode=export knows classifiers of one label and "
-            "language models only"
-        )
     return {
         "huggingface": _write_huggingface,
         "stablehlo": _write_stablehlo,

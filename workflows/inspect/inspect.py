@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from input_pipeline.batches.mixture import member_configs
 from input_pipeline.corpus import sources
 from input_pipeline.corpus.normalization import Normalizer
 from input_pipeline.tokenizers import silent_loss
@@ -17,7 +16,7 @@ from models import pretrained
 from tasks import task_class
 from training.data import load_data
 from training.experiment import make_pipeline
-from training.run_tokenizer import check_own, run_tokenizers, training_texts
+from training.run_tokenizer import check_original, run_tokenizers, training_texts
 from workflows.inspect.stages import show_examples, show_records
 
 
@@ -26,8 +25,8 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
 
     A tokeniser that the config trains or changes is left in `workdir`, as training does.
     """
-    if config.task == "multi_task":
-        for name, own in member_configs(config).items():
+    if members := task_class(config).member_configs(config):
+        for name, own in members.items():
             print(f"\nMember {name!r}:\n")
             inspect(own, workdir)
         return
@@ -38,10 +37,10 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     checkpoint = pretrained.open_checkpoint(
         pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
     )
-    if note := check_own(config, checkpoint, own):
+    if note := check_original(config, checkpoint, own):
         print(note)
     backbone = checkpoint.config
-    task = task_class(config.task)(config, data.labels, tokenizer=tokenizer, backbone=backbone)
+    task = task_class(config)(config, data.labels, tokenizer=tokenizer, backbone=backbone)
     task.check(train, "train")
     pipeline = make_pipeline(config, task)
     print(data.prose())

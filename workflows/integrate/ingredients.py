@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from reporting import report
+from tasks import task_class
 from training.checkpoints import Checkpoints, Meta
 from training.experiment import Experiment
 from training.workdir import has_checkpoint
@@ -45,11 +46,10 @@ class Ingredient:
         return f"{self.workdir}, step {self.step}{part}"
 
     def load(self, experiment: Experiment) -> dict[str, jax.Array]:
-        """Returns the parameters; the task takes over what was fitted with them."""
+        """Returns the parameters."""
         checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
         params = checkpoints.restore_params(self.step, experiment.like(), item=self.item)
         checkpoints.close()
-        experiment.task.fitted = self.fitted
         return params
 
 
@@ -136,8 +136,7 @@ def _best(
                 f"{str(saved)[:12]}, here {fingerprint[:12]}. Take runs of the same data, splits, "
                 "tokeniser and pretrained checkpoint"
             )
-    regression = config.task == "classification" and config.classification.kind == "regression"
-    if regression and meta["fitted"] != own["fitted"]:
+    if task_class(config).UNIT and meta["fitted"] != own["fitted"]:
         raise ValueError(
             f"{run} learned numbers on the scale {meta['fitted']}, this run on {own['fitted']}: "
             "take runs with the same config.data.max_train_examples"

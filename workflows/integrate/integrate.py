@@ -107,7 +107,6 @@ def integrate_run(
         note = f" An ensemble is no checkpoint: {written.name} is written in its place."
     show(rows, chosen.name, metric)
     params = written.make()
-    experiment.task.fitted = written.judged.fitted
     results = {
         **trials.told,
         "chosen": chosen.name,

@@ -49,7 +49,7 @@ class Trials:
                 f"Integration chooses by the first {len(self._validation):,} of {len(split):,} "
                 "validation examples (config.integrate.max_examples)."
             )
-        self._judge = Judge(experiment, self._validation)
+        self._judge = Judge(experiment, self._validation, self.restored.fitted)
         self._metric = experiment.metric.name
         self._methods = tuple(config.integrate.methods)
         rooted = [m for m in self._methods if m in methods.ROOTED]
@@ -137,8 +137,8 @@ class Trials:
             known = last if len(found) == points - 1 else None
             found.append(known or self._judge(params))
             if shifted is not None:
-                task.fitted = found[-1].fitted  # on validation: the shifted set chooses nothing
-                predictions = self._experiment.predict(params, shifted)
+                # Fitted on validation: the shifted set chooses nothing.
+                predictions = self._experiment.predict(params, shifted, found[-1].fitted)
                 elsewhere.append(task.score(predictions, shifted))
             return found[-1].scores
 
@@ -206,7 +206,7 @@ class Trials:
         return Candidate(name, "merging", judged, lambda: mixed(*ends(), place), **facts)
 
     def _ensemble(self) -> Candidate:
-        watch, kind = Stopwatch(self._judge), self._config.classification.kind
+        watch, kind = Stopwatch(self._judge), self._experiment.task.AVERAGE
         members = [self._judged[i.name].predictions for i in self._pool]
         judged = self._judge.of(ensembles.average(members, kind=kind))
         facts = {"inference_cost": len(members), "members": tuple(i.title for i in self._pool)}
@@ -220,10 +220,10 @@ class Trials:
         """Writes what the ensemble says of the training texts."""
         experiment, train = self._experiment, self._data.split("train")
         predictions = [
-            experiment.predict(ingredient.load(experiment), train) for ingredient in self._pool
+            experiment.predict(ingredient.load(experiment), train, judged.fitted)
+            for ingredient in self._pool
         ]
-        mean = ensembles.average(predictions, kind=self._config.classification.kind)
-        experiment.task.fitted = judged.fitted
+        mean = ensembles.average(predictions, kind=experiment.task.AVERAGE)
         path = self._config.integrate.targets
         count = write_jsonl(path, experiment.task.describe(mean, train))
         self.told["targets"] = {

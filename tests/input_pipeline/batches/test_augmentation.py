@@ -432,7 +432,7 @@ def sampler(request, reviews):
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    tokenizer = SentencePieceTokenizer(model.getvalue(), file="trained", marks="none")
+    tokenizer = SentencePieceTokenizer(model.getvalue(), file="trained")
     return tokenizer, {"unigram": 0.01, "bpe": 0.2}[request.param]
 
 
@@ -451,7 +451,7 @@ def test_a_drawn_segmentation_depends_on_its_text_and_uniform_alone(sampler, rev
     sampler.save(tmp_path)
     program = f"""
 import numpy as np
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 sampler = load_tokenizer({str(tmp_path)!r}, marks='none')
 print(sampler.sample_batch({texts!r}, np.array({draws.tolist()!r}), **{options!r}))
 """
@@ -470,6 +470,6 @@ def test_a_bpe_tokeniser_that_strips_texts_cannot_be_drawn_from(reviews):
         vocab_size=380,
         minloglevel=2,
     )
-    tokenizer = SentencePieceTokenizer(model.getvalue(), file="trained", marks="none")
+    tokenizer = SentencePieceTokenizer(model.getvalue(), file="trained")
     with pytest.raises(ValueError, match="changes the white space"):
         tokenizer.sample_batch(["好"], np.array([0.5]), size=8, alpha=0.1)

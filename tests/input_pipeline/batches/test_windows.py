@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from input_pipeline.batches.template import Encoder
 from input_pipeline.batches.windows import split, token_counts
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 
 TOKENIZERS = Path(__file__).parents[2] / "fixtures/tokenizers"
 KINDS = ("bert", "llama", "qwen2", "t5", "xlm_roberta")

@@ -19,9 +19,9 @@ import pytest
 
 from models.heads import ClassifierHead, Model
 from models.pretrained import open_checkpoint
-from workflows import finish as protocol
 from workflows.export import huggingface as export_huggingface
 from workflows.export.export import Sample, Trained, export, row_logits
+from workflows.predict import predict
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -86,7 +86,7 @@ def test_a_pair_is_served_without_this_code_base_as_predict_does_it(checkpoint, 
     config.predict.input = str(tmp_path / "in.csv")
     with open(config.predict.input, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "pair"), *rows])
-    predicted = [json.loads(line) for line in protocol.predict(config, workdir).open()]
+    predicted = [json.loads(line) for line in predict(config, workdir).open()]
     run = subprocess.run(
         [sys.executable, "-c", SERVE.format(folder=str(folder), root=str(ROOT))],
         input="".join(f"{text}\t{pair}\n" for text, pair in rows),
