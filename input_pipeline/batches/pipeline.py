@@ -93,24 +93,20 @@ class TextPipeline:
         Raises:
             ValueError: a value that cannot work, naming its key.
         """
-        layout, microbatches = config.layout, config.train.microbatches
+        layout, size, count = config.layout, config.data.batch_size, config.train.microbatches
         if layout.kind != "pad" and layout.row_length < layout.max_length:
             raise ValueError(
                 f"layout.row_length={layout.row_length} is shorter than layout.max_length="
                 f"{layout.max_length}: raise it, so that an example fits into a row"
             )
-        self._batch_size = config.data.batch_size
-        if self._batch_size % microbatches:
-            raise ValueError(
-                f"data.batch_size={self._batch_size} must be a multiple of train.microbatches="
-                f"{microbatches}"
-            )
+        if size % count:
+            raise ValueError(f"data.batch_size={size} is no multiple of train.microbatches={count}")
         self._task, self._config, self._row_multiple = task, config, row_multiple
         self.encoder: Encoder = task.encoder(
             config.data.template, max_length=layout.max_length, prefix_ids=prefix_ids
         )
         self._columns = (*_POSITIONS, *(n for n in task.positions if n not in _POSITIONS))
-        self._step_shape = (microbatches, self._batch_size // microbatches * task.sequences)
+        self._batch_size, self._step_shape = size, (count, size // count * task.sequences)
         self._plan: ShapePlan | None = None
         # Its tables take seconds to make, and both `plan` and `train` want it.
         self._augmenter = functools.lru_cache(maxsize=1)(
@@ -173,13 +169,12 @@ class TextPipeline:
             deterministic=True,
         )
         for arrays, shapes_Sx2, *values in _iterate(chunks.prefetch(tf.data.AUTOTUNE), failures):
-            start = 0
-            for step, (rows, length) in enumerate(shapes_Sx2.tolist()):
-                shape = (-1, self._step_shape[0], rows, length)
-                end = start + self._step_shape[0] * rows * length
-                columns = zip(self._columns, arrays[:, start:end].reshape(shape), strict=True)
-                yield dict(columns) | {n: v[step] for n, v in zip(names, values, strict=True)}
-                start = end
+            sizes = self._step_shape[0] * shapes_Sx2.prod(axis=1)
+            for step, columns in enumerate(np.split(arrays, np.cumsum(sizes)[:-1], axis=1)):
+                shape = (self._step_shape[0], *shapes_Sx2[step])
+                rows = (column.reshape(shape) for column in columns)  # each a view, not a copy
+                batch = dict(zip(self._columns, rows, strict=True))
+                yield batch | {n: v[step] for n, v in zip(names, values, strict=True)}
 
     def evaluate(self, examples: Examples) -> Iterator[Batch]:
         """Yields every example once, in batches of one shape.
