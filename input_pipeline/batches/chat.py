@@ -314,7 +314,8 @@ class ChatEncoder:
         stretches, text, counts, starts = [], "", (), True
         for value, is_counted in [*pieces, (None, False)]:
             if isinstance(value, str):
-                text, counts = text + value, (*counts, (len(value), is_counted))
+                text += value
+                counts += ((len(value), is_counted),) * bool(value)
                 continue
             if text:
                 stretches.append(_Stretch(None, counts, text, starts))
