@@ -134,8 +134,11 @@ def main() -> None:
                 for worker in [*workers, *workers]:
                     losses[worker.name].append(worker.call("training_step"))
                 compare_losses(losses)
-                counts = {"forward": 3 * options.steps, "training_step": options.steps}
-                timing.compare(workers, counts, rounds=options.rounds)
+                calls = {
+                    "forward": (3 * options.steps, "forward"),
+                    "training step": (options.steps, "training_step"),
+                }
+                timing.compare(workers, calls, rounds=options.rounds)
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
 

@@ -217,6 +217,8 @@ def test_members_have_their_own_task_and_data_and_the_runs_model():
 def test_members_that_make_no_sense_are_refused():
     config = common.get_config()
     config.multi.members.one = common.get_config()
+    with pytest.raises(ValueError, match="needs two or more"):
+        member_configs(config)
     config.multi.members["Two/b"] = common.get_config()
     with pytest.raises(ValueError, match="lower-case letters"):
         member_configs(config)
