@@ -247,7 +247,7 @@ class Decoder(layers.Backbone):
         config = self.config
         tables = {
             rope: layers.rope_tables(positions_RxL, config.head_size, rope)
-            for rope in set(config.ropes)
+            for rope in dict.fromkeys(config.ropes)
         }
         x_PxD = self.embedder(tokens_RxL.reshape(-1)) * config.embedding_scale
         x_PxD = self.embedding_dropout(x_PxD.astype(self.dtype), deterministic=deterministic)

