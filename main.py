@@ -13,7 +13,6 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -42,8 +41,6 @@ def main(argv: list[str]) -> None:
         sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
     set_up_output()
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
-    if config.train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
     from training import interruption
 
     recipe = config_flags.get_config_filename(FLAGS["config"])

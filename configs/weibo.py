@@ -25,8 +25,7 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None, 'full' or 'runlocal'."""
-    if arg not in (None, "", "full", "runlocal"):
-        raise ValueError(f"configs/weibo.py:{arg}: expected 'full', 'runlocal' or nothing")
+    common.check_arg("weibo", arg, "full")
     config = common.get_config()
     config.task = "tagging"
     config.data.source = "files"
@@ -55,8 +54,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.duration = "10 epochs"
         config.eval.every = config.train.checkpoint_every = "10%"
     if arg == "runlocal":
-        config.data.max_train_examples = 32
-        config.data.max_validation_examples = config.data.max_test_examples = 16
+        common.runlocal(config)
         config.train.duration = "1 epoch"
-        config.eval.every = config.train.checkpoint_every = "100%"
     return config

@@ -1,7 +1,4 @@
-"""What all modes share, built once from a config: tokeniser, pipeline, model, weights, predictions.
-
-Called by training/train.py, workflows/finish.py and workflows/export/export.py.
-"""
+"""What all modes share, built once from a config: tokeniser, pipeline, model, weights."""
 
 import dataclasses
 import functools
@@ -38,7 +35,7 @@ from training.weights import Weights, num_layers
 
 @dataclasses.dataclass
 class Experiment:
-    """A config made real.
+    """The parts of a run, and what all modes do with them.
 
     Attributes:
       model: the Linen module.
@@ -46,11 +43,11 @@ class Experiment:
       initial: the trained parameters before training, flat, on the host.
       frozen: the other parameters, flat, on the devices, in config.adapt.frozen_dtype.
       factors: factor on the learning rate of every trained path.
-      fresh: paths that no checkpoint filled; interpolation leaves them as trained.
+      fresh: paths that no checkpoint filled; interpolation keeps their trained values.
       fingerprints: of the tokeniser, the pretrained weights and the features; they travel in
         checkpoints.
       features: as fitted on the training split, None without.
-      left_out: what `check` found, JSON-ready.
+      left_out: the records of `check`: what is dropped, cut or unreachable, JSON-ready.
     """
 
     config: ConfigDict
@@ -116,9 +113,9 @@ class Experiment:
     def windows(self, examples: Examples, *, training: bool) -> Examples:
         """Returns what the model reads of the examples: with their features, long ones in parts."""
         if self._windows.get(training, (None,))[0] is not examples:  # the same at each evaluation
-            read = self.with_features(examples)
-            found = self.task.windows(read, self.pipeline.encoder, training=training)
-            self._windows[training] = examples, found
+            complete = self.with_features(examples)
+            windows = self.task.windows(complete, self.pipeline.encoder, training=training)
+            self._windows[training] = examples, windows
         return self._windows[training][1]
 
     def check(
@@ -130,14 +127,14 @@ class Experiment:
         complete: bool = False,
         labelled: bool = True,
     ) -> None:
-        """Says what of examples is left out, cut or out of reach; keeps it in `left_out`.
+        """Reports what of the examples is dropped, cut or unreachable; keeps it in `left_out`.
 
         Args:
             examples: of a split.
             split: its name.
-            training: whether they are learned from; those come first.
+            training: whether the model learns from them; the training split comes first.
             complete: whether they are predicted with what takes a loop over the model.
-            labelled: whether they must be, without which the task refuses them.
+            labelled: whether the task requires labels.
         """
         if labelled:
             self.task.check(examples, split)
@@ -155,13 +152,13 @@ class Experiment:
         *,
         complete: bool = False,
     ) -> Predictions:
-        """Runs the model over all of `examples`; one code path for every mode.
+        """Predicts all of `examples`; one code path for every mode.
 
         Args:
             params: the trained ones.
             examples: any; labels are not needed.
             fitted: with these parameters, see Task.fit; Task.unfitted before any evaluation.
-            complete: also what takes a loop over the model, such as texts that are written.
+            complete: also what takes a loop over the model, such as generated texts.
         """
 
         def apply_fn(params: Any, batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
@@ -169,13 +166,13 @@ class Experiment:
 
         windows, encoder = self.windows(examples, training=False), self.pipeline.encoder
         batches = self.pipeline.evaluate(windows)
-        found = predict(apply_fn, params, batches, total=len(windows))
-        found = self.task.decode(found, windows, examples, encoder)
+        predictions = predict(apply_fn, params, batches, total=len(windows))
+        predictions = self.task.decode(predictions, windows, examples, encoder)
         if complete:
             adapted = functools.partial(adapters.adapted, self.config.adapt)
             loaded = Loaded(self.model, {**self.frozen, **params}, adapted)
-            found = self.task.complete(found, examples, encoder, loaded)
-        return dataclasses.replace(found, fitted=fitted)
+            predictions = self.task.complete(predictions, examples, encoder, loaded)
+        return dataclasses.replace(predictions, fitted=fitted)
 
     def score(
         self, params: Mapping[str, jax.Array], validation: Examples
@@ -204,13 +201,13 @@ class Experiment:
         A head that was drawn at random has no such side: it is kept as trained.
         """
         added = {path: value for path, value in trained.items() if adapters.is_added(path)}
-        own = {
+        start = {
             path: value
             for path, value in self.initial.items()
             if path not in self.fresh and path not in added
         }
         end = self.put(adapters.pretrained_end(self.config.adapt, added, params=self.frozen))
-        return {path: trained[path] for path in self.fresh} | self.put(own) | end
+        return {path: trained[path] for path in self.fresh} | self.put(start) | end
 
     def gates(self, period_examples: int | str) -> Callable | None:
         """Returns the gates of gradual unfreezing for the train step; None without a period."""
@@ -245,8 +242,8 @@ def build(
       workdir: a tokeniser that is trained or changed here is kept in it.
       labels: what the task predicts, of the data or of a checkpoint.
       say: receives one line of prose for each derived decision.
-      training: what a new or changed tokeniser learns from, features are fitted on and the task
-        checks; None takes all as they were left in `workdir`.
+      training: the examples that a new or changed tokeniser and the features are fitted on; None
+        loads both from `workdir`.
 
     Raises:
       ValueError: parts that don't fit each other, naming both.
@@ -259,10 +256,10 @@ def build(
         say(checkpoint.note)
     for why, count in checkpoint.ignored.items():
         say(f"Not read: {count} tensors of {checkpoint.path.name} ({why}).")
-    own, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training)
-    if note := run_tokenizer.check_own(config, checkpoint, own):
+    original, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training)
+    if note := run_tokenizer.check_original(config, checkpoint, original):
         say(note)
-    backbone = _backbone_config(config, checkpoint.config, tokenizer, own)
+    backbone = _backbone_config(config, checkpoint.config, tokenizer, original)
     task = task_class(config)(config, labels, tokenizer=tokenizer, backbone=backbone)
     if training is not None:
         task.check(training, "train")
@@ -279,7 +276,7 @@ def build(
     )
     weights = Weights(config, model, task, checkpoint, mesh, num_features, say)
     with working("Reading the weights"):
-        weights.read(own, tokenizer, training)
+        weights.read(original, tokenizer, training)
         weights.add_heads()
         weights.add_adapters()
     experiment = Experiment(
@@ -310,24 +307,25 @@ def build(
 
 
 def _backbone_config(
-    config: ConfigDict, found: BackboneConfig, tokenizer: Tokenizer, own: Tokenizer
+    config: ConfigDict, backbone: BackboneConfig, tokenizer: Tokenizer, original: Tokenizer
 ) -> BackboneConfig:
-    """Returns the checkpoint's config with what this run changes about it."""
+    """Returns the checkpoint's config with this run's changes."""
+    name, length = config.model.checkpoint, config.layout.max_length
     if config.model.bidirectional:
-        if not isinstance(found, DecoderConfig):
+        if not isinstance(backbone, DecoderConfig):
             raise ValueError(
-                "config.model.bidirectional is for decoders, but "
-                f"{config.model.checkpoint} is a {found.model_type}: leave it False"
+                f"config.model.bidirectional is for decoders, but {name} is a "
+                f"{backbone.model_type}: leave it False"
             )
-        found = dataclasses.replace(found, bidirectional=True)
-    if tokenizer is not own:
-        found = dataclasses.replace(found, vocab_size=tokenizer.vocab_size)
-    if found.max_length and config.layout.max_length > found.max_length:
+        backbone = dataclasses.replace(backbone, bidirectional=True)
+    if tokenizer is not original:
+        backbone = dataclasses.replace(backbone, vocab_size=tokenizer.vocab_size)
+    if backbone.max_length and length > backbone.max_length:
         raise ValueError(
-            f"config.layout.max_length={config.layout.max_length}, but {config.model.checkpoint} "
-            f"has positions for {found.max_length} tokens only: lower it"
+            f"config.layout.max_length={length}, but {name} has positions for "
+            f"{backbone.max_length} tokens only: lower it"
         )
-    return found
+    return backbone
 
 
 def make_pipeline(

@@ -36,6 +36,8 @@ from training.tuning.schedules import Durations, make_schedule
 from training.workdir import write_config
 
 OnEvaluation = Callable[[int, list[float]], None]  # of the step and its rank: better is greater
+# In the meta of a training that has just begun; 'skipped' counts steps whose every label is masked.
+_NOTHING_SEEN = {"best": None, "evaluations_without_gain": 0, "collapse": {}, "skipped": 0}
 
 
 class Run:
@@ -68,16 +70,13 @@ class Run:
             },
             "metric": config.eval.metric,
             "fitted": experiment.task.unfitted,
-            "best": None,
-            "evaluations_without_gain": 0,
-            "collapse": {},
-            "skipped": 0,  # steps whose every label was masked
+            **_NOTHING_SEEN,
         }
 
     def train(self) -> None:
         """Trains to the end of config.train.duration, or to early stopping."""
-        choice, trained = self._config.train.collapse, False
-        while not trained:
+        choice = self._config.train.collapse
+        while True:
             checkpoints = Checkpoints(
                 self._workdir / "checkpoints",
                 rank=self._experiment.rank,
@@ -85,15 +84,13 @@ class Run:
             )
             try:
                 with contextlib.closing(checkpoints) as self._checkpoints:  # leaves no thread
-                    self._train()
-                trained = True
-            except collapse.Collapsed as found:
-                collapse.restart(choice, self._workdir, found, learning_rate=self._rate)
-                self._meta |= {"best": None, "evaluations_without_gain": 0, "collapse": {}}
-                self._meta["skipped"] = 0
+                    return self._train()
+            except collapse.Collapsed as error:
+                collapse.restart(choice, self._workdir, error, learning_rate=self._rate)
+                self._meta |= _NOTHING_SEEN
 
     def _make_step(self) -> None:
-        """Makes the train step, at the learning rate that earlier collapses left."""
+        """Makes the train step; each earlier collapse has halved its learning rate."""
         experiment, config, durations = self._experiment, self._config, self._durations
         self._rate = config.optimizer.learning_rate * collapse.rate_factor(self._workdir)
         schedule = make_schedule(
@@ -155,20 +152,17 @@ class Run:
                 self._loop(state, batches, first_step, total, stopped)
             print(f"{self._train_step.count} compilations of the train step.")
             if skipped := self._meta["skipped"]:
-                print(
-                    f"Note: {skipped:,} of {total:,} steps were skipped, since every label of "
-                    "their batches is masked."
-                )
+                print(f"Note: {skipped:,} of {total:,} steps were skipped: all labels are masked.")
 
     def _start(self) -> TrainState:
-        """Returns the state to go on from, by the start order."""
+        """Returns the state to start from, by the start order."""
         experiment, config = self._experiment, self._config
         placed = replicated(experiment.mesh)
         latest, self._position = self._checkpoints.latest(), None
         if latest is not None:
             saved = self._checkpoints.meta(latest)
             check_origin(saved, self._meta, f"checkpoint {latest} of {self._workdir}", config)
-            self._meta["skipped"] = saved.get("skipped", 0)  # older checkpoints lack both
+            self._meta["skipped"] = saved.get("skipped", 0)  # older checkpoints lack it
             self._position = experiment.pipeline.seen(
                 self._train_split,
                 latest,
@@ -198,7 +192,7 @@ class Run:
         return TrainState(zero, zero + 0, params, optimizer, average)
 
     def _describe(self, state: TrainState, total: int) -> None:
-        """Says in prose what was derived from the config."""
+        """Prints the decisions that were derived from the config."""
         config, experiment, durations = self._config, self._experiment, self._durations
         examples, devices = len(self._train_split), jax.devices()
         owners = self._train_split.owners_N
@@ -247,7 +241,7 @@ class Run:
             if evaluate or save or step % durations.log_every == 0:
                 pending.flush()
                 self._meta["skipped"] = pending.skipped
-                self._check_taught(step, last=last)
+                self._check_labels(step, last=last)
             values = self.evaluate(step, state) if evaluate else None
             finished = last or self._stopped_early()
             if save or finished or (values and not self._meta["evaluations_without_gain"]):
@@ -268,13 +262,13 @@ class Run:
                 self._on_evaluation(step, self._experiment.rank(values))
             pending.restart_clock(evaluate or save)
 
-    def _check_taught(self, step: int, *, last: bool) -> None:
-        """Raises ValueError when an epoch, or the whole training, had no label."""
+    def _check_labels(self, step: int, *, last: bool) -> None:
+        """Raises ValueError if an epoch, or the whole training, had no label."""
         epoch = step * self._config.data.batch_size >= len(self._train_split)
         if self._meta["skipped"] == step and (epoch or last):
             raise ValueError(
-                f"all {step:,} steps so far had nothing to learn from, since every label of their "
-                "batches is masked: check the labels of the training split"
+                f"every label of the first {step:,} steps is masked, so nothing was learned: check "
+                "the labels of the training split"
             )
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
@@ -283,17 +277,17 @@ class Run:
             scores, fitted = self._experiment.score(state.params, self._data.split("validation"))
         values = {m.name: estimate(scores, m.name)["value"] for m in self._metrics}
         self._meta["fitted"] = fitted
-        told = {m.name for m in self._metrics if m.shown} | {self._config.eval.metric}
-        logged = {f"validation/{name}": values[name] for name in values if name in told}
+        shown = {m.name for m in self._metrics if m.shown} | {self._config.eval.metric}
+        logged = {f"validation/{name}": values[name] for name in values if name in shown}
         self._progress.log(step, logged)
-        if not step:  # before training: it is told, and chooses nothing
+        if not step:  # before training: logged, but no candidate for the best checkpoint
             return values
         confusion = scores.detail.get("confusion_matrix")
         self._guard.check(step, confusion_CxC=confusion, loss=values.get("loss"))
-        found, best = self._experiment.rank(values), self._meta["best"]
-        gain = best is None or found > best
+        rank, best = self._experiment.rank(values), self._meta["best"]
+        gain = best is None or rank > best
         waited = 0 if gain else self._meta["evaluations_without_gain"] + 1
-        self._meta["best"] = found if gain else best
+        self._meta["best"] = rank if gain else best
         self._meta["evaluations_without_gain"] = waited
         if self._stopped_early():
             print(f"Early stopping: {waited} evaluations without a better validation result.")

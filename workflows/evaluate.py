@@ -18,8 +18,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     split = config.eval.split
     if split == "test":
         raise ValueError(
-            "config.eval.split='test': the test split is opened by --mode=test alone, which counts "
-            "its openings; expected one of ['train', 'validation']"
+            "config.eval.split='test': only --mode=test opens the test split, and counts it; "
+            "expected one of ['train', 'validation']"
         )
     if split not in data.splits:
         raise ValueError(
@@ -28,7 +28,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     meta = read_meta(config, workdir)
     if data.labels != meta["labels"]:
         raise ValueError(
-            f"the data has the labels {data.labels} but the checkpoint was trained on "
+            f"the data have the labels {data.labels}, but the checkpoint was trained on "
             f"{meta['labels']}: set config.data.labels to the latter, or evaluate other data"
         )
     experiment = build(config, workdir, data.labels, print)

@@ -13,14 +13,14 @@ from workflows.restoring import read_meta, restore
 
 
 def predict(config: ConfigDict, workdir: Path) -> Path:
-    """Writes what the model says of config.predict.input as JSONL, a line per example."""
+    """Writes the predictions for config.predict.input as JSONL, a line per example."""
     if not config.predict.input:
         raise ValueError(
             "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
         )
     meta = read_meta(config, workdir)
     path, members = config.predict.input, task_class(config).member_configs(config)
-    if members:  # each of them predicts every text
+    if members:  # every member predicts every text
         examples = Mixture({name: read_unlabelled(path, own.data) for name, own in members.items()})
     else:
         examples = read_unlabelled(path, config.data)
@@ -29,8 +29,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     experiment.check(examples, "given", complete=True, labelled=False)
     if empty := sum(not text.strip() for text in examples.texts_N):
         print(
-            f"Note: {empty:,} of {len(examples):,} given texts are empty: their predictions "
-            "mean nothing."
+            f"Note: {empty:,} of {len(examples):,} texts are empty: their predictions mean nothing."
         )
     predictions = experiment.predict(restored.params, examples, restored.fitted, complete=True)
     output = Path(config.predict.output or workdir / "predictions.jsonl")

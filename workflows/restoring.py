@@ -1,7 +1,4 @@
-"""Checkpoints to parameters on the devices, after checks that they belong to the config.
-
-Called by workflows/finish.py, integration/ and whatever else reads a finished run.
-"""
+"""Checkpoints to parameters on the devices, after checks that they belong to the config."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,7 +26,7 @@ _BOUND += ("data.template", "data.normalization", "layout.max_length")
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint's parameters on the devices, and where they came from."""
+    """A checkpoint's parameters on the devices, and their origin."""
 
     params: dict[str, jax.Array]
     meta: Meta
@@ -57,8 +54,8 @@ def read_meta(config: ConfigDict, workdir: Path) -> Meta:
     configs = (config, *task_class(config).member_configs(config).values())
     bound = _BOUND + tuple(key for own in configs for key in task_class(own).BOUND)
     changed = [
-        f"  {key}: {there!r} in the checkpoint, {now!r} now"
-        for key, (there, now) in differences(meta["config"], config).items()
+        f"  {key}: {saved!r} in the checkpoint, {now!r} now"
+        for key, (saved, now) in differences(meta["config"], config).items()
         if own_key(key).startswith(bound)
     ]
     if changed:
@@ -87,8 +84,8 @@ def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> R
     ]
     if changed:
         raise ValueError(
-            f"checkpoint {step} of {workdir} was trained on another {' and '.join(changed)} file "
-            "(the fingerprints differ): its frozen parameters are read from there; restore it"
+            f"checkpoint {step} of {workdir} was trained with another {' and '.join(changed)} file "
+            "(the fingerprints differ), which holds its frozen parameters: restore that file"
         )
     params = checkpoints.restore_params(step, experiment.like())
     checkpoints.close()
@@ -99,7 +96,7 @@ def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> R
 
 
 def check_data(meta: Meta, data: RunData | SeveralData, config: ConfigDict, workdir: Path) -> None:
-    """Checks that a run is judged on the data by which it was chosen.
+    """Checks that a run is tested on the data by which it was chosen.
 
     Raises:
       ValueError: other labels, or other examples in a split.
@@ -110,14 +107,14 @@ def check_data(meta: Meta, data: RunData | SeveralData, config: ConfigDict, work
             f"{meta['labels']}: set config.data.labels to the latter"
         )
     saved = meta["fingerprints"]
-    if changed := [name for name, found in data.fingerprints.items() if saved.get(name) != found]:
+    if changed := [name for name, value in data.fingerprints.items() if saved.get(name) != value]:
         keys = [
-            f"{key}: {there!r} there, {now!r} now"
-            for key, (there, now) in differences(meta["config"], config).items()
+            f"{key}: {before!r} before, {now!r} now"
+            for key, (before, now) in differences(meta["config"], config).items()
             if "data." in key or key == "task"
         ]
         raise ValueError(
-            f"the run in {workdir} was chosen on other data, the splits {changed} have changed (by "
-            f"fingerprint; {'; '.join(keys) or 'config.data is the same, so the files have'}): use "
-            "its config.data and its files, or train anew"
+            f"the run in {workdir} was chosen on other data: the splits {changed} have changed (by "
+            f"fingerprint; {'; '.join(keys) or 'config.data is the same, so the files have'}). Use "
+            "its config.data and files, or train again"
         )

@@ -30,11 +30,11 @@ from workflows.restoring import Restored, restore
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A run whose data are split and whose model is built.
+    """A run with its data and its model.
 
     Attributes:
-        experiment: its parts; checkpoints are in `workdir`.
-        workdir: the results' files go here.
+        experiment: its parts.
+        workdir: its folder, with its checkpoints.
         data: the splits.
         train_split: the training examples that are used.
         others: config and workdir of finished runs to compare with, by the name of their row.
@@ -48,7 +48,7 @@ class Prepared:
 
 
 def write(run: Prepared, split: str) -> dict[str, Any]:
-    """Says what the chosen models, and what they are compared with, are worth on a split."""
+    """Evaluates the chosen models and those they are compared with on a split; writes files."""
     experiment, workdir, data = run.experiment, run.workdir, run.data
     config, task, train_split = experiment.config, experiment.task, run.train_split
     restored = restore(experiment, workdir, "best")
@@ -75,9 +75,9 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
         train_split, examples = (experiment.with_features(e) for e in (train_split, examples))
     with working("Baselines"):
         scores = task.baselines(train_split, examples)
-    for row, (own, folder) in run.others.items():
-        bare = examples if own.features.use != "none" else examples.without_features()
-        scores[row] = score_with(own, folder, data, bare)
+    for row, (other, folder) in run.others.items():
+        bare = examples if other.features.use != "none" else examples.without_features()
+        scores[row] = score_with(other, folder, data, bare)
     calibration, cards = {}, {}
     for row, model in models.items():
         with working(f"Evaluating on {split}, {row}"):
@@ -122,28 +122,28 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
         print(f"Note: {caveat}")
     if len(openings) > 1:
         print(
-            f"Note: the test split was opened {len(openings)} times: a number that was chosen by "
-            "looking is too good."
+            f"Note: the test split was opened {len(openings)} times: a number chosen by looking at "
+            "it is too good."
         )
     write_model_card(workdir)
-    print(f"All of it, as a page: {html_report.write_html(workdir)}")
+    print(f"Report: {html_report.write_html(workdir)}")
     return results
 
 
 def label_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Predictions:
-    """Returns 'log_probabilities_NxC' of another finished classifier, as it calibrated them."""
-    experiment, predictions = _with(config, workdir, data, examples)
-    found = experiment.task.log_probabilities(predictions)
-    return Predictions(predictions.ids_N, {"log_probabilities_NxC": found})
+    """Returns the calibrated 'log_probabilities_NxC' of another finished classifier."""
+    experiment, predictions = _predict_with(config, workdir, data, examples)
+    logs_NxC = experiment.task.log_probabilities(predictions)
+    return Predictions(predictions.ids_N, {"log_probabilities_NxC": logs_NxC})
 
 
 def score_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Scores:
-    """Returns what another finished run's predictions are worth, by what it fitted itself."""
-    experiment, predictions = _with(config, workdir, data, examples)
+    """Returns the scores of another finished run, with its own fitted values."""
+    experiment, predictions = _predict_with(config, workdir, data, examples)
     return experiment.task.score(predictions, examples)
 
 
-def _with(
+def _predict_with(
     config: ConfigDict, workdir: Path, data: RunData, examples: Examples
 ) -> tuple[Experiment, Predictions]:
     experiment = build(config, workdir, data.labels, lambda line: None)
@@ -152,7 +152,7 @@ def _with(
 
 
 def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str, str]]:
-    """Records that the test split is opened now; returns all openings so far."""
+    """Records that the test split is opened; returns all openings so far."""
     path = workdir / "test_openings.jsonl"
     entry = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

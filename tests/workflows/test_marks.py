@@ -57,9 +57,11 @@ def test_a_review_may_come_back_from_pandas_or_excel(tmp_path, delimiter, encodi
 def test_other_data_than_were_reviewed_are_noticed(tmp_path):
     path = write_review(tmp_path, {5: "1"})
     changed = dataclasses.replace(EXAMPLES, texts_N=object_array(["甲很好", "乙，好", "丙", "丁"]))
-    with pytest.raises(ValueError, match=r"marked\.csv:3: the text of id 5 .*review them anew"):
+    with pytest.raises(
+        ValueError, match=r"marked\.csv:3: the text of id 5 .*review the data again"
+    ):
         exclude(changed, path)
-    with pytest.raises(ValueError, match=r"marked\.csv:3: id 5 is marked, but the 1 training"):
+    with pytest.raises(ValueError, match=r"marked\.csv:3: id 5 is marked, but no training"):
         exclude(EXAMPLES.first(1), path)
     paired = dataclasses.replace(EXAMPLES, pairs_N=object_array(["a"] * 4))
     with pytest.raises(ValueError, match="the text of id 5"):
@@ -69,7 +71,7 @@ def test_other_data_than_were_reviewed_are_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("marked", "columns", "message"),
     [
-        ({}, None, "1 under 'exclude' for 0 of 4 .*leave config.review.exclude empty"),
+        ({}, None, "1 under 'exclude' for 0 of 4 .*leave the key empty"),
         (dict.fromkeys((3, 5, 8, 13), "1"), None, "for 4 of 4"),
         ({5: "yes"}, None, r"marked\.csv:3: 'exclude' is 'yes', expected 1"),
         ({5: "1"}, "id,text,digest,drop", "no column exclude among .*'drop'"),

@@ -38,7 +38,7 @@ def reviewed(make_config, reviews, tmp_path_factory):
     config.model.update(head="linear", pooling="mean", label_words=())
     config.train.update(duration="5 epochs", checkpoint_every="100%")
     config.eval.every = "25%"
-    config.review.update(folds=2, neighbours=2)
+    config.review.folds = 2
     path = review(config, folder / "run")
     with path.open(encoding="utf-8-sig", newline="") as file:
         return config, folder / "run", list(csv.DictReader(file)), wrong
@@ -64,7 +64,7 @@ def test_neighbours_are_other_texts_that_the_judging_model_learned_from(reviewed
     fold = dict(zip(train.texts_N, folds_N.tolist(), strict=True))
     shown = [row for row in rows if row["suggested"] != row["label"]]
     for row in shown:
-        for number in (1, 2):
+        for number in (1, 2, 3):
             assert fold[row[f"neighbour_{number}"]] != fold[row["text"]]
     assert all(not row["neighbour_1"] for row in rows if row["suggested"] == row["label"])
 
@@ -80,12 +80,12 @@ def test_a_marked_review_leaves_its_examples_out_of_the_training_split(reviewed)
 
 def test_a_review_is_not_overwritten_and_finished_folds_are_not_trained_again(reviewed, capsys):
     config, workdir, _, _ = reviewed
-    with pytest.raises(ValueError, match=r"review\.csv is there already.*rename it"):
+    with pytest.raises(ValueError, match=r"review\.csv exists .*rename it"):
         review(config, workdir)
     before = (workdir / "review.csv").read_bytes()
     (workdir / "review.csv").rename(workdir / "old.csv")
     review(config, workdir)
-    assert capsys.readouterr().out.count("It is finished") == 2
+    assert capsys.readouterr().out.count("Finished before") == 2
     assert (workdir / "review.csv").read_bytes() == before
     assert not list(workdir.glob("review/*/checkpoints"))
 

@@ -108,7 +108,7 @@ def test_what_only_one_side_has_is_left_out():
 def test_nothing_sure_enough_is_told_with_the_counts():
     with pytest.raises(ValueError, match=r"threshold=0\.9: of 2 texts.*'好': 0.*lower"):
         take([0.6, 0.4])
-    with pytest.raises(ValueError, match=r"'差': 0, '好': 2}, of which .*balance takes none"):
+    with pytest.raises(ValueError, match=r"'差': 0, '好': 2}, of which .*balance accepts none"):
         take([0.99, 0.97], balance=True)
 
 
@@ -119,7 +119,7 @@ def test_the_rest_begins_where_the_training_examples_end(tiny_config):
     assert len(rest) == 40
     assert not np.intersect1d(rest.ids_N, data.split("train").ids_N).size
     tiny_config.data.max_train_examples = 0
-    with pytest.raises(ValueError, match=r"max_train_examples=0, which is nothing of 288"):
+    with pytest.raises(ValueError, match=r"max_train_examples=0, which are none of 288"):
         self_training.unlabelled(tiny_config, data)
 
 

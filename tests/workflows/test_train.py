@@ -144,7 +144,7 @@ def test_a_training_split_without_any_label_is_refused(short_config, tmp_path, m
     # Where that cannot be seen beforehand, the steps show it.
     monkeypatch.setattr(Classification, "check", lambda self, examples, split: None)
     short_config.train.duration = "20 steps"
-    with pytest.raises(ValueError, match=r"all 12 steps so far had nothing to learn from"):
+    with pytest.raises(ValueError, match=r"every label of the first 12 steps is masked"):
         train(short_config, tmp_path / "run")
 
 

@@ -16,7 +16,7 @@ from models import pretrained
 from tasks import task_class
 from training.data import load_data
 from training.experiment import make_pipeline
-from training.run_tokenizer import check_own, run_tokenizers, training_texts
+from training.run_tokenizer import check_original, run_tokenizers, training_texts
 from workflows.inspect.stages import show_examples, show_records
 
 
@@ -37,7 +37,7 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     checkpoint = pretrained.open_checkpoint(
         pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
     )
-    if note := check_own(config, checkpoint, own):
+    if note := check_original(config, checkpoint, own):
         print(note)
     backbone = checkpoint.config
     task = task_class(config)(config, data.labels, tokenizer=tokenizer, backbone=backbone)

@@ -36,7 +36,7 @@ from models.backbone import make_backbone
 from models.pretrained import Checkpoint, open_checkpoint, resolve
 from models.pretrained.tables import flatten
 from models.t5 import T5Config, shift_right
-from training.run_tokenizer import load_own
+from training.run_tokenizer import load_original
 from workflows.verify.agreement import Row, compare, compare_logits
 from workflows.verify.reference import (
     Inputs,
@@ -305,7 +305,7 @@ def _inputs(config: ConfigDict, checkpoint: Checkpoint) -> Inputs:
     own.tokenizer.model = ""  # of the checkpoint, whatever the run has
     room = checkpoint.config.max_length or _MAX_LENGTH
     try:
-        tokenizer = load_own(own)
+        tokenizer = load_original(own)
     except (FileNotFoundError, ValueError) as error:  # weights can be verified without one
         missing = isinstance(error, FileNotFoundError)
         print(
