@@ -1,7 +1,6 @@
-"""The table of what every value of configs/common.py may be, and the check against it.
+"""The range of every value of configs/common.py, checked before anything is read or computed.
 
-It is made before anything is read, written or computed. What only the data or the model can tell,
-and what depends on two values at once, is checked where it is known.
+What depends on the data, the model or two values at once is checked where it is known.
 """
 
 import difflib
@@ -142,15 +141,11 @@ TABLE: dict[str, Row] = {
     "layout.row_length": SOME,
     "layout.max_shapes": SOME,
     "augmentation.share": Number(0, 1, above=True),
-    "augmentation.pair": choice("apart", "alike", "text", "pair"),
     "augmentation.deletion_rate": BELOW_ONE,
     "augmentation.swap_rate": BELOW_ONE,
     "augmentation.insertion_rate": BELOW_ONE,
     "augmentation.punctuation_rate": BELOW_ONE,
     "augmentation.mask_rate": BELOW_ONE,
-    "augmentation.mask_character": Form(
-        "one character", lambda value: isinstance(value, str) and len(value) == 1
-    ),
     "augmentation.homophone_rate": BELOW_ONE,
     "augmentation.shape_rate": BELOW_ONE,
     "augmentation.synonym_rate": BELOW_ONE,
@@ -292,15 +287,15 @@ _GROUPS = {key[: dot.start()] for key in TABLE for dot in re.finditer(r"\.", key
 
 
 def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "config") -> None:
-    """Raises on a key that is not in the table, or lacks, and on a value that cannot work.
+    """Raises on an unknown or missing key, and on a value out of its range.
 
     Args:
       config: of a run.
-      tasks: what config.task may be.
+      tasks: the values of config.task.
       path: of `config`, for messages.
 
     Raises:
-      ValueError: names the key, what was found and what is expected.
+      ValueError: with the key, its value and the range.
     """
     table = TABLE | {"task": choice(*tasks)}
     values = dict(_leaves(config))
@@ -324,13 +319,13 @@ def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "confi
 
 
 def expected(key: str) -> str:
-    """Returns what the table says of 'config.a.b', or of a member's key; '' of a group."""
+    """Returns the range of 'config.a.b', or of a member's key, in words; '' for a group."""
     key = re.sub(rf"^config\.(?:{MEMBERS}\.\w+\.)*", "", key)
     return TABLE[key].expected if key in TABLE else ""
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields each key but those of members, as 'a.b', and its value."""
+    """Yields each key as 'a.b', and its value, without those of members."""
     for name, value in config.items():
         key = f"{prefix}{name}"
         if not isinstance(value, ConfigDict):
@@ -338,5 +333,5 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
         elif key != MEMBERS:
             yield from _leaves(value, f"{key}.")
         else:
-            odd = {n: member for n, member in value.items() if not isinstance(member, ConfigDict)}
-            yield from ((f"{key}.{n}", member) for n, member in odd.items())
+            wrong = {n: member for n, member in value.items() if not isinstance(member, ConfigDict)}
+            yield from ((f"{key}.{n}", member) for n, member in wrong.items())

@@ -129,5 +129,5 @@ class SeveralData:
 def load_data(config: ConfigDict) -> RunData | SeveralData:
     """Prepares the data of config.data, or of each member, unless they are prepared already."""
     if members := task_class(config).member_configs(config):
-        return SeveralData({name: load_data(own) for name, own in members.items()})
+        return SeveralData({name: load_data(member) for name, member in members.items()})
     return RunData(config, prepare(config.data))

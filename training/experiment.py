@@ -333,27 +333,11 @@ def make_pipeline(
 ) -> TextPipeline | MixturePipeline:
     """Returns what turns examples into batches; rows are a multiple of the number of devices."""
     if task.members:
-        return MixturePipeline(
-            {
-                name: make_pipeline(member.config, member, row_multiple=row_multiple)
-                for name, member in task.members.items()
-            },
-            multi=config.multi,
-            batch_size=config.data.batch_size,
-            microbatches=config.train.microbatches,
-            seed=config.seed,
-        )
+        pipelines = {
+            name: make_pipeline(member.config, member, row_multiple=row_multiple)
+            for name, member in task.members.items()
+        }
+        return MixturePipeline(pipelines, config)
     length = config.adapt.prompt_length if config.adapt.kind == "prompt" else 0
-    first = task.backbone.vocab_size
-    return TextPipeline(
-        task,
-        template=config.data.template,
-        layout=config.layout,
-        augmentation=config.augmentation,
-        batch_size=config.data.batch_size,
-        microbatches=config.train.microbatches,
-        row_multiple=row_multiple,
-        seed=config.seed,
-        eval_rows=config.eval.rows,
-        prefix_ids=range(first, first + length),
-    )
+    prefix_ids = range(task.backbone.vocab_size, task.backbone.vocab_size + length)
+    return TextPipeline(task, config, row_multiple=row_multiple, prefix_ids=prefix_ids)

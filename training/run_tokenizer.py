@@ -9,21 +9,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline.batches.augmentation_tables import PUNCTUATION
+from input_pipeline.batches.augmentation_tables import MASK, PUNCTUATION
 from input_pipeline.batches.template import FIELD
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import vocabulary
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
+from input_pipeline.tokenizers.loading import check_belongs, load_tokenizer, named_pieces
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from input_pipeline.tokenizers.tokenization import (
-    Tokenizer,
-    check_belongs,
-    load_tokenizer,
-    tokenizer_from_gguf,
-    train_tokenizer,
-)
-from input_pipeline.tokenizers.tokenizer_files import named_pieces
+from input_pipeline.tokenizers.tokenization import Tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models import pretrained
 from models.backbone import BackboneConfig
 from models.pretrained.vocabulary import follow_vocabulary
@@ -161,7 +157,7 @@ def _fitted_model(
     other_run = Path(config.resume_from, "tokenizer.model")
     if config.resume_from and other_run.is_file():
         return other_run.read_bytes()
-    augmentation = (config.augmentation.mask_character, *PUNCTUATION)
+    augmentation = (MASK, *PUNCTUATION)
     words = (*FIELD.split(config.data.template)[::2], *config.model.label_words, *augmentation)
     texts, model = [*texts, *words], tokenizer.model
     if config.tokenizer.keep_others >= 0:

@@ -20,8 +20,8 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         )
     meta = read_meta(config, workdir)
     path, members = config.predict.input, task_class(config).member_configs(config)
-    if members:  # every member predicts every text
-        examples = Mixture({name: read_unlabelled(path, own.data) for name, own in members.items()})
+    if members:  # each of them predicts every text
+        examples = Mixture({name: read_unlabelled(path, m.data) for name, m in members.items()})
     else:
         examples = read_unlabelled(path, config.data)
     experiment = build(config, workdir, meta["labels"], print)

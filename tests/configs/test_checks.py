@@ -126,7 +126,6 @@ def test_durations_have_a_unit_and_end_some_time(number, unit):
         ("data.split.test", -0.1),
         ("data.template", "{text}\\n{pair}"),
         ("data.normalization", ("nfkc",)),
-        ("augmentation.mask_character", "[MASK]"),
         ("features.extractors", ()),
         ("features.extractors", ("lengths", "lengths")),
         ("model.label_words", "好"),

@@ -12,7 +12,7 @@ from configs import common
 from evaluation import answers
 from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from tasks import limits, task_class
 from tasks.limits import Given, Limit
 from tasks.reading_comprehension import ReadingComprehension
@@ -28,18 +28,7 @@ def examples_of(texts, labels=None, **columns):
 
 def given_of(task, examples, *, training=False):
     """Examples as they come to a task, with its real pipeline."""
-    config = task.config
-    pipeline = TextPipeline(
-        task,
-        template=config.data.template,
-        layout=config.layout,
-        augmentation=config.augmentation,
-        batch_size=8,
-        microbatches=1,
-        row_multiple=1,
-        seed=0,
-        eval_rows=1,
-    )
+    pipeline = TextPipeline(task, task.config)
     windows = task.windows(examples, pipeline.encoder, training=training)
     return Given(examples, windows, pipeline, training, False)
 

@@ -15,7 +15,7 @@ from evaluation.metrics import estimate
 from input_pipeline.batches import span_tags
 from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from tasks.limits import Given
 from tasks.tagging import Tagging
 from tasks.task import Chunk

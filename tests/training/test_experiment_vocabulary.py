@@ -10,7 +10,7 @@ import pytest
 
 from input_pipeline.corpus.preparation import prepare
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.vocabulary import parts
 from models.pretrained import load_pretrained, write_pretrained
 from training.experiment import build

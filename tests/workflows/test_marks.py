@@ -57,9 +57,8 @@ def test_a_review_may_come_back_from_pandas_or_excel(tmp_path, delimiter, encodi
 def test_other_data_than_were_reviewed_are_noticed(tmp_path):
     path = write_review(tmp_path, {5: "1"})
     changed = dataclasses.replace(EXAMPLES, texts_N=object_array(["甲很好", "乙，好", "丙", "丁"]))
-    with pytest.raises(
-        ValueError, match=r"marked\.csv:3: the text of id 5 .*review the data again"
-    ):
+    again = r"marked\.csv:3: the text of id 5 .*review the data again"
+    with pytest.raises(ValueError, match=again):
         exclude(changed, path)
     with pytest.raises(ValueError, match=r"marked\.csv:3: id 5 is marked, but no training"):
         exclude(EXAMPLES.first(1), path)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from input_pipeline.tokenizers.tokenization import Tokenizer, load_tokenizer
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.heads import Model
 from models.pretrained import open_checkpoint, safetensors
 from models.pretrained.tables import KERNEL, Row, Rows, tensors_from

@@ -14,7 +14,8 @@ from input_pipeline.corpus.normalization import Normalizer
 from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.lazy import tf
 from input_pipeline.records import Record, Span
-from input_pipeline.tokenizers.tokenization import load_tokenizer, train_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from workflows.inspect.stages import changes, mark_spans, show_examples, show_records
 
 TEXT = st.text("前后酒店，a \n", max_size=12)
