@@ -199,7 +199,7 @@ class TokenizerFiles:
         stem, guesses = _stem(self.class_name), []
         if self._named == JSON:  # asked for by name, and complete
             readings = [_WHOLE]
-        elif stem and not (stem in _GENERIC and self._named):
+        elif self._has_code or (stem and not (stem in _GENERIC and self._named)):
             kind = "json" if stem in _GENERIC or stem in _OF_JSON else _KINDS.get(stem)
             if self._has_code or kind is None:
                 raise _not_implemented(self.class_name, self._class_file)
