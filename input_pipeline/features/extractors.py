@@ -77,41 +77,37 @@ def load_resources(kinds: Sequence[str], *, lexicon: str) -> Resources:
     }
 
 
-def extract(
-    examples: Examples,
-    kinds: Sequence[str],
-    *,
-    resources: Resources,
-    words: bool,
-    value_names: Sequence[str],
-) -> Columns:
-    """Returns the features of `kinds` in a fixed order, those of the second text behind 'pair/'.
+def extract(examples: Examples, settings: Mapping[str, Any]) -> Columns:
+    """Returns the features in a fixed order, those of the second text behind 'pair/'.
 
     Args:
         examples: with `pairs_N`, statistics of the overlap of both texts are added.
-        kinds: some of DENSE; others are ignored.
-        resources: see `load_resources`.
-        words: whether 'lengths' counts words too.
-        value_names: of the columns of `values_NxK`.
+        settings: 'extractors', of which those in DENSE are made; 'resources', see `load_resources`;
+            'words', whether 'lengths' counts words too; 'value_names', of the columns of
+            `values_NxK`.
 
     Raises:
         ValueError: `examples` lack words or values, or one is not a number.
     """
-    first = Characters(examples.texts_N)
-    columns = _of_one_text(first, kinds, resources, examples.words if words else None)
+    texts = [("", examples.texts_N, examples.words)]
     if examples.pairs_N is not None:
-        second = Characters(examples.pairs_N)
-        pair = _of_one_text(second, kinds, resources, examples.pair_words if words else None)
-        columns |= {f"pair/{name}": values_N for name, values_N in pair.items()}
-        columns |= overlap(first, second)
-    if "values" in kinds:
-        columns |= _values(examples, value_names)
+        texts.append(("pair/", examples.pairs_N, examples.pair_words))
+    both, columns = [], {}
+    for prefix, texts_N, words in texts:
+        both.append(Characters(texts_N))
+        made = _of_one_text(both[-1], settings, words if settings["words"] else None)
+        columns |= {prefix + name: values_N for name, values_N in made.items()}
+    if len(both) == 2:
+        columns |= overlap(*both)
+    if "values" in settings["extractors"]:
+        columns |= _values(examples, settings["value_names"])
     return columns
 
 
 def _of_one_text(
-    characters: "Characters", kinds: Sequence[str], resources: Resources, words: Ragged | None
+    characters: "Characters", settings: Mapping[str, Any], words: Ragged | None
 ) -> Columns:
+    resources = settings["resources"]
     makers: dict[str, Callable[[], Columns]] = {  # in the order of DENSE
         "lengths": lambda: lengths(characters, words),
         "characters": lambda: characters.shares(_SCRIPTS, _scripts),
@@ -123,7 +119,7 @@ def _of_one_text(
     return {
         f"{kind}/{name}": values_N
         for kind, make in makers.items()
-        if kind in kinds
+        if kind in settings["extractors"]
         for name, values_N in make().items()
     }
 

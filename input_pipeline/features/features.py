@@ -85,8 +85,8 @@ class FeaturePipeline:
         for kind, terms in self.settings["terms"].items():
             weigh = _vectoriser(kind, vocabulary=terms)
             weigh.idf_ = self.arrays[f"{kind}.idf_V"]
-            weights = weigh.transform(_documents(kind, examples, pair=self.settings["pair"]))
-            blocks += _reduced(kind, weights, self.arrays, pair=self.settings["pair"])
+            weights = weigh.transform(_documents(kind, examples))
+            blocks += _term_columns(kind, terms, weights, self.arrays, examples)[1]
         kept_NxK = columns_of(blocks, self.arrays["kept_K"])
         kept_NxK = np.clip(kept_NxK, self.arrays["low_K"], self.arrays["high_K"])
         return ((kept_NxK - self.arrays["center_K"]) / self.arrays["scale_K"]).astype(np.float32)
@@ -201,8 +201,8 @@ def _fit_blocks(
         terms, weights, fitted = _fit_terms(kind, train, features)
         settings["terms"][kind] = terms
         arrays |= fitted
-        blocks += _reduced(kind, weights, arrays, pair=settings["pair"])
-        names += _term_names(kind, terms, arrays, pair=settings["pair"])
+        more_names, more_blocks = _term_columns(kind, terms, weights, arrays, train)
+        names, blocks = names + more_names, blocks + more_blocks
     return names, blocks, arrays
 
 
@@ -228,23 +228,18 @@ def _extract(examples: Examples, settings: Mapping[str, Any]) -> tuple[list[str]
             "config.features: these examples have no words, the training split has: check "
             "config.data.words"
         )
-    columns = extract(
-        examples,
-        settings["extractors"],
-        resources=settings["resources"],
-        words=settings["words"],
-        value_names=settings["value_names"],
-    )
+    columns = extract(examples, settings)
     values = list(columns.values())
     return list(columns), np.stack(values, axis=1) if values else np.zeros((len(examples), 0))
 
 
-def _documents(kind: str, examples: Examples, *, pair: bool) -> Sequence[str] | list[list[str]]:
+def _documents(kind: str, examples: Examples) -> Sequence[str] | list[list[str]]:
     """Returns what TF-IDF counts in: the texts, behind them their pairs, cut into words or not."""
+    pairs_N = [] if examples.pairs_N is None else examples.pairs_N
     if kind == "character_tfidf":
-        return [*examples.texts_N, *examples.pairs_N] if pair else examples.texts_N
+        return [*examples.texts_N, *pairs_N]
     documents = _words(examples.texts_N, examples.words)
-    return documents + _words(examples.pairs_N, examples.pair_words) if pair else documents
+    return documents + _words(pairs_N, examples.pair_words) if len(pairs_N) else documents
 
 
 def _words(texts_N: np.ndarray, words: Ragged | None) -> list[list[str]]:
@@ -268,7 +263,7 @@ def _fit_terms(
     kind: str, train: Examples, features: ConfigDict
 ) -> tuple[list[str], csr_matrix, dict[str, np.ndarray]]:
     """Returns terms, their weights in the training texts, and the arrays to store."""
-    documents = _documents(kind, train, pair=train.pairs_N is not None)
+    documents = _documents(kind, train)
     least = 2 if len(documents) >= 100 else 1  # few texts may share nothing
     vectoriser = _vectoriser(kind, min_df=least, max_features=features.tfidf_terms)
     try:
@@ -287,26 +282,25 @@ def _fit_terms(
     return vectoriser.get_feature_names_out().tolist(), weights, arrays
 
 
-def _reduced(
-    kind: str, weights: csr_matrix, arrays: Mapping[str, np.ndarray], *, pair: bool
-) -> list[Matrix]:
-    """Returns the blocks that come of TF-IDF weights, in the order of `_term_names`."""
+def _term_columns(
+    kind: str,
+    terms: Sequence[str],
+    weights: csr_matrix,
+    arrays: Mapping[str, np.ndarray],
+    examples: Examples,
+) -> tuple[list[str], list[Matrix]]:
+    """Returns names and blocks of the features that TF-IDF weights of `_documents` become."""
+    columns, names = weights, [f"{kind}/{term}" for term in terms]
     components_SxV = arrays.get(f"{kind}.components_SxV")
-    columns = weights if components_SxV is None else weights @ components_SxV.T
-    if not pair:
-        return [columns]
-    count = weights.shape[0] // 2
+    if components_SxV is not None:
+        columns = weights @ components_SxV.T
+        names = [f"{kind}/svd_{i}" for i in range(len(components_SxV))]
+    if examples.pairs_N is None:
+        return names, [columns]
+    count = len(examples)
     cosine_N = np.asarray(weights[:count].multiply(weights[count:]).sum(axis=1)).ravel()
-    return [columns[:count], columns[count:], cosine_N[:, None].astype(np.float64)]
-
-
-def _term_names(
-    kind: str, terms: Sequence[str], arrays: Mapping[str, np.ndarray], *, pair: bool
-) -> list[str]:
-    components_SxV = arrays.get(f"{kind}.components_SxV")
-    ends = terms if components_SxV is None else [f"svd_{i}" for i in range(len(components_SxV))]
-    names = [f"{kind}/{end}" for end in ends]
-    return [*names, *(f"pair/{name}" for name in names), f"overlap/{kind}"] if pair else names
+    names = [*names, *(f"pair/{name}" for name in names), f"overlap/{kind}"]
+    return names, [columns[:count], columns[count:], cosine_N[:, None].astype(np.float64)]
 
 
 def _fit_transformation(kind: str, dense_NxD: np.ndarray) -> dict[str, np.ndarray]:

@@ -122,9 +122,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def following(self) -> Tokenizer:
         """See Tokenizer."""
-        made = self._tokenizer.to_str()
-        changed = made.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
-        if changed == made:
+        changed = self.json.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        if changed == self.json:
             return self
         other = copy.copy(self)
         other._tokenizer = tokenizers.Tokenizer.from_str(changed)

@@ -64,13 +64,8 @@ _OF_JSON = re.findall(
     "mpnet mvp nllb pegasus reformer rembert squeezebert xglm xlnet",
 )
 _GENERIC = ("auto", "pretrained", "tokenizersbackend")
-# Kinds by the beginning of model_type, or of the first of architectures; first match wins.
-_HINTS = (
-    *(("xlmroberta", "xlm-roberta"), ("roberta", "roberta"), ("electra", "wordpiece")),
-    *(("bert", "wordpiece"), ("ernie", "wordpiece"), ("albert", "json"), ("mistral", "llama")),
-    *(("llama", "llama"), ("gemma", "gemma"), ("qwen", "qwen2"), ("umt5", "t5")),
-    *(("mt5", "t5"), ("t5", "t5")),
-)
+# Kinds by the beginning of model_type, or of the first of architectures.
+_HINTS = _KINDS | {"albert": "json", "mistral": "llama", "qwen": "qwen2", "umt5": "t5"}
 _FAIRSEQ = {0: "<s>", 1: "<pad>", 2: "</s>", 3: "<unk>"}  # that XLM-R's class puts first
 MISFITS = 0.001  # share of pieces; tokenizer.json spells a few otherwise (a tab in Gemma's)
 _FLAGS = dict.fromkeys(("special", "single_word", "lstrip", "rstrip"), False)
@@ -393,7 +388,7 @@ def _hint(configs: Iterable[Mapping[str, Any]]) -> str:
     for config in configs:
         for name in (config.get("model_type") or "", *(config.get("architectures") or ())):
             plain = re.sub("[-_]", "", str(name).lower())
-            for beginning, kind in _HINTS:
+            for beginning, kind in _HINTS.items():
                 if plain.startswith(beginning):
                     return kind
     return ""

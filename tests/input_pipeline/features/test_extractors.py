@@ -33,13 +33,8 @@ def examples_of(texts, **parts):
 
 
 def features_of(texts, kinds=KINDS, *, words=False, value_names=(), resources=RESOURCES, **parts):
-    return extract(
-        examples_of(texts, **parts),
-        kinds,
-        resources=resources,
-        words=words,
-        value_names=value_names,
-    )
+    settings = {"extractors": kinds, "resources": resources, "words": words}
+    return extract(examples_of(texts, **parts), settings | {"value_names": value_names})
 
 
 @settings(deadline=None)
@@ -74,10 +69,14 @@ def test_lengths_equal_those_of_a_loop(text):
     assert found["lengths/distinct_share"] == pytest.approx(len(set(text)) / max(len(text), 1))
 
 
+def features_of_words(texts, words):
+    settings = {"extractors": ["lengths"], "resources": RESOURCES, "words": True}
+    return extract(examples_of(texts, words=words), settings)
+
+
 def test_words_are_counted_where_their_ends_are_known():
     words = Ragged.of([[2, 3], []])
-    examples = examples_of(["喜欢你", ""], words=words)
-    found = extract(examples, ["lengths"], resources=RESOURCES, words=True, value_names=())
+    found = features_of_words(["喜欢你", ""], words)
     np.testing.assert_array_equal(found["lengths/words"], [2, 0])
     np.testing.assert_array_equal(found["lengths/characters_per_word"], [1.5, 0])
 
