@@ -217,7 +217,7 @@ def from_spec(
 def _with_added(spec: Spec, files: TokenizerFiles) -> tuple[Spec, bool]:
     """Returns a tokenizer.json with the tokens that other files add to it, and whether any do."""
     if files.left_out:
-        model = spec["model"]
+        model = spec["model"]  # pieces that are left out have its last ids
         kept = pieces_of(spec, files.left_out).items()
         is_list = not isinstance(model["vocab"], dict)
         vocab = model["vocab"][: len(kept)] if is_list else {piece: i for i, piece in kept}

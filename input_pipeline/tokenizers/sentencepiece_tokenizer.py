@@ -137,11 +137,13 @@ class SentencePieceTokenizer(Tokenizer):
         lengths_B = np.fromiter(map(len, texts), np.int64, len(texts))
         first_B = np.cumsum(lengths_B) - lengths_B
         places = np.arange(lengths_B.sum()) - np.repeat(first_B, lengths_B)
+        # Whether a place is cut depends on the text's draw and the place alone, not on the batch.
         seeds = numpy_mix((uniforms_B * 2.0**53).astype(np.uint64))
         draws = numpy_mix(np.repeat(seeds, lengths_B) + places.astype(np.uint64))
         cut = (draws >> np.uint64(11)).astype(np.float64) < alpha * 2.0**53
         cut |= places == 0
         starts = np.flatnonzero(cut)
+        # What lies between two cuts is encoded apart, in one call for all texts.
         joined = "".join(texts)
         bounds = [*starts.tolist(), len(joined)]
         parts = [joined[start:stop] for start, stop in itertools.pairwise(bounds)]

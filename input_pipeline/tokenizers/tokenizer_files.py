@@ -191,6 +191,7 @@ class TokenizerFiles:
             FileNotFoundError: no tokeniser is there.
             ValueError: a file is damaged, or the class isn't implemented.
         """
+        # A class decides; a generic one says nothing about a file that is named by itself.
         stem, guesses = _stem(self.class_name), []
         if self._named == JSON:  # asked for by name, and complete
             readings = [_WHOLE]
@@ -268,6 +269,7 @@ class TokenizerFiles:
                     "of another tokeniser; copy it again"
                 )
             size = max(size, i + 1)
+        # transformers appends special pieces that have a role but no id.
         known = ids.keys() | {token["content"] for token in tokens}
         for piece in special_names(self.json):
             if not {piece, SPACE + piece} & known:

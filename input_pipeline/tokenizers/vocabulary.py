@@ -106,7 +106,7 @@ def trim(model: bytes, texts: Iterable[str], *, others: int) -> bytes:
     """
     proto = _parse(model, (_BPE, _UNIGRAM))
     scores = {i: piece.score for i, piece in enumerate(proto.pieces) if piece.type == _TYPES.NORMAL}
-    used = set().union(*chain.from_iterable(_encode(model, texts)))
+    used = set(chain.from_iterable(_encode(model, texts)))
     kept = used | (set(range(len(proto.pieces))) - scores.keys())
     longest = 0 if proto.trainer_spec.byte_fallback else 1  # without bytes, characters are kept
     # The bytes of a space don't decode to one.
@@ -138,8 +138,8 @@ def extend(model: bytes, texts: Iterable[str], *, new_pieces: int) -> bytes:
         ValueError: a model of another kind.
     """
     proto = _parse(model, (_BPE,))
-    rows = chain.from_iterable(_encode(model, texts))
-    flat = np.fromiter(chain.from_iterable((*row, _BREAK) for row in rows), np.int32)
+    rows = ((*row, _BREAK) for row in _encode(model, texts))
+    flat = np.fromiter(chain.from_iterable(rows), np.int32)
     lowest = min((p.score for p in proto.pieces if p.type == _TYPES.NORMAL), default=0.0)
     added = [
         _TYPES(piece=text, score=lowest - 1 - order, type=_TYPES.NORMAL)
@@ -177,8 +177,7 @@ def _parse(model: bytes, kinds: Sequence[int]) -> proto_lib.ModelProto:
         raise ValueError(
             f"the tokeniser is a SentencePiece model of kind {name(kind)}, expected "
             f"{' or '.join(map(name, kinds))}: set config.tokenizer.new_pieces=0"
-            + ", config.tokenizer.keep_others=-1"
-            * (_UNIGRAM in kinds)
+            f"{', config.tokenizer.keep_others=-1' * (_UNIGRAM in kinds)}"
         )
     return proto
 
@@ -200,12 +199,12 @@ def _serialise(proto: proto_lib.ModelProto, pieces: Sequence[_TYPES]) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _encode(model: bytes, texts: Iterable[str]) -> Iterator[list[list[int]]]:
-    """Yields the ids of the texts, in chunks."""
+def _encode(model: bytes, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yields the ids of each text."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     texts = iter(texts)
     while chunk := list(islice(texts, _CHUNK)):
-        yield processor.encode(chunk, num_threads=-1)
+        yield from processor.encode(chunk, num_threads=-1)
 
 
 def _most_frequent(
