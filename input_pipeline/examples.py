@@ -116,6 +116,10 @@ class Examples:
         }
         return dataclasses.replace(self, **taken)
 
+    def without_features(self) -> "Examples":
+        """Returns the examples as they are before features are made."""
+        return dataclasses.replace(self, features_NxK=None)
+
     def as_given(self) -> "Examples":
         """Returns the examples with the texts of `given_N`, to be shown to whoever gave them."""
         if self.given_N is None:

@@ -99,7 +99,7 @@ def perturb(
     for words, texts in (("words", "texts_N"), ("pair_words", "pairs_N")):
         if getattr(examples, words) is not None:
             found[words] = Ragged.of([word_stops(text) for text in found[texts]])
-    return dataclasses.replace(examples, features_NxK=None, **found)
+    return dataclasses.replace(examples.without_features(), **found)
 
 
 def differ(examples: Examples, others: Examples) -> np.ndarray:
