@@ -41,11 +41,10 @@ def main(argv: list[str]) -> None:
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
     if config.train.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
-    from reporting import comparison
     from training import interruption, train
     from workflows import finish as protocol
+    from workflows import report, sweep
     from workflows import review as data_review
-    from workflows import sweep
     from workflows.export import export
     from workflows.inspect import inspect as inspection
     from workflows.integrate import integrate as integrate
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> None:
         "test": train.test,
         "predict": protocol.predict,
         "integrate": integrate.integrate,
-        "report": comparison.report,
+        "report": report.report,
         "review": data_review.review,
         "inspect": inspection.inspect,
         "verify": verification.verify,

@@ -93,7 +93,6 @@ def measure(config, workdir: Path, *, judging: int) -> None:
     from training.data import load_data
     from training.experiment import build
     from training.train import train
-    from workflows.integrate.loss import validation_loss
     from workflows.restoring import restore
 
     config.eval.test, config.train.integrate = False, False
@@ -135,6 +134,34 @@ def measure(config, workdir: Path, *, judging: int) -> None:
         }
         print(f"alpha {alpha:g}: {values}", flush=True)
     write_scores(workdir / _FILE, rows)
+
+
+def validation_loss(experiment, examples) -> Callable[[Mapping], float]:
+    """Returns a function of parameters to the mean of the run's loss over a split.
+
+    Dropout and augmentation are off. Sums over batches are divided once, by the total weight.
+    """
+    import jax
+
+    from training.compilation import PerShape
+    from training.sharding import put_batch
+
+    windows = experiment.windows(examples, training=True)
+
+    def total(frozen, params, batch):
+        return experiment.task.loss(experiment.apply({**frozen, **params}, batch), batch)[:2]
+
+    compiled = PerShape(total, "the validation loss", experiment.say)
+
+    def call(params) -> float:
+        parts = [
+            compiled(experiment.frozen, params, put_batch(batch, experiment.mesh))
+            for batch in experiment.pipeline.evaluate(windows)
+        ]
+        losses, weights = np.array(jax.device_get(parts), np.float64).sum(axis=0)
+        return float(losses / weights)
+
+    return call
 
 
 def lines_of(path: Path) -> tuple[Line, Line, Line]:

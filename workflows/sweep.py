@@ -26,9 +26,10 @@ from configs import sweeping
 from configs.stored import differences
 from evaluation.metrics import estimate
 from input_pipeline.files import write_json
-from reporting import comparison, report
+from reporting import report
 from reporting.stored_scores import read_scores
 from training.train import OnEvaluation, train
+from workflows import report as comparison
 from workflows.planning import Planned, command, plan
 
 Record = dict[str, Any]  # of a run, JSON-ready; see `run_one`

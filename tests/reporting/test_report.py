@@ -212,7 +212,7 @@ def test_curves_get_one_panel_for_each_thing_measured(tmp_path, steps, integrate
             progress.log(steps, {"validation/accuracy": 0.8, "validation/loss": math.nan})
     curve = [{"alpha": a, "value": a, "standard_error": 0.1} for a in (0.0, 0.5, 1.0)]
     integration = {"alpha": 0.5, "curve": curve} if integrated else None
-    figures.save_curves(tmp_path, metric=METRICS[0], integration=integration)
+    figures.save_curves(tmp_path, metric=report.shown(METRICS[0]), integration=integration)
     _, width, _ = image.imread(tmp_path / "curves.png").shape
     assert width == 540 * max(1, 2 * bool(steps) + integrated)
 
