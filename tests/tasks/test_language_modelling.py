@@ -24,7 +24,7 @@ from training.experiment import build
 from training.sharding import put_batch
 from training.train import train
 from workflows import finish as protocol
-from workflows.export.language import write_language_model
+from workflows.export.huggingface import write_language_model
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 KINDS = {

@@ -64,7 +64,7 @@ def test_the_written_folder_is_the_one_that_transformers_gave_these_logits_for(c
     pooling, bias = MAKE["CASES"][case]
     model = Model(open_checkpoint(folder).config, ClassifierHead(3, pooling, bias=bias))
     form = export_huggingface.form_of(model)
-    params = export_huggingface.read(form, model, folder)
+    params = export_huggingface.read(form, folder)
     batch = (np.where(mask_BxL, tokens_BxL, 0), np.zeros_like(tokens_BxL), mask_BxL.sum(axis=1))
     found_BxC = jax.jit(lambda *batch: row_logits(model, params, *batch))(*batch)
     np.testing.assert_allclose(found_BxC, logits_BxC, atol=1e-4)
