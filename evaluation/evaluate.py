@@ -25,10 +25,12 @@ class Predictions:
         ids_N: int64, ascending.
         outputs: '<name>_N...' -> [N, ...]; an object array where examples have outputs of different
             sizes, such as one value for each of their tokens.
+        fitted: what tasks.task.Task.fit chose on the validation split for this model.
     """
 
     ids_N: np.ndarray
     outputs: Mapping[str, np.ndarray]
+    fitted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.outputs[name]

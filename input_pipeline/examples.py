@@ -149,7 +149,5 @@ class Examples:
 
 
 def object_array(items: Sequence) -> np.ndarray:
-    """Returns an object array [N] of the items, whatever they are."""
-    array_N = np.empty(len(items), dtype=object)
-    array_N[:] = items
-    return array_N
+    """Returns an object array [N] of the items, arrays of one shape included."""
+    return np.fromiter(items, object, len(items))

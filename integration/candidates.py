@@ -1,7 +1,7 @@
 """What could be the model that a run ends with, and the rule that chooses among them."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ class Judged:
     """
 
     scores: Scores
-    fitted: dict[str, Any]
+    fitted: Mapping[str, Any]
     rank: list[float]
     predictions: Predictions | None
 

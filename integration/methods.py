@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from integration import ensembles
 from models.adapters import LORA_KINDS
+from tasks import require
 
 SOUPS = ("soup", "greedy_soup")
 MERGES = ("add", "ties")
@@ -49,18 +49,15 @@ def check(config: ConfigDict) -> None:
             "'scratch' has none: use 'ensemble', or fine-tune a pretrained checkpoint",
         )
     if "ensemble" in methods:
-        ensembles.check(config)
+        require(config, "AVERAGE", "config.integrate.methods: 'ensemble'")
     for key, method in (("targets", "ensemble"), ("shifted_files", "interpolation")):
         if options[key] and method not in methods:
             raise ValueError(
                 f"config.integrate.{key}={options[key]!r} needs the method {method!r}: add "
                 f"{method!r} to config.integrate.methods, found {methods}"
             )
-    if options.shifted_files and config.task == "multi_task":
-        raise ValueError(
-            "config.integrate.shifted_files: with config.task='multi_task' there is no single data "
-            "set whose columns the files could have: leave it empty"
-        )
+    if options.shifted_files:
+        require(config, "SHIFTED", "config.integrate.shifted_files")
 
 
 def _refuse(methods: Sequence[str], refused: Sequence[str], why: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from configs import common
-from input_pipeline.tokenizers.tokenization import train_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models.backbone import parameter_shapes
 from models.decoder import DecoderConfig
 from models.layers import Rope

@@ -147,7 +147,7 @@ def compare(
     }
     write_json(output / "comparison.json", result)
     tables.show(tables.table(*tables.run_cells(rows, result["metric"])), result["conclusion"])
-    print(f"The whole comparison, as a page: {write_html(output)}")
+    print(f"Report: {write_html(output)}")
     return result
 
 

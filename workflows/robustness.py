@@ -5,6 +5,7 @@ input_pipeline/batches/perturbation.py, paired with the predictions for the text
 table and the sentence are reporting/robustness_card.py's.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,11 @@ from ml_collections import ConfigDict
 from evaluation.calibration import calibration_error, reliability
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, estimate, mean, one_each, paired_difference
-from input_pipeline.batches.perturbation import PERTURBATIONS, differ, perturb, supports
+from input_pipeline.batches.perturbation import PERTURBATIONS, differ, perturb
 from input_pipeline.eta import track
 from input_pipeline.examples import Examples
 from reporting import report, robustness_card
+from tasks import require
 from tasks.task import Task
 from training.experiment import Experiment
 
@@ -28,12 +30,8 @@ _FLIPPED = Metric("flipped", "predictions changed, %", mean, False, scale=100, d
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError where the answers of config.task do not stay true when a text changes."""
-    if config.eval.robustness and not supports(config.task):
-        raise ValueError(
-            f"config.eval.robustness=True: with config.task={config.task!r} the answers are places "
-            "in the text, or texts, which do not stay true when the text is changed; expected "
-            "'classification' or 'multiple_choice': set it to False"
-        )
+    if config.eval.robustness:
+        require(config, "ROBUSTNESS", "config.eval.robustness=True")
 
 
 def robustness(
@@ -46,14 +44,14 @@ def robustness(
     """Returns the card of one model.
 
     Args:
-        experiment: its task's `fitted` is that of the model.
+        experiment: of the run.
         params: the trained ones of the model.
         examples: the texts as they are.
         predictions: of the model for these.
     """
     config = experiment.config
     return card(
-        lambda changed: experiment.predict(params, changed, complete=True),
+        lambda changed: experiment.predict(params, changed, predictions.fitted, complete=True),
         experiment.task,
         examples,
         predictions=predictions,
@@ -145,7 +143,7 @@ def _predict_again(
     outputs = {name: values.copy() for name, values in predictions.outputs.items()}
     for name, values in outputs.items():
         values[rows] = again[name]
-    return Predictions(predictions.ids_N, outputs)
+    return dataclasses.replace(predictions, outputs=outputs)
 
 
 def _calibration_error(records: Sequence[Mapping[str, Any]]) -> float | None:

@@ -54,8 +54,8 @@ class Targets(NamedTuple):
 class Task(Protocol):
     """What the pipeline calls of tasks.task.Task."""
 
-    POSITIONS: tuple[str, ...]
-    OFFSETS: bool
+    positions: tuple[str, ...]
+    offsets: bool
     sequences: int
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:

@@ -64,9 +64,8 @@ class CharacterTokenizer(Tokenizer):
         """As of Tokenizer."""
         return self._whole.piece(token_id)
 
-    def normalize(self, texts: Sequence[str]) -> list[str]:
-        """As of Tokenizer."""
-        return self._whole.normalize(texts)
+    def _normalize(self, texts: Sequence[str]) -> list[str]:
+        return self._whole._normalize(texts)
 
     def normalized_parts(self, text: str) -> list[tuple[str, str]]:
         """As of Tokenizer."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
-from input_pipeline.tokenizers.tokenization import SPACE, json_bytes
-from input_pipeline.tokenizers.tokenizer_files import CONFIG, Token, TokenizerFiles
+from input_pipeline.tokenizers.tokenization import CONFIG, SPACE, json_bytes
+from input_pipeline.tokenizers.tokenizer_files import Token, TokenizerFiles
 
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of XLM-R; <mask> is the last one

@@ -16,23 +16,70 @@ pieces from all 13,890 training reviews are found in 3 s and make unseen reviews
 """
 
 import heapq
+import io
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain, islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
+from input_pipeline.tokenizers.tokenization import SPACE
+
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
 _BPE, _UNIGRAM = proto_lib.TrainerSpec.BPE, proto_lib.TrainerSpec.UNIGRAM
-_SPACE = "\u2581"  # what SentencePiece writes for a space
 _CHUNK = 10_000  # texts encoded at a time
 _LETTERS = re.compile(r"[^\W\d_]+")  # what a new piece consists of: digits stay single, as they are
-_WORD = re.compile(f"{_SPACE}?{_LETTERS.pattern}")  # a space may only stand at its beginning
+_WORD = re.compile(f"{SPACE}?{_LETTERS.pattern}")  # a space may only stand at its beginning
 _BREAK = -1
+
+
+def train_tokenizer(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int) -> None:
+    """Learns a SentencePiece BPE model from `texts` and writes it to `path`.
+
+    Characters stay as they are (identity normalisation), so that full-width ，？；： survive, and
+    what the vocabulary lacks falls back to bytes: every text decodes to itself. The same texts in
+    the same order give the same file.
+
+    Raises:
+        ValueError: the texts are too few for `vocab_size`, or `vocab_size` is too small for the 260
+            fixed pieces and the characters that the texts consist of.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.9995,
+            required_chars=SPACE,  # as bytes it would decode to itself, not to a space
+            normalization_rule_name="identity",
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            bos_piece="<bos>",
+            eos_piece="<eos>",
+            num_threads=1,  # more threads would make ties fall as they like
+            max_sentence_length=1 << 20,  # bytes; longer texts would be left out
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"no tokeniser of tokenizer.vocab_size={vocab_size} can be learned from these texts "
+            f"(SentencePiece: {error}): change tokenizer.vocab_size"
+        ) from None
+    Path(path).write_bytes(model.getvalue())
 
 
 def trim(model: bytes, texts: Iterable[str], *, others: int) -> bytes:
@@ -64,7 +111,7 @@ def trim(model: bytes, texts: Iterable[str], *, others: int) -> bytes:
     kept = used | (set(range(len(proto.pieces))) - scores.keys())
     has_bytes = proto.trainer_spec.byte_fallback
     for i in scores:  # the bytes of a space don't decode to one
-        if (piece := proto.pieces[i].piece) == _SPACE or (len(piece) == 1 and not has_bytes):
+        if (piece := proto.pieces[i].piece) == SPACE or (len(piece) == 1 and not has_bytes):
             kept.add(i)
     if proto.trainer_spec.model_type == _UNIGRAM:
         # The scores of unknown and user-defined pieces derive from these two.

@@ -12,7 +12,7 @@ from configs import common
 from evaluation import answers
 from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from tasks import limits, task_class
 from tasks.limits import Given, Limit
 from tasks.reading_comprehension import ReadingComprehension
@@ -28,18 +28,7 @@ def examples_of(texts, labels=None, **columns):
 
 def given_of(task, examples, *, training=False):
     """Examples as they come to a task, with its real pipeline."""
-    config = task.config
-    pipeline = TextPipeline(
-        task,
-        template=config.data.template,
-        layout=config.layout,
-        augmentation=config.augmentation,
-        batch_size=8,
-        microbatches=1,
-        row_multiple=1,
-        seed=0,
-        eval_rows=1,
-    )
+    pipeline = TextPipeline(task, task.config)
     windows = task.windows(examples, pipeline.encoder, training=training)
     return Given(examples, windows, pipeline, training, False)
 
@@ -51,7 +40,7 @@ def make_task(kind, labels, *, length=16, backbone=None, template="{text}", **op
     config.layout.update(max_length=length, row_length=length)
     config.update_from_flattened_dict(options)
     tokenizer = load_tokenizer(TOKENIZERS / "bert")
-    return task_class(kind)(config, labels, tokenizer=tokenizer, backbone=backbone)
+    return task_class(config)(config, labels, tokenizer=tokenizer, backbone=backbone)
 
 
 def counts(task, given):

@@ -76,7 +76,6 @@ def config(make_config, write_config, tmp_path_factory):
         duration="100 steps",
         checkpoint_every="7 steps",
         integrate=False,
-        compilation_cache=str(folder / "compiled"),
         microbatches=2,
         ema=0.9,
     )

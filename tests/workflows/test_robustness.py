@@ -13,7 +13,8 @@ from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples, object_array
 from reporting.report import shown
 from reporting.robustness_card import conclusion
-from tasks.classification import ACCURACY, LOSS, Classification
+from tasks import task_class
+from tasks.classification import ACCURACY, LOSS
 from training.experiment import build
 from workflows.robustness import UNCHANGED, card, check, robustness, show_card
 
@@ -21,7 +22,7 @@ from workflows.robustness import UNCHANGED, card, check, robustness, show_card
 def make_task(labels=("bad", "good"), **options):
     config = common.get_config()
     config.classification.update(**options)
-    return Classification(config, labels, tokenizer=None, backbone=None)
+    return task_class(config)(config, labels, tokenizer=None, backbone=None)
 
 
 def reads(examples):
@@ -90,13 +91,13 @@ def test_examples_without_a_label_are_left_out_as_they_were():
 
 def test_numbers_have_no_flips_and_neither_they_nor_several_labels_one_confidence():
     task = make_task((), kind="regression")
-    task.fitted = {"mean": 0.0, "deviation": 1.0}
     examples = make_examples()
     numbers = Examples(examples.texts_N, None, examples.ids_N, numbers_N=np.arange(40.0))
 
     def predict(some):
         lengths_N = np.array([len(text) for text in some.texts_N], np.float64)
-        return Predictions(some.ids_N, {"logits_NxC": lengths_N[:, None]})
+        scale = {"mean": 0.0, "deviation": 1.0}
+        return Predictions(some.ids_N, {"logits_NxC": lengths_N[:, None]}, scale)
 
     options = {"predictions": predict(numbers), "metric": "rmse", "seed": 0}
     rows = card(predict, task, numbers, names=["repeated"], **options)
@@ -148,7 +149,9 @@ def test_kinds_of_task_whose_answers_would_move_are_refused(tiny_config):
     tiny_config.eval.robustness = True
     check(tiny_config)
     tiny_config.task = "tagging"
-    with pytest.raises(ValueError, match=r"config.eval.robustness=True: .*'tagging'.*set it to"):
+    with pytest.raises(
+        ValueError, match=r"config.eval.robustness=True: found the task 'tagging', .*leave it"
+    ):
         check(tiny_config)
     tiny_config.eval.robustness = False
     check(tiny_config)
@@ -165,7 +168,7 @@ def test_the_card_of_a_model_with_features_has_every_perturbation(tiny_config, t
     params = experiment.put(experiment.initial)
     params["head/feature_kernel"] += np.array([[-1.0, 1.0]])  # so that features decide
     with_features = experiment.with_features(validation)
-    predictions = experiment.predict(params, with_features)
+    predictions = experiment.predict(params, with_features, {})
     rows = robustness(experiment, params, examples=with_features, predictions=predictions)
     assert [row["perturbation"] for row in rows] == [UNCHANGED, *PERTURBATIONS]
     json.dumps(rows)
@@ -175,7 +178,7 @@ def test_the_card_of_a_model_with_features_has_every_perturbation(tiny_config, t
         changed = perturb(validation, row["perturbation"], seed=tiny_config.seed)
         assert row["changed"] == differ(validation, changed).mean()
         if row["perturbation"] in ("repeated", "first_half"):
-            alone = experiment.task.score(experiment.predict(params, changed), changed)
+            alone = experiment.task.score(experiment.predict(params, changed, {}), changed)
             losses_N = alone.statistics["loss"][:, 0]
             assert row["metrics"]["loss"]["value"] == pytest.approx(losses_N.mean(), abs=1e-4)
     show_card("fine-tuned", rows, experiment.task.metrics[0])

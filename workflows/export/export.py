@@ -32,14 +32,13 @@ from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceToken
 from models import adapters
 from models.heads import Model
 from models.pretrained import peft, safetensors
+from tasks import require
 from training.experiment import Experiment, build
 from training.state import merge
 from workflows.export import huggingface
 from workflows.restoring import read_meta, restore
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
-_LANGUAGE = ("causal_language_modelling", "masked_language_modelling", "span_corruption")
-_LANGUAGE += ("generation",)
 _EXAMPLES = 8  # that a written model is compared on
 _LENGTH_STEP = 16  # serve.py pads to multiples of this, where any length can be computed
 # Largest difference from the trained model that passes, as a share of the largest logit.
@@ -75,6 +74,7 @@ class Trained:
         title: names the checkpoint.
         sample: of the validation split; None of language models, compared by their parameters.
         logits_BxC: the predictions of the run's model for it.
+        fitted: what calibrates the logits.
     """
 
     experiment: Experiment
@@ -83,6 +83,7 @@ class Trained:
     title: str
     sample: Sample | None
     logits_BxC: np.ndarray | None
+    fitted: Mapping[str, Any]
 
     def difference(self, params: Mapping[str, Any], what: str) -> float:
         """Returns by how much the logits of other parameters differ; see `refuse_difference`."""
@@ -186,11 +187,12 @@ def _trained(experiment: Experiment, workdir: Path) -> Trained:
     params = {**experiment.frozen, **restored.params}
     merged = _merged(experiment.config.adapt, params)
     sample = logits_BxC = None
-    if experiment.config.task not in _LANGUAGE:
+    if experiment.task.EXPORT != "language_model":
         sample = _sample(experiment)
         outputs = jax.jit(experiment.apply)(params, _batch(*sample[:3]))
         logits_BxC = np.asarray(outputs["logits_BxC"], np.float32)
-    return Trained(experiment, params, merged, restored.name, sample, logits_BxC)
+    facts = (restored.name, sample, logits_BxC, restored.fitted)
+    return Trained(experiment, params, merged, *facts)
 
 
 def _merged(adapt: ConfigDict, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -257,7 +259,7 @@ def _write_huggingface(trained: Trained, folder: Path) -> dict[str, Any]:
 def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
     """Writes the artefact and all that serve.py reads."""
     experiment, config = trained.experiment, trained.experiment.config
-    exported, symbolic = _exported(experiment, trained.merged)
+    exported, symbolic = _exported(trained)
     (folder / "model.stablehlo").write_bytes(exported.serialize())
     safetensors.write(folder / "params.safetensors", trained.merged)
     tokenizer, encoder = experiment.tokenizer, experiment.pipeline.encoder
@@ -295,20 +297,20 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
     return {"form": form, "compared": "probabilities", "difference": difference}
 
 
-def _exported(experiment: Experiment, params: Mapping[str, Any]) -> tuple[Any, bool]:
+def _exported(trained: Trained) -> tuple[Any, bool]:
     """Exports probabilities(params, tokens_BxL, types_BxL, lengths_B), and whether L is symbolic.
 
     It is for one device, whatever the run was trained on. Parameters are arguments: an artefact
     holds less than 2 GB.
     """
-    max_length = experiment.config.layout.max_length
+    model, max_length = trained.experiment.model, trained.experiment.config.layout.max_length
 
     def probabilities(params: Mapping, *sample: jax.Array) -> jax.Array:
-        return _calibrated(experiment, row_logits(experiment.model, params, *sample))
+        return _calibrated(trained, row_logits(model, params, *sample))
 
     def attempt(length: str, *constraints: str) -> Any:
         shape = jax.export.symbolic_shape(f"b, {length}", constraints=constraints)
-        like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
+        like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in trained.merged.items()}
         rows = jax.ShapeDtypeStruct(shape, np.int32)
         lengths = jax.ShapeDtypeStruct(shape[:1], np.int32)
         export_fn = jax.export.export(jax.jit(probabilities), platforms=_PLATFORMS)
@@ -320,9 +322,9 @@ def _exported(experiment: Experiment, params: Mapping[str, Any]) -> tuple[Any, b
         return attempt(str(max_length)), False
 
 
-def _calibrated(experiment: Experiment, logits_BxC: jax.Array) -> jax.Array:
+def _calibrated(trained: Trained, logits_BxC: jax.Array) -> jax.Array:
     """Returns the probabilities that --mode=predict gives: see evaluation.calibration.calibrate."""
-    if fitted := experiment.task.fitted:
+    if fitted := trained.fitted:
         logits_BxC = logits_BxC / fitted["temperature"] + np.asarray(fitted["bias"], np.float32)
     return jax.nn.softmax(logits_BxC)
 
@@ -338,7 +340,7 @@ def _check_stablehlo(trained: Trained, folder: Path) -> float:
     padded = (np.pad(x, ((0, 0), (0, missing))) for x in (tokens_BxL, types_BxL))
     artefact = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
     probabilities_BxC = jax.jit(artefact.call)(params, *padded, lengths_B)
-    expected_BxC = np.asarray(_calibrated(trained.experiment, trained.logits_BxC))
+    expected_BxC = np.asarray(_calibrated(trained, trained.logits_BxC))
     return trained.refuse_difference(probabilities_BxC, expected_BxC, str(folder))
 
 
@@ -363,14 +365,8 @@ def _writers(config: ConfigDict) -> dict[str, Callable[[Trained, Path], dict[str
     Raises:
         ValueError: models of this task can't be exported.
     """
-    if config.task in _LANGUAGE:
+    if require(config, "EXPORT", "--mode=export") == "language_model":
         return {"huggingface": _write_language_model}
-    if config.task != "classification" or config.classification.kind != "single":
-        kind = "" if config.task != "classification" else f" of kind {config.classification.kind!r}"
-        raise ValueError(
-            f"config.task={config.task!r}{kind}: --mode=export knows classifiers of one label and "
-            "language models only"
-        )
     return {
         "huggingface": _write_huggingface,
         "stablehlo": _write_stablehlo,

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from input_pipeline.files import write_json, write_text
+from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from input_pipeline.tokenizers.tokenization import Tokenizer, load_tokenizer
+from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import parts_of
 from models.heads import Model
 from models.pretrained import open_checkpoint, safetensors

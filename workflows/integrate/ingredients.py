@@ -8,12 +8,12 @@ each run, this one's among them. Where a run kept a running average of its weigh
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from reporting import report
+from tasks import task_class
 from training.checkpoints import Checkpoints, Meta
 from training.experiment import Experiment
 from training.workdir import has_checkpoint
@@ -29,14 +29,12 @@ class Ingredient:
         name: in tables.
         workdir: of its run.
         item: 'params', or 'average' of them.
-        fitted: what its run fitted.
     """
 
     name: str
     workdir: Path
     step: int
-    item: str
-    fitted: dict[str, Any]
+    item: str = "params"
 
     @property
     def title(self) -> str:
@@ -45,11 +43,10 @@ class Ingredient:
         return f"{self.workdir}, step {self.step}{part}"
 
     def load(self, experiment: Experiment) -> dict[str, jax.Array]:
-        """Returns the parameters; the task takes over what was fitted with them."""
+        """Returns the parameters."""
         checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
         params = checkpoints.restore_params(self.step, experiment.like(), item=self.item)
         checkpoints.close()
-        experiment.task.fitted = self.fitted
         return params
 
 
@@ -79,18 +76,16 @@ def find(
         ValueError: another run is not about the same task, labels, data or pretrained weights.
     """
     config, step = experiment.config, restored.step
-    first = Ingredient(restored.name, workdir, step, "params", restored.meta["fitted"])
+    first = Ingredient(restored.name, workdir, step)
     runs, ingredients = find_runs(config, workdir), [first]
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     if checkpoints.has_average(step):
         ingredients.append(dataclasses.replace(first, name=f"ema of step {step}", item="average"))
+    checkpoints.close()
     if not config.integrate.runs:
         children = (workdir / "checkpoints").iterdir()
-        for other in sorted(int(c.name) for c in children if c.name.isdigit()):
-            if other != step:
-                fitted = checkpoints.meta(other)["fitted"]
-                ingredients.append(Ingredient(f"step {other}", workdir, other, "params", fitted))
-    checkpoints.close()
+        steps = {int(child.name) for child in children if child.name.isdigit()} - {step}
+        ingredients += [Ingredient(f"step {other}", workdir, other) for other in sorted(steps)]
     wanted = {**experiment.fingerprints, **fingerprints}
     names = report.short_names([workdir.resolve(), *runs])
     for run in runs:
@@ -125,10 +120,9 @@ def _best(
                 f"{str(saved)[:12]}, here {fingerprint[:12]}. Name runs of the same data, splits, "
                 "tokeniser and pretrained checkpoint"
             )
-    regression = config.task == "classification" and config.classification.kind == "regression"
-    if regression and meta["fitted"] != own["fitted"]:
+    if task_class(config).UNIT and meta["fitted"] != own["fitted"]:
         raise ValueError(
             f"{run} learned numbers on the scale {meta['fitted']}, this run on {own['fitted']}: "
             "name runs with the same config.data.max_train_examples"
         )
-    return Ingredient(f"{name}, step {step}", run, step, "params", meta["fitted"])
+    return Ingredient(f"{name}, step {step}", run, step)

@@ -91,7 +91,6 @@ def integrate_run(
         note = f" An ensemble is no checkpoint: {written.name} is written in its place."
     report.show_candidates(rows, chosen.name, metric)
     params = written.make()
-    experiment.task.fitted = written.judged.fitted
     results = {
         **trials.record,
         "chosen": chosen.name,

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.corpus.sources import find_files
 from input_pipeline.examples import Examples
+from tasks import task_class
 from training.data import RunData
 from training.experiment import Experiment
 
@@ -33,7 +34,7 @@ def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
     config.data.update(group_column="", time_column="")  # which only matter where data are split
     config.data.split.update(kind="stratified", validation=0, test=0, folds=0, fold=0)
     config.data.audit.kind = "off"
-    if config.task == "classification":
+    if task_class(config).LABELS == "labels":
         config.data.labels = tuple(data.labels)
     try:
         prepared = prepare(config.data)

@@ -125,19 +125,20 @@ class Trials:
     def _judge(self, params: Params, *, keep: bool = False) -> Judged:
         """Evaluates on the validation split; `keep` keeps the predictions."""
         self._evaluations += 1
-        return self._judge_predictions(
-            self._experiment.predict(params, self._validation), keep=keep
-        )
+        # Before an evaluation, what this run's checkpoint fitted holds.
+        fitted = self.restored.fitted
+        predictions = self._experiment.predict(params, self._validation, fitted)
+        return self._judge_predictions(predictions, keep=keep)
 
     def _judge_predictions(self, predictions: Predictions, *, keep: bool = False) -> Judged:
         task = self._experiment.task
-        task.fitted = task.fit(predictions, self._validation)  # as Experiment.score does
-        scores = task.score(predictions, self._validation)
+        fitted = task.fit(predictions, self._validation)  # as Experiment.score does
+        scores = task.score(dataclasses.replace(predictions, fitted=fitted), self._validation)
         values = {m.name: estimate(scores, m.name)["value"] for m in task.metrics}
         rank = self._experiment.rank(values)
         if deciding(scores, self._metric) == "loss":
             rank = [-values["loss"], *rank]
-        return Judged(scores, task.fitted, rank, predictions if keep else None)
+        return Judged(scores, fitted, rank, predictions if keep else None)
 
     def _single(self, ingredient: Ingredient) -> Candidate:
         own = ingredient.name == self.restored.name
@@ -167,8 +168,8 @@ class Trials:
             known = last if len(judged) == points - 1 else None
             judged.append(known or self._judge(params))
             if shifted is not None:
-                task.fitted = judged[-1].fitted  # on validation: the shifted set chooses nothing
-                predictions = self._experiment.predict(params, shifted)
+                # Fitted on validation: the shifted set chooses nothing.
+                predictions = self._experiment.predict(params, shifted, judged[-1].fitted)
                 shifted_scores.append(task.score(predictions, shifted))
             return judged[-1].scores
 
@@ -236,15 +237,17 @@ class Trials:
         return Candidate(f"ensemble of {count}", "ensemble", judged, None, members, count)
 
     def _average(self, predictions: list[Predictions]) -> Predictions:
-        return ensembles.average(predictions, kind=self._config.classification.kind)
+        return ensembles.average(predictions, kind=self._experiment.task.AVERAGE)
 
     def _write_targets(self, judged: Judged) -> None:
         """Writes the ensemble's probabilities of the training texts."""
         experiment, train = self._experiment, self._data.split("train")
         mean = self._average(
-            [experiment.predict(ingredient.load(experiment), train) for ingredient in self._pool]
+            [
+                experiment.predict(ingredient.load(experiment), train, judged.fitted)
+                for ingredient in self._pool
+            ]
         )
-        experiment.task.fitted = judged.fitted
         path = self._config.integrate.targets
         count = write_jsonl(path, experiment.task.describe(mean, train))
         self.record["targets"] = {

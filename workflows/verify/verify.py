@@ -32,7 +32,7 @@ from models.pretrained import Checkpoint, open_checkpoint, resolve
 from models.pretrained.tables import flatten
 from models.t5 import T5Config, shift_right
 from reporting import report
-from training.run_tokenizer import load_own
+from training.run_tokenizer import load_original
 from workflows.verify import reference as references
 from workflows.verify.agreement import Row, compare, compare_logits
 from workflows.verify.reference import Inputs, Logits, Reference
@@ -286,7 +286,7 @@ def _inputs(config: ConfigDict, checkpoint: Checkpoint) -> Inputs:
     config.tokenizer.model = ""  # of the checkpoint, whatever the run has
     room = checkpoint.config.max_length or _MAX_LENGTH
     try:
-        tokenizer = load_own(config)
+        tokenizer = load_original(config)
     except (FileNotFoundError, ValueError) as error:  # weights can be verified without one
         missing = isinstance(error, FileNotFoundError)
         print(

@@ -126,15 +126,10 @@ class Stream:
 
 
 def pipeline(batch_size=4, **multi):
-    config = common.get_config().multi
-    config.update(multi)
-    return MixturePipeline(
-        {name: Stream(batch_size) for name in MIXTURE.parts},
-        multi=config,
-        batch_size=batch_size,
-        microbatches=2,
-        seed=3,
-    )
+    config = common.get_config()
+    config.multi.update(multi)
+    config.data.batch_size, config.train.microbatches, config.seed = batch_size, 2, 3
+    return MixturePipeline({name: Stream(batch_size) for name in MIXTURE.parts}, config)
 
 
 def test_every_step_is_of_one_member_and_resumes_exactly():
@@ -222,8 +217,6 @@ def test_members_have_their_own_task_and_data_and_the_runs_model():
 def test_members_that_make_no_sense_are_refused():
     config = common.get_config()
     config.multi.members.one = common.get_config()
-    with pytest.raises(ValueError, match="needs two or more"):
-        member_configs(config)
     config.multi.members["Two/b"] = common.get_config()
     with pytest.raises(ValueError, match="lower-case letters"):
         member_configs(config)

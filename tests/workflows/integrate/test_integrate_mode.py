@@ -13,11 +13,11 @@ from integration import methods
 from training.checkpoints import Checkpoints
 from training.data import load_data
 from training.experiment import build
-from training.train import train
 from workflows import restoring
 from workflows.integrate import ingredients
 from workflows.integrate import integrate as run
 from workflows.integrate.trials import Trials
+from workflows.train import train
 
 OWN = ("interpolation", "soup", "greedy_soup", "ensemble")
 SEVERAL = ("soup", "add", "ties", "ensemble")
@@ -180,7 +180,7 @@ def test_unlike_trees_are_refused_naming_checkpoint_and_parameters(parts):
         (
             "data.split.seed",
             3,
-            r"chosen on other data, the splits \['train', 'validation', 'test'\]",
+            r"chosen on other data: the splits \['train', 'validation', 'test'\]",
         ),
         (
             "data.labels",
