@@ -11,7 +11,7 @@ share). Of several true answers the best counts.
 The script passes what is between two Chinese characters through nltk.word_tokenize. Digits and
 letters are one word between spaces in any case; its rules on commas, quotes, brackets and
 contractions are below. It also finds sentences with a trained model, which decides whether a full
-stop within an answer, before a space, is a segment of its own ('3 p.m. in' or 'it. He'): here that
+stop within an answer, before a space, is a separate segment ('3 p.m. in' or 'it. He'): here that
 is a rule with some abbreviations.
 """
 

@@ -201,7 +201,7 @@ def selective_accuracy(
 ) -> list[dict[str, float]]:
     """Returns how accurate the most confident examples are, if a person takes the others.
 
-    Examples of equal confidence are taken together, so that a threshold reaches each point.
+    Examples of equal confidence stay together, so that a threshold reaches each point.
 
     Args:
         confidence_N: from 0 to 1.

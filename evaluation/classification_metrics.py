@@ -28,10 +28,10 @@ def matthews_correlation(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Metric.value of the statistics of `macro_f1`: Matthews correlation; 0 where one side is of a
     single class. Of more than two classes, R_K of Gorodkin (2004)."""
     del whole
-    right, found, true = np.split(np.asarray(sums, float), 3, axis=-1)
+    right, predicted, true = np.split(np.asarray(sums, float), 3, axis=-1)
     count = true.sum(-1)
-    covariance = right.sum(-1) * count - (found * true).sum(-1)
-    spread = (count**2 - (found**2).sum(-1)) * (count**2 - (true**2).sum(-1))
+    covariance = right.sum(-1) * count - (predicted * true).sum(-1)
+    spread = (count**2 - (predicted**2).sum(-1)) * (count**2 - (true**2).sum(-1))
     return ratio(covariance, np.sqrt(spread))
 
 

@@ -54,7 +54,7 @@ def bootstrap(
     """Draws the examples again and again, the same for both models (paired bootstrap).
 
     The p value is two-sided: how often a difference that is shifted to a mean of 0 is as far from
-    it as the one that was found (Efron and Tibshirani 1993, 16.2; Koehn 2004 for texts).
+    it as the observed one (Efron and Tibshirani 1993, 16.2; Koehn 2004 for texts).
 
     Args:
         first, second: of the same examples; of several runs, see `pooled`.

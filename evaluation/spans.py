@@ -15,7 +15,7 @@ from evaluation.metrics import Metric, Scores
 from input_pipeline.batches.span_tags import from_tags, to_tags, tokens_of
 from input_pipeline.examples import Examples
 
-_TILED = 0.99  # share of the characters in spans from which on these are taken for words
+_TILED = 0.99  # from this share of the characters in spans on, the spans are words
 
 
 def scores(

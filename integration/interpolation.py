@@ -74,8 +74,8 @@ def choose(scores: Mapping[float, Scores], *, metric: str) -> tuple[float, list[
     """Chooses the alpha with the lowest validation loss.
 
     Of the rules that were compared (docs/integration.md) it is the simplest that is as good as the
-    best. To go to the pretrained side wherever accuracies cannot be told apart, after the rule of
-    one standard error (Breiman et al. 1984), was the worst.
+    best. To go to the pretrained side wherever accuracies are within an error, by the rule of one
+    standard error (Breiman et al. 1984), was the worst.
 
     Args:
         scores: alpha -> scores, all of the same examples.
@@ -98,7 +98,7 @@ def deciding(scores: Scores, metric: str) -> str:
 
 
 def compare(scores: Mapping[Hashable, Scores], *, metric: str) -> dict[Any, dict[str, float]]:
-    """Returns the `estimate` of each one's metric, and how far it is behind the best.
+    """Returns for each the `estimate` of its metric, and how far it is behind the best.
 
     'behind_best' and 'behind_best_error' (of the paired difference; NaN of one example) are about
     what `deciding` names; where that is the loss, 'loss' is its value, else None.

@@ -92,7 +92,7 @@ def write_results(
         **extra,
     }
     figures.save_curves(workdir, metric=shown(metric), integration=integration)
-    write_json(workdir / "results.json", results)  # last: its presence says that the run is done
+    write_json(workdir / "results.json", results)  # last: its presence marks the run as finished
     return show_results(workdir)
 
 

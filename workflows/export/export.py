@@ -94,13 +94,13 @@ class Trained:
     def _apply(self) -> Callable[..., jax.Array]:
         return jax.jit(functools.partial(row_logits, self.experiment.model))
 
-    def refuse_difference(self, found: Any, expected: np.ndarray, what: str) -> float:
+    def refuse_difference(self, actual: Any, expected: np.ndarray, what: str) -> float:
         """Returns the largest absolute difference.
 
         Raises:
             ValueError: it is larger than rounding explains.
         """
-        difference = float(np.abs(np.asarray(found, np.float32) - expected).max())
+        difference = float(np.abs(np.asarray(actual, np.float32) - expected).max())
         limit = _TOLERANCES[self.experiment.config.model.dtype]
         # Not `>`: NaN must fail too.
         if not difference <= limit * max(1.0, float(np.abs(expected).max())):

@@ -1,7 +1,7 @@
 """A model as a folder that transformers loads: which class, which tensors, which tokeniser.
 
 Where transformers' class for sequence classification computes what ours does, a classifier is one
-of it; else the folder holds the backbone, with the head in a file of its own and the reason in
+of it; else the folder holds the backbone, with the head in a separate file and the reason in
 README.md. A language model is written whole, so that its folder is config.model.checkpoint of
 whatever is fine-tuned from it.
 """

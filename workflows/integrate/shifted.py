@@ -21,7 +21,7 @@ def check(config: ConfigDict) -> None:
 
 
 def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
-    """Returns the examples, read and cleaned as config.data says; None without files.
+    """Returns the examples, read and cleaned by config.data; None without files.
 
     Raises:
         ValueError: the files cannot be read so, or have other labels than the run.

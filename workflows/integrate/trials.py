@@ -63,12 +63,12 @@ class Trials:
                 "prompt, has no pretrained weights to go back to",
                 alone,
             )
-        found = ingredients.find(
+        available = ingredients.find(
             experiment, workdir, restored=self.restored, fingerprints=data.fingerprints
         )
         several = [m for m in self._methods if m != "interpolation"]
         # Of several runs each has one part, so that none weighs more.
-        self._pool = [i for i in found if i.item == "params" or not config.integrate.runs]
+        self._pool = [i for i in available if i.item == "params" or not config.integrate.runs]
         if len(self._pool) == 1 and several:
             self._leave_out(
                 several,
@@ -79,8 +79,8 @@ class Trials:
                 alone,
             )
             several = []
-        own = [i for i in found if i.workdir == workdir and i.step == self.restored.step]
-        self._singles = found if several else own
+        own = [i for i in available if i.workdir == workdir and i.step == self.restored.step]
+        self._singles = available if several else own
         self._judged: dict[str, Judged] = {}
 
     def _leave_out(self, names: list[str], why: str, alone: str) -> None:

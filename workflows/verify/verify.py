@@ -106,7 +106,7 @@ class Model:
         packed: bool = False,
         apply: Callable[[Any, Any], dict[str, jax.Array]] | None = None,
     ) -> Outputs:
-        """Runs all texts, each in a row of its own or several in a row, by `apply`."""
+        """Runs all texts, one or several in a row, by `apply`."""
         groups = _groups([len(tokens) for tokens in inputs.tokens], packed=packed)
         batch = _rows(inputs.tokens, groups)
         if inputs.types is not None:
@@ -205,16 +205,16 @@ def _rows_of_certificate(
 def _compare(
     name: str,
     params: Any,
-    found: tuple[Model, Outputs],
+    actual: tuple[Model, Outputs],
     expected: tuple[Model, Outputs],
     *,
     judged: bool = True,
 ) -> Row:
     """Compares logits of two models with outputs; hidden states where they have no head."""
-    if not found[0].has_head:
-        hidden = (outputs.hidden_PxD for _, outputs in (found, expected))
+    if not actual[0].has_head:
+        hidden = (outputs.hidden_PxD for _, outputs in (actual, expected))
         return compare(name, "hidden states", *hidden, judged=judged)
-    scores = (model.scores(params, outputs.decoded_QxD) for model, outputs in (found, expected))
+    scores = (model.scores(params, outputs.decoded_QxD) for model, outputs in (actual, expected))
     return compare_logits(name, *scores, count=len(expected[1].decoded_QxD), judged=judged)
 
 
@@ -222,9 +222,9 @@ def against_reference(model: Model, params: Any, plain: Outputs, reference: Refe
     """Compares logits, else hidden states; and pooled outputs."""
     rows, name = [], "against the reference"
     if reference.logits is not None and model.has_head:
-        found, expected = model.scores(params, plain.decoded_QxD), reference.logits.of
+        actual, expected = model.scores(params, plain.decoded_QxD), reference.logits.of
         count = len(reference.logits.values_PxC)
-        rows.append(compare_logits(name, found, expected, count=count))
+        rows.append(compare_logits(name, actual, expected, count=count))
     elif reference.hidden_PxD is not None:
         rows.append(compare(name, "hidden states", plain.hidden_PxD, reference.hidden_PxD))
     if reference.pooled_BxD is not None and plain.pooled_BxD is not None:
@@ -306,7 +306,7 @@ def _inputs(config: ConfigDict, checkpoint: Checkpoint) -> Inputs:
 
 
 def _groups(lengths: Sequence[int], *, packed: bool) -> list[list[int]]:
-    """Gives each text a row of its own, or fills rows with several, in order."""
+    """Returns the texts of each row: one, or as many as fit, in order."""
     if not packed:
         return [[index] for index in range(len(lengths))]
     groups, room, size = [], 0, max(256, 2 * max(lengths))
