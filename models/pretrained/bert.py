@@ -59,7 +59,7 @@ def read_config(fields: Fields) -> BertConfig:
     fields.expect("position_embedding_type", ("absolute",), default="absolute")
     fields.expect("is_decoder", (False,), default=False)
     fields.expect("tie_word_embeddings", (True,), default=True)
-    activation = _ACTIVATIONS[fields.expect("hidden_act", _ACTIVATIONS.keys(), default="gelu")]
+    activation = _ACTIVATIONS[fields.expect("hidden_act", _ACTIVATIONS, default="gelu")]
     # RoBERTa's positions start behind its padding id.
     offset = fields.get("pad_token_id", 1) + 1 if model_type in _ROBERTAS else 0
     distinct = num_layers
@@ -89,7 +89,8 @@ def read_config(fields: Fields) -> BertConfig:
 def write_config(config: BertConfig) -> dict[str, Any]:
     """Returns the contents of config.json, without "architectures"."""
     activations = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}  # the first wins
-    written = {theirs: getattr(config, ours) for ours, theirs in _SHAPES.items()} | {
+    written = {
+        **{theirs: getattr(config, ours) for ours, theirs in _SHAPES.items()},
         "model_type": config.model_type,
         "max_position_embeddings": config.max_length + config.position_offset,
         "type_vocab_size": config.num_types,
@@ -134,30 +135,16 @@ _TABLES = {
     "embedder_types": "embeddings.token_type_embeddings",
     "embedder_tasks": "embeddings.task_type_embeddings",
 }
-# The masked-language-model head: dense layer, norm, names of the output's bias.
-_BERT_HEAD = (
-    "cls.predictions.transform.dense",
-    "cls.predictions.transform.LayerNorm",
-    "cls.predictions.bias",
-    "cls.predictions.decoder.bias",
-)
-_ROBERTA_HEAD = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.bias")
+# The masked-language-model head: prefix of its names; dense layer, norm, the output's biases.
+_BERT_HEAD = ("cls.predictions.", "transform.dense", "transform.LayerNorm", "bias", "decoder.bias")
+_ROBERTA_HEAD = ("lm_head.", "dense", "layer_norm", "bias", "decoder.bias")
 _HEADS = {
     "bert": _BERT_HEAD,
     "ernie": _BERT_HEAD,
     "roberta": _ROBERTA_HEAD,
     "xlm-roberta": _ROBERTA_HEAD,
-    "electra": (
-        "generator_predictions.dense",
-        "generator_predictions.LayerNorm",
-        "generator_lm_head.bias",
-    ),
-    "albert": (
-        "predictions.dense",
-        "predictions.LayerNorm",
-        "predictions.bias",
-        "predictions.decoder.bias",
-    ),
+    "electra": ("generator_", "predictions.dense", "predictions.LayerNorm", "lm_head.bias"),
+    "albert": ("predictions.", "dense", "LayerNorm", "bias", "decoder.bias"),
 }
 _HUGGINGFACE_IGNORED = (
     (r".*embeddings\.(position_ids|token_type_ids)", "constants that old versions saved"),
@@ -190,7 +177,9 @@ def _huggingface(config: BertConfig) -> Rows:
     for path, *names in _LAYER:
         modules[f"layer_{{}}/{path}"] = f"{layer}.{names[1 if albert else 0]}"
     modules = {path: prefix + name for path, name in modules.items()}
-    modules["mlm_head/transform"], modules["mlm_head/norm"], *biases = _HEADS[model_type]
+    of_head, *names = _HEADS[model_type]
+    transform, norm, *biases = (of_head + name for name in names)
+    modules |= {"mlm_head/transform": transform, "mlm_head/norm": norm}
     rows = [Row(f"{path}/embedding", f"{prefix}{name}.weight") for path, name in _TABLES.items()]
     for path, name in modules.items():
         leaf, kind = ("scale", AS_IS) if path.endswith("norm") else ("kernel", KERNEL)

@@ -189,7 +189,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     architecture = metadata.get("general.architecture")
     for family in FAMILIES:
         if family.read_gguf and architecture in family.gguf:
-            config = family.read_gguf(metadata, stored, file=str(path))
+            config = family.read_config(family.read_gguf(metadata, stored, file=str(path)))
             ids = _special_ids(metadata, prefix="tokenizer.ggml.")
             return Checkpoint(path, "gguf", family, config, ids, (path,), "", stored)
     raise ValueError(
@@ -209,7 +209,6 @@ def write_pretrained(
     params: Mapping,
     *,
     architectures: Iterable[str] = (),
-    dtype: Any = np.float32,
     fields: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a Hugging Face folder: config.json and model.safetensors, each only when complete.
@@ -220,7 +219,6 @@ def write_pretrained(
         params: nested dict of arrays, the backbone's and those of any parts.
         architectures: class names for config.json, from which transformers' pipelines and other
             readers know the head; () leaves them out.
-        dtype: of the file: float32, bfloat16 or float16.
         fields: more entries of config.json, which no backbone knows: id2label, pad_token_id.
 
     Raises:
@@ -228,10 +226,10 @@ def write_pretrained(
     """
     directory, family = Path(directory), family_of(config)
     contents = {"architectures": list(architectures)} if architectures else {}
-    contents |= {**family.write_config(config), "dtype": np.dtype(dtype).name, **(fields or {})}
+    contents |= {**family.write_config(config), "dtype": "float32", **(fields or {})}
     tensors = tensors_from(params, family.table(config, "huggingface"))
     directory.mkdir(parents=True, exist_ok=True)
-    write_safetensors(directory / WEIGHTS, tensors, dtype=dtype)
+    write_safetensors(directory / WEIGHTS, tensors)
     write_json(directory / CONFIG, contents)
 
 

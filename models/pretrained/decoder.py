@@ -26,6 +26,14 @@ MODEL_TYPES = {
     "mistral": "Mistral",
 }
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "gelu": "gelu", "relu": "relu"}
+# Ours -> the field in config.json, where both mean the same.
+_SHAPES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "norm_epsilon": "rms_norm_eps",
+}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 # What a multimodal config.json leaves out of its text part: the defaults of transformers.
 _GEMMA3_DEFAULTS = {
@@ -67,7 +75,8 @@ def read_config(fields: Fields) -> DecoderConfig:
     fields.expect("quantization_config", (None,))
     fields.expect("partial_rotary_factor", (None, 1.0))
     gemma = model_type.startswith("gemma")
-    width, num_heads = fields.take("hidden_size"), fields.take("num_attention_heads")
+    shapes = {ours: fields.take(theirs) for ours, theirs in _SHAPES.items()}
+    width, num_heads = shapes["width"], shapes["num_heads"]
     # Gemma's heads are not of size D / H, so that it must state theirs.
     head_size = fields.take("head_dim") if gemma else fields.get("head_dim", width // num_heads)
     bidirectional = _bidirectional(fields, model_type)
@@ -82,29 +91,25 @@ def read_config(fields: Fields) -> DecoderConfig:
     all_biases = model_type not in biases and fields.get("attention_bias", False)
     return DecoderConfig(
         model_type=model_type,
-        vocab_size=fields.take("vocab_size"),
-        width=width,
         num_layers=len(kinds),
-        num_heads=num_heads,
         num_kv_heads=fields.get("num_key_value_heads", num_heads),
         head_size=head_size,
-        hidden=fields.take("intermediate_size"),
         windows=tuple(window if kind == _SLIDING else 0 for kind in kinds),
         ropes=tuple(ropes[kind] for kind in kinds),
         attention_scale=(fields.take("query_pre_attn_scalar") if gemma else head_size) ** -0.5,
         embedding_scale=width**0.5 if gemma else 1.0,
         max_length=fields.get("max_position_embeddings", 0),
-        norm_epsilon=fields.take("rms_norm_eps"),
         activation=_ACTIVATIONS[activation],
         query_key_norm=model_type in ("gemma3_text", "qwen3"),
         post_norms=gemma,
         attention_bias=biases.get(model_type, all_biases),
-        output_bias=all_biases,
+        output_bias=fields.get("attention_output_bias", all_biases),  # known for GGUF alone
         mlp_bias=model_type == "llama" and fields.get("mlp_bias", False),
         attention_cap=_cap(fields, "attn_logit_softcapping", model_type),
         logit_cap=_cap(fields, "final_logit_softcapping", model_type),
         tied=fields.get("tie_word_embeddings", gemma),
         bidirectional=bidirectional,
+        **shapes,
     )
 
 
@@ -125,15 +130,11 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
         even = tuple(size // 2 * 2 for size in config.windows)
         config = dataclasses.replace(config, windows=even)
     written = {
+        **{theirs: getattr(config, ours) for ours, theirs in _SHAPES.items()},
         "model_type": model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
         "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_size,
-        "intermediate_size": config.hidden,
-        "rms_norm_eps": config.norm_epsilon,
         "hidden_activation" if gemma else "hidden_act": activations.get(config.activation),
         "tie_word_embeddings": config.tied,
         **_ropes_json(config, kinds),

@@ -1,6 +1,6 @@
-"""From the header of a GGUF file to the config of a decoder.
+"""From the header of a GGUF file to the fields of a decoder's config.json.
 
-gguf.py reads the bytes; decoder.py holds the names of the tensors.
+gguf.py reads the bytes; decoder.py reads the fields and holds the names of the tensors.
 """
 
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from models.decoder import DecoderConfig
-from models.layers import Rope, yarn
+from models.layers import Rope
+from models.pretrained.fields import Fields
 from models.pretrained.tables import StoredTensor
 
 GGUF_ARCHITECTURES = {
@@ -19,18 +19,28 @@ GGUF_ARCHITECTURES = {
     "qwen2": "Qwen 2 and 2.5",
     "qwen3": "Qwen 3",
 }
+# Keys of all architectures -> fields of config.json: those that a file must have, and may have.
 _REQUIRED = {
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 _OPTIONAL = {
-    "attention.head_count_kv",
-    "attention.key_length",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "context_length": "max_position_embeddings",
+}
+# Keys of single architectures -> fields, likewise.
+_SPECIAL = {
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+# Keys that are read otherwise, or whose value is known from elsewhere.
+_OTHERS = {
     "attention.value_length",
-    "context_length",
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scaling.type",
@@ -39,13 +49,11 @@ _OPTIONAL = {
     "rope.scaling.finetuned",
     "vocab_size",
 }
-_CAPS = {"attn_logit_softcapping", "final_logit_softcapping"}
-_HEADS_AND_WINDOW = {"attention.key_length", "attention.sliding_window"}
-# Beyond those above: what an architecture must have, and may have.
+# Beyond those of all: what an architecture must have, and may have.
 _EXTRA: dict[str, tuple[set[str], set[str]]] = {
-    "gemma2": (_HEADS_AND_WINDOW | _CAPS, set()),
+    "gemma2": ({"attention.key_length", *_SPECIAL}, set()),
     "gemma3": (
-        _HEADS_AND_WINDOW | {"rope.freq_base"},
+        {"attention.key_length", "attention.sliding_window", "rope.freq_base"},
         {"rope.freq_base_swa", "final_logit_softcapping"},
     ),
     "llama": (set(), {"attention.sliding_window"}),
@@ -58,10 +66,8 @@ _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 _EMBEDDING, _FREQUENCIES = "token_embd.weight", "rope_freqs.weight"
 
 
-def read_gguf(
-    metadata: Mapping[str, Any], stored: Mapping[str, StoredTensor], file: str
-) -> DecoderConfig:
-    """Builds the config from GGUF metadata, and from which tensors the file holds.
+def read_gguf(metadata: Mapping[str, Any], stored: Mapping[str, StoredTensor], file: str) -> Fields:
+    """Returns the fields of config.json for GGUF metadata and the tensors of the file.
 
     Args:
         metadata: of the header; numbers under '<architecture>.'.
@@ -75,48 +81,34 @@ def read_gguf(
     values = _values(metadata, architecture, file)
     if _EMBEDDING not in stored:
         raise ValueError(f"{file} has no tensor {_EMBEDDING}: fetch the file again")
-    width, num_layers = values["embedding_length"], values["block_count"]
-    num_heads = values["attention.head_count"]
-    head_size = values.get("attention.key_length", width // num_heads)
+    keys = _REQUIRED | _OPTIONAL | _SPECIAL
+    fields = {field: values[key] for key, field in keys.items() if key in values}
+    plain_size = fields["hidden_size"] // fields["num_attention_heads"]
+    head_size = fields.setdefault("head_dim", plain_size)
     for key in ("attention.value_length", "rope.dimension_count"):
         if (size := values.get(key, head_size)) != head_size:
             raise ValueError(
                 f"{file}: {architecture}.{key} is {size}, expected the head size {head_size}: "
                 "this feature of the architecture is not implemented"
             )
-    gemma, window = architecture.startswith("gemma"), values.get("attention.sliding_window", 0)
-    period = {"gemma2": 2, "gemma3": 6}.get(architecture, num_layers + 1)
-    windows = tuple(window if (layer + 1) % period else 0 for layer in range(num_layers))
-    rope = local = _rope(values, stored, head_size, file)
-    model_type = "mistral" if architecture == "llama" and window else architecture
+    model_type, rope = architecture, _rope(values, stored, head_size, file)
+    if architecture == "llama" and "sliding_window" in fields:
+        model_type = "mistral"
     if architecture == "gemma3":
-        model_type, local = "gemma3_text", Rope(base=values.get("rope.freq_base_swa", 1e4))
-    whole = num_layers == _LAYERS_OF_27B.get(architecture)
-    return DecoderConfig(
-        model_type=model_type,
-        vocab_size=stored[_EMBEDDING].shape[0],
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=values.get("attention.head_count_kv", num_heads),
-        head_size=head_size,
-        hidden=values["feed_forward_length"],
-        windows=windows,
-        ropes=tuple(local if window else rope for window in windows),
-        attention_scale=(width // num_heads if whole else head_size) ** -0.5,
-        embedding_scale=width**0.5 if gemma else 1.0,
-        max_length=values.get("context_length", 0),
-        norm_epsilon=values["attention.layer_norm_rms_epsilon"],
-        activation="gelu_tanh" if gemma else "silu",
-        query_key_norm=architecture in ("gemma3", "qwen3"),
-        post_norms=gemma,
-        attention_bias="blk.0.attn_q.bias" in stored,
-        output_bias="blk.0.attn_output.bias" in stored,
-        mlp_bias="blk.0.ffn_up.bias" in stored,
-        attention_cap=values.get("attn_logit_softcapping", 0.0),
-        logit_cap=values.get("final_logit_softcapping", 0.0),
-        tied="output.weight" not in stored,
-    )
+        model_type, local = "gemma3_text", {"rope_theta": values.get("rope.freq_base_swa", 1e4)}
+        rope = {"full_attention": rope, "sliding_attention": local}
+    whole = fields["num_hidden_layers"] == _LAYERS_OF_27B.get(architecture)
+    fields |= {
+        "model_type": model_type,
+        "vocab_size": stored[_EMBEDDING].shape[0],
+        "query_pre_attn_scalar": plain_size if whole else head_size,
+        "rope_parameters": rope,
+        "attention_bias": "blk.0.attn_q.bias" in stored,
+        "attention_output_bias": "blk.0.attn_output.bias" in stored,
+        "mlp_bias": "blk.0.ffn_up.bias" in stored,
+        "tie_word_embeddings": "output.weight" not in stored,
+    }
+    return Fields(fields, file)
 
 
 def _values(metadata: Mapping[str, Any], architecture: str, file: str) -> dict[str, Any]:
@@ -124,9 +116,9 @@ def _values(metadata: Mapping[str, Any], architecture: str, file: str) -> dict[s
     prefix = f"{architecture}."
     values = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
     more_required, more_optional = _EXTRA[architecture]
-    required = _REQUIRED | more_required
+    required = _REQUIRED.keys() | more_required
     missing = sorted(required - values.keys())
-    unknown = sorted(values.keys() - required - _OPTIONAL - more_optional)
+    unknown = sorted(values.keys() - required - _OPTIONAL.keys() - _OTHERS - more_optional)
     unknown += sorted(key for key in values if isinstance(values[key], list))
     if missing or unknown:
         raise ValueError(
@@ -139,30 +131,30 @@ def _values(metadata: Mapping[str, Any], architecture: str, file: str) -> dict[s
 
 def _rope(
     values: Mapping[str, Any], stored: Mapping[str, StoredTensor], head_size: int, file: str
-) -> Rope:
-    base = values.get("rope.freq_base", 1e4)
-    kind, factor = values.get("rope.scaling.type", "none"), values.get("rope.scaling.factor", 1.0)
-    if kind not in ("none", "linear", "yarn"):
-        raise ValueError(f"{file}: rope.scaling.type is {kind!r}, expected none, linear or yarn")
-    if kind == "linear":
-        return Rope(base=base, kind="linear", factor=factor)
-    if kind == "yarn":
-        length = values.get("rope.scaling.original_context_length", values.get("context_length"))
-        if not length:
-            raise ValueError(f"{file} lacks rope.scaling.original_context_length, which yarn needs")
-        return yarn(base, factor=factor, original_length=length)
-    rope = plain = Rope(base=base)
+) -> dict[str, Any]:
+    """Returns rope_parameters, from the metadata or, for Llama 3, from a tensor."""
+    base, kind = values.get("rope.freq_base", 1e4), values.get("rope.scaling.type", "none")
+    rope = {"rope_theta": base}
+    if kind != "none":
+        rope |= {"rope_type": kind, "factor": values.get("rope.scaling.factor", 1.0)}
+        if kind == "yarn":
+            length = values.get("rope.scaling.original_context_length")
+            rope["original_max_position_embeddings"] = length
+        return rope
     if _FREQUENCIES not in stored:
         return rope
     # Llama 3.1 and later: the file holds what their rule divides each frequency by. Its numbers
     # other than the factor were the same in all releases.
     divisors = stored[_FREQUENCIES].read()
-    if (factor := float(divisors.max())) != 1.0:
-        rope = Rope(base=base, kind="llama3", factor=factor, original_length=8192, fast=4.0)
-    expected = plain.frequencies(head_size) / rope.frequencies(head_size)
+    plain, factor = Rope(base=base), float(divisors.max())
+    scaled = Rope(base=base, kind="llama3", factor=factor, original_length=8192, fast=4.0)
+    expected = plain.frequencies(head_size) / scaled.frequencies(head_size)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise ValueError(
             f"{file}: tensor {_FREQUENCIES} is {divisors.tolist()}, expected Llama 3's "
             f"{expected.tolist()}: scaling by other rules is not implemented"
         )
+    if factor != 1.0:
+        rope |= {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": 8192}
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     return rope

@@ -3,17 +3,13 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from input_pipeline.files import replacing
 from models.pretrained.tables import StoredTensor
-
-_WRITTEN = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 
 def read(path: Path) -> dict[str, StoredTensor]:
@@ -36,22 +32,11 @@ def read(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def write(path: Path, tensors: Mapping[str, np.ndarray], *, dtype: Any = np.float32) -> None:
-    """Writes one file, which appears only when complete.
-
-    Args:
-        path: replaced if it exists.
-        tensors: by name.
-        dtype: of every stored tensor: float32, bfloat16 or float16.
-
-    Raises:
-        ValueError: another dtype.
-    """
-    if (dtype := np.dtype(dtype)) not in _WRITTEN:
-        raise ValueError(f"{path}: weights are stored as float32, bfloat16 or float16, not {dtype}")
-    arrays = {name: np.asarray(tensor, dtype, order="C") for name, tensor in tensors.items()}
+def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes float32 tensors by name to one file, which appears only when complete."""
+    arrays = {name: np.asarray(tensor, np.float32, order="C") for name, tensor in tensors.items()}
     with replacing(path) as partial:
-        save_file(arrays, partial, metadata={"format": "pt"})  # transformers asks for the format
+        save_file(arrays, partial, metadata={"format": "pt"})  # transformers requires the format
 
 
 def _read(path: Path, name: str) -> np.ndarray:

@@ -54,7 +54,7 @@ def read_config(fields: Fields) -> T5Config:
     """
     model_type = fields.take("model_type")
     default = "relu" if model_type == "t5" else "gated-gelu"
-    kind = fields.expect("feed_forward_proj", _FEED_FORWARDS.keys(), default=default)
+    kind = fields.expect("feed_forward_proj", _FEED_FORWARDS, default=default)
     activation, gated = _FEED_FORWARDS[kind]
     shapes = {ours: fields.take(theirs) for ours, theirs in _SHAPES.items()}
     options = {ours: fields.get(*field) for ours, field in _OPTIONS.items()}

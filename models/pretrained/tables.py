@@ -132,7 +132,7 @@ class Family(NamedTuple):
         write_config: config -> contents of config.json, without "architectures".
         table: (config, format) -> rows; ValueError for a format that the family has no files in.
         gguf: `general.architecture` of GGUF files -> the name in messages.
-        read_gguf: (metadata, stored tensors, file) -> config; None without GGUF files.
+        read_gguf: (metadata, stored tensors, file) -> fields; None without GGUF files.
     """
 
     config_class: type
@@ -141,7 +141,7 @@ class Family(NamedTuple):
     write_config: Callable[[Any], dict[str, Any]]
     table: Callable[[Any, Format], Rows]
     gguf: Mapping[str, str] = {}
-    read_gguf: Callable[..., BackboneConfig] | None = None
+    read_gguf: Callable[..., Fields] | None = None
 
 
 def parameters_from(

@@ -185,8 +185,7 @@ def test_what_was_read_is_no_part_of_the_file(folder):
         assert leaf.flags.c_contiguous and leaf.flags.writeable and type(leaf) is np.ndarray
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
-def test_the_official_library_reads_what_was_written(bert_folder, tmp_path, dtype):
+def test_the_official_library_reads_what_was_written(bert_folder, tmp_path):
     checkpoint = open_checkpoint(bert_folder)
     params = checkpoint.read(checkpoint.parts)
     write_pretrained(
@@ -194,7 +193,6 @@ def test_the_official_library_reads_what_was_written(bert_folder, tmp_path, dtyp
         checkpoint.config,
         params,
         architectures=["BertForMaskedLM"],
-        dtype=dtype,
         fields={"id2label": {"0": "差"}},
     )
     expected = tables.tensors_from(
@@ -203,18 +201,12 @@ def test_the_official_library_reads_what_was_written(bert_folder, tmp_path, dtyp
     found = official.load_file(tmp_path / "new" / "model.safetensors")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == dtype
-        np.testing.assert_array_equal(found[name], tensor.astype(dtype))
+        np.testing.assert_array_equal(found[name], tensor.astype(np.float32), strict=True)
     with official.safe_open(tmp_path / "new" / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert config["architectures"] == ["BertForMaskedLM"] and config["id2label"] == {"0": "差"}
-    assert (config["model_type"], config["dtype"]) == ("bert", np.dtype(dtype).name)
-
-
-def test_a_dtype_that_holds_no_weights_is_not_written(tiny, tmp_path):
-    with pytest.raises(ValueError, match="float32, bfloat16 or float16, not int8"):
-        write_pretrained(tmp_path, tiny.config, tiny.params, dtype=np.int8)
+    assert (config["model_type"], config["dtype"]) == ("bert", "float32")
 
 
 @pytest.mark.parametrize(
