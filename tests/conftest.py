@@ -14,6 +14,8 @@ os.environ.setdefault("NPROC", "1")  # of XLA
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+# Most of the time goes into compiling tiny programs, not into running them.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share what GPU there is
 # Hundreds of tests compile the same tiny programs: one compiles, all others read.
 # --cache-clear empties the folder.
@@ -26,6 +28,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 from configs import common
 from input_pipeline.tokenizers.vocabulary import train_tokenizer
@@ -44,6 +47,27 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory(prefix="weitiao_tests_")
         config.add_cleanup(folder.cleanup)
         os.environ["TFDS_DATA_DIR"] = folder.name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def draw_nothing():
+    """Figures of the many runs are empty files; yields the real `savefig`. See `figures`."""
+
+    def save(self, file, **_):
+        file.write("<svg/>") if hasattr(file, "write") else Path(file).write_bytes(b"")
+
+    with pytest.MonkeyPatch.context() as patch:
+        real = Figure.savefig
+        patch.setattr(Figure, "savefig", save)
+        yield real
+
+
+@pytest.fixture(scope="module")
+def figures(draw_nothing):
+    """Draws figures as users get them, for the tests of a module that look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", draw_nothing)
+        yield
 
 
 THINGS = ("房间", "早餐", "书的内容", "快递", "手机屏幕", "电池", "服务态度", "价格", "包装")
@@ -99,15 +123,16 @@ def tiny_checkpoint(reviews, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_config(tiny_checkpoint, reviews_csv):
-    """A function of a folder for prepared data: the config of 48 steps with the tiny model."""
+def make_config(tiny_checkpoint, reviews_csv, tmp_path_factory):
+    """A function that returns the config of 48 steps with the tiny model; runs share their data."""
+    prepared = tmp_path_factory.mktemp("prepared")
 
-    def make(folder: Path):
+    def make():
         config = common.get_config()
         config.data.update(
             source="files",
             files=str(reviews_csv),
-            prepared_dir=str(folder / "prepared"),
+            prepared_dir=str(prepared),
             max_train_examples=96,
             max_validation_examples=24,
             batch_size=8,
@@ -131,8 +156,8 @@ def make_config(tiny_checkpoint, reviews_csv):
 
 
 @pytest.fixture
-def tiny_config(make_config, tmp_path):
-    return make_config(tmp_path)
+def tiny_config(make_config):
+    return make_config()
 
 
 @pytest.fixture(scope="session")

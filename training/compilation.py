@@ -1,4 +1,4 @@
-"""Compiles a function once per batch shape, and says so: compilations are counted and bounded."""
+"""Compiles a function once per batch shape and reports it: compilations are counted and bounded."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +33,10 @@ class PerShape:
         """Compilations so far."""
         return len(self._compiled)
 
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """Returns the program of the batch's shape. jax keeps it: the first call compiles it."""
+        return self._jitted.lower(*args)
+
     def __call__(self, *args: Any) -> Any:
         """Runs the program of the batch's shape; the batch is the last argument."""
         batch: Mapping[str, jax.Array] = args[-1]
@@ -44,7 +48,7 @@ class PerShape:
     def _compile(self, args: tuple, shape: tuple[int, ...]) -> Any:
         start = time.perf_counter()
         with working(f"Compiling {self._name}"):
-            compiled = self._jitted.lower(*args).compile()
+            compiled = self.lower(*args).compile()
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
         temporary = (
             f", temporaries {memory.temp_size_in_bytes / 2**20:,.0f} MiB (activations among them)"

@@ -1,9 +1,8 @@
-"""What a training costs, said before it starts: parameters, memory by kind, FLOPs per example.
+"""What a training costs, reported before it starts: parameters, memory by kind, FLOPs per example.
 
 FLOPs are those of the lowered program, as XLA counts them before it optimises: nothing is compiled.
-Called by training/train.py; the closed formula that the counts are checked against stands in
-tests/training/test_cost.py. What a compiled program takes for its activations is told by
-training/compilation.py.
+tests/training/test_cost.py checks them against a closed formula. The memory that a compiled program
+takes for its activations is reported by training/compilation.py.
 """
 
 from collections import Counter
@@ -31,33 +30,14 @@ def memory(tree: Any) -> dict[str, int]:
     return dict(sizes)
 
 
-def flops(function: Callable, *args: Any) -> float:
-    """Operations of `function(*args)`, a multiply-add being two; args may be shapes.
+def flops_per_example(lowered: jax.stages.Lowered, batch: Mapping[str, Any]) -> float:
+    """Returns the operations of a program per example of its batch, a multiply-add being two.
 
-    Traces and lowers, which takes as long as it does before a compilation. The body of a loop is
-    counted once, and so is a layer that `remat` computes again.
+    The padding of the batch's shape counts. A layer that `remat` computes again counts once.
     """
-    analysis = jax.jit(function).lower(*args).cost_analysis() or {}
-    return float(analysis.get("flops", 0.0))
-
-
-def flops_per_example(function: Callable, *args: Any) -> float:
-    """Operations per example of `function(..., batch)`, padding of the batch's shape included.
-
-    Args:
-        function: of what stands before, and of a batch.
-        args: its arguments or their shapes; the batch is the last. Where its arrays start with the
-            axis of microbatches, the first of these is counted.
-    """
-    batch: Mapping[str, Any] = args[-1]
-    with_microbatches = len(batch["weights_B"].shape) == 2
-
-    def shape_of(array: Any) -> jax.ShapeDtypeStruct:
-        shape = (1, *array.shape[1:]) if with_microbatches else array.shape
-        return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(array.dtype))
-
-    batch = {name: shape_of(array) for name, array in batch.items()}
-    return flops(function, *args[:-1], batch) / batch["weights_B"].size
+    analysis = lowered.cost_analysis() or {}
+    # XLA counts the body of a loop once: of several microbatches, whose axis is the first, one.
+    return float(analysis.get("flops", 0.0)) / batch["weights_B"].shape[-1]
 
 
 def describe(
@@ -66,26 +46,24 @@ def describe(
     batch: Mapping[str, Any],
     *,
     forward: Callable,
-    train_step: Callable,
+    train_step: jax.stages.Lowered,
 ) -> list[str]:
-    """Says in prose what a training takes.
+    """Returns lines about parameters, memory and FLOPs per example of a training.
 
     Args:
         state: as it starts; or its shapes.
         frozen: the parameters that are not trained, flat.
         batch: of the training, its arrays starting with the axis of microbatches; or its shapes.
         forward: `forward(flat_params, part) -> outputs`, of one microbatch without that axis.
-        train_step: `train_step(state, frozen, batch)`, not jitted.
-
-    Returns:
-        Lines about parameters, memory and FLOPs per example.
+        train_step: the lowered step for the shape of this batch.
     """
     part = {
         name: jax.ShapeDtypeStruct(array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
         for name, array in batch.items()
     }
-    forward_flops = flops_per_example(forward, {**frozen, **state.params}, part)
-    train_flops = flops_per_example(train_step, state, frozen, batch)
+    lowered = jax.jit(forward).lower({**frozen, **state.params}, part)
+    forward_flops = flops_per_example(lowered, part)
+    train_flops = flops_per_example(train_step, batch)
     rows, length = part["tokens_RxL"].shape
     positions = rows * length / part["weights_B"].size
     return [

@@ -99,7 +99,7 @@ class Run:
             cooldown=durations.cooldown,
             total=durations.total_examples,
         )
-        self._step_function = make_train_step(
+        train_step = make_train_step(
             experiment.apply,
             experiment.task.loss,
             self._optimizer,
@@ -110,7 +110,7 @@ class Run:
             gates=experiment.gates(durations.unfreeze_every),
             ema=config.train.ema,
         )
-        self._train_step = PerShape(self._step_function, "the train step", print, donate=(0,))
+        self._train_step = PerShape(train_step, "the train step", print, donate=(0,))
 
     def _train(self) -> None:
         self._make_step()
@@ -133,14 +133,10 @@ class Run:
                 self._train_split, first_example=seen, position=self._position
             )
             first = next(batches)
-            lines = cost.describe(
-                state,
-                self._experiment.frozen,
-                {name: array for name, array in first.items() if name != "ids_B"},
-                forward=self._experiment.apply,
-                train_step=self._step_function,
-            )
-            print("\n".join(lines))
+            frozen, batch = self._experiment.frozen, put_batch(first, self._experiment.mesh)
+            lowered = self._train_step.lower(state, frozen, batch)
+            apply = self._experiment.apply
+            print(*cost.describe(state, frozen, batch, forward=apply, train_step=lowered), sep="\n")
             batches = itertools.chain([first], batches)
             with (
                 Progress(self._workdir, total, resume_step=first_step or None) as progress,

@@ -48,7 +48,7 @@ def masked_checkpoint(reviews, tmp_path_factory):
 @pytest.fixture
 def masked_config(make_config, masked_checkpoint, tmp_path):
     """The config of 48 steps that asks a masked language model for a word of two pieces."""
-    config = make_config(tmp_path)
+    config = make_config()
     config.data.template = "总的来说，我很{mask}{mask}。{text}"
     config.model.update(checkpoint=str(masked_checkpoint), pooling="mask")
     config.model.label_words = ("失望", "满意")

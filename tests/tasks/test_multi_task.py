@@ -39,7 +39,7 @@ def choices_jsonl(reviews, tmp_path_factory):
 @pytest.fixture(scope="module")
 def multi_config(make_config, choices_jsonl, tmp_path_factory):
     """Sentiment by label words, and blanks by a head."""
-    tiny_config = make_config(tmp_path_factory.mktemp("multi"))
+    tiny_config = make_config()
     reviews, blanks = (tiny_config.copy_and_resolve_references() for _ in range(2))
     reviews.data.max_train_examples = 96
     blanks.task = "multiple_choice"

@@ -20,7 +20,7 @@ KINDS = {"lora": "int8", "prompt": "bfloat16"}
 def finished(request, make_config, tmp_path_factory):
     """A config with an adapter, its finished workdir, and what training returned."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = make_config(folder)
+    config = make_config()
     config.adapt.update(
         kind=request.param, rank=4, prompt_length=3, frozen_dtype=KINDS[request.param]
     )

@@ -20,7 +20,7 @@ from workflows.train import train
 def finished(make_config, tmp_path_factory):
     """A config with features, its finished workdir, and what training returned."""
     folder = tmp_path_factory.mktemp("features")
-    config = make_config(folder)
+    config = make_config()
     config.features.update(use="both", extractors=("lengths", "character_tfidf"), svd=8)
     config.optimizer.lr_table = (("head/feature_kernel", 10.0), (".*", 1.0))
     config.train.duration = "2 epochs"

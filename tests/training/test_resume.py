@@ -71,7 +71,7 @@ def final_params(workdir: Path) -> dict[str, np.ndarray]:
 def config(make_config, write_config, tmp_path_factory):
     """A config file of 100 steps with a checkpoint every 7: long enough to be hit in the middle."""
     folder = tmp_path_factory.mktemp("resume")
-    config = make_config(folder)
+    config = make_config()
     config.train.update(
         duration="100 steps",
         checkpoint_every="7 steps",

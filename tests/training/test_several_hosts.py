@@ -45,7 +45,7 @@ np.savez(output.with_suffix(".npz"), ids=predictions.ids_N, logits=predictions["
 def answers(make_config, write_config, tmp_path_factory):
     """What one host finds, and each of two, by (host, hosts)."""
     folder = tmp_path_factory.mktemp("hosts")
-    recipe = write_config(make_config(folder), folder / "recipe.py")
+    recipe = write_config(make_config(), folder / "recipe.py")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

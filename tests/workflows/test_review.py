@@ -28,7 +28,7 @@ def reviewed(make_config, reviews, tmp_path_factory):
     rows = [(text, flip[label] if text in wrong else label) for text, label in reviews]
     with (folder / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
-    config = make_config(folder)
+    config = make_config()
     config.data.files = str(folder / "reviews.csv")
     config.data.max_train_examples = 0
     config.data.split.update(validation=24, test=24)

@@ -127,7 +127,8 @@ def test_mistakes_are_named_before_anything_runs(entries, message):
 @pytest.fixture(scope="module")
 def recipe(make_config, write_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    config = make_config(folder)
+    config = make_config()
+    config.data.prepared_dir = str(folder / "prepared")
     config.train.update(duration="2 steps", integrate=False, checkpoint_every="1 step")
     config.eval.update(every="1 step", calibration="none")
     config.adapt.kind = "head"  # compiles in half the time

@@ -34,7 +34,7 @@ def save_run(workdir, params, meta):
 def finished(make_config, tmp_path_factory, reviews):
     """A trained run, two others a little beside it, and a shifted set in a CSV file."""
     folder = tmp_path_factory.mktemp("integrate")
-    config = make_config(folder)
+    config = make_config()
     config.train.update(duration="16 steps", ema=0.9, keep_latest=2, integrate=False)
     config.train.checkpoint_every = config.eval.every = "8 steps"
     config.eval.test = False
@@ -227,7 +227,7 @@ def test_shifted_files_that_are_not_there_are_told_before_the_training(parts):
 
 
 def test_what_has_no_pretrained_side_is_not_interpolated(make_config, tmp_path, capsys):
-    config = make_config(tmp_path)
+    config = make_config()
     config.train.update(duration="2 steps", checkpoint_every="1 step")
     config.eval.update(every="2 steps", test=False)
     config.adapt.kind = "head"
