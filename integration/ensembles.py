@@ -1,9 +1,9 @@
-"""Ensembles: what several models say of the same examples, averaged.
+"""Ensembles: the predictions of several models for the same examples, averaged.
 
 Functions on predictions; no model runs here. An ensemble costs as many forward passes as it has
 members, and its probabilities are what a single model can be trained on (distillation, arXiv
 1503.02531). Members are averaged as they are and calibrated together: a temperature is fitted to
-the average as to any model. Called by methods.py and trials.py.
+the average as to any model.
 """
 
 import dataclasses
@@ -38,6 +38,7 @@ def average(members: Sequence[Predictions], *, kind: str) -> Predictions:
     if kind == "numbers":
         mean_NxC = logits_MxNxC.mean(axis=0)
     elif kind == "sigmoid":
+        # The bounds keep the logits of a confident ensemble finite.
         mean_NxC = logit(np.clip(expit(logits_MxNxC).mean(axis=0), 1e-12, 1 - 1e-12))
     else:
         mean_NxC = logsumexp(log_softmax(logits_MxNxC, axis=-1), axis=0) - np.log(len(members))

@@ -81,6 +81,8 @@ class Generation(TokenTask):
 
     def check(self, examples: Examples, split: str) -> None:
         """Raises ValueError without answers, with empty ones that stop, or unfit messages."""
+        if self.config.generation.examples:
+            generated_text.check_installed()
         if examples.pairs_N is None:
             raise ValueError(
                 f"the {split} examples have no answers: set config.data.pair_column to the column "

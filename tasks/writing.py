@@ -15,7 +15,6 @@ import numpy as np
 
 from input_pipeline.eta import working
 from models.generation import Decoding, generate
-from models.t5 import T5Config
 
 _SHORTEST = 32  # tokens of the shortest prompts' batches; longer ones double
 
@@ -42,7 +41,6 @@ class Writer:
             seed: config.seed.
         """
         self._decoding, self._rows, self._seed = decoding, rows, seed
-        begin = "begin" if isinstance(model.config, T5Config) else "start"
 
         def write(
             params: Mapping, tokens_BxL: jax.Array, lengths_B: jax.Array, ids_B: jax.Array
@@ -57,7 +55,7 @@ class Writer:
                 )
 
             keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids_B)
-            start = call(begin, tokens_BxL, lengths_B, length=decoding.max_tokens)
+            start = call("start", tokens_BxL, lengths_B, length=decoding.max_tokens)
             return generate(functools.partial(call, "step"), start, decoding, keys_B=keys_B)[0]
 
         self._write = jax.jit(adapted(write))

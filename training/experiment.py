@@ -206,7 +206,7 @@ class Experiment:
             for path, value in self.initial.items()
             if path not in self.fresh and path not in added
         }
-        end = self.put(adapters.pretrained_end(self.config.adapt, added, params=self.frozen))
+        end = self.put(adapters.pretrained_end(added, params=self.frozen))
         return {path: trained[path] for path in self.fresh} | self.put(start) | end
 
     def gates(self, period_examples: int | str) -> Callable | None:

@@ -16,9 +16,10 @@ from input_pipeline.examples import Examples
 from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import vocabulary
 from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
-from input_pipeline.tokenizers.loading import check_belongs, load_tokenizer, named_pieces
+from input_pipeline.tokenizers.loading import check_belongs, load_tokenizer
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from input_pipeline.tokenizers.tokenization import Tokenizer
+from input_pipeline.tokenizers.tokenizer_files import TokenizerFiles
 from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models import pretrained
 from models.backbone import BackboneConfig
@@ -45,7 +46,7 @@ def check_original(
         return ""
     named, ids = original.named_pieces, checkpoint.special_ids
     if config.tokenizer.model and checkpoint.path.is_dir():
-        named = named_pieces(checkpoint.path)
+        named = TokenizerFiles(checkpoint.path).named_pieces
     elif config.tokenizer.model:
         tokens = pretrained.gguf.metadata(checkpoint.path).get("tokenizer.ggml.tokens", ())
         named = {i: tokens[i] for i in ids.values() if 0 <= i < len(tokens)}

@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import sweeping
-from reporting import comparison, report
+from reporting import report
+from workflows import report as comparison
 from workflows import search
 from workflows.planning import Planned, command, plan
 from workflows.runs import Record, from_recipe, note, run_one

@@ -122,9 +122,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def following(self) -> Tokenizer:
         """See Tokenizer."""
-        made = self._tokenizer.to_str()
-        changed = made.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
-        if changed == made:
+        changed = self.json.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        if changed == self.json:
             return self
         other = copy.copy(self)
         other._tokenizer = tokenizers.Tokenizer.from_str(changed)
@@ -218,7 +217,7 @@ def from_spec(
 def _with_added(spec: Spec, files: TokenizerFiles) -> tuple[Spec, bool]:
     """Returns a tokenizer.json with the tokens that other files add to it, and whether any do."""
     if files.left_out:
-        model = spec["model"]
+        model = spec["model"]  # pieces that are left out have its last ids
         kept = pieces_of(spec, files.left_out).items()
         is_list = not isinstance(model["vocab"], dict)
         vocab = model["vocab"][: len(kept)] if is_list else {piece: i for i, piece in kept}

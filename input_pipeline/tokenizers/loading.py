@@ -47,11 +47,6 @@ def load_tokenizer(
     return tokenizer
 
 
-def named_pieces(folder: Path) -> Mapping[int, str]:
-    """Returns the pieces whose ids a checkpoint's folder names, whatever its tokeniser is."""
-    return TokenizerFiles(folder).named_pieces
-
-
 def check_belongs(
     tokenizer: Tokenizer,
     *,
@@ -85,6 +80,7 @@ def check_belongs(
     remedy = "copy the folder's tokeniser files again, or name others by config.tokenizer.model"
     if chosen:
         remedy = "leave config.tokenizer.model empty to use the checkpoint's own tokeniser"
+    # Embeddings are often padded to a round number of rows, so that fewer pieces are normal.
     if pieces > vocab_size or pieces < _PADDING * vocab_size:
         without = [tokenizer.piece(i) for i in range(vocab_size, min(pieces, vocab_size + 3))]
         listed = f", or {', '.join(map(repr, without))} without a row should not be in its files"

@@ -16,15 +16,7 @@ from sentencepiece import sentencepiece_model_pb2 as proto_lib
 from sentencepiece import sentencepiece_pb2 as text_lib
 
 from input_pipeline.hashing import numpy_mix
-from input_pipeline.tokenizers import huggingface_tokenizer
-from input_pipeline.tokenizers.sentencepiece_models import (
-    add_tokens,
-    arrange,
-    cuts_alike,
-    is_fairseq,
-    serialised,
-    stored_files,
-)
+from input_pipeline.tokenizers import huggingface_tokenizer, sentencepiece_models
 from input_pipeline.tokenizers.tokenization import (
     CONFIG,
     JSON,
@@ -89,7 +81,7 @@ class SentencePieceTokenizer(Tokenizer):
             ids,
             vocab_size=size,
             family=_family(processor, ids, read(CONFIG), kind),
-            files=contents or stored_files(model),
+            files=contents or sentencepiece_models.stored_files(model),
             reading=reading,
         )
         self.fragments = frozenset(i for i in range(size) if processor.is_byte(i))
@@ -108,8 +100,7 @@ class SentencePieceTokenizer(Tokenizer):
         if not proto.normalizer_spec.add_dummy_prefix:
             return self
         proto.normalizer_spec.add_dummy_prefix = False
-        model = proto.SerializeToString()
-        return SentencePieceTokenizer(model, file="the tokeniser", contents=self.files())
+        return SentencePieceTokenizer(proto.SerializeToString(), file="", contents=self.files())
 
     def encode_batch(self, texts: Texts, *, num_threads: int | None = None) -> Ids:
         """See Tokenizer."""
@@ -146,11 +137,13 @@ class SentencePieceTokenizer(Tokenizer):
         lengths_B = np.fromiter(map(len, texts), np.int64, len(texts))
         first_B = np.cumsum(lengths_B) - lengths_B
         places = np.arange(lengths_B.sum()) - np.repeat(first_B, lengths_B)
+        # Whether a place is cut depends on the text's draw and the place alone, not on the batch.
         seeds = numpy_mix((uniforms_B * 2.0**53).astype(np.uint64))
         draws = numpy_mix(np.repeat(seeds, lengths_B) + places.astype(np.uint64))
         cut = (draws >> np.uint64(11)).astype(np.float64) < alpha * 2.0**53
         cut |= places == 0
         starts = np.flatnonzero(cut)
+        # What lies between two cuts is encoded apart, in one call for all texts.
         joined = "".join(texts)
         bounds = [*starts.tolist(), len(joined)]
         parts = [joined[start:stop] for start, stop in itertools.pairwise(bounds)]
@@ -235,7 +228,9 @@ def _family(
     T5's class puts no bos before a text where its model has one, as japanese-roberta-base has.
     """
     bos, eos = processor.bos_id(), ids["eos"]
-    if is_fairseq([processor.id_to_piece(i) for i in range(min(4, len(processor)))]):
+    if sentencepiece_models.is_fairseq(
+        [processor.id_to_piece(i) for i in range(min(4, len(processor)))]
+    ):
         return Marks((ids["bos"],), (eos, eos), (eos,))
     if bos < 0 or kind == "t5":
         return Marks((), (eos,), (eos,)) if eos >= 0 else Marks()
@@ -271,22 +266,22 @@ def from_files(files: TokenizerFiles) -> Tokenizer:
     # What comes last in the file: one that is cut off between two pieces can be parsed.
     if not (proto.HasField("trainer_spec") and proto.HasField("normalizer_spec")):
         raise _not_whole(data, files.where)
-    arranged = arrange(proto, files)
+    arranged = sentencepiece_models.arrange(proto, files)
     tokens = files.added_to(pieces := dict(enumerate(piece.piece for piece in proto.pieces)))
     files.refuse_conflict(files.main, pieces | {token["id"]: token["content"] for token in tokens})
     types = {piece.type for piece in proto.pieces}
-    added, cut = add_tokens(proto, tokens)
+    added, cut = sentencepiece_models.add_tokens(proto, tokens)
     contents = {OWN_NAMES.get(files.kind, files.main): data}
     contents |= {name: file for name, file in files.contents.items() if name != files.main}
     tokenizer = SentencePieceTokenizer(
-        serialised(proto) if arranged or added else data,
+        sentencepiece_models.serialised(proto) if arranged or added else data,
         file=files.where,
         # A model that a run stored has its ids arranged already; its files are made of it.
         contents=None if files.kind == "plain" and len(contents) == 1 else contents,
         reading=files.reading * arranged + "added" * added,
         kind=files.kind,
     )
-    if not cut or cuts_alike(proto, cut):
+    if not cut or sentencepiece_models.cuts_alike(proto, cut):
         return tokenizer
     if JSON in files.contents:
         files.kind, files.main = "json", JSON

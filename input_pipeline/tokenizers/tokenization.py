@@ -54,11 +54,6 @@ class Tokenizer(abc.ABC):
         special_pieces: ids by spelling, of control pieces and others that are no parts of words.
     """
 
-    bos_id: int
-    eos_id: int
-    pad_id: int
-    unk_id: int
-    mask_id: int
     fragments: frozenset[int]
     special_pieces: Mapping[str, int]
     named_pieces: Mapping[int, str] = MappingProxyType({})
@@ -84,8 +79,8 @@ class Tokenizer(abc.ABC):
             reading: how the files are read, where their bytes alone don't decide it.
         """
         self.role_ids = {role: i for role, i in special_ids.items() if i >= 0}
-        for role in _ROLES:
-            setattr(self, f"{role}_id", self.role_ids.get(role, -1))
+        ids = (self.role_ids.get(role, -1) for role in _ROLES)
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id, self.mask_id = ids
         self.vocab_size, self._files = vocab_size, dict(files)
         digest = hashlib.sha256()
         for name, data in sorted(self._files.items()):

@@ -64,13 +64,8 @@ _OF_JSON = re.findall(
     "mpnet mvp nllb pegasus reformer rembert squeezebert xglm xlnet",
 )
 _GENERIC = ("auto", "pretrained", "tokenizersbackend")
-# Kinds by the beginning of model_type, or of the first of architectures; first match wins.
-_HINTS = (
-    *(("xlmroberta", "xlm-roberta"), ("roberta", "roberta"), ("electra", "wordpiece")),
-    *(("bert", "wordpiece"), ("ernie", "wordpiece"), ("albert", "json"), ("mistral", "llama")),
-    *(("llama", "llama"), ("gemma", "gemma"), ("qwen", "qwen2"), ("umt5", "t5")),
-    *(("mt5", "t5"), ("t5", "t5")),
-)
+# Kinds by the beginning of model_type, or of the first of architectures.
+_HINTS = _KINDS | {"albert": "json", "mistral": "llama", "qwen": "qwen2", "umt5": "t5"}
 _FAIRSEQ = {0: "<s>", 1: "<pad>", 2: "</s>", 3: "<unk>"}  # that XLM-R's class puts first
 MISFITS = 0.001  # share of pieces; tokenizer.json spells a few otherwise (a tab in Gemma's)
 _FLAGS = dict.fromkeys(("special", "single_word", "lstrip", "rstrip"), False)
@@ -196,10 +191,11 @@ class TokenizerFiles:
             FileNotFoundError: no tokeniser is there.
             ValueError: a file is damaged, or the class isn't implemented.
         """
+        # A class decides; a generic one says nothing about a file that is named by itself.
         stem, guesses = _stem(self.class_name), []
         if self._named == JSON:  # asked for by name, and complete
             readings = [_WHOLE]
-        elif stem and not (stem in _GENERIC and self._named):
+        elif self._has_code or (stem and not (stem in _GENERIC and self._named)):
             kind = "json" if stem in _GENERIC or stem in _OF_JSON else _KINDS.get(stem)
             if self._has_code or kind is None:
                 raise _not_implemented(self.class_name, self._class_file)
@@ -273,6 +269,7 @@ class TokenizerFiles:
                     "of another tokeniser; copy it again"
                 )
             size = max(size, i + 1)
+        # transformers appends special pieces that have a role but no id.
         known = ids.keys() | {token["content"] for token in tokens}
         for piece in special_names(self.json):
             if not {piece, SPACE + piece} & known:
@@ -393,7 +390,7 @@ def _hint(configs: Iterable[Mapping[str, Any]]) -> str:
     for config in configs:
         for name in (config.get("model_type") or "", *(config.get("architectures") or ())):
             plain = re.sub("[-_]", "", str(name).lower())
-            for beginning, kind in _HINTS:
+            for beginning, kind in _HINTS.items():
                 if plain.startswith(beginning):
                     return kind
     return ""

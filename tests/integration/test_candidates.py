@@ -10,8 +10,9 @@ from configs import common
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, mean, one_each
 from integration import methods
-from integration.candidates import Candidate, Judged, choose, show
+from integration.candidates import Candidate, Judged, choose
 from integration.ensembles import average
+from reporting.report import show_candidates
 
 ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
 LOSS = Metric("loss", "loss", mean, False)
@@ -23,7 +24,7 @@ def candidate(name, kind, right, *, count=20, cost=1):
     statistics = {"accuracy": one_each(values_N), "loss": one_each(~values_N)}
     scores = Scores((ACCURACY, LOSS), np.arange(count), statistics)
     judged = Judged(scores, {}, [right], None)
-    return Candidate(name, kind, judged, dict, 1.0, 2, (name,), cost)
+    return Candidate(name, kind, judged, dict, (name,), cost, 1.0, 2)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
@@ -56,7 +57,7 @@ def test_the_table_shows_value_error_and_costs(capsys):
         [candidate("one", "single", 10), candidate("all", "ensemble", 20, cost=3)],
         metric="accuracy",
     )
-    show(rows, "all", ACCURACY)
+    show_candidates(rows, "all", ACCURACY)
     _, one, all_ = (
         line for line in capsys.readouterr().out.splitlines() if "─" not in line and line.strip()
     )
@@ -116,7 +117,7 @@ def test_predictions_of_other_examples_have_no_average():
         ({"integrate.targets": "x.jsonl"}, "add 'ensemble' to config.integrate.methods"),
         (
             {"integrate.shifted_files": "x.csv", "integrate.methods": ("soup",)},
-            "add it to config.integrate.methods",
+            "add 'interpolation' to config.integrate.methods",
         ),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_file_names_no_function_of_others(tmp_path):
     for function in ("os:system", "evaluation.metrics:gone"):
         header["row"]["metrics"][0]["value"] = {"function": function}
         np.savez(tmp_path / "other.npz", **arrays | {"header": np.array(json.dumps(header))})
-        with pytest.raises(ValueError, match="write them anew with --mode=test"):
+        with pytest.raises(ValueError, match="write them again with --mode=test"):
             read_scores(tmp_path / "other.npz")
     (tmp_path / "torn.npz").write_bytes((tmp_path / "scores.npz").read_bytes()[:100])
     with pytest.raises(ValueError, match="does not hold scores"):

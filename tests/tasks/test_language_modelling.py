@@ -22,7 +22,7 @@ from models.t5 import T5Config
 from training.data import load_data
 from training.experiment import build
 from training.sharding import put_batch
-from workflows.export.language import write_language_model
+from workflows.export.huggingface import write_language_model
 from workflows.predict import predict
 from workflows.test import test as open_test
 from workflows.train import train

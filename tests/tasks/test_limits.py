@@ -107,7 +107,7 @@ def test_choices_that_read_the_same_once_cut_are_counted():
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

@@ -11,10 +11,12 @@ from evaluation.metrics import estimate
 from input_pipeline.batches.perturbation import FIRST, PERTURBATIONS, differ, perturb
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples, object_array
+from reporting.report import shown
+from reporting.robustness_card import conclusion
 from tasks import task_class
 from tasks.classification import ACCURACY, LOSS
 from training.experiment import build
-from workflows.robustness import UNCHANGED, card, check, conclusion, robustness, show_card
+from workflows.robustness import UNCHANGED, card, check, robustness, show_card
 
 
 def make_task(labels=("bad", "good"), **options):
@@ -102,8 +104,8 @@ def test_numbers_have_no_flips_and_neither_they_nor_several_labels_one_confidenc
     assert all(row["flipped"] is row["ece"] is None for row in rows)
     assert rows[1]["difference"]["value"] > 0
     rmse = task.metrics[2]
-    assert "squared error rises by" in conclusion(rows, rmse)
-    assert "predictions" not in conclusion(rows, rmse)
+    assert "squared error rises by" in conclusion(rows, shown(rmse))
+    assert "predictions" not in conclusion(rows, shown(rmse))
 
 
 def make_row(title, value, error, *, changed=1.0):
@@ -119,23 +121,27 @@ def make_row(title, value, error, *, changed=1.0):
 
 
 def test_the_conclusion_names_the_worst_and_says_when_it_may_be_chance():
-    rows = [make_row(UNCHANGED, 0, 0), make_row("typos", -0.062, 0.011), make_row("cut", -0.01, 1)]
-    text = conclusion(rows, ACCURACY)
+    rows = [
+        make_row(UNCHANGED, 0, 0, changed=0.0),
+        make_row("typos", -0.062, 0.011),
+        make_row("cut", -0.01, 1),
+    ]
+    text = conclusion(rows, shown(ACCURACY))
     assert text == (
         "Of 2 perturbations this costs most: typos. Accuracy falls by 6.2 ± 1.1 points; 9.4 ± 1.3 "
         "% of predictions change."
     )
-    assert "cut. Loss rises by" in conclusion([make_row("cut", 0.3, 0.1)], LOSS)
+    assert "cut. Loss rises by" in conclusion([make_row("cut", 0.3, 0.1)], shown(LOSS))
     # Two standard errors are much for one difference and little for the worst of eleven.
-    assert "chance" not in conclusion([make_row("a", -0.02, 0.01)], ACCURACY)
+    assert "chance" not in conclusion([make_row("a", -0.02, 0.01)], shown(ACCURACY))
     many = [make_row(str(i), -0.02, 0.01) for i in range(11)]
-    assert conclusion(many, ACCURACY).endswith("As the worst of 11, it may be chance.")
+    assert conclusion(many, shown(ACCURACY)).endswith("As the worst of 11, it may be chance.")
     for unknown in (None, float("nan")):
-        text = conclusion([make_row("a", -0.5, unknown)], ACCURACY)
+        text = conclusion([make_row("a", -0.5, unknown)], shown(ACCURACY))
         assert "falls by 50.0 points" in text and "chance" in text
-    better = conclusion([make_row("a", 0.1, 0.01)], ACCURACY)
+    better = conclusion([make_row("a", 0.1, 0.01)], shown(ACCURACY))
     assert better == "None of 1 perturbations makes accuracy worse."
-    same = conclusion([make_row("a", 0, 0, changed=0.0)], ACCURACY)
+    same = conclusion([make_row("a", 0, 0, changed=0.0)], shown(ACCURACY))
     assert same == "No perturbation changes a text."
 
 

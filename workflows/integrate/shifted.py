@@ -1,7 +1,4 @@
-"""A second, shifted validation set: config.integrate.shifted_files. It chooses nothing.
-
-Called by trials.py, which draws a second interpolation curve from it, and by run.py.
-"""
+"""A second, shifted validation set: config.integrate.shifted_files. It chooses nothing."""
 
 from ml_collections import ConfigDict
 
@@ -24,7 +21,7 @@ def check(config: ConfigDict) -> None:
 
 
 def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
-    """Returns the examples, read and cleaned as config.data says; None without files.
+    """Returns the examples, read and cleaned by config.data; None without files.
 
     Raises:
         ValueError: the files cannot be read so, or have other labels than the run.
@@ -50,7 +47,7 @@ def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
         experiment.check(examples, "shifted")
     except ValueError as error:
         raise ValueError(
-            f"config.integrate.shifted_files: {error} (a shifted set has the columns and labels of "
-            "the run's own data: name them alike in a copy of the file)"
+            f"config.integrate.shifted_files: {error} (a shifted set needs the columns and labels "
+            "of the run's data: rename them in a copy of the file)"
         ) from None
     return experiment.with_features(examples)

@@ -9,7 +9,8 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
 from input_pipeline.batches.template import Encoder
-from input_pipeline.tokenizers.loading import check_belongs, load_tokenizer, named_pieces
+from input_pipeline.tokenizers.loading import check_belongs, load_tokenizer
+from input_pipeline.tokenizers.tokenizer_files import TokenizerFiles
 
 ROOT = Path(__file__).parents[2] / "fixtures" / "tokenizers"
 
@@ -127,7 +128,7 @@ def test_a_file_or_folder_that_is_named_is_read_as_the_checkpoints_class(folder,
             vocab_size=1837,
             special_ids={"pad": 0},
             file=str(checkpoint),
-            named_pieces=named_pieces(checkpoint),
+            named_pieces=TokenizerFiles(checkpoint).named_pieces,
         )
         assert "pad_token_id=0, but that piece is 1 (<pad>)" in note
         assert "35 rows more than the tokeniser has pieces (1,802)" in note
