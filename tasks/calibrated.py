@@ -1,7 +1,7 @@
 """Probabilities of one answer among several, calibrated by what the validation split shows."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Calibrated(Task):
 
     AVERAGE = "softmax"
     ROBUSTNESS = True
+    BIASES: ClassVar[bool] = True  # whether an index means the same in all examples
 
     def logits(self, predictions: Predictions) -> np.ndarray:
         """Returns the logits [N, C]."""
@@ -29,10 +30,6 @@ class Calibrated(Task):
         """Returns the predicted index of each example."""
         return log_probabilities_NxC.argmax(axis=-1)
 
-    def calibration_kind(self) -> str:
-        """Returns what is fitted: 'none', 'temperature' or 'bias'."""
-        return self.config.eval.calibration
-
     def fit(self, predictions: Predictions, validation: Examples) -> Mapping[str, Any]:
         """Returns the temperature and, if so configured, the biases that calibrate the model.
 
@@ -41,7 +38,9 @@ class Calibrated(Task):
         alike and far within its error; C - 1 biases beside it make that C / N.
         """
         labels_N = validation.labels_N[rows_of(validation, predictions.ids_N)]
-        return calibration.fit(self.logits(predictions), labels_N, kind=self.calibration_kind())
+        kind = self.config.eval.calibration
+        kind = "temperature" if kind == "bias" and not self.BIASES else kind
+        return calibration.fit(self.logits(predictions), labels_N, kind=kind)
 
     def log_probabilities(self, predictions: Predictions) -> np.ndarray:
         """Returns normalised log probabilities, calibrated by Predictions.fitted; float64."""

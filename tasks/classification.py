@@ -89,10 +89,8 @@ class Classification(WholeText, Calibrated):
         """Raises on examples without a class; counts those of the training split."""
         if examples.labels_N is None:
             raise ValueError(
-                f"the {split} data have no single class label for each example, which "
-                f"config.classification.kind={self.config.classification.kind!r} needs: set "
-                "config.data.label_column, or the kind to 'multi' for several labels or "
-                "'regression' for numbers, or another config.task"
+                f"the {split} examples have no class label: set config.data.label_column, or "
+                "config.classification.kind to 'multi' (several labels) or 'regression' (numbers)"
             )
         check_labels(examples.labels_N, split)
         if split == "train" and self._balanced:

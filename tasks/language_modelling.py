@@ -141,10 +141,9 @@ class SpanCorruption(LanguageModelling):
         needed = int(self._spans(np.array([config.layout.max_length]))[0])
         if len(self._sentinels) < needed:
             raise ValueError(
-                f"config.task='span_corruption' needs {needed} sentinels (<extra_id_0>, ...) for "
-                f"config.layout.max_length={config.layout.max_length}, the tokeniser has "
-                f"{len(self._sentinels)}: lower max_length, raise config.language.mean_span, or "
-                "use the tokeniser of a T5"
+                f"config.layout.max_length={config.layout.max_length} needs {needed} sentinels "
+                f"(<extra_id_0>, ...), the tokeniser has {len(self._sentinels)}: lower it, raise "
+                "config.language.mean_span, or use the tokeniser of a T5"
             )
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:

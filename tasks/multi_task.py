@@ -154,38 +154,30 @@ class MultiTask(Task):
         self, predictions: Predictions, windows: Mixture, examples: Mixture, encoder: Encoders
     ) -> Predictions:
         """Decodes the predictions of each member."""
-
-        def decode(name: str, part: Predictions) -> Predictions:
-            sides = windows.parts[name], examples.parts[name], encoder[name]
-            return self.members[name].decode(part, *sides)
-
-        return self._join(self._each(predictions, decode))
+        sides = windows.parts, examples.parts, encoder
+        return self._join(self._each(lambda task, *own: task.decode(*own), predictions, *sides))
 
     def complete(
         self, predictions: Predictions, examples: Mixture, encoder: Encoders, loaded: Loaded
     ) -> Predictions:
         """Completes each member's with the model that has its head alone."""
-        heads = loaded.model.task_head
         backbone = {path: v for path, v in loaded.params.items() if not path.startswith("head/")}
-
-        def complete(name: str, part: Predictions) -> Predictions:
-            model = loaded.model.clone(task_head=heads.head_of(name))
+        alone = {}
+        for name in self.members:
+            model = loaded.model.clone(task_head=loaded.model.task_head.head_of(name))
             params = backbone | _renamed(loaded.params, _prefix(name), "head/")
-            own = Loaded(model, params, loaded.adapted)
-            return self.members[name].complete(part, examples.parts[name], encoder[name], own)
-
-        return self._join(self._each(predictions, complete))
+            alone[name] = Loaded(model, params, loaded.adapted)
+        sides = examples.parts, encoder, alone
+        return self._join(self._each(lambda task, *own: task.complete(*own), predictions, *sides))
 
     def fit(self, predictions: Predictions, validation: Mixture) -> dict[str, Any]:
         """Returns what each member chooses."""
-        parts, tasks = validation.parts, self.members
-        return self._each(predictions, lambda name, part: tasks[name].fit(part, parts[name]))
+        return self._each(lambda task, *own: task.fit(*own), predictions, validation.parts)
 
     def score(self, predictions: Predictions, examples: Mixture) -> Scores:
         """Scores each member's predictions, whose metrics are about its own examples."""
-        parts, tasks = examples.parts, self.members
-        scores = self._each(predictions, lambda name, part: tasks[name].score(part, parts[name]))
-        return self._joint(scores)
+        sides = predictions, examples.parts
+        return self._joint(self._each(lambda task, *own: task.score(*own), *sides))
 
     def baselines(self, train: Mixture, examples: Mixture) -> dict[str, Scores]:
         """Returns one row, in which each member has the baseline it is compared with."""
@@ -197,23 +189,23 @@ class MultiTask(Task):
 
     def describe(self, predictions: Predictions, examples: Mixture) -> Iterator[dict[str, Any]]:
         """Yields each member's dicts, with its name; ids are the member's own."""
-        parts, tasks = examples.parts, self.members
-        for name, records in self._each(
-            predictions, lambda name, part: tasks[name].describe(part, parts[name])
-        ).items():
-            yield from ({"member": name, **record} for record in records)
+        sides = predictions, examples.parts
+        records = self._each(lambda task, *own: task.describe(*own), *sides)
+        for name, of_member in records.items():
+            yield from ({"member": name, **record} for record in of_member)
 
     def _each(
-        self, predictions: Predictions, function: Callable[[str, Predictions], Any]
+        self, method: Callable, predictions: Predictions, *sides: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Returns `function(name, predictions)` of each member that has some."""
+        """Returns `method(task, predictions, *sides)` of each member that has predictions, with
+        its own predictions and sides."""
         results = {}
-        for index, name in enumerate(self.members):
+        for index, (name, task) in enumerate(self.members.items()):
             ids_N = mixture.own_ids(index, predictions.ids_N)
             if len(ids_N):
                 outputs = _renamed(predictions.outputs, f"{name}/", "")
                 part = Predictions(ids_N, outputs, predictions.fitted.get(name, {}))
-                results[name] = function(name, part)
+                results[name] = method(task, part, *(side[name] for side in sides))
         return results
 
     def _global_ids(self, parts: Mapping[str, Any]) -> list[np.ndarray]:

@@ -68,6 +68,7 @@ class MultipleChoice(Calibrated):
 
     metrics = (ACCURACY, LOSS)
     FLOOR = "overlap and frequency"
+    BIASES = False  # choices differ from example to example
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
         """Checks the labels and the model.
@@ -79,18 +80,17 @@ class MultipleChoice(Calibrated):
         self.sequences = len(self.labels)
         if self.sequences < 2:
             raise ValueError(
-                f"config.task='multiple_choice' needs two or more choices, found labels "
-                f"{self.labels}: set config.data.choices_column and config.data.label_column, or "
-                "set config.data.labels to ('0', '1', ...)"
+                f"config.task='multiple_choice' needs two or more choices, found {self.labels}: "
+                "set config.data.choices_column and label_column, or labels to ('0', '1', ...)"
             )
         self._likelihood = config.model.head == "label_words"
         if self._likelihood:
             self.positions, self.parts = ("targets_RxL",), ("lm_head",)
             if not isinstance(self.backbone, DecoderConfig) or self.backbone.bidirectional:
                 raise ValueError(
-                    "config.model.head='label_words' scores choices by a causal language model, "
-                    f"but this is a {self.backbone.model_type}, or reads in both directions: set "
-                    "config.model.head='linear', or config.model.bidirectional=False"
+                    "config.model.head='label_words' scores choices by a causal language model: "
+                    f"{self.backbone.model_type} is none, or reads in both directions; set head="
+                    "'linear', or bidirectional=False"
                 )
 
     def prose(self) -> str:
@@ -113,8 +113,7 @@ class MultipleChoice(Calibrated):
             raise ValueError(
                 f"{len(wrong)} of {len(examples)} {split} examples do not fit {self.sequences} "
                 f"choices: example {examples.ids_N[i]} has {counts_N[i]} choices and the answer "
-                f"{answers_N[i]} ({examples.texts_N[i][:40]!r}). Set config.data.labels to the "
-                "numbers ('0', '1', ...) of as many choices as an example may have"
+                f"{answers_N[i]}: set config.data.labels to the numbers of all choices, ('0', ...)"
             )
         if split != "given":  # examples to predict have no answers
             check_labels(answers_N, split)
@@ -184,13 +183,6 @@ class MultipleChoice(Calibrated):
         """Returns the log probabilities of the choices, [B, K]; of absent ones, -1e9."""
         logs_BxK = jax.nn.log_softmax(_logits(outputs, batch), axis=-1)
         return {"logits_BxC": jnp.maximum(logs_BxK, _ABSENT)}
-
-    def calibration_kind(self) -> str:
-        """Returns 'temperature' for 'bias' too: choices differ from example to example.
-
-        Absent choices have no probability at any temperature, and so no part in the fit.
-        """
-        return "none" if self.config.eval.calibration == "none" else "temperature"
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Returns accuracy and the loss in nats, of calibrated probabilities."""

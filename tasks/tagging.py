@@ -74,10 +74,10 @@ class Tagging(Task):
         rows = range(len(examples)) if self._flat else ()
         if overlap := [i for i in rows if span_tags.overlapping(examples.spans.row(i))]:
             raise ValueError(
-                f"config.tagging.head={self.config.tagging.head!r} gives a character one span, "
-                f"but in {len(overlap):,} of {len(examples):,} examples of the {split} split some "
-                f"overlap, first in {str(examples.texts_N[overlap[0]])[:40]!r}: set "
-                "data.overlapping_spans='drop' or tagging.head='global_pointer'"
+                f"config.tagging.head={self.config.tagging.head!r}: spans overlap in "
+                f"{len(overlap):,} of {len(examples):,} examples of the {split} split, first in "
+                f"{str(examples.texts_N[overlap[0]])[:40]!r}: set data.overlapping_spans='drop' or "
+                "tagging.head='global_pointer'"
             )
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
