@@ -1,7 +1,6 @@
-"""The table of what every value of configs/common.py may be, and the check against it.
+"""The range of every value of configs/common.py, checked before anything is read or computed.
 
-It is made before anything is read, written or computed. What only the data or the model can tell,
-and what depends on two values at once, is checked where it is known.
+What depends on the data, the model or two values at once is checked where it is known.
 """
 
 import difflib
@@ -142,15 +141,11 @@ TABLE: dict[str, Row] = {
     "layout.row_length": SOME,
     "layout.max_shapes": SOME,
     "augmentation.share": Number(0, 1, above=True),
-    "augmentation.pair": choice("apart", "alike", "text", "pair"),
     "augmentation.deletion_rate": BELOW_ONE,
     "augmentation.swap_rate": BELOW_ONE,
     "augmentation.insertion_rate": BELOW_ONE,
     "augmentation.punctuation_rate": BELOW_ONE,
     "augmentation.mask_rate": BELOW_ONE,
-    "augmentation.mask_character": Form(
-        "one character", lambda value: isinstance(value, str) and len(value) == 1
-    ),
     "augmentation.homophone_rate": BELOW_ONE,
     "augmentation.shape_rate": BELOW_ONE,
     "augmentation.synonym_rate": BELOW_ONE,
@@ -216,7 +211,6 @@ TABLE: dict[str, Row] = {
     "generation.beams": SOME,
     "generation.length_penalty": NOT_NEGATIVE,
     "generation.examples": COUNT,
-    "generation.chunk": SOME,
     "multi.mixing": choice("temperature", "rates"),
     "multi.temperature": POSITIVE,
     "multi.rates": Form("a number above 0 for each member", are(POSITIVE)),
@@ -257,7 +251,6 @@ TABLE: dict[str, Row] = {
     "train.early_stopping": COUNT,
     "train.on_config_change": choice("refuse", "continue", "overwrite"),
     "train.integrate": SWITCH,
-    "train.compilation_cache": TEXT,
     "eval.every": Duration(),
     "eval.at_start": SWITCH,
     "eval.metric": NEEDED,
@@ -274,7 +267,6 @@ TABLE: dict[str, Row] = {
     "integrate.points": Whole(2),
     "integrate.max_examples": COUNT,
     "review.folds": Whole(2),
-    "review.neighbours": COUNT,
     "review.exclude": TEXT,
     "search.print_commands": SWITCH,
     "search.trials": COUNT,
@@ -295,15 +287,15 @@ _GROUPS = {key[: dot.start()] for key in TABLE for dot in re.finditer(r"\.", key
 
 
 def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "config") -> None:
-    """Raises on a key that is not in the table, or lacks, and on a value that cannot work.
+    """Raises on an unknown or missing key, and on a value out of its range.
 
     Args:
       config: of a run.
-      tasks: what config.task may be.
+      tasks: the values of config.task.
       path: of `config`, for messages.
 
     Raises:
-      ValueError: names the key, what was found and what is expected.
+      ValueError: with the key, its value and the range.
     """
     table = TABLE | {"task": choice(*tasks)}
     values = dict(_leaves(config))
@@ -312,7 +304,7 @@ def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "confi
             raise ValueError(f"{path}.{key}: found {value!r}, expected the keys of a group")
         if key not in table:
             near = difflib.get_close_matches(key, table, n=1, cutoff=0)[0]
-            raise ValueError(f"{path}.{key}: there is no such key; the nearest is {path}.{near}")
+            raise ValueError(f"{path}.{key}: no such key; the nearest is {path}.{near}")
     for key, row in table.items():
         if key not in values:
             group, _, name = f"{path}.{key}".rpartition(".")
@@ -322,22 +314,18 @@ def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "confi
             )
         if not row.fits(values[key]):
             raise ValueError(f"{path}.{key}: found {values[key]!r}, expected {row.expected}")
-    if config.task == "multi_task" and len(config.multi.members) < 2:
-        raise ValueError(
-            f"{path}.task='multi_task' needs at least two {path}.{MEMBERS}, see configs/multi.py"
-        )
     for name, member in config.multi.members.items():
         check_values(member, tasks=tasks, path=f"{path}.{MEMBERS}.{name}")
 
 
 def expected(key: str) -> str:
-    """Returns what the table says of 'config.a.b', or of a member's key; '' of a group."""
+    """Returns the range of 'config.a.b', or of a member's key, in words; '' for a group."""
     key = re.sub(rf"^config\.(?:{MEMBERS}\.\w+\.)*", "", key)
     return TABLE[key].expected if key in TABLE else ""
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields each key but those of members, as 'a.b', and its value."""
+    """Yields each key as 'a.b', and its value, without those of members."""
     for name, value in config.items():
         key = f"{prefix}{name}"
         if not isinstance(value, ConfigDict):
@@ -345,5 +333,5 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
         elif key != MEMBERS:
             yield from _leaves(value, f"{key}.")
         else:
-            odd = {n: member for n, member in value.items() if not isinstance(member, ConfigDict)}
-            yield from ((f"{key}.{n}", member) for n, member in odd.items())
+            wrong = {n: member for n, member in value.items() if not isinstance(member, ConfigDict)}
+            yield from ((f"{key}.{n}", member) for n, member in wrong.items())

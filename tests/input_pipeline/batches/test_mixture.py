@@ -41,7 +41,7 @@ MIXTURE = Mixture({"a": examples_of(12, "a"), "b": examples_of(6, "b"), "c": exa
     st.integers(0, 3000),
     st.integers(1, 200),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_schedule_keeps_its_rates_and_starts_anywhere(rates, seed, first, count):
     names = [f"m{i}" for i in range(len(rates))]
     schedule = Schedule(dict(zip(names, rates, strict=True)), seed=seed)
@@ -126,15 +126,10 @@ class Stream:
 
 
 def pipeline(batch_size=4, **multi):
-    config = common.get_config().multi
-    config.update(multi)
-    return MixturePipeline(
-        {name: Stream(batch_size) for name in MIXTURE.parts},
-        multi=config,
-        batch_size=batch_size,
-        microbatches=2,
-        seed=3,
-    )
+    config = common.get_config()
+    config.multi.update(multi)
+    config.data.batch_size, config.train.microbatches, config.seed = batch_size, 2, 3
+    return MixturePipeline({name: Stream(batch_size) for name in MIXTURE.parts}, config)
 
 
 def test_every_step_is_of_one_member_and_resumes_exactly():
@@ -174,7 +169,7 @@ PARTS = st.lists(
 
 
 @given(PARTS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_other_batch_sizes_and_rates_repeat_and_skip_no_example_of_any_member(parts):
     position, places = Position(0, {}), dict.fromkeys(MIXTURE.parts, 0)
     for steps, batch_size, multi in parts:

