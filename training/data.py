@@ -11,7 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from input_pipeline.batches.mixture import Mixture
-from input_pipeline.corpus.preparation import Prepared, load_split, prepare, prose
+from input_pipeline.corpus.manifest import prose
+from input_pipeline.corpus.preparation import Prepared, load_split, prepare
 from input_pipeline.examples import Examples
 from tasks import task_class
 

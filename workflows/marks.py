@@ -95,5 +95,5 @@ def _read_marks(path: Path) -> dict[int, tuple[str, str]]:
             if not id_.isdecimal():
                 raise ValueError(f"{place}: 'id' is {id_!r}, expected a whole number")
             marked[int(id_)] = digest, place
-    notes.say()
+    notes.report()
     return marked

@@ -18,7 +18,7 @@ def said(path, content, capsys):
     notes = Notes()
     path.write_bytes(content.encode())
     list(reader.read_rows(path, "utf-8", True, notes))
-    notes.say()
+    notes.report()
     return capsys.readouterr().out
 
 
