@@ -86,7 +86,7 @@ def check_belongs(
         listed = f", or {', '.join(map(repr, without))} without a row should not be in its files"
         raise ValueError(
             f"the tokeniser has {pieces:,} pieces but {file} has embeddings for {vocab_size:,} "
-            "(vocab_size): it is not the one the weights were trained with, or it is damaged"
+            "(vocab_size): it is damaged or not the one which the weights were trained with"
             f"{listed * bool(without)}; {remedy}"
         )
     for i, piece in named_pieces.items():
@@ -116,8 +116,7 @@ def check_belongs(
         if not tokenizer.files().get("vocab.txt", b"\n").endswith(b"\n"):
             raise ValueError(
                 f"vocab.txt ends within a line, {spare:,} pieces before the {vocab_size:,} rows of "
-                f"the embedding in {file}: it was cut off; copy it again, or end it with a line "
-                "break if it is whole"
+                f"{file}: it was cut off; copy it again, or end it with a line break"
             )
         notes.append(
             f"The embedding has {spare:,} rows more than the tokeniser has pieces ({pieces:,}); no "

@@ -90,8 +90,7 @@ def _put_fairseq_ids(proto: proto_lib.ModelProto, file: str) -> None:
     if absent := [piece for piece in _FAIRSEQ if piece not in first]:
         raise ValueError(
             f"{file} starts with {', '.join(first)}, without {', '.join(absent)}: it is no model "
-            "of an XLMRobertaTokenizer; set config.tokenizer.model to the right file, or correct "
-            f"tokenizer_class in {CONFIG}"
+            f"of an XLMRobertaTokenizer; correct config.tokenizer.model or, in {CONFIG}, its class"
         )
     del proto.pieces[:3]
     for place, piece in enumerate(_FAIRSEQ):

@@ -159,9 +159,8 @@ class SentencePieceTokenizer(Tokenizer):
             return True
         if normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces:
             raise ValueError(
-                "augmentation.sampling_rate: this BPE tokeniser changes the white space at the "
-                "ends of a text, so that its pieces cannot be drawn; set the rate to 0, or use a "
-                "unigram tokeniser"
+                "augmentation.sampling_rate: this BPE tokeniser changes the white space at the ends"
+                " of a text, so that its pieces cannot be drawn; set the rate to 0"
             )
         return False
 

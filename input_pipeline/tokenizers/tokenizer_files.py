@@ -292,9 +292,8 @@ class TokenizerFiles:
             there = repr(pieces[i]) if i in pieces else "nothing"
             raise ValueError(
                 f"{self.path}: {name} has {there} at {i}, where {JSON} has {others[i]!r} "
-                f"({len(different):,} of {len(others):,} pieces differ): one of the two is of "
-                "another model or was cut off, or tokenizer_class is wrong; copy both again, or "
-                "set config.tokenizer.model to the right one"
+                f"({len(different):,} of {len(others):,} pieces differ): one of them is another "
+                "model's or was cut off, or tokenizer_class is wrong; copy both again, or name one"
             )
 
     def _class(self) -> tuple[str, str, bool]:
