@@ -69,9 +69,9 @@ def write_checkpoint(kind: str, folder: Path) -> ConfigDict:
     """Draws weights, writes them with a vocabulary, and returns a config that trains them."""
     import jax
 
-    from models.backbone import parameter_shapes
+    from models.backbone import flatten, parameter_shapes
     from models.pretrained import write_pretrained
-    from training.state import flatten, merge
+    from training.state import merge
 
     model, rng, params = model_config(kind), np.random.default_rng(0), {}
     for path, leaf in flatten(parameter_shapes(model, ("pooler",) * (kind == "encoder"))).items():
@@ -134,8 +134,11 @@ def main() -> None:
                 for worker in [*workers, *workers]:
                     losses[worker.name].append(worker.call("training_step"))
                 compare_losses(losses)
-                counts = {"forward": 3 * options.steps, "training_step": options.steps}
-                timing.compare(workers, counts, rounds=options.rounds)
+                calls = {
+                    "forward": (3 * options.steps, "forward"),
+                    "training step": (options.steps, "training_step"),
+                }
+                timing.compare(workers, calls, rounds=options.rounds)
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
 

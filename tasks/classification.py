@@ -48,7 +48,7 @@ class Classification(WholeText, Calibrated):
     WORDS = True
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
-        """Checks the labels and what config says of each.
+        """Checks the labels, and the options that are about each of them.
 
         Raises:
             ValueError: fewer than two labels, or one twice; words, weights or a template that don't
@@ -191,7 +191,7 @@ class Classification(WholeText, Calibrated):
     def statistics(
         self, labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Returns the statistics of each metric, and maybe of more."""
+        """Returns the statistics of each metric; of some more, which are ignored."""
         return {
             "accuracy": one_each(labels_N == classes_N),
             **classification_metrics.statistics(labels_N, classes_N, log_probabilities_NxC),

@@ -2,7 +2,7 @@
 
 The loss is on the answer alone. Not here: templates and which tokens are of an answer
 (input_pipeline/batches/chat.py), log probabilities in chunks (models/language_heads.py), the loop
-that writes (models/generation.py), what written texts are worth (evaluation/generated_text.py).
+that writes (models/generation.py), scores of written texts (evaluation/generated_text.py).
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from models.bert import BertConfig
 from models.generation import Decoding
 from models.t5 import T5Config
 from tasks.language_task import TokenTask
-from tasks.limits import Given, Limit, tell
+from tasks.limits import Given, Limit, report
 from tasks.task import Chunk, Loaded, Targets, rows_of, text_record
 from tasks.writing import Writer
 
@@ -81,6 +81,8 @@ class Generation(TokenTask):
 
     def check(self, examples: Examples, split: str) -> None:
         """Raises ValueError without answers, with empty ones that stop, or unfit messages."""
+        if self.config.generation.examples:
+            generated_text.check_installed()
         if examples.pairs_N is None:
             raise ValueError(
                 f"the {split} examples have no answers: set config.data.pair_column to the column "
@@ -100,7 +102,7 @@ class Generation(TokenTask):
             )
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> ChatEncoder:
-        """Returns one that reads whole conversations, such as `windows` packs."""
+        """Returns one that reads the whole conversations that `windows` packs."""
         options = self.config.generation
         chat = options.chat_template
         if chat == "checkpoint" and not (chat := self.tokenizer.chat_template):
@@ -123,7 +125,7 @@ class Generation(TokenTask):
     def windows(self, examples: Examples, encoder: ChatEncoder, *, training: bool) -> Examples:
         """Packs each conversation into one text; drops or cuts what is too long.
 
-        Empty answers are dropped from training; elsewhere they are prompts, of which no metric is.
+        Empty answers are dropped from training; elsewhere they are prompts, in no metric.
         """
         on_long = self.config.generation.on_long
         return fitting(examples, encoder, on_long=on_long, keep_prompts=not training)
@@ -192,14 +194,12 @@ class Generation(TokenTask):
 
     def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray:
         """Returns the tokens of answers."""
-        del targets
         return encoded.fields == 1
 
     def decode(
         self, predictions: Predictions, windows: Examples, examples: Examples, encoder: ChatEncoder
     ) -> Predictions:
         """Keeps what was asked for: nothing, of examples that were dropped."""
-        del encoder
         kept = surprisal.by_document(predictions, windows.ids_N)
         ids_N, place_of = np.sort(examples.ids_N), {int(id_): i for i, id_ in enumerate(kept.ids_N)}
         outputs = {}
@@ -231,7 +231,7 @@ class Generation(TokenTask):
         written = self._writer(loaded.params, prompts, chosen)
         cut = sum(len(ids) >= options.max_tokens for ids in written)
         what = f"answers reach config.generation.max_tokens={options.max_tokens} and stop there"
-        tell([Limit(cut, len(written), what, "raise it")], "written", print)
+        report([Limit(cut, len(written), what, "raise it")], "written", print)
         answers = [self.tokenizer.decode(ids).removesuffix(encoder.tail) for ids in written]
         texts = dict(zip(chosen, answers, strict=True))
         texts_N = object_array([texts.get(i) for i in predictions.ids_N])

@@ -86,7 +86,6 @@ class CausalLanguageModelling(LanguageModelling):
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Asks for the next token wherever it is of the text."""
-        del chunk
         targets = np.zeros_like(encoded.tokens)
         targets[:-1] = np.where(encoded.fields[1:] >= 0, encoded.tokens[1:] + 1, 0)
         targets[np.cumsum(encoded.lengths_B) - 1] = 0  # what follows is another example
@@ -149,7 +148,7 @@ class SpanCorruption(LanguageModelling):
             )
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
-        """Returns one that leaves room for the sentinels, which stand in source and target."""
+        """Returns one that leaves room for the sentinels, which are in source and target."""
         lengths = np.arange(max_length + 1)
         needed = lengths + 2 * np.maximum.accumulate(self._spans(lengths)) + 1
         longest = int(np.searchsorted(needed, max_length, side="right")) - 1

@@ -27,11 +27,8 @@ from models.t5 import T5Config
 from tasks.limits import Given, Limit
 from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of
 
-_FITTING = {
-    BertConfig: "masked_language_modelling",
-    DecoderConfig: "causal_language_modelling",
-    T5Config: "span_corruption",
-}
+_FITTING = {BertConfig: "masked_language_modelling", DecoderConfig: "causal_language_modelling"}
+_FITTING[T5Config] = "span_corruption"
 _WORST = 5  # tokens that `describe` names
 _CHUNK = 256  # examples whose targets are made at once for the floor
 
@@ -44,7 +41,6 @@ class TokenTask(Task):
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns the output projection of the backbone, chunk by chunk."""
-        del num_features
         head = Seq2SeqHead if isinstance(self.backbone, T5Config) else LanguageHead
         return head(chunk=self.config.language.chunk)
 
@@ -90,25 +86,21 @@ class LanguageModelling(TokenTask):
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
         """Cuts long documents, so that nothing of them is lost."""
-        del training
         return windows.split(examples, self.tokenizer, room=encoder.room, overlap=0)
 
     def limits(self, given: Given) -> Iterator[Limit]:
         """Yields nothing: every token is in a window."""
-        del given
         return iter(())
 
     def decode(
         self, predictions: Predictions, windows: Examples, examples: Examples, encoder: Encoder
     ) -> Predictions:
         """Joins the windows of each document, as evaluation/surprisal.py describes."""
-        del examples, encoder
         owners_W = windows.owners_N[rows_of(windows, predictions.ids_N)]
         return surprisal.by_document(predictions, owners_W)
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Counts nats and right answers of the tokens asked for."""
-        del examples
         return surprisal.token_scores(predictions)
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
@@ -148,12 +140,10 @@ class LanguageModelling(TokenTask):
 
     def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray:
         """Returns the tokens that are predicted."""
-        del encoded
         return targets.positions["targets_RxL"] > 0
 
     def rates(self, nats: float, text: str) -> Mapping[str, float]:
         """Returns further entries of a description: the loss per unit of the text."""
-        del nats, text
         return {}
 
     def draws(self, chunk: Chunk) -> masking.Draws:

@@ -126,7 +126,6 @@ class MultipleChoice(Calibrated):
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
         """Returns the examples; those to predict have not been checked yet."""
-        del encoder, training
         self.check(examples, "given")
         return examples
 
@@ -165,7 +164,6 @@ class MultipleChoice(Calibrated):
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns a head with one logit per choice, or the language model's own output layer."""
-        del num_features
         if self._likelihood:
             return LanguageHead(self.config.language.chunk)
         model, options = self.config.model, {"sequences": self.sequences}
@@ -205,14 +203,14 @@ class MultipleChoice(Calibrated):
         The others are conditional logit models of one or both of: the share of a choice's character
         n-grams that occur in text and question, and the logarithm of how often a choice was the
         answer in training. Of equal choices the first is taken, which costs or wins nothing on
-        average: answers stand anywhere.
+        average: answers may be at any place.
         """
         examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
         train = train.take(train.labels_N >= 0)
         answers = zip(train.choices_N, train.labels_N, strict=True)
         counts = Counter(choices[label] for choices, label in answers)
-        train_clues = self._clues(train, counts, own=True)
-        clues_NxKxF = self._clues(examples, counts, own=False)
+        train_clues = self._clues(train, counts, training=True)
+        clues_NxKxF = self._clues(examples, counts, training=False)
         guess_NxK = np.where(np.isfinite(clues_NxKxF[..., 0]), 0.0, -np.inf)
         scores = {"chance": self._scores(examples, guess_NxK, guessing=True)}
         names = {"longest overlap": [0], "most frequent in training": [1], self.FLOOR: [0, 1]}
@@ -247,10 +245,10 @@ class MultipleChoice(Calibrated):
         ids_N = examples.ids_N.astype(np.int64)
         return Scores(self.metrics, ids_N, statistics, truth=answers_N.tolist())
 
-    def _clues(self, examples: Examples, counts: Counter, *, own: bool) -> np.ndarray:
+    def _clues(self, examples: Examples, counts: Counter, *, training: bool) -> np.ndarray:
         """Returns overlap and log frequency of choices [N, K, 2]; -inf of absent ones.
 
-        With `own`, `counts` hold these very examples, which must not reveal their own answers.
+        In training, `counts` hold these very examples, which must not reveal their own answers.
         """
         clues = np.full((len(examples), self.sequences, 2), -np.inf)
         for i, choices in enumerate(examples.choices_N):
@@ -258,7 +256,7 @@ class MultipleChoice(Calibrated):
             if examples.pairs_N is not None:
                 context += "\n" + examples.pairs_N[i]
             for k, choice in enumerate(choices):
-                count = counts[choice] - (own and k == examples.labels_N[i])
+                count = counts[choice] - (training and k == examples.labels_N[i])
                 clues[i, k] = _overlap(choice, context), np.log1p(count)
         return clues
 

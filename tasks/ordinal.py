@@ -20,7 +20,6 @@ from tasks.classification import ACCURACY, LOSS, Classification
 def quadratic_weighted_kappa(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Metric.value of statistics (squared difference, true class, predicted class, the sum of their
     squares, 1): agreement beyond chance, 1 if perfect; 0 where all are of one class."""
-    del whole
     observed, true, predicted, squares, count = np.moveaxis(np.asarray(sums, float), -1, 0)
     by_chance = squares - 2 * true * predicted / np.maximum(count, 1)
     apart = by_chance > 0

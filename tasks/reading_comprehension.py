@@ -77,7 +77,6 @@ class ReadingComprehension(Task):
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
         """Cuts long contexts."""
-        del training
         overlap = self.config.data.overlap
         return split(examples, self.tokenizer, room=encoder.room, overlap=overlap)
 
@@ -125,7 +124,6 @@ class ReadingComprehension(Task):
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns a head with two logits per position."""
-        del num_features
         return TokenHead(2, dropout=self.config.model.dropout)
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
@@ -162,7 +160,6 @@ class ReadingComprehension(Task):
 
         The latter is the log probability of no answer in the window that is least sure of it.
         """
-        del examples
         reading, windows = self.config.reading, windows.take(rows_of(windows, predictions.ids_N))
         options = {"count": reading.n_best, "max_characters": reading.max_answer}
         scores: dict[int, dict[tuple[int, int], float]] = defaultdict(dict)
@@ -198,7 +195,6 @@ class ReadingComprehension(Task):
         That is the one with most of the question's characters and pairs of characters, the first of
         equal ones.
         """
-        del train
         examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
         pairs = list(zip(examples.texts_N, examples.pairs_N, strict=True))
         guesses = {

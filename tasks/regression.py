@@ -26,7 +26,6 @@ from tasks.whole_text import WholeText
 def correlation(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Metric.value of statistics (x, y, x * x, y * y, x * y, 1): Pearson's correlation, 0 where x
     or y is constant."""
-    del whole
     x, y, xx, yy, xy, count = np.moveaxis(np.asarray(sums, float), -1, 0)
     count = np.maximum(count, 1)
     spread = (xx - x * x / count) * (yy - y * y / count)

@@ -1,7 +1,7 @@
 """Spans of characters, found by tags of tokens or as spans: names, words, parts of speech.
 
-Here: the task. Not here: spans to tags and back (input_pipeline/batches/span_tags.py, which says
-what becomes of tokens across a border), tokens that are one character (character_tokenizer.py), the
+Here: the task. Not here: spans to tags and back (input_pipeline/batches/span_tags.py, which also
+describes tokens across a border), tokens that are one character (character_tokenizer.py), the
 chain of tags (models/crf.py), heads (models/token_heads.py, models/span_heads.py), windows put
 together (text_windows.py), scores and floors (evaluation/spans.py). Scores are always against
 the characters of the data, so that what a tokeniser cannot represent counts as missed.
@@ -134,10 +134,10 @@ class Tagging(Task):
         learned = chunk.training and chunk.spans is not None
         spans_BxKx3 = np.zeros((len(encoded.lengths_B), most, 3), np.int32)
         for row, first in enumerate(encoded.starts_B if learned else ()):
-            own = slice(first, first + encoded.lengths_B[row])
-            places = np.flatnonzero(tags_P[own])
+            here = slice(first, first + encoded.lengths_B[row])
+            places = np.flatnonzero(tags_P[here])
             spans_Sx3 = chunk.spans.row(row)
-            shared_SxT, owners_T = span_tags.tokens_of(encoded.offsets[own][places], spans_Sx3)
+            shared_SxT, owners_T = span_tags.tokens_of(encoded.offsets[here][places], spans_Sx3)
             unknown_S = spans_Sx3[:, 2] == len(self.labels)
             if self._flat:
                 tags_T = 1 + span_tags.to_tags(owners_T, spans_Sx3[:, 2])
@@ -159,7 +159,6 @@ class Tagging(Task):
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns the head of config.tagging."""
-        del num_features
         tagging, count = self.config.tagging, len(self.labels)
         if not self._flat:
             return SpanHead(count, size=tagging.head_size, dropout=tagging.dropout)
@@ -177,8 +176,8 @@ class Tagging(Task):
         tags_RxL = jnp.where(asked_RxL, batch["tags_RxL"] - 1, 0)
         logits_RxLxC = jnp.where(asked_RxL[..., None], outputs["logits_RxLxC"], 0.0)
         scores = crf.Scores(*(outputs[name] for name in crf.Scores._fields))
-        found = crf.chains(asked_RxL, segments_RxL)
-        likelihoods_RxL = crf.log_likelihoods(logits_RxLxC, tags_RxL, found, scores)
+        chains = crf.chains(asked_RxL, segments_RxL)
+        likelihoods_RxL = crf.log_likelihoods(logits_RxLxC, tags_RxL, chains, scores)
         right_RxL = jnp.argmax(logits_RxLxC, axis=-1) == tags_RxL
         sums = {"accuracy": jnp.sum(weights_RxL * right_RxL)}
         return -jnp.sum(weights_RxL * likelihoods_RxL), jnp.sum(weights_RxL), sums
@@ -192,9 +191,9 @@ class Tagging(Task):
             return {"spans_BxKx3": spans_BxKx3, "scores_BxK": scores_BxK}
         legal = zip(crf.Scores._fields, span_tags.allowed(len(self.labels)), strict=True)
         scores = crf.Scores(*(jnp.where(ok, outputs[name], crf.FORBIDDEN) for name, ok in legal))
-        found, logits_RxLxC = crf.chains(asked_RxL, segments_RxL), outputs["logits_RxLxC"]
-        tags_RxL = crf.decode(logits_RxLxC, found, scores)
-        sure_RxLxC = crf.marginals(logits_RxLxC, found, scores)
+        chains, logits_RxLxC = crf.chains(asked_RxL, segments_RxL), outputs["logits_RxLxC"]
+        tags_RxL = crf.decode(logits_RxLxC, chains, scores)
+        sure_RxLxC = crf.marginals(logits_RxLxC, chains, scores)
         sure_RxL = jnp.take_along_axis(sure_RxLxC, tags_RxL[..., None], axis=-1)[..., 0]
         return {"tags_RxL": tags_RxL, "sure_RxL": sure_RxL}
 
@@ -275,7 +274,6 @@ class Tagging(Task):
 
     def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray:
         """Returns which tokens get a tag: of the text, with characters, and not cut by an edge."""
-        del encoded
         return targets.positions["tags_RxL"] > 0
 
     def _runs(

@@ -85,7 +85,7 @@ class Task(abc.ABC):
     SELF_TRAINING: ClassVar[bool] = False  # config.self_training: one class per text, calibrated
     ROBUSTNESS: ClassVar[bool] = False  # config.eval.robustness: a changed text keeps its answer
 
-    # What a task says of itself; instances may replace these.
+    # Facts that instances may replace.
     metrics: tuple[Metric, ...]  # the first chooses the checkpoint by default, the last breaks ties
     positions: tuple[str, ...] = ()  # names of Targets.positions
     offsets: bool = False  # whether `targets` reads Encoded.offsets and Encoded.fields
@@ -124,7 +124,6 @@ class Task(abc.ABC):
     @staticmethod
     def member_configs(config: ConfigDict) -> Mapping[str, ConfigDict]:
         """Returns the config of each task that this one is made of; {} for a single task."""
-        del config
         return {}
 
     def prose(self) -> str:
@@ -143,7 +142,6 @@ class Task(abc.ABC):
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
         """Returns examples that fit the model; by default the same ones, later cut if too long."""
-        del encoder, training
         return examples
 
     def limits(self, given: Given) -> Iterator[Limit]:
@@ -167,7 +165,6 @@ class Task(abc.ABC):
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns what the loss needs. With `sequences` K, encoded has B * K of them, K by K."""
-        del encoded, chunk
         return Targets({}, {})
 
     @abc.abstractmethod
@@ -197,7 +194,6 @@ class Task(abc.ABC):
             params: nested, of the backbone: the leaf embedder/embedding and those of `parts`, as
                 numpy arrays.
         """
-        del params
         return heads, set(heads)
 
     @abc.abstractmethod
@@ -216,14 +212,12 @@ class Task(abc.ABC):
         """Returns what is fetched of a prediction: '<name>_B...' per example, '<name>_RxL...' per
         position, which arrive on the host as '<name>_N...' and, cut into one array per example, as
         the object array '<name>_N'."""
-        del batch
         return outputs
 
     def decode(
         self, predictions: Predictions, windows: Examples, examples: Examples, encoder: Encoder
     ) -> Predictions:
         """Returns predictions of `examples` from those of their windows, ids ascending."""
-        del windows, examples, encoder
         return predictions
 
     def complete(
@@ -231,7 +225,6 @@ class Task(abc.ABC):
     ) -> Predictions:
         """Adds what needs a loop over the model to what `decode` returned; for final results only,
         not during training."""
-        del examples, encoder, loaded
         return predictions
 
     def fit(self, predictions: Predictions, validation: Examples) -> Mapping[str, Any]:
@@ -240,7 +233,6 @@ class Task(abc.ABC):
         Callers store it in checkpoints and hand it on as Predictions.fitted, where `score`,
         `describe` and `calibration` read it. By default it stays as it was.
         """
-        del validation
         return predictions.fitted
 
     @abc.abstractmethod
@@ -262,11 +254,10 @@ class Task(abc.ABC):
     def calibration(self, predictions: Predictions, examples: Examples) -> dict[str, Any] | None:
         """Returns calibration before and after what `fit` chose, {'before', 'after',
         'temperature', 'bias'}, JSON-ready; None if predictions have no calibrated probability."""
-        del predictions, examples
+        return None
 
     def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray | None:
         """Returns which tokens the loss counts, bool, flat; None if it is not about tokens."""
-        del encoded, targets
         return None
 
 
@@ -314,5 +305,5 @@ def text_record(
         pair: key of the pair; "" leaves it out.
     """
     values = {"name": examples.names_N, text: examples.texts_N, pair: examples.pairs_N}
-    found = {key: column[row] for key, column in values.items() if key and column is not None}
-    return {"id": int(examples.ids_N[row]), **found}
+    known = {key: column[row] for key, column in values.items() if key and column is not None}
+    return {"id": int(examples.ids_N[row]), **known}

@@ -3,10 +3,24 @@
 import csv
 import itertools
 import os
+import tempfile
 from pathlib import Path
 
+# Before jax and TensorFlow are imported; the processes that tests start inherit all of it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# pytest-xdist runs a process for each core, so that each has one thread.
+os.environ.setdefault("NPROC", "1")  # of XLA
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share what GPU there is
+# Hundreds of tests compile the same tiny programs: one compiles, all others read.
+# --cache-clear empties the folder.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/d/compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import numpy as np
@@ -22,6 +36,15 @@ from models.pretrained import write_pretrained
 
 settings.register_profile("default", deadline=None)  # other programs may be at work
 settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has real sets prepared once: in a folder of the session, which its workers inherit."""
+    if "TFDS_DATA_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="weitiao_tests_")
+        config.add_cleanup(folder.cleanup)
+        os.environ["TFDS_DATA_DIR"] = folder.name
+
 
 THINGS = ("房间", "早餐", "书的内容", "快递", "手机屏幕", "电池", "服务态度", "价格", "包装")
 PLACES = ("这家酒店的", "我买的这个，", "上次来住，", "说实话，", "和朋友一起用过，")

@@ -16,7 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from training.state import TrainState, flatten, merge
+from models.backbone import flatten
+from training.state import TrainState, merge
 
 Meta = dict[str, Any]
 

@@ -24,7 +24,7 @@ from models.backbone import BackboneConfig
 from models.decoder import DecoderConfig
 from models.heads import Model
 from tasks import task_class
-from tasks.limits import Given, tell
+from tasks.limits import Given, report
 from tasks.task import Loaded, Task
 from training import run_tokenizer
 from training.compilation import PerShape
@@ -141,7 +141,7 @@ class Experiment:
         with working(f"Checking the {split} examples"):
             windows = self.windows(examples, training=training)
             given = Given(examples, windows, self.pipeline, training, complete)
-            records = tell(self.task.limits(given), split, self.say)
+            records = report(self.task.limits(given), split, self.say)
         self.left_out += [record for record in records if record not in self.left_out]
 
     def predict(
@@ -206,7 +206,7 @@ class Experiment:
             for path, value in self.initial.items()
             if path not in self.fresh and path not in added
         }
-        end = self.put(adapters.pretrained_end(self.config.adapt, added, params=self.frozen))
+        end = self.put(adapters.pretrained_end(added, params=self.frozen))
         return {path: trained[path] for path in self.fresh} | self.put(start) | end
 
     def gates(self, period_examples: int | str) -> Callable | None:

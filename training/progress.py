@@ -1,15 +1,14 @@
 """What a person sees of a run: live bar or plain lines, metrics.jsonl, TensorBoard.
 
 The training loop calls it with plain numbers and decides when; nothing here touches a device.
-metrics.jsonl is read by reporting/report.py. TensorBoard's files are written by tensorboard's own
-record writer on a plain file, which works with and without TensorFlow and never imports it.
+metrics.jsonl is read by reporting/report.py. TensorBoard's files are written by tensorboardX, which
+never imports TensorFlow; tensorboard itself is needed only to view them.
 """
 
 import contextlib
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from input_pipeline import eta
 from input_pipeline.files import write_jsonl
@@ -127,14 +126,13 @@ class Progress:
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
-        summary = summary_pb2.Summary(
-            value=[
-                summary_pb2.Summary.Value(tag=name, simple_value=value)
-                for name, value in values.items()
-            ]
-        )
-        _write_event(self._events, step=step, summary=summary)
-        self._events.flush()
+        scalars = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        _write_event(self._events, step=step, summary=summary_pb2.Summary(value=scalars))
+        if show:  # the flush syncs the disk: once for several steps
+            self._events.flush()
         self.update(
             step, loss=values.get("loss"), tokens_per_second=values.get("tokens_per_second")
         )
@@ -190,18 +188,17 @@ def _plain(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def _open_events(directory: Path, resume_step: int | None) -> RecordWriter:
-    """Starts a TensorBoard event file; on resume, TensorBoard is told to forget later steps."""
+def _open_events(directory: Path, resume_step: int | None) -> EventsWriter:
+    """Starts a TensorBoard event file; on resume, TensorBoard hides what was logged after it."""
     directory.mkdir(parents=True, exist_ok=True)
-    name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
-    events = RecordWriter((directory / name).open("wb"))
-    _write_event(events, file_version="brain.Event:2")
+    # tensorboardX names files by the second: two starts within one would share a file.
+    events = EventsWriter(str(directory / "events"), f".{time.time_ns()}.{os.getpid()}")
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     _write_event(events, step=0 if resume_step is None else resume_step + 1, session_log=start)
     events.flush()
     return events
 
 
-def _write_event(events: RecordWriter, **fields: object) -> None:
+def _write_event(events: EventsWriter, **fields: object) -> None:
     """Appends one TensorBoard event."""
-    events.write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
+    events.write_event(event_pb2.Event(wall_time=time.time(), **fields))

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from input_pipeline.examples import Examples
 from input_pipeline.tokenizers.tokenization import Tokenizer
 from models import adapters, pretrained
-from models.backbone import BackboneConfig, parameter_shapes, parts_of
+from models.backbone import BackboneConfig, flatten, parameter_shapes, parts_of
 from models.heads import Model
 from models.pretrained import peft
 from tasks.task import Task
 from training import run_tokenizer
 from training.sharding import replicated
-from training.state import flatten, random_stream
+from training.state import random_stream
 from training.tuning.optimizers import learning_rate_factors
 
 # Kept on the host for a changed vocabulary and for heads that start from words.

@@ -189,10 +189,15 @@ class Augmenter:
             active_R = None if active_R is None else tf.tile(active_R, [2])
         return _Batch(indices_B, texts_R, keys_R, active_R)
 
-    def _draws(
-        self, name: str, batch: _Batch, splits: "tf.Tensor", protected: "tf.Tensor | None" = None
-    ) -> Draws:
-        """Returns the draws of an op for the items that `splits` shares among the texts."""
+    def _draws(self, name: str, batch: _Batch) -> Draws:
+        """Returns the draws of an op for the items of its kind."""
+        tables, splits, protected = self._tables, self._tables.splits, None
+        if name in WORD_OPS:
+            splits, protected = tables.words.splits, tables.words.covered
+        elif name in CHARACTER_OPS and tables.spans is not None:
+            protected = tables.spans.covered
+        elif name == "entity":
+            splits, protected = self._span_splits, tables.spans.entangled_S
         keys_R, (first_R, _) = ops_lib.mix(batch.keys_R ^ stream(name)), batch.bounds(splits)
         return Draws(keys_R, first_R, batch.active_R, protected, self._config[f"{name}_rate"])
 
@@ -204,23 +209,20 @@ class Augmenter:
         splits = tables.splits if words is None else words.splits
         stretches = tuple(bound_R[:, None] for bound_R in batch.bounds(splits))
         if "mixing" in ops:
-            stretches = self._mix(self._draws("mixing", batch, splits), batch, splits, *stretches)
+            stretches = self._mix(batch, splits, stretches)
         items = ops_lib.items_of(*stretches)
         if words is not None:
             for name in (op for op in WORD_OPS if op in ops):
-                draws = self._draws(name, batch, words.splits, words.covered)
-                items = self._apply(name, items, draws, batch)
+                items = self._apply(name, items, batch)
             items = self._spell(items)
-        covered = None if tables.spans is None else tables.spans.covered
         for name in (op for op in CHARACTER_OPS if op in ops):
-            draws = self._draws(name, batch, tables.splits, covered)
-            items = self._apply(name, items, draws, batch)
+            items = self._apply(name, items, batch)
         if spans is not None:
             spans = self._follow(spans, items, batch)
             if "entity" in ops:
                 items, spans = self._replace_entities(items, spans, batch)
         for name in (op for op in IN_PLACE_OPS if op in ops):
-            items = self._apply(name, items, self._draws(name, batch, tables.splits), batch)
+            items = self._apply(name, items, batch)
         if spans is not None:
             first_S = tf.gather(items.splits, spans.rows_S)
             starts_S, stops_S = spans.starts_S - first_S, spans.stops_S - first_S
@@ -230,14 +232,10 @@ class Augmenter:
         return tf.strings.unicode_encode(ragged, "UTF-8"), spans
 
     def _mix(
-        self,
-        draws: Draws,
-        batch: _Batch,
-        splits: "tf.Tensor",
-        starts_Rx1: "tf.Tensor",
-        limits_Rx1: "tf.Tensor",
+        self, batch: _Batch, splits: "tf.Tensor", stretches: Sequence["tf.Tensor"]
     ) -> tuple["tf.Tensor", "tf.Tensor"]:
         """Returns the stretches [R, 2] of a text's first half and another's second half."""
+        draws, (starts_Rx1, limits_Rx1) = self._draws("mixing", batch), stretches
         labels = self._tables.labels
         count_R = tf.gather(labels.counts_N, batch.indices_B)
         place_R = tf.gather(labels.firsts_N, batch.indices_B) + ops_lib.below(draws.keys_R, count_R)
@@ -251,8 +249,9 @@ class Augmenter:
         starts_Rx2 = tf.concat([starts_Rx1, other_Rx1], 1)
         return starts_Rx2, tf.concat([half_Rx1, other_limit_Rx1], 1)
 
-    def _apply(self, name: str, items: Items, draws: Draws, batch: _Batch) -> Items:
+    def _apply(self, name: str, items: Items, batch: _Batch) -> Items:
         """Applies one of WORD_OPS to words, or another op to characters."""
+        draws = self._draws(name, batch)
         if name in _SIMPLE_OPS:
             return _SIMPLE_OPS[name](items, draws)
         tables, words = self._tables, self._tables.words
@@ -323,8 +322,7 @@ class Augmenter:
         size, tables = tf.size(batch.indices_B), self._tables.spans
         active_B = None if batch.active_R is None else batch.active_R[:size]
         texts = _Batch(batch.indices_B, batch.indices_B, batch.keys_R[:size], active_B)
-        draws = self._draws("entity", texts, self._span_splits, tables.entangled_S)
-        at_K, bits_K = draws.at(spans.items, moving=True)
+        at_K, bits_K = self._draws("entity", texts).at(spans.items, moving=True)
         labels_K = tf.gather(self._span_values[:, 2], tf.gather(spans.items.refs, at_K))
         mention_K, _ = ops_lib.pick(tables.label_splits, labels_K, bits_K)
         items, places = ops_lib.replace(

@@ -56,7 +56,7 @@ class Items(NamedTuple):
     """The items of R texts end to end.
 
     Attributes:
-        refs: int64 [I], references as the module says.
+        refs: int64 [I], references; see the module.
         splits: int64 [R + 1], where the texts start, and the last one stops.
         whole: whether they are all items of their texts, in order, as no op has touched them.
     """
@@ -221,7 +221,7 @@ def delete(items: Items, draws: Draws) -> Items:
 def swap(items: Items, draws: Draws) -> Items:
     """Exchanges items with their neighbours.
 
-    A text is taken in pairs, from its first or second item on, as drawn; the rate is that of a pair
+    Items are paired from the first or second of a text on, as drawn; the rate is that of a pair
     to be exchanged, and so of an item, but for an odd one at either end.
     """
     hit, _ = draws.hits(items, moving=True)

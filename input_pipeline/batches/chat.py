@@ -40,13 +40,13 @@ class _Stretch(NamedTuple):
 
     Attributes:
         ids: None where there is text.
-        counts: whether each of the ids, or of the text's characters, counts.
-        text: '' where there are ids.
+        counts: runs of ids or characters: how many, and whether they count.
+        text: '' for ids.
         starts: whether the text is tokenised as one that nothing stands before.
     """
 
     ids: tuple[int, ...] | None
-    counts: tuple[bool, ...]
+    counts: tuple[tuple[int, bool], ...]
     text: str = ""
     starts: bool = True
 
@@ -117,7 +117,7 @@ class ChatEncoder:
         self._parse = functools.cache(self._parsed)
         example = [("user", "?"), ("assistant", "!")]
         self.tail, _ = self._end(self._layout(_SPOKEN).around[-1], "")
-        last = next(s for s in reversed(self._stretches(example)) if s.ids and s.counts[-1])
+        last = next(s for s in reversed(self._stretches(example)) if s.ids and s.counts[0][1])
         self.stop_ids = tuple(sorted({last.ids[-1], self._ends[-1]}))
         self.max_length = max_length
         self.room = max_length - len(self.encode([example])[0][0]) + 2
@@ -184,7 +184,7 @@ class ChatEncoder:
         """Returns a conversation whose start is cut, so that it has `max_length` tokens.
 
         The messages of user and assistant lose their first characters, the first of them first. The
-        template, what the system says and the last answer stay whole: None if these are too long.
+        template, the system message and the last answer stay whole: None if these are too long.
         """
         messages = list(messages)
         for k, (role, content) in enumerate(messages[:-1]):
@@ -205,15 +205,15 @@ class ChatEncoder:
     ) -> list[_Row]:
         """Tokenises each different stretch once, and joins."""
         stretches = {s for row in conversations for s in row}
-        known: dict[_Stretch, _Row] = {s: (s.ids, s.counts) for s in stretches if s.ids}
+        known = {s: (s.ids, [int(s.counts[0][1])] * len(s.ids)) for s in stretches if s.ids}
         for starts, tokenizer in ((True, self._tokenizer), (False, self._following)):
             texts = [s for s in stretches if s.text and s.starts == starts]
             # Characters that all count or do not need no offsets, which take longer.
-            alike = [s for s in texts if len(set(s.counts)) == 1]
+            alike = [s for s in texts if len({counts for _, counts in s.counts}) == 1]
             ids = tokenizer.encode_batch([s.text for s in alike], num_threads=num_threads)
             for s, row in zip(alike, ids, strict=True):
-                known[s] = row, s.counts[:1] * len(row)
-            mixed = [s for s in texts if len(set(s.counts)) > 1]
+                known[s] = row, [int(s.counts[0][1])] * len(row)
+            mixed = [s for s in texts if s not in known]
             pairs = tokenizer.encode_with_offsets([s.text for s in mixed])
             for s, (row, offsets) in zip(mixed, pairs, strict=True):
                 known[s] = row, _counted(s.counts, offsets)
@@ -221,8 +221,9 @@ class ChatEncoder:
         for row in conversations:
             ids, counts = [*self._prefix], [0] * len(self._prefix)
             for s in row:
-                ids += known[s][0]
-                counts += map(int, known[s][1])
+                row_ids, row_counts = known[s]
+                ids += row_ids
+                counts += row_counts
             rows.append((ids, counts))
         return rows
 
@@ -313,20 +314,23 @@ class ChatEncoder:
         stretches, text, counts, starts = [], "", (), True
         for value, is_counted in [*pieces, (None, False)]:
             if isinstance(value, str):
-                text, counts = text + value, counts + (is_counted,) * len(value)
+                text += value
+                counts += ((len(value), is_counted),) * bool(value)
                 continue
             if text:
                 stretches.append(_Stretch(None, counts, text, starts))
             if value:
-                stretches.append(_Stretch(value, (is_counted,) * len(value)))
+                stretches.append(_Stretch(value, ((len(value), is_counted),)))
             if text or value:
                 starts = self._chat is None
             text, counts = "", ()
         return stretches
 
 
-def _counted(counts: Sequence[bool], offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    """Returns which tokens have a character that counts; an empty one is of the next one's."""
-    before = np.concatenate([[0], np.cumsum(counts), [sum(counts)]])
+def _counted(runs: Sequence[tuple[int, bool]], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Returns 1 for tokens with a character that counts; an empty one takes the next character."""
+    lengths, counts = zip(*runs, strict=True)
+    counts = np.repeat(counts, lengths)
+    before = np.concatenate([[0], np.cumsum(counts), [counts.sum()]])
     starts_T, stops_T = np.array(offsets, np.int64).reshape(-1, 2).T
-    return (before[np.maximum(stops_T, starts_T + 1)] > before[starts_T]).tolist()
+    return (before[np.maximum(stops_T, starts_T + 1)] > before[starts_T]).astype(int).tolist()

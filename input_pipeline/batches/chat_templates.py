@@ -1,8 +1,8 @@
 """Chat templates in Jinja: what they write around messages, and what of it people wrote.
 
 A template is rendered once with a placeholder for each message, for each sequence of roles, and cut
-at these. That it does not change what the messages say, but for white space at their ends, is
-checked with each conversation. Imports no TensorFlow.
+at these. Each conversation is checked: a template may not change its messages, but for white space
+at their ends. Imports no TensorFlow.
 """
 
 import datetime
@@ -93,8 +93,8 @@ class ChatTemplate:
         if not is_whole or not rendered.startswith(around[0]):
             content = messages[order[min(len(contents), len(order) - 1)]][1]
             raise self._error(
-                f"changes what a message says ({content[:_SHOWN]!r}), so that template and message "
-                "cannot be told apart: use another template, or change the message"
+                f"changes what a message says ({content[:_SHOWN]!r}), so that its place is "
+                "unknown: use another template, or change the message"
             )
         return contents
 

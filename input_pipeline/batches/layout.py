@@ -3,7 +3,7 @@
 Here, in numpy alone: placing examples in rows, building the arrays, and choosing from the data the
 few shapes (rows R, length L) that are compiled. Not here: which examples and which tokens. Layouts
 differ in padding only: the examples of a batch, their order and their
-tokens are the same, and `segments_RxL` says which example a position belongs to.
+tokens are the same, and `segments_RxL` holds which example a position belongs to.
 
   pad     one example a row, L = max_length
   bucket  one example a row, L the smallest of a few lengths that holds the longest example

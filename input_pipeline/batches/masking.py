@@ -132,14 +132,14 @@ def _fill(
         taken_U[waiting[fits]] = True
         left_B -= np.bincount(rows[fits], sizes_U[waiting[fits]], len(left_B)).astype(left_B.dtype)
         waiting = waiting[~fits]
-    # Where every unit is larger than what is wanted, the first one is taken.
+    # Where every unit is larger than what is wanted, take the first one.
     none_B = (left_B == wanted_B) & (wanted_B > 0)
     taken_U[order[first_B[none_B]]] = True
     return taken_U
 
 
 def sentinels(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the ids of T5's sentinels, <extra_id_0> first, int32; none where there are none."""
+    """Returns the ids of T5's sentinels, <extra_id_0> first, int32; empty without any."""
     pieces = ((_SENTINEL.fullmatch(tokenizer.piece(i)), i) for i in range(tokenizer.vocab_size))
     ids = sorted((int(match[1]), token_id) for match, token_id in pieces if match)
     return np.array([token_id for _, token_id in ids], np.int32)

@@ -38,8 +38,14 @@ def member_configs(config: ConfigDict) -> dict[str, ConfigDict]:
         config: of the run. Members come in the order of their names.
 
     Raises:
-        ValueError: a name that cannot be one, a member of several tasks, or features.
+        ValueError: fewer than two members, a name that cannot be one, a member of several tasks, or
+            features.
     """
+    if len(config.multi.members) < 2:
+        raise ValueError(
+            f"config.multi.members holds {list(config.multi.members)}: config.task='multi_task' "
+            "needs two or more, see configs/multi.py"
+        )
     if config.features.use != "none":
         raise ValueError("config.features.use: with several tasks only 'none' is possible")
     configs = {}
@@ -65,7 +71,7 @@ class Mixture:
 
     Attributes:
         parts: member -> its examples, each with ids of its own. Ids of the whole are unique: those
-            of the second member lie above all of the first's, and so on, whatever is taken.
+            of the second member lie above all of the first's, and so on, in every selection.
     """
 
     parts: Mapping[str, Examples]
@@ -86,7 +92,7 @@ class Mixture:
 
     @property
     def ids_N(self) -> np.ndarray:
-        """Ids that tell members apart."""
+        """Ids that are unique over all members."""
         return self._joined([part.ids_N for part in self.parts.values()])
 
     @property

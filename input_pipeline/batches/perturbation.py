@@ -72,22 +72,15 @@ def perturb(
             f"the perturbation {name!r} would move the spans of these examples: perturb examples "
             "whose labels are of whole texts"
         )
-    normalizer = Normalizer(normalization)
-
-    def changed(texts_N: np.ndarray, side: int) -> np.ndarray:
-        return object_array(
-            [
-                _changed(text, name, [seed % 2**64, stream(name) + side, id_], normalizer)
-                for text, id_ in zip(texts_N, examples.ids_N.tolist(), strict=True)
-            ]
-        )
-
-    parts = {"texts_N": changed(examples.texts_N, 0)}
-    if examples.pairs_N is not None:
-        parts["pairs_N"] = changed(examples.pairs_N, 1)
-    for words, texts in (("words", "texts_N"), ("pair_words", "pairs_N")):
-        if getattr(examples, words) is not None:
-            parts[words] = Ragged.of([word_stops(text) for text in parts[texts]])
+    normalizer, parts = Normalizer(normalization), {}
+    for side, (texts, words) in enumerate((("texts_N", "words"), ("pairs_N", "pair_words"))):
+        if getattr(examples, texts) is not None:
+            rows = zip(getattr(examples, texts), examples.ids_N.tolist(), strict=True)
+            key = [seed % 2**64, stream(name) + side]
+            changed = [_changed(text, name, [*key, id_], normalizer) for text, id_ in rows]
+            parts[texts] = object_array(changed)
+            if getattr(examples, words) is not None:
+                parts[words] = Ragged.of([word_stops(text) for text in changed])
     return dataclasses.replace(examples.without_features(), **parts)
 
 

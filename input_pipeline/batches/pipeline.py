@@ -6,10 +6,10 @@ splitting data (preparation.py), what each stage does (stream.py, augmentation.p
 layout.py), what a task asks of an example (its `targets`). Every stage works on whole batches.
 
 A batch is a dict of tokens_RxL, positions_RxL, segments_RxL (int32; segment = 1 + index of the
-sequence, 0 is padding), types_RxL (int32; 1 in second texts, where a family tells them apart),
+sequence, 0 is padding), types_RxL (int32; 1 in second texts, where a family marks them),
 weights_B (float32; 0 for padding and masked examples), ids_B (int64; -1 for padding), features_BxK
 (float32) where examples have features, and what the task adds. An example has one sequence or, of
-choices, as many as the task says, one after the other: sequence k of example b is b * K + k.
+choices, as many as task.sequences, one after the other: sequence k of example b is b * K + k.
 Training batches have a leading axis M of microbatches.
 """
 
@@ -93,24 +93,20 @@ class TextPipeline:
         Raises:
             ValueError: a value that cannot work, naming its key.
         """
-        layout, microbatches = config.layout, config.train.microbatches
+        layout, size, count = config.layout, config.data.batch_size, config.train.microbatches
         if layout.kind != "pad" and layout.row_length < layout.max_length:
             raise ValueError(
                 f"layout.row_length={layout.row_length} is shorter than layout.max_length="
                 f"{layout.max_length}: raise it, so that an example fits into a row"
             )
-        self._batch_size = config.data.batch_size
-        if self._batch_size % microbatches:
-            raise ValueError(
-                f"data.batch_size={self._batch_size} must be a multiple of train.microbatches="
-                f"{microbatches}"
-            )
+        if size % count:
+            raise ValueError(f"data.batch_size={size} is no multiple of train.microbatches={count}")
         self._task, self._config, self._row_multiple = task, config, row_multiple
         self.encoder: Encoder = task.encoder(
             config.data.template, max_length=layout.max_length, prefix_ids=prefix_ids
         )
         self._columns = (*_POSITIONS, *(n for n in task.positions if n not in _POSITIONS))
-        self._step_shape = (microbatches, self._batch_size // microbatches * task.sequences)
+        self._batch_size, self._step_shape = size, (count, size // count * task.sequences)
         self._plan: ShapePlan | None = None
         # Its tables take seconds to make, and both `plan` and `train` want it.
         self._augmenter = functools.lru_cache(maxsize=1)(
@@ -173,13 +169,12 @@ class TextPipeline:
             deterministic=True,
         )
         for arrays, shapes_Sx2, *values in _iterate(chunks.prefetch(tf.data.AUTOTUNE), failures):
-            start = 0
-            for step, (rows, length) in enumerate(shapes_Sx2.tolist()):
-                shape = (-1, self._step_shape[0], rows, length)
-                end = start + self._step_shape[0] * rows * length
-                columns = zip(self._columns, arrays[:, start:end].reshape(shape), strict=True)
-                yield dict(columns) | {n: v[step] for n, v in zip(names, values, strict=True)}
-                start = end
+            sizes = self._step_shape[0] * shapes_Sx2.prod(axis=1)
+            for step, columns in enumerate(np.split(arrays, np.cumsum(sizes)[:-1], axis=1)):
+                shape = (self._step_shape[0], *shapes_Sx2[step])
+                rows = (column.reshape(shape) for column in columns)  # each a view, not a copy
+                batch = dict(zip(self._columns, rows, strict=True))
+                yield batch | {n: v[step] for n, v in zip(names, values, strict=True)}
 
     def evaluate(self, examples: Examples) -> Iterator[Batch]:
         """Yields every example once, in batches of one shape.

@@ -9,14 +9,14 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from input_pipeline.tokenizers.tokenization import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(NamedTuple):
     """A draw of segmentations (subword regularisation, 1804.10959).
 
     Attributes:
@@ -132,8 +132,8 @@ class Encoder:
             pairs: the second texts.
             choices: a choice for each text.
             num_threads: see Tokenizer.encode_batch.
-            sampling: by field, 'text' or 'pair': draws a segmentation, else the best is taken.
-            offsets: also say which characters a token is of; slower, and not of a drawn
+            sampling: by field, 'text' or 'pair': draws a segmentation; without it the best one.
+            offsets: also return which characters a token is of; slower, and not of a drawn
                 segmentation.
 
         Raises:
@@ -141,7 +141,13 @@ class Encoder:
                 a field of the template that the data do not have, or the other way round.
         """
         given = {"text": texts, "pair": pairs, "choice": choices}
-        self._check_fields({name for name, part in given.items() if part is not None})
+        present = {name for name, part in given.items() if part is not None}
+        if present != set(self.fields):
+            names = " and ".join(sorted(present - {"text"})) or "no second text"
+            raise ValueError(
+                f"the data have {names}, but data.template is for {' and '.join(self.fields)}: "
+                "change it, or data.pair_column or data.choices_column"
+            )
         if offsets and sampling:
             raise ValueError(
                 "augmentation.sampling_rate: the characters of drawn segmentations, which this "
@@ -176,14 +182,6 @@ class Encoder:
                 places[fields == FIELDS.index(name)] = of_field.reshape(-1, 2)
         cut_B = (kept_FxB < lengths_FxB).any(axis=0)
         return Encoded(tokens, self._types(kept_FxB, lengths_B), lengths_B, cut_B, fields, places)
-
-    def _check_fields(self, given: set[str]) -> None:
-        if given != set(self.fields):
-            names = " and ".join(sorted(given - {"text"})) or "no second text"
-            raise ValueError(
-                f"the data have {names}, but data.template is for {' and '.join(self.fields)}: "
-                "change it, or data.pair_column or data.choices_column"
-            )
 
     def _fields(self, kept_FxB: np.ndarray) -> np.ndarray:
         """Returns Encoded.fields."""

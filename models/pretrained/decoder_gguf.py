@@ -1,17 +1,15 @@
 """From the header of a GGUF file to the config of a decoder.
 
-Bytes are read in gguf.py, names of tensors are in decoder.py. Called by `open_checkpoint` through
-the family in decoder.py.
+gguf.py reads the bytes; decoder.py holds the names of the tensors.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from models.decoder import DecoderConfig
-from models.layers import Rope
+from models.layers import Rope, yarn
 from models.pretrained.tables import StoredTensor
 
 GGUF_ARCHITECTURES = {
@@ -41,27 +39,21 @@ _OPTIONAL = {
     "rope.scaling.finetuned",
     "vocab_size",
 }
+_CAPS = {"attn_logit_softcapping", "final_logit_softcapping"}
+_HEADS_AND_WINDOW = {"attention.key_length", "attention.sliding_window"}
 # Beyond those above: what an architecture must have, and may have.
 _EXTRA: dict[str, tuple[set[str], set[str]]] = {
-    "gemma2": (
-        {
-            "attention.key_length",
-            "attention.sliding_window",
-            "attn_logit_softcapping",
-            "final_logit_softcapping",
-        },
-        set(),
-    ),
+    "gemma2": (_HEADS_AND_WINDOW | _CAPS, set()),
     "gemma3": (
-        {"attention.key_length", "attention.sliding_window", "rope.freq_base"},
+        _HEADS_AND_WINDOW | {"rope.freq_base"},
         {"rope.freq_base_swa", "final_logit_softcapping"},
     ),
     "llama": (set(), {"attention.sliding_window"}),
     "qwen2": (set(), set()),
     "qwen3": ({"attention.key_length"}, set()),
 }
-# The layers of the one model of each family whose attention scale is of D / H instead of N; the
-# format doesn't tell the scale, and llama.cpp goes by this number too.
+# The number of layers of the one model of each family whose attention scale is of D / H instead of
+# N; the format doesn't hold the scale, and llama.cpp goes by this number too.
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 _EMBEDDING, _FREQUENCIES = "token_embd.weight", "rope_freqs.weight"
 
@@ -69,7 +61,7 @@ _EMBEDDING, _FREQUENCIES = "token_embd.weight", "rope_freqs.weight"
 def read_gguf(
     metadata: Mapping[str, Any], stored: Mapping[str, StoredTensor], file: str
 ) -> DecoderConfig:
-    """Builds the config from GGUF metadata, and from which tensors there are.
+    """Builds the config from GGUF metadata, and from which tensors the file holds.
 
     Args:
         metadata: of the header; numbers under '<architecture>.'.
@@ -77,7 +69,7 @@ def read_gguf(
         file: for messages.
 
     Raises:
-        ValueError: a key is missing, or one is there that would have to be honoured and is unknown.
+        ValueError: a key is missing, or an unknown one might change what the model computes.
     """
     architecture = metadata["general.architecture"]
     values = _values(metadata, architecture, file)
@@ -87,22 +79,21 @@ def read_gguf(
     num_heads = values["attention.head_count"]
     head_size = values.get("attention.key_length", width // num_heads)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if (found := values.get(key, head_size)) != head_size:
+        if (size := values.get(key, head_size)) != head_size:
             raise ValueError(
-                f"{file}: {architecture}.{key} is {found}, expected the head size {head_size}: "
+                f"{file}: {architecture}.{key} is {size}, expected the head size {head_size}: "
                 "this feature of the architecture is not implemented"
             )
     gemma, window = architecture.startswith("gemma"), values.get("attention.sliding_window", 0)
-    rope = _rope(values, stored, head_size, file)
     period = {"gemma2": 2, "gemma3": 6}.get(architecture, num_layers + 1)
     windows = tuple(window if (layer + 1) % period else 0 for layer in range(num_layers))
-    local = rope
+    rope = local = _rope(values, stored, head_size, file)
+    model_type = "mistral" if architecture == "llama" and window else architecture
     if architecture == "gemma3":
-        local = Rope(base=values.get("rope.freq_base_swa", 1e4))
-    model_type = {"gemma3": "gemma3_text"}.get(architecture, architecture)
+        model_type, local = "gemma3_text", Rope(base=values.get("rope.freq_base_swa", 1e4))
     whole = num_layers == _LAYERS_OF_27B.get(architecture)
     return DecoderConfig(
-        model_type="mistral" if architecture == "llama" and window else model_type,
+        model_type=model_type,
         vocab_size=stored[_EMBEDDING].shape[0],
         width=width,
         num_layers=num_layers,
@@ -129,22 +120,18 @@ def read_gguf(
 
 
 def _values(metadata: Mapping[str, Any], architecture: str, file: str) -> dict[str, Any]:
-    """The numbers of the architecture, all of them known and single."""
+    """Returns the numbers of the architecture, all of them known and single."""
     prefix = f"{architecture}."
-    values = {
-        key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)
-    }
-    required, optional = (
-        general | special
-        for general, special in zip((_REQUIRED, _OPTIONAL), _EXTRA[architecture], strict=True)
-    )
+    values = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
+    more_required, more_optional = _EXTRA[architecture]
+    required = _REQUIRED | more_required
     missing = sorted(required - values.keys())
-    unknown = sorted(values.keys() - required - optional)
+    unknown = sorted(values.keys() - required - _OPTIONAL - more_optional)
     unknown += sorted(key for key in values if isinstance(values[key], list))
     if missing or unknown:
         raise ValueError(
-            f"{file}: metadata of another {GGUF_ARCHITECTURES[architecture]} than those read here. "
-            f"Missing: {missing}; unknown, or different by layer: {unknown} (each under "
+            f"{file}: the metadata are not those of a {GGUF_ARCHITECTURES[architecture]} that can "
+            f"be read. Missing: {missing}; unknown, or different by layer: {unknown} (each under "
             f"{prefix!r}). Use a GGUF of a plain text model, converted by llama.cpp."
         )
     return values
@@ -154,8 +141,7 @@ def _rope(
     values: Mapping[str, Any], stored: Mapping[str, StoredTensor], head_size: int, file: str
 ) -> Rope:
     base = values.get("rope.freq_base", 1e4)
-    kind = values.get("rope.scaling.type", "none")
-    factor = values.get("rope.scaling.factor", 1.0)
+    kind, factor = values.get("rope.scaling.type", "none"), values.get("rope.scaling.factor", 1.0)
     if kind not in ("none", "linear", "yarn"):
         raise ValueError(f"{file}: rope.scaling.type is {kind!r}, expected none, linear or yarn")
     if kind == "linear":
@@ -164,25 +150,15 @@ def _rope(
         length = values.get("rope.scaling.original_context_length", values.get("context_length"))
         if not length:
             raise ValueError(f"{file} lacks rope.scaling.original_context_length, which yarn needs")
-        amplitude = 0.1 * math.log(max(factor, 1.0)) + 1
-        return Rope(
-            base=base,
-            kind="yarn",
-            factor=factor,
-            original_length=length,
-            slow=1.0,
-            fast=32.0,
-            amplitude=amplitude,
-        )
+        return yarn(base, factor=factor, original_length=length)
+    rope = plain = Rope(base=base)
     if _FREQUENCIES not in stored:
-        return Rope(base=base)
+        return rope
     # Llama 3.1 and later: the file holds what their rule divides each frequency by. Its numbers
     # other than the factor were the same in all releases.
     divisors = stored[_FREQUENCIES].read()
-    plain, factor = Rope(base=base), float(divisors.max())
-    rope = Rope(base=base, kind="llama3", factor=factor, original_length=8192, slow=1.0, fast=4.0)
-    if factor == 1.0:
-        rope = plain
+    if (factor := float(divisors.max())) != 1.0:
+        rope = Rope(base=base, kind="llama3", factor=factor, original_length=8192, fast=4.0)
     expected = plain.frequencies(head_size) / rope.frequencies(head_size)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise ValueError(

@@ -37,7 +37,7 @@ def loss(logits_NxC, labels_N, temperature=1.0):
     return -logs_NxC[np.arange(len(labels_N)), labels_N].mean()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from([0.3, 1.0, 4.0]), st.sampled_from([2, 5]))
 def test_the_fitted_temperature_is_the_best_of_a_grid(seed, temperature, size):
     logits_NxC, labels_N = make_case(seed, 1000, size=size, temperature=temperature)
@@ -58,7 +58,7 @@ def test_temperature_and_biases_are_found_again():
     assert loss(calibrate(logits_NxC, found), labels_N) < loss(logits_NxC, labels_N, 2.5) - 0.01
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 30), st.integers(0, 4), st.integers(-3, 3))
 def test_a_temperature_changes_no_prediction_and_what_is_fitted_is_bounded_json(
     seed, count, size, power
@@ -162,7 +162,7 @@ def test_the_interval_covers_the_true_error_where_there_is_none_and_where_there_
         assert above > 0.9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=60))
 def test_the_interval_is_json_the_same_each_time_and_that_of_one_example_unknown(rows):
     levels_N, right_N = map(np.array, zip(*rows, strict=True))
@@ -177,7 +177,7 @@ def test_the_interval_is_json_the_same_each_time_and_that_of_one_example_unknown
 levels = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=80)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(levels, st.integers(1, 20))
 def test_bins_hold_every_example_once_equals_together_and_add_up_to_the_accuracy(rows, bins):
     levels_N, right_N = map(np.array, zip(*rows, strict=True))
@@ -200,7 +200,7 @@ def test_bins_of_different_confidences_are_of_equal_size():
     assert counts == [10] * 15
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(levels)
 def test_coverage_ends_with_all_and_each_threshold_takes_what_it_says(rows):
     levels_N, right_N = map(np.array, zip(*rows, strict=True))

@@ -39,7 +39,7 @@ def scores_of(labels_N, logs_NxC, classes_N=None):
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs)
 def test_values_from_counts_equal_scikit_learns_whatever_class_is_absent(pairs):
     labels_N, classes_N = map(np.array, zip(*pairs, strict=True))
@@ -55,7 +55,7 @@ def test_values_from_counts_equal_scikit_learns_whatever_class_is_absent(pairs):
     assert found["mcc"] == pytest.approx(correlation, abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from([2, 3, 4]), st.sampled_from([0, 2]))
 def test_area_and_brier_score_equal_scikit_learns_with_and_without_ties(seed, size, levels):
     labels_N, logs_NxC = make_case(seed, 40, size=size, levels=levels)
@@ -73,7 +73,7 @@ def test_area_and_brier_score_equal_scikit_learns_with_and_without_ties(seed, si
     assert estimate(scores, "brier")["value"] == pytest.approx(expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from([0, 1]))
 def test_area_with_one_example_left_out_is_exactly_that_of_the_others(seed, levels):
     rng = np.random.default_rng(seed)
@@ -136,7 +136,7 @@ def test_part_of_the_examples_keeps_no_metric_whose_statistics_count_the_others(
         assert estimate(some, metric.name) == pytest.approx(estimate(again, metric.name))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs)
 def test_what_is_known_of_a_class_equals_scikit_learns_and_has_an_error_where_it_can(pairs):
     labels_N, classes_N = map(np.array, zip(*pairs, strict=True))

@@ -35,7 +35,7 @@ def make_batches(ids, *, batch_size, order=None):
         }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sets(st.integers(0, 10**12), min_size=1, max_size=20), st.integers(1, 7), st.randoms())
 def test_predictions_do_not_depend_on_batch_size_or_order(ids, batch_size, random):
     ids = list(ids)

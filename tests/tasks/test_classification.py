@@ -49,7 +49,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=6, max_size=6))
 def test_parts_of_a_batch_add_up_to_the_whole(options, pairs):
     labels, weights = zip(*pairs, strict=True)

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -114,6 +115,15 @@ def test_it_learns_to_answer_and_beats_its_floors(finished):
     assert "beats character 5-grams" in results["conclusion"]
     for line in (workdir / "errors_test.jsonl").read_text("utf-8").splitlines():
         assert json.loads(line)["bits_per_character"] > 0
+
+
+def test_written_texts_without_sacrebleu_fail_before_training(
+    make_generation, monkeypatch, tmp_path
+):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[generation\]', or set it to 0"):
+        train(make_generation("tiny"), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_the_test_mode_finds_what_training_reported(finished):

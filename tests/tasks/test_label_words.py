@@ -137,7 +137,7 @@ def test_without_words_the_masks_are_averaged(masked_config, tmp_path):
     ("changes", "message"),
     [
         ({"label_words": ("失望", "好")}, r"holds 2 \{mask\}.* take \[2, 1\] pieces"),
-        ({"label_words": ("失望", "失望")}, "tells apart from the others"),
+        ({"label_words": ("失望", "失望")}, "with pieces of its own"),
         ({"label_words": ("失望", "龘龘")}, "a word that it knows"),
         ({"label_words": ("失望",)}, "found 1 words"),
         ({"pooling": "first"}, "is a electra with pooling='first'"),

@@ -54,7 +54,7 @@ def test_a_limit_is_said_once_a_process_and_recorded_each_time(capsys, monkeypat
     found = [Limit(1234, 20_000, "texts are cut", "raise it", first=True), Limit(0, 5, "x", "y")]
     expected = "1,234 of the first 20,000 train texts are cut: raise it."
     records = [{"split": "train", "count": 1234, "total": 20_000, "sentence": expected}]
-    assert limits.tell(found, "train", print) == limits.tell(found, "train", print) == records
+    assert limits.report(found, "train", print) == limits.report(found, "train", print) == records
     assert capsys.readouterr().out == f"Note: {expected}\n"
 
 
@@ -107,7 +107,7 @@ def test_choices_that_read_the_same_once_cut_are_counted():
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

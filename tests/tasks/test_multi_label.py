@@ -48,7 +48,7 @@ def brute_force(true_N, probabilities_N):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=12))
 def test_fitted_thresholds_reach_the_greatest_f1_whatever_is_equal(rows):
     true_N, levels_N = map(np.array, zip(*rows, strict=True))

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.backbone import flatten
 from training.checkpoints import Checkpoints
-from training.state import flatten
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240

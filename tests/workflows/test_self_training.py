@@ -57,7 +57,7 @@ def test_true_labels_are_compared_and_never_used():
     np.testing.assert_array_equal(taken.labels_N, unknown.labels_N)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0.5, 1))
 def test_balance_takes_as_many_of_each_class_and_the_surest(good, threshold):
     good_N = np.array(good)

@@ -73,7 +73,7 @@ def test_names_are_unique_and_fit_for_a_file_system(texts):
         assert not set(name) & set('/\\:*?"<>|\0\n ') and len(name.encode()) < 255
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.fixed_dictionaries(
         {},

@@ -132,7 +132,7 @@ def test_batches_without_a_label_are_skipped_and_counted_over_restarts(
     assert skipped[0] <= 12 < skipped[-1]
     assert before.count("Note: every label") == 1
     assert f"Note: every label of the batch of step {skipped[0]} is masked (examples [" in before
-    assert f"Note: {len(skipped)} of 24 steps were skipped, since every label" in output
+    assert f"Note: {len(skipped)} of 24 steps were skipped: all labels" in output
     assert "Note: every label" not in output
     assert not re.search(r"\b(nan|inf)\b", before + output, re.IGNORECASE) and "null" not in found
 

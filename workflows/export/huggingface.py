@@ -17,10 +17,10 @@ from input_pipeline.files import write_json, write_text
 from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from input_pipeline.tokenizers.tokenization import Tokenizer
-from models.backbone import parts_of
+from models.backbone import flatten, parts_of
 from models.heads import Model
 from models.pretrained import open_checkpoint, safetensors
-from models.pretrained.tables import KERNEL, Row, Rows, flatten, tensors_from
+from models.pretrained.tables import KERNEL, Row, Rows, tensors_from
 from training.experiment import Experiment
 
 MODEL, HEAD = "model.safetensors", "head.safetensors"

@@ -27,9 +27,8 @@ from input_pipeline.corpus.sources import read_unlabelled
 from input_pipeline.eta import working
 from input_pipeline.files import write_json
 from models import adapters
-from models.backbone import make_backbone
+from models.backbone import flatten, make_backbone
 from models.pretrained import Checkpoint, open_checkpoint, resolve
-from models.pretrained.tables import flatten
 from models.t5 import T5Config, shift_right
 from reporting import report
 from training.run_tokenizer import load_original
@@ -90,7 +89,7 @@ class Model:
         results = {"hidden": hidden}
         if "targets" in batch:
             positions, segments = batch["target_positions"], batch["target_segments"]
-            start = shift_right(batch["targets"], positions, start_id=self._config.start_id)
+            start = shift_right(batch["targets"], segments, start_id=self._config.start_id)
             results["decoded"] = call(
                 start, positions, segments, hidden, batch["segments"], method="decode"
             )

@@ -112,7 +112,7 @@ def rich():
     return make(texts, pairs=[*texts[1:], texts[0]], spans=spans)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(TEXT, min_size=1, max_size=5))
 def test_without_an_op_texts_stay_as_they_are(texts):
     assert run(texts) == texts
@@ -200,7 +200,7 @@ def test_deletion_does_not_move_punctuation():
     assert len(both) < len(inserted)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(TEXT.filter(len), st.integers(0, 100))
 def test_what_only_takes_away_keeps_a_subsequence_of_at_least_one_character(text, epoch):
     for op in ("deletion", "word_deletion", "cutoff"):
@@ -212,7 +212,7 @@ def test_what_only_takes_away_keeps_a_subsequence_of_at_least_one_character(text
     assert len(kept) == 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(TEXT, st.integers(0, 100))
 def test_what_moves_or_inserts_loses_no_character(text, epoch):
     """Emoji, characters beyond the basic plane, and marks that combine are characters as others."""
@@ -300,7 +300,7 @@ def test_spans_spell_the_same_wherever_they_move(ops, rich, lexicon):
     assert changed > 5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_random_spans_follow_any_chain_of_ops(data):
     text = data.draw(TEXT.filter(lambda text: len(text) > 1))

@@ -55,7 +55,7 @@ def mask(batch, draws, *, share: float = 0.15) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(batches(), st.floats(0.01, 0.9), st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whole_units_of_the_asked_share_are_masked(batch, share, seed):
     tokens, lengths, may, units = batch
     masked, targets = mask(batch, draws_of(len(lengths), seed=seed), share=share)
@@ -126,7 +126,7 @@ def tokenizer(reviews, tmp_path_factory):
 
 
 @given(st.lists(st.lists(st.text("这家酒店的房间很好 𠮷x", min_size=1, max_size=5), min_size=1)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tokens_are_of_the_word_in_which_they_start(tokenizer, texts):
     encoder = Encoder(tokenizer, "评论：{text}。", max_length=600)
     encoded = encoder(["".join(words) for words in texts], offsets=True)
@@ -154,7 +154,7 @@ def corrupt(tokens, lengths, is_text, draws, *, share=0.15, mean_span=3.0):
 
 
 @given(batches(), st.floats(0.05, 0.5), st.floats(1, 5), st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_source_and_target_put_together_are_the_text(batch, share, mean_span, seed):
     tokens, lengths, is_text, _ = batch
     found, is_target, new_lengths = corrupt(

@@ -41,7 +41,7 @@ MIXTURE = Mixture({"a": examples_of(12, "a"), "b": examples_of(6, "b"), "c": exa
     st.integers(0, 3000),
     st.integers(1, 200),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_schedule_keeps_its_rates_and_starts_anywhere(rates, seed, first, count):
     names = [f"m{i}" for i in range(len(rates))]
     schedule = Schedule(dict(zip(names, rates, strict=True)), seed=seed)
@@ -169,7 +169,7 @@ PARTS = st.lists(
 
 
 @given(PARTS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_other_batch_sizes_and_rates_repeat_and_skip_no_example_of_any_member(parts):
     position, places = Position(0, {}), dict.fromkeys(MIXTURE.parts, 0)
     for steps, batch_size, multi in parts:
@@ -217,6 +217,8 @@ def test_members_have_their_own_task_and_data_and_the_runs_model():
 def test_members_that_make_no_sense_are_refused():
     config = common.get_config()
     config.multi.members.one = common.get_config()
+    with pytest.raises(ValueError, match="needs two or more"):
+        member_configs(config)
     config.multi.members["Two/b"] = common.get_config()
     with pytest.raises(ValueError, match="lower-case letters"):
         member_configs(config)

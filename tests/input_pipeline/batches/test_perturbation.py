@@ -45,7 +45,7 @@ def differences(text, other):
     return [(a, b) for a, b in zip(text, other, strict=True) if a != b]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=6), names, st.randoms())
 def test_a_text_depends_on_seed_name_and_id_alone_and_is_never_empty(rows, name, random):
     examples = make_examples([text for text, _ in rows], pairs=[pair for _, pair in rows])
@@ -64,7 +64,7 @@ def test_seeds_ids_and_the_two_texts_draw_apart():
         assert len(found) == 7, name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(texts)
 def test_replaced_characters_sound_alike_or_look_alike(text):
     for name, table in (
@@ -81,7 +81,7 @@ def test_replaced_characters_sound_alike_or_look_alike(text):
                 assert len(sounds) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(texts)
 def test_cuts_are_ends_of_the_text_and_dropping_keeps_the_order(text):
     half = (len(text) + 1) // 2
@@ -99,7 +99,7 @@ def test_cuts_are_ends_of_the_text_and_dropping_keeps_the_order(text):
         assert len(text) - len(dropped) >= max(round(DROPPED * len(text)), 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(texts)
 def test_width_is_undone_by_itself_and_touches_letters_and_digits_alone(text):
     changed = perturbed(text, "width")

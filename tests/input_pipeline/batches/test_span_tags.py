@@ -71,7 +71,7 @@ def trimmed(span, text):
 @pytest.mark.parametrize(
     "kind", [f"{kind}{how}" for kind in KINDS for how in ("", " by characters")]
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=TEXT, draws=DRAWS)
 def test_spans_between_tokens_come_back_as_they_were(tokenizers, kind, text, draws):
     offsets = tokens_of(tokenizers[kind], text)
@@ -88,7 +88,7 @@ def test_spans_between_tokens_come_back_as_they_were(tokenizers, kind, text, dra
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=TEXT, draws=DRAWS)
 def test_any_span_is_represented_or_counted(tokenizers, kind, text, draws):
     """Whatever the borders, what comes back is in order, in the text and apart."""
@@ -103,7 +103,7 @@ def test_any_span_is_represented_or_counted(tokenizers, kind, text, draws):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=TEXT)
 @example(text="龘\u0301")
 def test_by_characters_no_token_holds_two_chinese_characters(tokenizers, kind, text):

@@ -83,7 +83,7 @@ def test_a_template_without_exactly_one_text_is_refused(trained, template):
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(12, 50))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_of_a_pair_the_longer_text_is_cut_first_and_no_room_is_wasted(
     trained, first, second, max_length
 ):

@@ -39,7 +39,7 @@ def examples_of(texts, *, pairs=None, spans=None, words=None) -> Examples:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_windows_cover_every_text_in_order_and_fit_the_model(tokenizers, kind, data):
     tokenizer = tokenizers[kind]
@@ -70,7 +70,7 @@ def test_windows_cover_every_text_in_order_and_fit_the_model(tokenizers, kind, d
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_spans_and_words_keep_their_characters(tokenizers, kind, data):
     text = data.draw(TEXTS)

@@ -38,7 +38,7 @@ def read(folder, texts, ops):
 
 
 @given(st.lists(GAPS, min_size=1, max_size=3), st.sets(st.sampled_from(OPS)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_read_stands_in_the_text_as_it_was_given(tmp_path_factory, gaps, chosen):
     texts = ["".join(itertools.chain(*zip(row, MARKS, strict=False))) + row[0] for row in gaps]
     ops = tuple(op for op in OPS if op in chosen)

@@ -104,7 +104,7 @@ def check_alignment(ops: tuple[str, ...], text: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_span_of_the_recoded_text_maps_back_to_what_it_came_from(op):
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(TEXTS)
     @example("")
     def check(text):
@@ -113,7 +113,7 @@ def test_every_span_of_the_recoded_text_maps_back_to_what_it_came_from(op):
     check()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(COMPOSITIONS, TEXTS)
 def test_spans_map_back_through_any_composition_of_ops(ops, text):
     check_alignment(ops, text)
@@ -121,7 +121,7 @@ def test_spans_map_back_through_any_composition_of_ops(ops, text):
 
 @pytest.mark.parametrize("op", OPS)
 def test_characters_in_no_edit_are_mapped_to_themselves(op):
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(TEXTS)
     def check(text):
         step = normalization._step(op)
@@ -147,7 +147,7 @@ LOCAL = (
 
 @pytest.mark.parametrize("op", LOCAL)
 def test_recoding_what_an_edit_replaced_gives_its_replacement(op):
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(TEXTS)
     def check(text):
         for start, stop, replacement in normalization._step(op).edits(text):
@@ -158,7 +158,7 @@ def test_recoding_what_an_edit_replaced_gives_its_replacement(op):
 
 @pytest.mark.parametrize("op", [op for op in OPS if "simplified" not in op and "tradit" not in op])
 def test_an_op_applied_again_changes_nothing(op):
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(TEXTS)
     def check(text):
         once = normalized(op, text)

@@ -6,7 +6,7 @@ import io
 import warnings
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from input_pipeline.corpus import encodings, tables
@@ -159,7 +159,6 @@ def test_what_the_csv_module_writes_is_read_back(
 
 
 @pytest.mark.skipif(pandas is None, reason="needs pandas")
-@settings(deadline=None)  # its first call imports more
 @given(
     table=ROWS,
     sep=st.sampled_from(",;\t|"),

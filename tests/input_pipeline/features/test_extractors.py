@@ -42,7 +42,6 @@ def features_of(texts, kinds=KINDS, *, words=False, value_names=(), resources=RE
     )
 
 
-@settings(deadline=None)
 @given(st.lists(ANY | CHINESE, min_size=1, max_size=5))
 def test_every_character_is_of_one_script(texts):
     found = features_of(texts, ["characters"])
@@ -50,7 +49,7 @@ def test_every_character_is_of_one_script(texts):
     np.testing.assert_allclose(total_N, [bool(text) for text in texts])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(ANY | CHINESE, min_size=1, max_size=4))
 def test_features_of_a_text_do_not_depend_on_the_texts_beside_it(texts):
     together = features_of(texts, pairs_N=texts[::-1])
@@ -62,7 +61,6 @@ def test_features_of_a_text_do_not_depend_on_the_texts_beside_it(texts):
             np.testing.assert_allclose(together[name][index], values_N[0], err_msg=name, atol=1e-12)
 
 
-@settings(deadline=None)
 @given(CHINESE)
 def test_lengths_equal_those_of_a_loop(text):
     found = {name: values_N[0] for name, values_N in features_of([text], ["lengths"]).items()}
@@ -82,7 +80,6 @@ def test_words_are_counted_where_their_ends_are_known():
     np.testing.assert_array_equal(found["lengths/characters_per_word"], [1.5, 0])
 
 
-@settings(deadline=None)
 @given(CHINESE, CHINESE)
 def test_overlap_is_that_of_the_sets(text, pair):
     found = features_of([text], [], pairs_N=[pair])

