@@ -82,16 +82,6 @@ def majority(train: Any, test: Any, *, num_classes: int) -> np.ndarray:
     return np.tile(np.log(counts_C / counts_C.sum()), (len(test.texts_N), 1))
 
 
-def tfidf_logistic_regression(train: Any, test: Any, *, num_classes: int) -> np.ndarray:
-    """Predicts by logistic regression on TF-IDF weights, as `classes` does."""
-    return classes(train, test, num_classes=num_classes, columns=tfidf_columns)
-
-
-def features_logistic_regression(train: Any, test: Any, *, num_classes: int) -> np.ndarray:
-    """Predicts by logistic regression on features, without the encoder, as `classes` does."""
-    return classes(train, test, num_classes=num_classes, columns=feature_columns)
-
-
 def classes(
     train: Any, test: Any, *, num_classes: int, columns: Callable[[Any, Any], Columns]
 ) -> np.ndarray:

@@ -260,3 +260,51 @@ def sentence(row: Mapping[str, Any], metric: Metric, *, first: str, second: str,
         f"{begin}{first} {verb} {second} by {size} {unit} (95 % interval {low} to {high}; "
         f"{tests}): {verdict}."
     )
+
+
+def compare_last(
+    scores: Mapping[str, Scores], titles: Mapping[str, str], metric: Metric, *, split: str
+) -> list[dict[str, Any]]:
+    """Returns the last row of a results table against others.
+
+    Args:
+        scores: row name -> scores, in the order of the table.
+        titles: row name -> what a sentence calls it, of the rows to compare with, if they exist.
+        metric: what chose the model; where a row lacks it, the first metric that both have counts.
+        split: that the scores are about.
+
+    Returns:
+        Comparisons from `correct`, with 'first', 'second' (the rows) and 'sentence'.
+    """
+    last = list(scores)[-1]
+    names = [row for row in titles if row in scores and row != last]
+    used = [_comparable(scores[last], scores[row], metric) for row in names]
+    pairs = zip(names, used, strict=True)
+    comparisons = correct([compare([scores[last]], [scores[row]], own) for row, own in pairs])
+    for comparison, row, own in zip(comparisons, names, used, strict=True):
+        comparison |= {"first": last, "second": row}
+        comparison["sentence"] = sentence(
+            comparison, own, first=f"the {last} model", second=titles[row], split=split
+        )
+    return comparisons
+
+
+def _comparable(first: Scores, second: Scores, metric: Metric) -> Metric:
+    for candidate in (metric, *first.metrics):
+        if {candidate.name} <= first.statistics.keys() & second.statistics.keys():
+            return candidate
+    raise ValueError(
+        f"{sorted(first.statistics)} and {sorted(second.statistics)} have no metric in common"
+    )
+
+
+def gains(
+    scores: Mapping[str, Scores], comparison: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Returns the difference of every row to the one that a comparison is about."""
+    name, other = comparison["metric"], comparison["second"]
+    return {
+        row: paired_difference(row_scores, scores[other], metric=name)
+        for row, row_scores in scores.items()
+        if row != other and name in row_scores.statistics
+    }

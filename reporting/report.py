@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation import significance
-from evaluation.metrics import Metric, Scores, paired_difference, summarise
+from evaluation.metrics import Metric, Scores, summarise
 from input_pipeline.eta import working
 from input_pipeline.files import write_json, write_jsonl
 from reporting import figures
@@ -75,13 +75,16 @@ def write_results(
         ValueError: if the rows are not about the same examples.
     """
     workdir, last = Path(workdir), list(scores)[-1]
+    # What a person would ask about: the floor, other trainings, and the model before integration.
+    titles = {floor: floor} | {row: f"the {row}" for row in (ENCODER, TEACHER, ALL_EXAMPLES)}
+    titles |= {row: f"the {row} model" for row in (FINETUNED, BOTH)}
     with working("Comparing the models"):
-        comparisons = _compare_last(scores, floor, metric, split)
+        comparisons = significance.compare_last(scores, titles, metric, split=split)
     results = {
         "conclusion": "\n".join(comparison["sentence"] for comparison in comparisons),
         "models": {name: summarise_with_leaks(row, leaked_ids) for name, row in scores.items()},
         "comparisons": comparisons,
-        "minus_baseline": _gains(scores, comparisons[0]) if comparisons else {},
+        "minus_baseline": significance.gains(scores, comparisons[0]) if comparisons else {},
         "fingerprints": fingerprints,
         "split": split,
         "metric": metric.name,
@@ -137,58 +140,6 @@ def _compact(summary: Mapping[str, Any]) -> dict[str, Any]:
         for label, row in compact["per_class"].items()
     }
     return compact
-
-
-def _compare_last(
-    scores: Mapping[str, Scores], floor: str, metric: Metric, split: str
-) -> list[dict[str, Any]]:
-    """Returns the last row against the floor and the models that a person would ask about.
-
-    Each is a comparison of significance.correct, with 'first', 'second' (the rows) and 'sentence'.
-    """
-    last, titles = list(scores)[-1], {floor: floor}
-    titles |= {row: f"the {row}" for row in (ENCODER, TEACHER, ALL_EXAMPLES)}
-    titles |= {row: f"the {row} model" for row in (FINETUNED, BOTH)}  # of one that is integrated
-    others = [row for row in titles if row in scores and row != last]
-    metrics = [_comparable(scores[last], scores[other], metric) for other in others]
-    comparisons = significance.correct(
-        [
-            significance.compare([scores[last]], [scores[other]], used)
-            for other, used in zip(others, metrics, strict=True)
-        ]
-    )
-    for comparison, other, used in zip(comparisons, others, metrics, strict=True):
-        comparison |= {"first": last, "second": other}
-        comparison["sentence"] = significance.sentence(
-            comparison, used, first=f"the {last} model", second=titles[other], split=split
-        )
-    return comparisons
-
-
-def _gains(
-    scores: Mapping[str, Scores], comparison: Mapping[str, Any]
-) -> dict[str, dict[str, float]]:
-    """Returns the difference of every row to the one that a comparison is about."""
-    name, other = comparison["metric"], comparison["second"]
-    return {
-        row: paired_difference(row_scores, scores[other], metric=name)
-        for row, row_scores in scores.items()
-        if row != other and name in row_scores.statistics
-    }
-
-
-def _comparable(first: Scores, second: Scores, metric: Metric) -> Metric:
-    """Returns the metric that chose the model or, where one row lacks it, the first that both have.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for candidate in (metric, *first.metrics):
-        if {candidate.name} <= first.statistics.keys() & second.statistics.keys():
-            return candidate
-    raise ValueError(
-        f"{sorted(first.statistics)} and {sorted(second.statistics)} have no metric in common"
-    )
 
 
 def environment() -> str:

@@ -35,7 +35,7 @@ def conclusion(rows: Sequence[Mapping[str, Any]], metric: Shown) -> str:
     effect would be (Bonferroni).
 
     Args:
-        rows: from workflows.robustness.card.
+        rows: from workflows.robustness.robustness.
         metric: the one that 'difference' is about; see report.shown.
     """
     sign = -1 if metric["higher_is_better"] else 1

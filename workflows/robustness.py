@@ -21,7 +21,6 @@ from input_pipeline.eta import track
 from input_pipeline.examples import Examples
 from reporting import report, robustness_card
 from tasks import require
-from tasks.task import Task
 from training.experiment import Experiment
 
 UNCHANGED = "unchanged"
@@ -40,36 +39,6 @@ def robustness(
     *,
     examples: Examples,
     predictions: Predictions,
-) -> list[dict[str, Any]]:
-    """Returns the card of one model.
-
-    Args:
-        experiment: of the run.
-        params: the trained ones of the model.
-        examples: the texts as they are.
-        predictions: of the model for these.
-    """
-    config = experiment.config
-    return card(
-        lambda changed: experiment.predict(params, changed, predictions.fitted, complete=True),
-        experiment.task,
-        examples,
-        predictions=predictions,
-        metric=config.eval.metric,
-        seed=config.seed,
-        normalization=config.data.normalization,
-    )
-
-
-def card(
-    predict: Callable[[Examples], Predictions],
-    task: Task,
-    examples: Examples,
-    *,
-    predictions: Predictions,
-    metric: str,
-    seed: int,
-    normalization: Sequence[str] = (),
     names: Iterable[str] = PERTURBATIONS,
 ) -> list[dict[str, Any]]:
     """Returns a model's scores on changed texts; JSON-ready, the unchanged ones first.
@@ -77,13 +46,10 @@ def card(
     Only examples whose text has changed are predicted anew, once for each perturbation.
 
     Args:
-        predict: examples to predictions.
-        task: scores and describes them.
+        experiment: of the run.
+        params: the trained ones of the model.
         examples: the texts as they are.
-        predictions: for `examples`.
-        metric: the main one; 'auto' is the task's first.
-        seed: of the perturbations.
-        normalization: config.data.normalization, which changed texts go through.
+        predictions: of the model for these.
         names: of PERTURBATIONS.
 
     Returns:
@@ -93,13 +59,19 @@ def card(
         error, and 'flipped', an estimate of the share of examples with another prediction. These
         two are None where a prediction has no probability, or is a number.
     """
+    config, task, metric = experiment.config, experiment.task, experiment.config.eval.metric
+
+    def predict(changed: Examples) -> Predictions:
+        return experiment.predict(params, changed, predictions.fitted, complete=True)
+
     scores, records = task.score(predictions, examples), list(task.describe(predictions, examples))
     rows = []
     names = (UNCHANGED, *names)
     for name in track(names, len(names), "Robustness"):
         texts, answers = examples, predictions
         if name != UNCHANGED:
-            texts = perturb(examples, name, seed=seed, normalization=normalization)
+            how = {"seed": config.seed, "normalization": config.data.normalization}
+            texts = perturb(examples, name, **how)
             answers = _predict_again(predict, texts, differ(examples, texts), predictions)
         changed_scores = task.score(answers, texts)
         changed_records = list(task.describe(answers, texts))
@@ -118,7 +90,7 @@ def card(
 
 
 def show_card(name: str, rows: Sequence[Mapping[str, Any]], metric: Metric) -> None:
-    """Prints the card of the model `name`; `rows` from `card`, of this main metric."""
+    """Prints the card of the model `name`; `rows` from `robustness`, of this main metric."""
     shown = report.shown(metric)
     drawn = report.table(*robustness_card.cells(name, rows, shown))
     report.show(drawn, robustness_card.conclusion(rows, shown))

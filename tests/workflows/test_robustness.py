@@ -1,6 +1,7 @@
 """Properties of the robustness card: it measures what changed, and only that."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from reporting.robustness_card import conclusion
 from tasks import task_class
 from tasks.classification import ACCURACY, LOSS
 from training.experiment import build
-from workflows.robustness import UNCHANGED, card, check, robustness, show_card
+from workflows.robustness import UNCHANGED, check, robustness, show_card
 
 
 def make_task(labels=("bad", "good"), **options):
@@ -39,9 +40,16 @@ def make_examples(count=40):
     return Examples(object_array(texts), labels_N, np.arange(count))
 
 
-def make_card(examples, names, predict=reads, task=None):
-    options = {"predictions": reads(examples), "metric": "auto", "seed": 0, "names": names}
-    return card(predict, task or make_task(), examples, **options)
+def make_card(examples, names, predict=reads, task=None, predictions=None, metric="auto"):
+    config = common.get_config()
+    config.eval.metric = metric
+    experiment = SimpleNamespace(
+        config=config,
+        task=task or make_task(),
+        predict=lambda params, changed, fitted, complete: predict(changed),
+    )
+    predictions = predictions or reads(examples)
+    return robustness(experiment, {}, examples=examples, predictions=predictions, names=names)
 
 
 def test_a_card_counts_what_changed_what_it_cost_and_which_predictions_are_others():
@@ -77,15 +85,8 @@ def test_examples_without_a_label_are_left_out_as_they_were():
         assert (some.labels_N >= 0).all()
         return reads(some)
 
-    rows = card(
-        predict,
-        make_task(),
-        masked,
-        predictions=predictions,
-        metric="accuracy",
-        seed=0,
-        names=["first_characters"],
-    )
+    options = {"predictions": predictions, "metric": "accuracy"}
+    rows = make_card(masked, ["first_characters"], predict, **options)
     assert [row["flipped"]["count"] for row in rows] == [39, 39]
 
 
@@ -99,8 +100,8 @@ def test_numbers_have_no_flips_and_neither_they_nor_several_labels_one_confidenc
         scale = {"mean": 0.0, "deviation": 1.0}
         return Predictions(some.ids_N, {"logits_NxC": lengths_N[:, None]}, scale)
 
-    options = {"predictions": predict(numbers), "metric": "rmse", "seed": 0}
-    rows = card(predict, task, numbers, names=["repeated"], **options)
+    options = {"predictions": predict(numbers), "metric": "rmse"}
+    rows = make_card(numbers, ["repeated"], predict, task, **options)
     assert all(row["flipped"] is row["ece"] is None for row in rows)
     assert rows[1]["difference"]["value"] > 0
     rmse = task.metrics[2]
