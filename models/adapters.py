@@ -20,7 +20,7 @@ import functools
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -133,10 +133,41 @@ def decoder_layers(paths: Iterable[str]) -> int:
     return max((1 + layer_of(path) for path in decoder), default=0)
 
 
+def added_shapes(
+    adapt: ConfigDict, shapes: Mapping[str, Any], *, inputs: Container[str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each leaf that the adapter adds; empty for a kind that adds nothing.
+
+    Args:
+        adapt: config.adapt.
+        shapes: see `trained_paths`.
+        inputs: the modules that IA3 scales at their input; default: the feed-forward's last maps.
+
+    Raises:
+        ValueError: see `target_kernels`.
+    """
+    if adapt.kind == "prompt":
+        return {_PROMPT: (adapt.prompt_length, shapes[_EMBEDDING].shape[1])}
+    if adapt.kind not in (*LORA_KINDS, "ia3"):
+        return {}
+    added: dict[str, tuple[int, ...]] = {}
+    for path in target_kernels(adapt, shapes):
+        parent, (size_in, size_out) = path.removesuffix("/kernel"), shapes[path].shape
+        if adapt.kind == "ia3":
+            at_input = parent.endswith("mlp/down") if inputs is None else parent in inputs
+            added[f"{parent}/ia3"] = (size_in, 1) if at_input else (size_out,)
+            continue
+        added[f"{parent}/lora_a"] = (size_in, adapt.rank)
+        added[f"{parent}/lora_b"] = (adapt.rank, size_out)
+        if adapt.kind == "dora":
+            added[f"{parent}/magnitude"] = (size_out,)
+    return added
+
+
 def init(
     adapt: ConfigDict, shapes: Mapping[str, Any], rng: jax.Array, *, params: Flat
 ) -> dict[str, np.ndarray]:
-    """Returns the leaves that the adapter adds, float32; none for a kind that adds nothing.
+    """Returns the leaves that the adapter adds, float32.
 
     They don't change the model's outputs, except for a prompt, which starts as embeddings of pieces
     drawn at random. Leaves are a function of `rng` and their path alone.
@@ -150,26 +181,21 @@ def init(
     Raises:
         ValueError: see `target_kernels`.
     """
-    if adapt.kind == "prompt":
-        table = params[_EMBEDDING]
-        ids = jax.random.randint(rng, (adapt.prompt_length,), 0, len(table))
-        return {_PROMPT: np.asarray(table[np.asarray(ids)], np.float32)}
-    if adapt.kind not in (*LORA_KINDS, "ia3"):
-        return {}
     leaves = {}
-    for path in target_kernels(adapt, shapes):
-        parent, (size_in, size_out) = path.removesuffix("/kernel"), shapes[path].shape
-        if adapt.kind == "ia3":
-            # Scaled at its input; PEFT calls such maps 'feedforward'.
-            scaled = (size_in, 1) if parent.endswith("mlp/down") else (size_out,)
-            leaves[f"{parent}/ia3"] = np.ones(scaled, np.float32)
-            continue
-        key, bound = jax.random.fold_in(rng, zlib.crc32(path.encode())), size_in**-0.5
-        draw = jax.random.uniform(key, (size_in, adapt.rank), minval=-bound, maxval=bound)
-        leaves[f"{parent}/lora_a"] = np.array(draw)
-        leaves[f"{parent}/lora_b"] = np.zeros((adapt.rank, size_out), np.float32)
-        if adapt.kind == "dora":
-            leaves[f"{parent}/magnitude"] = _magnitude(params[path])
+    for path, shape in added_shapes(adapt, shapes).items():
+        parent, _, name = path.rpartition("/")
+        kernel = f"{parent}/kernel"
+        if name == "prompt":
+            table = params[_EMBEDDING]
+            ids = jax.random.randint(rng, shape[:1], 0, len(table))
+            leaves[path] = np.asarray(table[np.asarray(ids)], np.float32)
+        elif name == "lora_a":
+            key, bound = jax.random.fold_in(rng, zlib.crc32(kernel.encode())), shape[0] ** -0.5
+            leaves[path] = np.array(jax.random.uniform(key, shape, minval=-bound, maxval=bound))
+        elif name == "magnitude":
+            leaves[path] = _magnitude(params[kernel])
+        else:  # lora_b changes nothing as zeros, ia3 as ones
+            leaves[path] = np.full(shape, name == "ia3", np.float32)
     return leaves
 
 

@@ -73,11 +73,7 @@ def choose(
 
 
 def generate(
-    step: Step,
-    start: tuple[jax.Array, Any],
-    decoding: Decoding,
-    *,
-    keys_B: jax.Array | None = None,
+    step: Step, start: tuple[jax.Array, Any], decoding: Decoding, *, keys_B: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Generates until each example has ended, at most `decoding.max_tokens` each.
 

@@ -140,12 +140,7 @@ def span_losses(
 
 
 def best_spans(
-    outputs: Batch,
-    asked_RxL: jax.Array,
-    segments_RxL: jax.Array,
-    *,
-    num_examples: int,
-    count: int,
+    outputs: Batch, asked_RxL: jax.Array, segments_RxL: jax.Array, *, num_examples: int, count: int
 ) -> tuple[jax.Array, jax.Array]:
     """Finds the spans with the highest scores of each example, exactly.
 

@@ -209,10 +209,6 @@ class Layer(nn.Module):
         self.mlp = layers.FeedForward(config.hidden, config.activation, dtype, gated=config.gated)
         self.drop = nn.Dropout(self.dropout)
 
-    def source_keys_values(self, x_PxD: jax.Array, rows: int) -> KeysValues:
-        """Maps the encoder's hidden states to this layer's keys and values, 2 * [R, L, H, N]."""
-        return self.cross_attention.keys_values(x_PxD, rows)
-
     def __call__(
         self,
         x_PxD: jax.Array,
@@ -310,7 +306,7 @@ class Stack(layers.Backbone):
         """Returns for each layer the keys and values of the encoder's hidden states."""
         rows, _, width = hidden_RxLxD.shape
         hidden_PxD = hidden_RxLxD.reshape(-1, width)
-        return tuple(layer.source_keys_values(hidden_PxD, rows) for layer in self.layer)
+        return tuple(layer.cross_attention.keys_values(hidden_PxD, rows) for layer in self.layer)
 
 
 class T5(Stack):

@@ -26,13 +26,7 @@ from models.pretrained.safetensors import read as read_safetensors
 from models.pretrained.safetensors import write as write_safetensors
 from models.pretrained.tables import listing
 
-_TYPES = {
-    "lora": "LORA",
-    "rslora": "LORA",
-    "dora": "LORA",
-    "ia3": "IA3",
-    "prompt": "PROMPT_TUNING",
-}
+_TYPES = {"lora": "LORA", "rslora": "LORA", "dora": "LORA", "ia3": "IA3", "prompt": "PROMPT_TUNING"}
 KINDS = tuple(_TYPES)
 CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
 # Ends of tensor names -> our leaves. PEFT stores all matrices transposed.
@@ -211,21 +205,13 @@ def _embedding_scale(config: BackboneConfig) -> float:
     return config.embedding_scale if isinstance(config, DecoderConfig) else 1.0
 
 
-def _kernels(config: BackboneConfig) -> dict[str, Any]:
-    """Returns the shapes, by path, of all kernels that a model of the config can have."""
-    flat = flatten({"backbone": parameter_shapes(config, parts_of(config))})
-    return {path: leaf for path, leaf in flat.items() if path.endswith("/kernel")}
-
-
 def _modules(config: BackboneConfig) -> dict[str, str]:
     """Returns for the path of each dense layer its module's name in a checkpoint."""
-    table = family_of(config).table(config, "huggingface")
-    matches = {path: table.tensor_of(path.removeprefix("backbone/")) for path in _kernels(config)}
-    return {
-        path.removesuffix("/kernel"): match[0].removesuffix(".weight")
-        for path, match in matches.items()
-        if match
-    }
+    table, modules = family_of(config).table(config, "huggingface"), {}
+    for path in flatten(parameter_shapes(config, parts_of(config))):
+        if path.endswith("/kernel") and (match := table.tensor_of(path)):
+            modules[f"backbone/{path.removesuffix('/kernel')}"] = match[0].removesuffix(".weight")
+    return modules
 
 
 def _targets(
@@ -302,25 +288,13 @@ def _check_leaves(
     file: Path, config: BackboneConfig, adapt: ConfigDict, leaves: Mapping[str, np.ndarray]
 ) -> None:
     """Raises ValueError if the leaves aren't those of config.adapt, or of another model."""
-    if adapt.kind == "prompt":
-        size = parameter_shapes(config)["embedder"]["embedding"].shape[1]
-        wanted = {"backbone/embedder/prompt": (adapt.prompt_length, size)}
-    else:
-        kernels = _kernels(config)
-        if not any(path.startswith("backbone/decoder/") for path in leaves):
-            kernels = {p: v for p, v in kernels.items() if not p.startswith("backbone/decoder/")}
-        wanted = {}
-        for path in adapters.target_kernels(adapt, kernels):
-            parent, (size_in, size_out) = path.removesuffix("/kernel"), kernels[path].shape
-            if adapt.kind == "ia3":
-                rows = np.ndim(leaves.get(f"{parent}/ia3")) == 2
-                wanted[f"{parent}/ia3"] = (size_in, 1) if rows else (size_out,)
-                continue
-            wanted[f"{parent}/lora_a"] = (size_in, adapt.rank)
-            wanted[f"{parent}/lora_b"] = (adapt.rank, size_out)
-            if adapt.kind == "dora":
-                wanted[f"{parent}/magnitude"] = (size_out,)
+    parameters = flatten({"backbone": parameter_shapes(config, parts_of(config))})
+    if not any(path.startswith("backbone/decoder/") for path in leaves):  # of the encoder alone
+        parameters = {p: v for p, v in parameters.items() if not p.startswith("backbone/decoder/")}
     shapes = {path: value.shape for path, value in leaves.items() if adapters.is_added(path)}
+    # PEFT may scale any module at its input, where the leaf is a column.
+    columns = {path.rpartition("/")[0] for path, shape in shapes.items() if shape[1:] == (1,)}
+    wanted = adapters.added_shapes(adapt, parameters, inputs=columns)
     missing, more = sorted(wanted.keys() - shapes.keys()), sorted(shapes.keys() - wanted.keys())
     if missing or more:
         raise ValueError(

