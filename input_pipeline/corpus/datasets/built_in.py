@@ -31,7 +31,7 @@ def package_files(name: str, package: str, *parts: str) -> list[Path]:
 
 
 class BuiltIn(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A corpus in the one split that it comes in; `INFO` is what TFDS is told of it."""
+    """A corpus in the one split that it comes in; `INFO` describes it to TFDS."""
 
     VERSION = tfds.core.Version("1.0.0")
     INFO: dict[str, Any]
