@@ -1,6 +1,6 @@
 """Finds validation and test examples that have a copy, or nearly one, in another split.
 
-Here: the search, its report, and the refusal. Not here: how near-duplicates are found
+Here: the search, its report, and stopping at leaks. Not here: how near-duplicates are found
 (near_duplicates.py), and the metric without them (evaluation/).
 
 A model that has seen a test example in training is not tested by it. Copies within a split are
@@ -165,8 +165,8 @@ def _matches(
 ) -> dict[tuple[Form, str], tuple[str, int, float]]:
     """Returns the best match of a form in a split: (split, index, similarity), where it has one.
 
-    A form that is in several splits is compared with others from the first of them only: it is a
-    leak of the later ones anyway.
+    A form that is in several splits is compared with other forms from the first of them only: it
+    is a leak of the later ones anyway.
     """
     first: dict[Form, dict[str, int]] = defaultdict(dict)  # split -> index, in order of the splits
     for name in _ORDER:

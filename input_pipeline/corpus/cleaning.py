@@ -1,4 +1,4 @@
-"""Decides which records are fit to learn from, and counts the others by reason.
+"""Decides which records are fit to learn from, and counts the rest by reason.
 
 Here: stripping, and what is dropped for its length, script, garbage, template, contradiction or
 repetition. Not here: changing characters inside a text (normalization.py), or copies of a text in
@@ -24,8 +24,8 @@ _HAN = re.compile(
     "[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\U00030000-\U000323af]"
 )
 _LETTER = re.compile(r"[^\W\d_]")
-# What decoding leaves behind that went wrong: replacement characters and the characters that stand
-# for them when they are read as GBK; controls, private use and lone surrogates.
+# What wrong decoding leaves behind: replacement characters and the characters that replace
+# them when they are read as GBK; controls, private use and lone surrogates.
 _BROKEN = re.compile("[\ufffd\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff]|锟斤拷")
 _DIGITS = re.compile(r"\d+")
 
@@ -55,7 +55,7 @@ def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
     """Strips white space and drops what cannot be learned from, or would be learned twice.
 
     A record's identity is its text, pair, choices and history. The reasons, of which the first that
-    applies counts; where there are pairs, those on one text hold if they hold for either text. The
+    applies counts; where there are pairs, reasons on one text apply if either text has them. The
     pair of a record without labels, number or spans is no second text to read but an answer to
     write: it may be as short as it is, and its task counts those that are empty. In splits that the
     source gives, labels may contradict each other across splits (audit.py counts those), and of
@@ -144,7 +144,7 @@ class _Report:
         self.copies: Counter[tuple[str, str]] = Counter()
 
     def sift(self, records: Iterable[Record], judge: Callable[[Record], _Verdict]) -> list[Record]:
-        """Returns the records without a reason to be dropped, and counts the others."""
+        """Returns the records without a reason to be dropped, and counts the rest."""
         kept = []
         for record in records:
             reason, original = judge(record)
@@ -167,7 +167,7 @@ class _Report:
 
 
 def _unfit(record: Record, cleaning: ConfigDict, *, paired: bool) -> str:
-    """Returns why a record is unfit, whatever the others are; '' if it is fit."""
+    """Returns why a record by itself is unfit; '' if it is fit."""
     labelled = record.labels or record.spans or record.number is not None
     texts = [record.text.strip()] + ([record.pair.strip()] if paired and labelled else [])
     shortest, longest = min(map(len, texts)), max(map(len, texts))
@@ -200,8 +200,8 @@ def _drop_contradictions(records: list[Record], policy: str, report: _Report) ->
         outcomes[record.split, *record.identity][outcome(record)] += 1
 
     def judge(record: Record) -> _Verdict:
-        (winner, most), *others = outcomes[record.split, *record.identity].most_common(2)
-        agreed = not others or (policy == "majority" and most > others[0][1])
+        (winner, most), *rest = outcomes[record.split, *record.identity].most_common(2)
+        agreed = not rest or (policy == "majority" and most > rest[0][1])
         return "" if agreed and outcome(record) == winner else "contradictory", None
 
     return report.sift(records, judge)

@@ -9,7 +9,7 @@ which are columns of JSONL, or SQuAD's JSON (configs/clue.py names them).
           as {"#idiom000378#": 3, ..}: a row per blank. The text is its whole passage, in which
           `BLANK` replaces it, and `OTHER_BLANK` each other one.
     wsc   {"target": {"span1_text": .., "span1_index": .., "span2_text": .., "span2_index": ..},
-          "label": "true", "text": ..} a line. In the text the noun (span1) stands between _ and _,
+          "label": "true", "text": ..} a line. In the text the noun (span1) is put between _ and _,
           the pronoun (span2) between [ and ], as in CLUE's own baseline.
 """
 
@@ -104,8 +104,8 @@ def _referents(item: Any, annotated: bool) -> Iterator[dict[str, Any]]:
         name, start = target[f"{span}_text"], operator.index(target[f"{span}_index"])
         stop = start + len(name)
         if not name or start < 0 or text[start:stop] != name:
-            said = f"{span} at {start} holds {text[max(0, start) : stop]!r}; expected {name!r}"
-            raise Misfit("span_outside_text", said)
+            message = f"{span} at {start} holds {text[max(0, start) : stop]!r}; expected {name!r}"
+            raise Misfit("span_outside_text", message)
         marks += [(start, True, opening), (stop, False, closing)]
     for place, _, mark in sorted(marks, reverse=True):  # from the end; where two meet, "_["
         text = text[:place] + mark + text[place:]

@@ -198,8 +198,8 @@ def messages(value: Any, column: str, *, answered: bool) -> tuple[str, str, str]
     alternating = ["user", "assistant"] * len(spoken)
     if not spoken or spoken != alternating[: len(spoken)] or (answered and len(spoken) % 2):
         order = "system or not, then user and assistant by turns" + ", assistant last" * answered
-        said = f"the messages are of {', '.join(roles) or 'nobody'}; expected {order}"
-        raise Misfit("messages_out_of_order", said)
+        message = f"the messages are of {', '.join(roles) or 'nobody'}; expected {order}"
+        raise Misfit("messages_out_of_order", message)
     if any(role == "assistant" and not content.strip() for role, content in turns):
         raise Misfit("empty_answer", "a message of the assistant is empty; fill it")
     reply = "" if len(spoken) % 2 else turns.pop()[1]
@@ -269,8 +269,8 @@ def spans(value: Any, text: str) -> tuple[tuple[Span, ...], int]:
         at their place.
 
     Raises:
-        Misfit: a span is empty or outside its text, or CLUENER's name is not what stands there
-            ('span_outside_text'), or no answer stands at its place ('answer_not_in_context').
+        Misfit: a span is empty or outside its text, or CLUENER's name differs from its text
+            ('span_outside_text'), or no answer is at its place ('answer_not_in_context').
     """
     if isinstance(value, str):
         try:
@@ -282,8 +282,8 @@ def spans(value: Any, text: str) -> tuple[tuple[Span, ...], int]:
         written = list(_written_spans(value or ()))
     except (KeyError, TypeError, ValueError, AttributeError):
         expected = '[[start, stop, label], ...] or [{"start": 0, "end": 2, "label": "name"}, ...]'
-        said = f"the spans are {reprlib.repr(value)}; expected {expected} with whole numbers"
-        raise ValueError(said) from None
+        message = f"the spans are {reprlib.repr(value)}; expected {expected} with whole numbers"
+        raise ValueError(message) from None
     fitting = []
     for start, stop, label, name in written:
         label = label_name(label)
@@ -302,7 +302,7 @@ def spans(value: Any, text: str) -> tuple[tuple[Span, ...], int]:
         start, stop, _, name = written[0]
         raise Misfit(
             "answer_not_in_context",
-            f"no answer stands at its place in the context; expected {name!r} at {start}, found "
+            f"no answer is at its place in the context; expected {name!r} at {start}, found "
             f"{text[max(0, start) : max(0, stop)]!r}",
         )
     return tuple(dict.fromkeys(fitting)), len(written) - len(fitting)

@@ -119,7 +119,7 @@ def _without_counters(
         if all(map(_TAG.fullmatch, following)) or not _is_idle(words, path, least):
             break
         if ranges := sum(map(len, sentences)) - sum(map(len, words)):
-            sentence = "{count} lines of CoNLL files stand for several words or none and are not"
+            sentence = "{count} lines of CoNLL files cover several words or none and are not"
             notes.count(f"{sentence} read", f"{path}:{sentences[0][0].number}", count=ranges)
         sentences = [[_Line(n, columns[1:]) for n, columns in sentence] for sentence in words]
         skipped += 1
@@ -143,7 +143,7 @@ def _check_columns(sentences: list[_Sentence], path: Path, annotated: bool) -> N
     if tags_first and not all(_TAG.fullmatch(columns[-1]) for columns in lines):
         remedy = "write the token first and the tag last"
         raise ValueError(
-            f"{path}:{sentences[0][0].number}: the tags stand before the tokens; {remedy}"
+            f"{path}:{sentences[0][0].number}: the tags come before the tokens; {remedy}"
         )
     for first, *rest in sentences:
         for line in rest:
@@ -167,10 +167,10 @@ def _is_idle(sentences: Sequence[_Sentence], path: Path, least: int) -> bool:
         ValueError: it counts, but not throughout, or no column after it can be the tokens.
     """
     shortest = min(len(line.columns) for line in _lines(sentences))
-    others = range(1, shortest - least + 1)
-    spoken = not all(_is_constant(sentences, column) for column in others)
+    later = range(1, shortest - least + 1)
+    text_follows = not all(_is_constant(sentences, column) for column in later)
     if _is_constant(sentences, 0) and sum(len(sentence) > 1 for sentence in sentences) > 1:
-        return spoken
+        return text_follows
     steps = pairs = counted = 0
     faults: list[_Line] = []
     for sentence in sentences:
@@ -190,7 +190,7 @@ def _is_idle(sentences: Sequence[_Sentence], path: Path, least: int) -> bool:
         return True  # sentences of one token
     if not steps or steps < pairs / 2 or counted < lines / 2:
         return False
-    if faults or not spoken:
+    if faults or not text_follows:
         place = faults[0].number if faults else sentences[0][0].number
         found = f"here it is {faults[0].columns[0]!r}" if faults else "no other differs"
         remedy = "correct it (an empty line ends each sentence), or leave that column out"

@@ -1,6 +1,6 @@
 """Files of every format to rows: dicts from column names to values, each with its place.
 
-Here: telling a file's format, and reading TXT and Parquet. Not here: bytes to characters
+Here: deciding a file's format, and reading TXT and Parquet. Not here: bytes to characters
 (encodings.py), CSV and TSV (tables.py), CoNLL (conll.py), JSON (json_files.py), three formats of
 CLUE (clue_formats.py), nor what the columns mean (sources.py).
 
@@ -130,7 +130,7 @@ def _text_lines(path: Path, encoding: str, notes: Notes) -> Iterator[Row]:
         notes.decide(str(path), "lines end at '\\r' as well")
     tabs = {line.count("\t") for line in re.split("[\r\n]+", start)[:20] if line.strip()}
     if len(tabs) == 1 and tabs != {0}:
-        sentence = "{count} files of lines hold equally many tabs in each; name such a file .tsv if"
+        sentence = "{count} files of lines hold equally many tabs in each; name the file .tsv if"
         notes.count(f"{sentence} it is a table with a header", str(path), warn=True)
     for number, line in encodings.lines(path, encoding, newline="" if ends else "\n"):
         text = line.removesuffix("\n").removesuffix("\r")

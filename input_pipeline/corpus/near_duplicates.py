@@ -1,7 +1,7 @@
-"""Finds texts that say nearly the same, by MinHash on character 3-grams.
+"""Finds texts that are nearly the same, by MinHash on character 3-grams.
 
 Here: the form in which texts are compared, the pairs whose similarity reaches a threshold, and
-which text to keep of them. Not here: what becomes of the others (cleaning.py, audit.py).
+which text to keep of them. Not here: what becomes of the rest (cleaning.py, audit.py).
 
 The similarity of two texts is Jaccard's, of the sets of 3-grams of their comparison forms.
 Candidates come from locality-sensitive hashing (Mining of Massive Datasets, chapter 3): texts whose
@@ -48,7 +48,7 @@ class Matches(NamedTuple):
 def comparison_form(text: str) -> str:
     """Returns the text without what makes no difference: NFKC, lower case, no space, no marks.
 
-    A text of nothing but marks stands for itself.
+    A text of nothing but marks stays as it is.
     """
     text = unicodedata.normalize("NFKC", text).lower()
     return _IGNORED.sub("", text) or text
@@ -104,7 +104,7 @@ def near_duplicates(
     A pair just at the threshold is missed with a probability under 0.5%, a more similar one less
     often. Where more than 16 texts agree in a band, as those of a template do, each is compared
     with the first 16 of them only, so that the time does not grow with their square; some pairs of
-    such a family are missed for it.
+    that family are missed for it.
 
     Args:
         forms: N different ones, sorted where the result shall not depend on their order: either

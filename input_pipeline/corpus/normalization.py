@@ -203,7 +203,7 @@ def _opencc_phrases(config: str, script: str = "") -> _Step:
     """Converts words too, each of which keeps one range: 打印机 to 印表機.
 
     With `script`, the conversion that finds nothing to do in a text of the wanted script already,
-    such a text is left alone.
+    that text is left alone.
     """
     convert = _load_opencc(config)
     to_script = _load_opencc(script) if script else lambda text: None

@@ -58,7 +58,7 @@ def prepare(data: ConfigDict) -> Prepared:
 
     The folder is <prepared_dir>/weitiao/<source>-<key>/<version>, where the key is a hash of the
     source's bytes and of the options that matter. It appears by a rename when it is complete. Of
-    several processes one prepares and the others wait; what killed ones left is deleted.
+    several processes one prepares and the rest wait; leftovers of killed ones are deleted.
 
     Raises:
         FileNotFoundError: if the source is not there.
@@ -298,7 +298,7 @@ def _labels(records: Sequence[Record], data: ConfigDict) -> tuple[str, ...]:
     """Returns the class names in order; () for data without.
 
     Raises:
-        ValueError: there are fewer than two, or one twice.
+        ValueError: for fewer than two, or one twice.
     """
     most = max((len(record.choices) for record in records), default=0)
     if most:
@@ -338,7 +338,7 @@ def _making(directory: Path) -> Iterator[Path | None]:
         if (directory / "manifest.json").is_file():
             yield None
             return
-        # A folder of its own in any case: there may be no locks.
+        # A new folder in any case: where locks do not work, two processes may get here.
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=aside)), VERSION)
         temporary.mkdir()
         yield temporary
@@ -352,7 +352,7 @@ def _making(directory: Path) -> Iterator[Path | None]:
 
 
 def _clear_leftovers(where: Path) -> None:
-    """Deletes what killed processes left: nobody holds its lock."""
+    """Deletes leftovers of killed processes, whose locks nobody holds."""
     left: list[Path] = []
     for path in where.glob(f"{_ASIDE}*"):
         with contextlib.suppress(locking.InUse, OSError), in_use(path) as locked:

@@ -70,7 +70,7 @@ def files_of(data: ConfigDict) -> list[Path]:
 
     Raises:
         FileNotFoundError: if they are not there.
-        ValueError: if `data` does not say which.
+        ValueError: if `data` does not name them.
     """
     _check_source(data)
     if data.source in BUILT_IN:
@@ -236,13 +236,7 @@ def _keys(named: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _file_source(
-    path: Path,
-    split: str,
-    data: ConfigDict,
-    notes: Notes,
-    *,
-    declared: str,
-    annotated: bool = True,
+    path: Path, split: str, data: ConfigDict, notes: Notes, *, declared: str, annotated: bool = True
 ) -> _Source:
     kind, encoding = formats.format_of(path, declared, data.encoding)
     named = _columns(data)
@@ -328,31 +322,29 @@ def _record(
     row: dict[str, Any], source: _Source, data: ConfigDict, where: str, notes: Notes
 ) -> Record:
     of = source.columns
+    values = {field: row.get(column) for field, column in of.items() if column and field != "value"}
     if of["messages"]:
         text, pair, history = columns.messages(
-            row[of["messages"]], of["messages"], answered=source.annotated
+            values["messages"], of["messages"], answered=source.annotated
         )
     else:
-        text = columns.text(row[of["text"]], "text", separator=data.list_separator)
-        # A column may really be named '', as the index of pandas is.
-        pair = row.get(of["pair"]) if of["pair"] else ""
-        pair, history = columns.text(pair, "pair", separator=data.list_separator), ""
-    spans, missing = columns.spans(row[of["spans"]], text) if of["spans"] else ((), 0)
+        text = columns.text(values["text"], "text", separator=data.list_separator)
+        pair = columns.text(values.get("pair"), "pair", separator=data.list_separator)
+        history = ""
+    spans, missing = columns.spans(values.get("spans"), text)
     if missing:
-        sentence = "{count} questions keep only those of their answers that stand at their place"
-        notes.count(f"{sentence} in the context", where, warn=True)
+        sentence = "{count} questions keep only those of their answers that are at their place in "
+        notes.count(sentence + "the context", where, warn=True)
     choices, names, labels, number = (), (), (), None
     if of["choices"]:
-        choices, names = columns.choices(row[of["choices"]], of["choices"])
-    if column := of["label"]:
-        if data.label_kind == "number":
-            number = columns.number(row[column], column, otherwise="remove the row")
-        else:
-            separator = "" if choices else data.label_separator
-            labels = columns.labels(row[column], column, separator, notes, where)
-            if choices:
-                labels = (columns.answer(row[column], choices, names, data.first_choice),)
-    group = columns.integer(row[of["group"]], notes, where) if of["group"] else ""
+        choices, names = columns.choices(values["choices"], of["choices"])
+    if of["label"] and data.label_kind == "number":
+        number = columns.number(values["label"], of["label"], otherwise="remove the row")
+    elif of["label"]:
+        separator = "" if choices else data.label_separator
+        labels = columns.labels(values["label"], of["label"], separator, notes, where)
+        if choices:
+            labels = (columns.answer(values["label"], choices, names, data.first_choice),)
     otherwise = "leave that column out of config.data.value_columns"
     return Record(
         text=text,
@@ -360,11 +352,11 @@ def _record(
         pair=pair,
         labels=labels,
         spans=spans,
-        group=columns.name(group, of["group"]),
-        time=columns.time(row[of["time"]], of["time"]) if of["time"] else "",
+        group=columns.name(columns.integer(values.get("group"), notes, where), of["group"]),
+        time=columns.time(values.get("time"), of["time"]),
         values=tuple(columns.number(row[c], c, otherwise=otherwise) for c in of["value"]),
         split=source.split,
-        name=columns.name(row[of["id"]], of["id"]) if of["id"] else "",
+        name=columns.name(values.get("id"), of["id"]),
         choices=choices,
         number=number,
         history=history,

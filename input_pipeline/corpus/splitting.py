@@ -32,8 +32,8 @@ Splits = dict[str, list[Record]]
 def split(records: Iterable[Record], split: ConfigDict) -> Splits:
     """Returns the records of 'train', 'validation' and 'test'.
 
-    The test split is taken first, so that it depends neither on the size of validation nor on the
-    fold. Sizes below 1 are shares of the records, others are counts, 0 is none. The kinds:
+    The test split comes first, so that it depends neither on the size of validation nor on the
+    fold. Sizes below 1 are shares of the records, larger ones are counts, 0 is none. The kinds:
 
     - 'stratified': within each label, the lowest hashes of the text are the test split, then comes
       validation, each label with as many as its share is, rounded up or down so that the shares
@@ -41,7 +41,7 @@ def split(records: Iterable[Record], split: ConfigDict) -> Splits:
       rare sets form one stratum. Records without labels form one.
     - 'group': in the order of their hash, groups go to the test split, or leave it again, where
       that brings its counts of all labels closer to what they should be; then to validation. So
-      sizes and shares of labels are met as far as groups allow; `imbalance` says how far.
+      sizes and shares of labels are met as far as groups allow; `imbalance` reports how far.
     - 'time': the newest are the test split, then comes validation. What is of one time stays
       together, so that sizes are met as closely as times allow.
     - 'given': by `Record.split`. What is missing is taken from 'train', by group if all have one.
@@ -299,7 +299,7 @@ def _choose_groups(
     """Returns which groups have the wanted counts of labels, and of all, as nearly as groups allow.
 
     Many small labels, of each of which a part of an example is wanted, outweigh the size of the
-    split. Where that misses it, size counts more and more, and the choice nearest to it is taken.
+    split. Where that misses it, size counts more and more, and the choice nearest to it wins.
 
     Args:
         counts_GxL1: records of each group by label, and all of them.

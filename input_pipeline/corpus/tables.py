@@ -205,11 +205,11 @@ def _with_quotes(dialect: Dialect, path: Path, encoding: str, notes: Notes) -> D
     kinds = [kind for kind in ("misread", "idle", "needed") if kind in places]
     if quoted:
         if needed and needed == needless and not ragged:
-            sentence = "{count} fields of tables stand in quotes that only a comma calls for; they"
+            sentence = "{count} fields of tables are in quotes that only a comma calls for; they"
             notes.count(f"{sentence} are read without", places["needed"], warn=True, count=needed)
         return dialect._replace(quoted=True)
     if needed or not misread or not fault:
-        sentence = "{count} fields of tables stand in quotes that are read as characters of the "
+        sentence = "{count} fields of tables are in quotes that are read as characters of the "
         sentence += "text; if they are not, put the names of the columns in quotes as well"
         notes.count(sentence, places[kinds[-1]], warn=True, count=needed + idle + misread)
     elif commas:
@@ -225,11 +225,11 @@ def _count_quotes(
     """Returns what the quotes of all lines are like, None if those around names are quotes.
 
     Returns:
-        How many there are of each kind, the first place of each, and the first line that does not
+        The count of each kind, the first place of each, and the first line that does not
         fit the header, 0 if all do. The kinds: 'needed' fields in quotes double a quote, or are
         empty; of these, 'comma' ones hold nothing but a comma that calls for quotes; 'idle' ones
         need none; 'misread' ones begin with a quote, and do not end as a quoted one does; in
-        'escaped' lines a backslash stands before a quote.
+        'escaped' lines a backslash comes before a quote.
     """
     counts: Counter[str] = Counter()
     places: dict[str, str] = {}

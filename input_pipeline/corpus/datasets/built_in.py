@@ -32,7 +32,7 @@ def package_files(name: str, package: str, *parts: str, extra: str = "demo") -> 
 
 
 class BuiltIn(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A corpus in the one split that it comes in; `INFO` goes to TFDS."""
+    """A corpus in the one split that it comes in; `INFO` describes it to TFDS."""
 
     VERSION = tfds.core.Version("1.0.0")
     INFO: dict[str, Any]

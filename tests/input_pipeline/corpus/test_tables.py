@@ -208,12 +208,12 @@ def test_a_table_written_without_quoting_is_read_back_or_warned_of(tmp_path_fact
 @pytest.mark.parametrize(
     ("name", "content", "texts", "said"),
     [
-        ("a.tsv", 'text\tn\n"好"\t1\n说"好\t1\n', ['"好"', '说"好'], "1 fields of tables stand in"),
+        ("a.tsv", 'text\tn\n"好"\t1\n说"好\t1\n', ['"好"', '说"好'], "1 fields of tables are in"),
         (
             "a.tsv",
             'text\tn\n"好,的"\t1\n',
             ["好,的"],
-            "1 fields of tables stand in quotes that only",
+            "1 fields of tables are in quotes that only",
         ),
         ("a.csv", 'text,n\n"好"的,1\n', ['"好"的'], "1 fields of tables begin with a quote"),
         (
