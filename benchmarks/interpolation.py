@@ -2,38 +2,30 @@
 
     pip install -e '.[demo]' && python -m benchmarks.interpolation
 
-Gemma 3 270M on reviews: N points of the line mixed, evaluated and compared (integration), against N
-evaluations of one model that is there already, both through the run's own evaluation. They take
-turns in one process; the ratio is of medians over the rounds. The fine-tuned end is the pretrained
-one a little scaled, for the cost does not depend on the values.
+Gemma 3 270M on `--examples` reviews: `--points` points of the line mixed, evaluated and compared
+(integration), against as many evaluations of one model that is there already, both through the
+run's evaluation. They take turns in one process; the ratio is of medians over the rounds. The
+fine-tuned end is the pretrained one a little scaled, for the cost does not depend on the values.
 """
 
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-import jax
-from absl import app, flags
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from benchmarks.timing import arguments, seconds_of, show_machine, take_turns
+from configs import reviews
+from integration.interpolation import interpolate
+from training.data import load_data
+from training.experiment import build
 
 
-def seconds_of(call: Callable[[], object]) -> float:
-    """Returns the time of a call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures and prints."""
-    from configs import reviews
-    from integration.interpolation import interpolate
-    from training.data import load_data
-    from training.experiment import build
-
-    options = flags.FLAGS
+    options = arguments(__doc__, examples=32, points=11, rounds=6)
     config = reviews.get_config()
     config.data.max_validation_examples = options.examples
     data = load_data(config)
@@ -43,32 +35,24 @@ def main(argv: Sequence[str]) -> None:
     finetuned = experiment.put({p: 1.001 * value for p, value in experiment.initial.items()})
     pretrained = experiment.pretrained_end(finetuned)
 
-    def score(params: dict[str, jax.Array]) -> object:
+    def score(params: dict) -> object:
         return experiment.score(params, validation)[0]
 
     def line() -> None:
         interpolate(score, pretrained, finetuned, points=options.points, metric=config.eval.metric)
 
-    def evaluations() -> None:
-        for _ in range(options.points):
-            score(finetuned)
-
-    line()  # compiles
-    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}, jax {jax.__version__}")
-    times: dict[Callable, list[float]] = {line: [], evaluations: []}
-    for number in range(options.rounds):
-        for call in (line, evaluations) if number % 2 else (evaluations, line):
-            times[call].append(seconds_of(call))
-    ours, theirs = (statistics.median(times[call]) for call in (line, evaluations))
-    pairs = [a / b for a, b in zip(times[line], times[evaluations], strict=True)]
+    score(finetuned)  # compiles
+    show_machine()
+    sides = {"line": partial(seconds_of, line)}
+    sides["alone"] = lambda: options.points * seconds_of(partial(score, finetuned), options.points)
+    times = take_turns(sides, options.rounds)
+    ours, alone = (statistics.median(times[name]) for name in sides)
+    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
     print(
         f"{options.points} points on {len(validation)} examples {ours:.1f} s, as many evaluations "
-        f"{theirs:.1f} s: {ours / theirs:.3f} times (rounds: {min(pairs):.3f} to {max(pairs):.3f})"
+        f"{alone:.1f} s: {ours / alone:.3f} times (rounds: {min(ratios):.3f} to {max(ratios):.3f})"
     )
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("examples", 32, "Of the validation split.")
-    flags.DEFINE_integer("points", 11, "Points of the line.")
-    flags.DEFINE_integer("rounds", 6, "Rounds in which each side measures once.")
-    app.run(main)
+    main()

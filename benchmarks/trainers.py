@@ -1,71 +1,114 @@
-"""The contestants of throughput.py: our training, and the same as users write it with PyTorch.
+"""Two trainers of one model in processes of their own: ours, and what users write with PyTorch.
 
-Both take one step at a time and say what it held. JAX, TensorFlow and PyTorch are imported inside
-the functions: each contestant has a process of its own, with only what it uses.
+JAX, TensorFlow and PyTorch are imported inside the functions, so that each process has only what
+it uses. Not here: which models and data are compared (throughput.py, models.py).
 """
 
-import dataclasses
 import itertools
 import os
+import re
+import resource
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.timing import Side
+from input_pipeline.examples import Examples
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What all variants train on.
+
+class Data(NamedTuple):
+    """What both train on.
 
     Attributes:
       labels: names in class order.
-      texts_N, labels_N, ids_N: the training split; absent with `batches`.
+      examples: the training split; None with `batches`.
       batches: training batches of our pipeline, from a file; else None.
-      word_ids: with `batches`, the token ids of config.model.label_words.
     """
 
     labels: tuple[str, ...]
-    texts_N: np.ndarray | None = None
-    labels_N: np.ndarray | None = None
-    ids_N: np.ndarray | None = None
+    examples: Examples | None = None
     batches: list[dict[str, np.ndarray]] | None = None
-    word_ids: list[list[int]] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class First:
-    """The first step of a variant; `ids` are its examples, `model` what FLOPs are computed from."""
+class First(NamedTuple):
+    """What a trainer begins with.
+
+    Attributes:
+      loss, gradient_norm, ids: of the first step and its examples.
+      device: its name.
+      head: of ours, its parameters before that step, from which the peer starts too.
+      model: of ours, what FLOPs are computed from.
+    """
 
     loss: float
     gradient_norm: float
     ids: list[int]
     device: str
-    model: dict[str, Any] | None = None
-    seconds: float = 0.0  # since the process was started
+    head: Mapping[str, np.ndarray] | None = None
+    model: Mapping[str, Any] | None = None
 
 
-class Trainer(Protocol):
-    """One variant inside its process."""
+class Block(NamedTuple):
+    """Some steps of a variant.
 
-    compilations: int
+    Attributes:
+      seconds: wall time.
+      lengths: tokens of every example.
+      positions: tokens and padding.
+      peak_bytes: the most memory the process (on a GPU: its device) ever held.
+    """
 
-    def first(self) -> First:
-        """Takes the first step and waits for it."""
+    seconds: float
+    lengths: np.ndarray
+    positions: int
+    peak_bytes: int
 
-    def step(self) -> tuple[np.ndarray, int]:
-        """Dispatches a step; returns its examples' lengths and its number of positions."""
-
-    def wait(self) -> None:
-        """Returns when all steps are done."""
-
-    def peak_bytes(self) -> int | None:
-        """Peak memory of an accelerator; None where the process's own is meant."""
+    @property
+    def examples_per_second(self) -> float:
+        """Speed, the measure that layouts cannot flatter."""
+        return len(self.lengths) / self.seconds
 
 
-class Ours:
-    """This code base's training."""
+class Trainer(Side):
+    """One variant inside its process.
+
+    Attributes:
+        compilations: programs so far, one per batch shape.
+    """
+
+    compilations = 0
+
+    def training_step(self) -> float:
+        """Takes a step, waits for it, and returns its loss."""
+        self.step()
+        return float(self.loss)
+
+    def block(self, steps: int) -> Block:
+        """Takes `steps` timed steps, and again if a new batch shape was compiled among them."""
+        while True:
+            before, start = self.compilations, time.perf_counter()
+            lengths, positions = zip(*(self.step() for _ in range(steps)), strict=True)
+            self.wait()
+            seconds = time.perf_counter() - start
+            if self.compilations == before:
+                peak = self.device_bytes() or process_bytes()
+                return Block(seconds, np.concatenate(lengths), sum(positions), peak)
+
+
+def process_bytes() -> int:
+    """Returns the most memory this process ever held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not getrusage, which on Linux starts from the parent's peak
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text("utf-8"))[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+class Ours(Trainer):
+    """This codebase's training."""
 
     def __init__(self, config: ConfigDict, data: Data):
         """Builds model, pipeline and train step as training/train.py does."""
@@ -93,115 +136,118 @@ class Ours:
             seed=config.seed,
         )
         self._step = PerShape(step, "the train step", print, donate=(0,))
+        self._forward = jax.jit(experiment.apply)
         params = experiment.put(experiment.initial)
         zero = jax.device_put(jnp.int32(0), replicated(experiment.mesh))
         self._state = TrainState(zero, zero + 0, params, jax.jit(optimizer.init)(params))
         self._batches = (
-            pipeline_batches(experiment.pipeline, data)
-            if data.batches is None
-            else itertools.cycle(data.batches)
+            itertools.cycle(data.batches)
+            if data.batches
+            else experiment.pipeline.train(data.examples, first_example=0)
         )
         self._put, self._jax = put_batch, jax
-        self._metrics: Mapping[str, Any] = {}
 
     @property
     def compilations(self) -> int:
-        """Programs so far, one per batch shape."""
+        """Programs so far."""
         return self._step.count
 
-    def first(self) -> First:
-        """See Trainer."""
-        batch = next(self._batches)
-        self._train(batch)
-        metrics = self._jax.device_get(self._metrics)
+    @property
+    def loss(self) -> Any:
+        """Of the last step."""
+        return self._metrics["loss"]
+
+    def begin(self) -> First:
+        """Takes the first step and waits for it."""
+        self.step()
+        experiment, config = self._experiment, self._experiment.model.config
+        params = {**experiment.initial, **experiment.frozen}
+        layers = (v.size for p, v in params.items() if re.fullmatch("backbone/layer_.*kernel", p))
         return First(
-            loss=float(metrics["loss"]),
-            gradient_norm=float(metrics["gradient_norm"]),
-            ids=batch["ids_B"].ravel().tolist(),
+            loss=float(self.loss),
+            gradient_norm=float(self._metrics["gradient_norm"]),
+            ids=self._batch["ids_B"].ravel().tolist(),
             device=self._jax.devices()[0].device_kind,
-            model=self._describe(),
+            head={p: v for p, v in experiment.initial.items() if p.startswith("head/")},
+            model={
+                "matmul_params": sum(layers),
+                "attention_width": config.num_heads * getattr(config, "head_size", 0),
+                "windows": getattr(config, "windows", ()),
+            },
         )
 
+    def forward(self) -> None:
+        """Computes the logits of the last batch."""
+        first = {name: part[0] for name, part in self._device_batch.items()}
+        params = {**self._state.params, **self._experiment.frozen}
+        self._jax.block_until_ready(self._forward(params, first))
+
     def step(self) -> tuple[np.ndarray, int]:
-        """See Trainer."""
-        batch = next(self._batches)
-        self._train(batch)
+        """Dispatches a step; returns its examples' lengths and its number of positions."""
+        self._batch = batch = next(self._batches)
+        self._device_batch = self._put(batch, self._experiment.mesh)
+        with self._jax.transfer_guard("disallow"):
+            self._state, self._metrics = self._step(
+                self._state, self._experiment.frozen, self._device_batch
+            )
         size = batch["labels_B"].shape[-1] + 1
         counts = [np.bincount(part.ravel(), minlength=size)[1:] for part in batch["segments_RxL"]]
         return np.concatenate(counts), batch["tokens_RxL"].size
 
     def wait(self) -> None:
-        """See Trainer."""
+        """Returns when all steps are done."""
         self._jax.block_until_ready((self._state, self._metrics))
 
-    def peak_bytes(self) -> int | None:
-        """See Trainer."""
+    def device_bytes(self) -> int | None:
+        """Returns the peak memory of an accelerator; None without one."""
         return (self._jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
-    def _train(self, batch: Mapping[str, np.ndarray]) -> None:
-        experiment = self._experiment
-        device_batch = self._put(batch, experiment.mesh)
-        with self._jax.transfer_guard("disallow"):
-            self._state, self._metrics = self._step(self._state, experiment.frozen, device_batch)
 
-    def _describe(self) -> dict[str, Any]:
-        experiment = self._experiment
-        decoder = experiment.model.config
-        everything = {**experiment.initial, **experiment.frozen}
-        return {
-            "matmul_params": sum(
-                value.size
-                for path, value in everything.items()
-                if path.startswith("backbone/layer_") and path.endswith("kernel")
-            ),
-            "attention_width": decoder.num_heads * decoder.head_size,
-            "windows": decoder.windows,
-        }
-
-
-class PyTorch:
-    """The same training as users write it with transformers."""
-
-    compilations = 0
+class PyTorch(Trainer):
+    """The same training as users write it with transformers: AutoModel, a head and AdamW."""
 
     def __init__(
         self,
         config: ConfigDict,
         data: Data,
-        *,
         checkpoint: Path,
-        first_ids: Sequence[int],
-        autocast: bool,
+        ours: First,
+        *,
+        frozen: str,
+        autocast: bool = False,
     ):
-        """Loads the checkpoint, a folder as a hub has it, and tokenises all examples."""
+        """Loads the checkpoint and tokenises all examples.
+
+        Args:
+            config: of the run.
+            data: what our variant has.
+            checkpoint: a folder as a hub has it.
+            ours: the first step of our variant, whose examples and head this begins with.
+            frozen: regex of the parameters that are not trained.
+            autocast: whether to compute in bfloat16.
+        """
         import torch
         import transformers
         from torch.utils.data import DataLoader
 
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
         torch.manual_seed(config.seed)
         torch.set_num_threads(os.cpu_count() or 1)
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX; nothing on CPUs
-        self._torch, self._clip_norm = torch, config.optimizer.clip_norm
-        self._cuda = torch.cuda.is_available()
+        self._torch, self._autocast, self._clip_norm = torch, autocast, config.optimizer.clip_norm
+        self._cuda, self._ids = torch.cuda.is_available(), ours.ids
         self._device = torch.device("cuda" if self._cuda else "cpu")
-        if data.batches is None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-            examples = list(_tokenize(tokenizer, config, data))
-            words = [
-                tokenizer(word, add_special_tokens=False).input_ids
-                for word in config.model.label_words
-            ]
-        else:
-            examples = list(unpack(data.batches))
-            words = data.word_ids
-
+        self._at_first = config.model.pooling == "first"  # position; else the last
         self._backbone = transformers.AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
-        embeddings = self._backbone.get_input_embeddings().weight.requires_grad_(False)
-        self._head = torch.nn.Linear(embeddings.shape[1], len(data.labels))
+        self._backbone.config.use_cache = False
+        for name, parameter in self._backbone.named_parameters():
+            parameter.requires_grad_(not re.search(frozen, name))
+        self._head = torch.nn.Linear(*ours.head["head/kernel"].shape)
         with torch.no_grad():
-            self._head.weight.copy_(torch.stack([embeddings[ids].mean(0) for ids in words]))
-            self._head.bias.zero_()
-        self._model = torch.nn.ModuleList([self._backbone, self._head]).to(self._device).train()
+            self._head.weight.copy_(torch.tensor(ours.head["head/kernel"].T))
+            self._head.bias.copy_(torch.tensor(ours.head["head/bias"]))
+        self._model = torch.nn.ModuleList([self._backbone, self._head]).to(self._device)
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             [
@@ -213,6 +259,12 @@ class PyTorch:
             eps=config.optimizer.eps,
             weight_decay=config.optimizer.weight_decay,
         )
+
+        if data.batches:
+            examples = list(unpack(data.batches))
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+            examples = list(_tokenize(tokenizer, config, data.examples))
         loader = DataLoader(
             examples,
             batch_size=config.data.batch_size,
@@ -220,114 +272,84 @@ class PyTorch:
             drop_last=True,
             collate_fn=self._collate,
         )
-        self._batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epochs
         by_id = {example[2]: example for example in examples}
-        self._first_batch = self._collate([by_id[id_] for id_ in first_ids])
-        self._first_ids = list(first_ids)
-        self._autocast = autocast
+        first = self._collate([by_id[id_] for id_ in ours.ids])
+        epochs = itertools.chain.from_iterable(itertools.repeat(loader))
+        self._batches = itertools.chain([first], epochs)
 
-    def first(self) -> First:
-        """See Trainer."""
-        loss, norm = self._train(self._first_batch)
+    def begin(self) -> First:
+        """Takes the first step and waits for it."""
+        self.step()
         device = self._torch.cuda.get_device_name(0) if self._cuda else "cpu"
-        return First(loss.item(), norm.item(), self._first_ids, device)
+        return First(self.loss.item(), self._norm.item(), self._ids, device)
+
+    def forward(self) -> None:
+        """Computes the logits of the last batch."""
+        self._model.eval()
+        with self._torch.inference_mode():
+            self._logits()
+        self.wait()
 
     def step(self) -> tuple[np.ndarray, int]:
-        """See Trainer."""
-        batch = next(self._batches)
-        self._train(batch)
+        """Takes a step; returns its examples' lengths and its number of positions."""
+        torch, batch = self._torch, next(self._batches)
+        self._model.train()
+        self._batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            loss = torch.nn.functional.cross_entropy(self._logits(), self._batch["labels"])
+        loss.backward()
+        self.loss = loss.detach()
+        self._norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
         return batch["attention_mask"].sum(1).numpy(), batch["input_ids"].numel()
 
     def wait(self) -> None:
-        """See Trainer."""
+        """Returns when all steps are done."""
         if self._cuda:
             self._torch.cuda.synchronize()
 
-    def peak_bytes(self) -> int | None:
-        """See Trainer."""
+    def device_bytes(self) -> int | None:
+        """Returns the peak memory of a GPU; None without one."""
         return self._torch.cuda.max_memory_allocated() if self._cuda else None
+
+    def _logits(self) -> Any:
+        ids, mask = self._batch["input_ids"], self._batch["attention_mask"]
+        hidden = self._backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        places = 0 if self._at_first else mask.sum(1) - 1
+        return self._head(hidden[self._torch.arange(len(hidden), device=self._device), places])
 
     def _collate(self, examples: Sequence[tuple[Sequence[int], int, int]]) -> dict[str, Any]:
         """Pads to the longest, as DataCollatorWithPadding does."""
         torch, pad = self._torch, self._torch.nn.utils.rnn.pad_sequence
-        ids = [torch.tensor(ids) for ids, _, _ in examples]
+        ids = [torch.tensor(ids).long() for ids, _, _ in examples]
         return {
             "input_ids": pad(ids, batch_first=True),
             "attention_mask": pad([torch.ones_like(part) for part in ids], batch_first=True),
             "labels": torch.tensor([label for _, label, _ in examples]),
         }
 
-    def _train(self, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        torch = self._torch
-        batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
-        mask = batch["attention_mask"]
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            hidden = self._backbone(
-                input_ids=batch["input_ids"], attention_mask=mask, use_cache=False
-            ).last_hidden_state
-            last = hidden[torch.arange(len(hidden), device=self._device), mask.sum(1) - 1]
-            loss = torch.nn.functional.cross_entropy(self._head(last), batch["labels"])
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), norm
-
-
-def write_hub_folder(gguf: Path, folder: Path) -> None:
-    """Rewrites a GGUF file as the folder that a hub has of it, weights in float32.
-
-    transformers takes most of a minute to read and convert the demo's file, which its users rarely
-    do: that does not belong in PyTorch's time to first step.
-    """
-    import torch
-    import transformers
-
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    loaded = transformers.AutoModel.from_pretrained(**source, dtype=torch.float32)
-    del loaded.config.quantization_config  # dequantised, but refuses to be saved
-    model = transformers.AutoModel.from_config(loaded.config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    model.save_pretrained(folder)
-
 
 def _tokenize(
-    tokenizer: Any, config: ConfigDict, data: Data
+    tokenizer: Any, config: ConfigDict, examples: Examples
 ) -> Iterator[tuple[list[int], int, int]]:
     """Yields (token ids, label, example id); a long text is cut, its template stays whole."""
     before, after = config.data.template.split("{text}")
     prefix = tokenizer(before).input_ids
     suffix = tokenizer(after, add_special_tokens=False).input_ids
     room = config.layout.max_length - len(prefix) - len(suffix)
-    texts = tokenizer(list(data.texts_N), add_special_tokens=False).input_ids
-    for ids, label, id_ in zip(texts, data.labels_N.tolist(), data.ids_N.tolist(), strict=True):
+    texts = tokenizer(list(examples.texts_N), add_special_tokens=False).input_ids
+    columns = (texts, examples.labels_N.tolist(), examples.ids_N.tolist())
+    for ids, label, id_ in zip(*columns, strict=True):
         yield prefix + ids[:room] + suffix, label, id_
 
 
 def unpack(batches: Sequence[Mapping[str, np.ndarray]]) -> Iterator[tuple[np.ndarray, int, int]]:
     """Yields (token ids, label, example id) of every example in training batches [M, ...]."""
+    names = ("tokens_RxL", "segments_RxL", "labels_B", "ids_B")
     for batch in batches:
-        for part in range(len(batch["labels_B"])):
-            tokens, segments = (
-                batch["tokens_RxL"][part].ravel(),
-                batch["segments_RxL"][part].ravel(),
-            )
-            order = np.argsort(segments, kind="stable")  # by example, then by position
-            ends = np.cumsum(np.bincount(segments, minlength=len(batch["labels_B"][part]) + 1))
-            examples = np.split(tokens[order], ends[:-1])[1:]  # the first is padding
-            yield from zip(
-                examples,
-                batch["labels_B"][part].tolist(),
-                batch["ids_B"][part].tolist(),
-                strict=True,
-            )
-
-
-def pipeline_batches(pipeline: Any, data: Data) -> Iterator[dict[str, np.ndarray]]:
-    """Returns the endless training batches of our pipeline; imports TensorFlow."""
-    from input_pipeline.corpus.preparation import Examples
-
-    examples = Examples(data.texts_N, data.labels_N, data.ids_N)
-    print(pipeline.plan(examples).prose())
-    return pipeline.train(examples, first_example=0)
+        for tokens, segments, labels, ids in zip(*(batch[name] for name in names), strict=True):
+            order = np.argsort(segments, axis=None, kind="stable")  # by example, then by position
+            ends = np.cumsum(np.bincount(segments.ravel(), minlength=len(labels) + 1))
+            parts = np.split(tokens.ravel()[order], ends[:-1])[1:]  # the first is padding
+            yield from zip(parts, labels.tolist(), ids.tolist(), strict=True)

@@ -1,7 +1,6 @@
-"""The table of what every value of configs/common.py may be, and the check against it.
+"""The range of every value of configs/common.py, checked before anything is read or computed.
 
-It is made before anything is read, written or computed. What only the data or the model can tell,
-and what depends on two values at once, is checked where it is known.
+What depends on the data, the model or two values at once is checked where it is known.
 """
 
 import difflib
@@ -11,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs.ranges import (
     Duration,
     Form,
@@ -44,6 +44,7 @@ SIMILARITY = Number(0, 1, above=True)
 TEXT = Form("a string", lambda value: isinstance(value, str))
 NEEDED = Form("a string that is not empty", lambda value: isinstance(value, str) and value != "")
 SWITCH = Form("True or False", lambda value: isinstance(value, bool))
+_TYPES = {str: TEXT, bool: SWITCH}  # of keys without a row of their own
 LABELS = Form(
     "a tuple of strings or numbers", are(Form("", lambda name: isinstance(name, str | int | float)))
 )
@@ -75,31 +76,27 @@ def _is_checkpoint(value: Any) -> bool:
     return isinstance(value, str) and (named or (value.isascii() and value.isdigit()))
 
 
-TABLE: dict[str, Row] = {
+def _by_type(config: ConfigDict, prefix: str = "") -> dict[str, Row]:
+    """Returns the rows that the defaults give: any string, True or False."""
+    rows: dict[str, Row] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            rows |= _by_type(value, f"{prefix}{name}.")
+        elif type(value) in _TYPES:
+            rows[prefix + name] = _TYPES[type(value)]
+    return rows
+
+
+TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "seed": Whole(0, 2**32 - 1),
     "seeds": SOME,
-    "resume_from": TEXT,
     "task": NEEDED,  # one of those that check_values is given
     "data.source": NEEDED,
-    "data.files": TEXT,
-    "data.validation_files": TEXT,
-    "data.test_files": TEXT,
     "data.format": choice("", *FORMATS),
     "data.encoding": NEEDED,
     "data.text_column": NEEDED,
-    "data.pair_column": TEXT,
-    "data.label_column": TEXT,
     "data.label_kind": choice("class", "number"),
-    "data.label_separator": TEXT,
-    "data.spans_column": TEXT,
-    "data.choices_column": TEXT,
     "data.first_choice": Whole(-(2**31)),
-    "data.messages_column": TEXT,
-    "data.id_column": TEXT,
-    "data.list_separator": TEXT,
-    "data.answers_file": TEXT,
-    "data.group_column": TEXT,
-    "data.time_column": TEXT,
     "data.value_columns": Names(),
     "data.labels": LABELS,
     "data.overlapping_spans": choice("keep", "drop"),
@@ -125,14 +122,12 @@ TABLE: dict[str, Row] = {
     "data.audit.kind": choice("off", "exact", "near"),
     "data.audit.threshold": SIMILARITY,
     "data.audit.on_leak": choice("report", "stop"),
-    "data.prepared_dir": TEXT,
     "data.max_train_examples": COUNT,
     "data.max_validation_examples": COUNT,
     "data.max_test_examples": COUNT,
     "data.batch_size": SOME,
     "data.template": TEMPLATE,
     "data.overlap": COUNT,
-    "tokenizer.model": TEXT,
     "tokenizer.vocab_size": SOME,
     "tokenizer.marks": choice("auto", "none", "bos", "eos", "both"),
     "tokenizer.keep_others": Whole(-1),
@@ -142,19 +137,14 @@ TABLE: dict[str, Row] = {
     "layout.row_length": SOME,
     "layout.max_shapes": SOME,
     "augmentation.share": Number(0, 1, above=True),
-    "augmentation.pair": choice("apart", "alike", "text", "pair"),
     "augmentation.deletion_rate": BELOW_ONE,
     "augmentation.swap_rate": BELOW_ONE,
     "augmentation.insertion_rate": BELOW_ONE,
     "augmentation.punctuation_rate": BELOW_ONE,
     "augmentation.mask_rate": BELOW_ONE,
-    "augmentation.mask_character": Form(
-        "one character", lambda value: isinstance(value, str) and len(value) == 1
-    ),
     "augmentation.homophone_rate": BELOW_ONE,
     "augmentation.shape_rate": BELOW_ONE,
     "augmentation.synonym_rate": BELOW_ONE,
-    "augmentation.synonyms": TEXT,
     "augmentation.word_deletion_rate": BELOW_ONE,
     "augmentation.word_swap_rate": BELOW_ONE,
     "augmentation.word_insertion_rate": BELOW_ONE,
@@ -166,23 +156,17 @@ TABLE: dict[str, Row] = {
     "augmentation.sampling_alpha": Number(0, 1, above=True),
     "features.use": choice("none", "both"),
     "features.extractors": Names(EXTRACTORS, least=1),
-    "features.lexicon": TEXT,
     "features.tfidf_terms": SOME,
     "features.svd": COUNT,
     "features.transformation": choice("none", "log", "power", "quantile"),
     "features.scaling": choice("none", "standard", "min_max", "robust"),
     "features.selection": choice("none", "variance", "chi2", "mutual_information", "model"),
     "features.max_features": SOME,
-    "features.compare": SWITCH,
     "model.checkpoint": NEEDED,
-    "model.hub": TEXT,
     "model.init": choice("pretrained", "scratch"),
     "model.dtype": choice("float32", "bfloat16"),
-    "model.remat": SWITCH,
-    "model.bidirectional": SWITCH,
     "model.pooling": choice("first", "last", "mean", "pooler", "mask"),
     "model.head": choice("linear", "label_words"),
-    "model.head_bias": SWITCH,
     "model.label_words": Names(),
     "model.dropout": BELOW_ONE,
     "model.hidden_dropout": BELOW_ONE,
@@ -193,19 +177,15 @@ TABLE: dict[str, Row] = {
     "classification.label_smoothing": BELOW_ONE,
     "classification.threshold": Form("'fitted' or a probability between 0 and 1", _is_threshold),
     "tagging.head": choice("softmax", "crf", "global_pointer"),
-    "tagging.characters": SWITCH,
     "tagging.head_size": Whole(2, step=2),
     "tagging.max_spans": SOME,
     "tagging.dropout": BELOW_ONE,
     "reading.n_best": SOME,
     "reading.max_answer": SOME,
-    "reading.no_answer": SWITCH,
     "reading.threshold": Number(),
     "language.mask_share": Number(0, 1, above=True, below=True),
-    "language.whole_words": SWITCH,
     "language.mean_span": Number(1),
     "language.chunk": SOME,
-    "generation.chat_template": TEXT,
     "generation.train_on": choice("last", "all"),
     "generation.on_long": choice("drop", "stop", "cut"),
     "generation.on_empty": choice("drop", "stop"),
@@ -216,14 +196,11 @@ TABLE: dict[str, Row] = {
     "generation.beams": SOME,
     "generation.length_penalty": NOT_NEGATIVE,
     "generation.examples": COUNT,
-    "generation.chunk": SOME,
     "multi.mixing": choice("temperature", "rates"),
     "multi.temperature": POSITIVE,
     "multi.rates": Form("a number above 0 for each member", are(POSITIVE)),
-    "self_training.files": TEXT,
     "self_training.max_examples": COUNT,
     "self_training.threshold": SHARE,
-    "self_training.balance": SWITCH,
     "adapt.kind": choice(*ADAPTERS),
     "adapt.targets": Form("a regular expression", is_regex),
     "adapt.rank": SOME,
@@ -232,7 +209,6 @@ TABLE: dict[str, Row] = {
     "adapt.prompt_length": SOME,
     "adapt.unfreeze_every": Duration(empty=True),
     "adapt.frozen_dtype": choice("float32", "bfloat16", "int8"),
-    "adapt.start": TEXT,
     "optimizer.learning_rate": POSITIVE,
     "optimizer.b1": BELOW_ONE,
     "optimizer.b2": BELOW_ONE,
@@ -256,38 +232,23 @@ TABLE: dict[str, Row] = {
     "train.collapse": choice("ignore", "stop", "restart"),
     "train.early_stopping": COUNT,
     "train.on_config_change": choice("refuse", "continue", "overwrite"),
-    "train.integrate": SWITCH,
-    "train.compilation_cache": TEXT,
     "eval.every": Duration(),
-    "eval.at_start": SWITCH,
     "eval.metric": NEEDED,
     "eval.rows": SOME,
     "eval.checkpoint": Form("'best', 'latest', 'integrated' or a step", _is_checkpoint),
     "eval.split": choice("train", "validation", "test"),  # which --mode=evaluate refuses by name
-    "eval.test": SWITCH,
     "eval.calibration": choice("none", "temperature", "bias"),
-    "eval.robustness": SWITCH,
     "integrate.methods": Names(METHODS, least=1),
     "integrate.runs": Names(),
-    "integrate.shifted_files": TEXT,
-    "integrate.targets": TEXT,
     "integrate.points": Whole(2),
     "integrate.max_examples": COUNT,
     "review.folds": Whole(2),
-    "review.neighbours": COUNT,
-    "review.exclude": TEXT,
-    "search.print_commands": SWITCH,
     "search.trials": COUNT,
     "report.runs": Names(),
-    "report.baseline": TEXT,
-    "predict.input": TEXT,
-    "predict.output": TEXT,
     "inspect.examples": COUNT,
     "inspect.epoch": COUNT,
-    "verify.golden": TEXT,
     "verify.examples": SOME,
     "verify.tolerance": NOT_NEGATIVE,
-    "export.output": TEXT,
     "export.formats": Names(("huggingface", "stablehlo", "peft"), least=1),
 }
 MEMBERS = "multi.members"  # a group that holds a config under each name
@@ -295,15 +256,15 @@ _GROUPS = {key[: dot.start()] for key in TABLE for dot in re.finditer(r"\.", key
 
 
 def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "config") -> None:
-    """Raises on a key that is not in the table, or lacks, and on a value that cannot work.
+    """Raises on an unknown or missing key, and on a value out of its range.
 
     Args:
       config: of a run.
-      tasks: what config.task may be.
+      tasks: the values of config.task.
       path: of `config`, for messages.
 
     Raises:
-      ValueError: names the key, what was found and what is expected.
+      ValueError: with the key, its value and the range.
     """
     table = TABLE | {"task": choice(*tasks)}
     values = dict(_leaves(config))
@@ -312,7 +273,7 @@ def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "confi
             raise ValueError(f"{path}.{key}: found {value!r}, expected the keys of a group")
         if key not in table:
             near = difflib.get_close_matches(key, table, n=1, cutoff=0)[0]
-            raise ValueError(f"{path}.{key}: there is no such key; the nearest is {path}.{near}")
+            raise ValueError(f"{path}.{key}: no such key; the nearest is {path}.{near}")
     for key, row in table.items():
         if key not in values:
             group, _, name = f"{path}.{key}".rpartition(".")
@@ -322,22 +283,18 @@ def check_values(config: ConfigDict, *, tasks: Sequence[str], path: str = "confi
             )
         if not row.fits(values[key]):
             raise ValueError(f"{path}.{key}: found {values[key]!r}, expected {row.expected}")
-    if config.task == "multi_task" and len(config.multi.members) < 2:
-        raise ValueError(
-            f"{path}.task='multi_task' needs at least two {path}.{MEMBERS}, see configs/multi.py"
-        )
     for name, member in config.multi.members.items():
         check_values(member, tasks=tasks, path=f"{path}.{MEMBERS}.{name}")
 
 
 def expected(key: str) -> str:
-    """Returns what the table says of 'config.a.b', or of a member's key; '' of a group."""
+    """Returns the range of 'config.a.b', or of a member's key, in words; '' for a group."""
     key = re.sub(rf"^config\.(?:{MEMBERS}\.\w+\.)*", "", key)
     return TABLE[key].expected if key in TABLE else ""
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields each key but those of members, as 'a.b', and its value."""
+    """Yields each key as 'a.b', and its value, without those of members."""
     for name, value in config.items():
         key = f"{prefix}{name}"
         if not isinstance(value, ConfigDict):
@@ -345,5 +302,5 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
         elif key != MEMBERS:
             yield from _leaves(value, f"{key}.")
         else:
-            odd = {n: member for n, member in value.items() if not isinstance(member, ConfigDict)}
-            yield from ((f"{key}.{n}", member) for n, member in odd.items())
+            wrong = {n: member for n, member in value.items() if not isinstance(member, ConfigDict)}
+            yield from ((f"{key}.{n}", member) for n, member in wrong.items())

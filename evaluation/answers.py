@@ -1,30 +1,29 @@
-"""Answers against answers: exact match and F1 as CMRC 2018 defines them (1810.07366).
+"""Exact match and F1 of answers as CMRC 2018 defines them (1810.07366).
 
 Here: two strings to two numbers, equal to those of the official cmrc2018_evaluate.py (v5); the best
-answers by scores of their starts and ends; and a guess at one that takes no model. Called by
-tasks/reading_comprehension.py.
+answers by scores of their starts and ends; and a guess at an answer without a model.
 
-Both are lower-cased and lose the marks of `_REMOVED`. They match exactly if nothing else differs.
-For F1 they become segments, a Chinese character or a word of other scripts each, and what counts
-is the longest stretch of segments that both have (not, as in SQuAD, the segments they share). Of
-several true answers the best counts.
+Both strings are lower-cased and lose the marks of `_REMOVED`. They match exactly if nothing else
+differs. For F1 they become segments, a Chinese character or a word of other scripts each, and what
+counts is the longest stretch of segments that both have (not, as in SQuAD, the segments they
+share). Of several true answers the best counts.
 
-The script takes what is between two Chinese characters through nltk.word_tokenize. Digits and
-letters are one word between spaces whatever it does; its rules on commas, quotes, brackets and
-contractions are below. It also looks for sentences with a trained model, which decides whether a
-full stop within an answer, before a space, is a segment of its own ('3 p.m. in' or 'it. He'): here
-that is a rule with some abbreviations.
+The script passes what is between two Chinese characters through nltk.word_tokenize. Digits and
+letters are one word between spaces in any case; its rules on commas, quotes, brackets and
+contractions are below. It also finds sentences with a trained model, which decides whether a full
+stop within an answer, before a space, is a separate segment ('3 p.m. in' or 'it. He'): here that
+is a rule with some abbreviations.
 """
 
+import difflib
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 _REMOVED = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")  # no '……': that is two
-_CHINESE = re.compile(r"[\u4e00-\u9fa5]")  # not the whole block: the official one ends here
+_CHINESE = re.compile(r"([\u4e00-\u9fa5])")  # not the whole block: the official one ends here
 
 # A mark ends a sentence before white space or another mark; a full stop does not behind a letter,
 # a number (unless one follows) or one of these.
@@ -93,11 +92,9 @@ def n_best(
     lengths_SxE = offsets_Lx2[lasts_E, 1] - offsets_Lx2[firsts_S, 0][:, None]
     s, e = np.nonzero((lasts_E >= firsts_S[:, None]) & (lengths_SxE <= max_characters))
     scores = starts_L[firsts_S[s]] + ends_L[lasts_E[e]]
-    found = []
-    for i in np.argsort(-scores, kind="stable")[:count]:
-        start, stop = offsets_Lx2[firsts_S[s[i]], 0], offsets_Lx2[lasts_E[e[i]], 1]
-        found.append(Answer(int(start), int(stop), float(scores[i])))
-    return found
+    best = np.argsort(-scores, kind="stable")[:count]
+    starts, stops = offsets_Lx2[firsts_S[s], 0], offsets_Lx2[lasts_E[e], 1]
+    return [Answer(int(starts[i]), int(stops[i]), float(scores[i])) for i in best]
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -107,8 +104,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
         prediction: '' where none is given.
         answers: the true ones; without any, '' is right.
     """
-    found = _kept(prediction)
-    return float(found in {_kept(answer) for answer in answers} if answers else not found)
+    return float(_kept(prediction) in map(_kept, answers or [""]))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
@@ -120,12 +116,10 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     """
     if not answers:
         return exact_match(prediction, answers)
-    found = segments(prediction)
-    scores = []
-    for answer in answers:
-        true = segments(answer)
-        common = _longest_common(found, true)
-        scores.append(2 * common / (len(found) + len(true)) if common else 0.0)
+    predicted, scores = segments(prediction), []
+    for true in map(segments, answers):
+        common = _longest_common(predicted, true)
+        scores.append(2 * common / (len(predicted) + len(true)) if common else 0.0)
     return max(scores)
 
 
@@ -151,15 +145,11 @@ def _grams(text: str) -> set[str]:
 
 def segments(text: str) -> list[str]:
     """Returns the segments of an answer that F1 compares, without the marks that are removed."""
-    found: list[str] = []
-    others = ""
-    for character in _kept(text):
-        if _CHINESE.match(character):
-            found += *_words(others), character
-            others = ""
-        else:
-            others += character
-    return found + _words(others)
+    first, *rest = _CHINESE.split(_kept(text))  # characters alternate with what is between them
+    result = _words(first)
+    for character, between in zip(rest[::2], rest[1::2], strict=True):
+        result += [character, *_words(between)]
+    return result
 
 
 def _kept(text: str) -> str:
@@ -169,29 +159,23 @@ def _kept(text: str) -> str:
 
 def _longest_common(first: Sequence[str], second: Sequence[str]) -> int:
     """Returns the length of the longest stretch that both have."""
-    places = defaultdict(list)
-    for place, item in enumerate(second):
-        places[item].append(place)
-    longest, ending = 0, {}  # of the stretches that end here, by where they end in the second
-    for item in first:
-        ending = {place: ending.get(place - 1, 0) + 1 for place in places.get(item, ())}
-        longest = max(longest, *ending.values(), 0)
-    return longest
+    matcher = difflib.SequenceMatcher(None, first, second, autojunk=False)
+    return matcher.find_longest_match().size
 
 
 def _words(text: str) -> list[str]:
     """Returns the words of a stretch without Chinese characters."""
-    found: list[str] = []
+    words: list[str] = []
     start = 0
     for match in _SENTENCE_END.finditer(text):
         if _ends_sentence(text[start : match.start()], text[match.end() :]):
-            found += _words_of_sentence(text[start : match.end()])
+            words += _words_of_sentence(text[start : match.end()])
             start = match.end()
-    return found + _words_of_sentence(text[start:])
+    return words + _words_of_sentence(text[start:])
 
 
 def _ends_sentence(before: str, after: str) -> bool:
-    """Tells whether a mark, the last of `before`, ends a sentence."""
+    """Whether a mark, the last of `before`, ends a sentence."""
     word = _LAST_WORD.search(before)[0][:-1]
     if before[-1] != ".":
         return True

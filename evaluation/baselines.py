@@ -1,7 +1,7 @@
-"""What fine-tuning has to beat: the majority class and linear models on characters or features.
+"""Baselines: the majority class and linear models on characters or features.
 
 All learn from the same training examples as the model and return what the tasks score as they score
-the model. They read the bare text, without template or truncation. Called by tasks/.
+the model. They read the bare text, without template or truncation.
 """
 
 from collections.abc import Callable
@@ -82,16 +82,6 @@ def majority(train: Any, test: Any, *, num_classes: int) -> np.ndarray:
     return np.tile(np.log(counts_C / counts_C.sum()), (len(test.texts_N), 1))
 
 
-def tfidf_logistic_regression(train: Any, test: Any, *, num_classes: int) -> np.ndarray:
-    """Predicts by logistic regression on TF-IDF weights, as `classes` does."""
-    return classes(train, test, num_classes=num_classes, columns=tfidf_columns)
-
-
-def features_logistic_regression(train: Any, test: Any, *, num_classes: int) -> np.ndarray:
-    """Predicts by logistic regression on features, without the encoder, as `classes` does."""
-    return classes(train, test, num_classes=num_classes, columns=feature_columns)
-
-
 def classes(
     train: Any, test: Any, *, num_classes: int, columns: Callable[[Any, Any], Columns]
 ) -> np.ndarray:
@@ -112,6 +102,7 @@ def classes(
     read = columns(train, test)
     model = LogisticRegression(C=read.inverse_penalty, max_iter=1000)
     model.fit(read.train, train.labels_N)
+    # A class without a training example keeps the probability 1 / (N + 1).
     logits_NxC = np.full((len(test.texts_N), num_classes), -np.log(count + 1))
     logits_NxC[:, seen] = model.predict_log_proba(read.test)
     return logits_NxC
@@ -124,7 +115,7 @@ def several(
     *,
     columns: Callable[[Any, Any], Columns] | None,
 ) -> np.ndarray:
-    """Predicts the probability of each label by a logistic regression of its own.
+    """Predicts the probability of each label by a separate logistic regression.
 
     Args:
         train, test: what `columns` reads, and `texts_N`.
@@ -132,20 +123,20 @@ def several(
         columns: tfidf_columns or feature_columns; None for the labels' frequencies alone.
 
     Returns:
-        Probabilities [N, C]; its frequency where a label is everywhere or nowhere.
+        Probabilities [N, C]; the frequency of a label that is everywhere or nowhere.
     """
     count = len(true_NxC)
     shares_C = (true_NxC.sum(axis=0) + 1) / (count + 2)
-    found_NxC = np.tile(shares_C, (len(test.texts_N), 1))
+    probabilities_NxC = np.tile(shares_C, (len(test.texts_N), 1))
     learned = np.flatnonzero(true_NxC.any(axis=0) & ~true_NxC.all(axis=0))
     if columns is None or not len(learned):
-        return found_NxC
+        return probabilities_NxC
     read = columns(train, test)
     for c in learned:
         model = LogisticRegression(C=read.inverse_penalty, max_iter=1000)
         model.fit(read.train, true_NxC[:, c])
-        found_NxC[:, c] = model.predict_proba(read.test)[:, 1]
-    return found_NxC
+        probabilities_NxC[:, c] = model.predict_proba(read.test)[:, 1]
+    return probabilities_NxC
 
 
 def numbers(train: Any, test: Any, *, columns: Callable[[Any, Any], Columns] | None) -> np.ndarray:

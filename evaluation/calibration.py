@@ -1,8 +1,8 @@
-"""Whether a classifier's probabilities can be believed, and how they are made so.
+"""Calibration of a classifier's probabilities, and how it is measured.
 
 Here: a temperature and biases of the classes, fitted on the validation split, and the facts that
-show what they are worth: calibration error, reliability, accuracy of the surest examples. Arrays
-in, JSON-ready facts out: tasks/classification.py calls this, the drawing is done elsewhere.
+show their effect: calibration error, reliability, accuracy of the most confident examples. Arrays
+in, JSON-ready facts out.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from evaluation.classification_metrics import squared_errors
 
-BINS = 15  # as Guo et al. (1706.04599) have it, but here with as many examples in each
+BINS = 15  # the number of Guo et al. (1706.04599), but here with as many examples in each
 DRAWS = 500  # of the interval
 _CHUNK = 2**20  # examples of a block of draws
 LEAST, GREATEST = 0.05, 20.0  # temperatures
@@ -24,10 +24,10 @@ LEAST, GREATEST = 0.05, 20.0  # temperatures
 def fit(logits_NxC: np.ndarray, labels_N: np.ndarray, *, kind: str) -> dict[str, Any]:
     """Fits log_softmax(logits / temperature + bias) to true classes (Guo et al., 1706.04599).
 
-    The likelihood is convex in 1 / temperature and the biases. Where it has no greatest value,
-    because few examples are all told right or a class is absent, it would run away: so a normal
-    distribution of deviation 1 is taken to be known beforehand of 1 / temperature, about 1, and of
-    each bias, about 0. It weighs as much as a few examples do, and makes the biases add up to 0.
+    The likelihood is convex in 1 / temperature and the biases. It has no greatest value, and the
+    fit would diverge, where few examples are all predicted correctly or a class is absent: so 1 /
+    temperature has a normal prior of deviation 1 about 1, and each bias one about 0. The prior
+    weighs as much as a few examples do, and makes the biases add up to 0.
 
     Args:
         logits_NxC: finite, float.
@@ -50,23 +50,20 @@ def fit(logits_NxC: np.ndarray, labels_N: np.ndarray, *, kind: str) -> dict[str,
         """Minus the log of likelihood and prior for each example, and its gradient."""
         away = scale_and_bias - start
         bias = scale_and_bias[1:] if kind == "bias" else 0.0
-        found_NxC = log_softmax(scale_and_bias[0] * logs_NxC + bias, axis=1)
-        value = -found_NxC[np.arange(count), labels_N].sum() + away @ away / 2
-        errors_NxC = np.exp(found_NxC) - true_NxC
+        scaled_NxC = log_softmax(scale_and_bias[0] * logs_NxC + bias, axis=1)
+        value = -scaled_NxC[np.arange(count), labels_N].sum() + away @ away / 2
+        errors_NxC = np.exp(scaled_NxC) - true_NxC
         slopes = [(errors_NxC * logs_NxC).sum(), *errors_NxC.sum(axis=0)]
         return value / count, (slopes[: len(start)] + away) / count
 
     bounds = [(1 / GREATEST, 1 / LEAST), *[(None, None)] * (len(start) - 1)]
-    options = {"ftol": 1e-13, "gtol": 1e-8}
-    found = minimize(
-        objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
-    ).x
-    bias = found[1:] if kind == "bias" else np.zeros(size)
-    return {"temperature": float(1 / found[0]), "bias": bias.tolist()}
+    how = {"method": "L-BFGS-B", "bounds": bounds, "options": {"ftol": 1e-13, "gtol": 1e-8}}
+    scale, *bias = minimize(objective, start, jac=True, **how).x.tolist()
+    return {"temperature": 1 / scale, "bias": bias or [0.0] * size}
 
 
 def calibrate(logits_NxC: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray:
-    """Returns normalised log probabilities, float64; `fitted` is as of `fit`.
+    """Returns normalised log probabilities, float64; `fitted` is from `fit`.
 
     A temperature changes the order of the classes of no example; biases may.
     """
@@ -79,7 +76,7 @@ def calibrate(logits_NxC: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray:
 def card(
     labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
 ) -> dict[str, Any]:
-    """Returns what is known of the probabilities' calibration; JSON-ready.
+    """Returns the calibration of probabilities; JSON-ready.
 
     Args:
         labels_N: true classes.
@@ -87,9 +84,9 @@ def card(
         log_probabilities_NxC: normalised.
 
     Returns:
-        'count', 'ece', 'ece_interval' as of `calibration_interval`, 'ece_by_chance' (what perfectly
+        'count', 'ece', 'ece_interval' from `calibration_interval`, 'ece_by_chance' (what perfectly
         calibrated probabilities would show on so many examples), 'brier', 'brier_error' (its
-        standard error), 'bins' as of `reliability` and 'coverage' as of `selective_accuracy`.
+        standard error), 'bins' from `reliability` and 'coverage' from `selective_accuracy`.
     """
     probabilities_NxC = np.exp(log_probabilities_NxC)
     confidence_N = probabilities_NxC[np.arange(len(labels_N)), classes_N]
@@ -112,7 +109,7 @@ def card(
 def reliability(
     confidence_N: np.ndarray, right_N: np.ndarray, *, bins: int = BINS
 ) -> list[dict[str, float]]:
-    """Returns confidence and accuracy of examples that are about equally sure.
+    """Returns confidence and accuracy of examples of about equal confidence.
 
     The bins hold as many examples each, as far as those of equal confidence, which stay together,
     allow; so of few confidences there are fewer bins.
@@ -127,28 +124,28 @@ def reliability(
         'confidence' (mean), 'accuracy', 'standard_error' (of the accuracy, were the mean confidence
         the true probability) and 'count'.
     """
-    numbers_N, found = _bin_numbers(confidence_N, bins), []
+    numbers_N, rows = _bin_numbers(confidence_N, bins), []
     for number in range(numbers_N.max() + 1):
         inside = confidence_N[numbers_N == number]
-        count, sure = len(inside), float(inside.mean())
-        found.append(
+        mean = float(inside.mean())
+        rows.append(
             {
                 "low": float(inside.min()),
                 "high": float(inside.max()),
-                "confidence": sure,
+                "confidence": mean,
                 "accuracy": float(right_N[numbers_N == number].mean()),
-                "standard_error": float(np.sqrt(max(sure * (1 - sure), 0) / count)),
-                "count": count,
+                "standard_error": float(np.sqrt(max(mean * (1 - mean), 0) / len(inside))),
+                "count": len(inside),
             }
         )
-    return found
+    return rows
 
 
 def calibration_error(bins: list[dict[str, float]]) -> float:
     """Returns the expected calibration error (ECE; Naeini et al. 2015, AAAI), from 0 to 1: how far
     accuracy and confidence of a bin are apart on average over the examples."""
-    counts = [each["count"] for each in bins]
-    return float(np.average([abs(b["accuracy"] - b["confidence"]) for b in bins], weights=counts))
+    gaps = [abs(row["accuracy"] - row["confidence"]) for row in bins]
+    return float(np.average(gaps, weights=[row["count"] for row in bins]))
 
 
 def calibration_interval(
@@ -157,10 +154,10 @@ def calibration_interval(
     """Returns the 95 % bootstrap interval [low, high] of the ECE; None for a single example.
 
     Chance adds to an ECE, and to one of drawn examples twice, so that quantiles of the latter lie
-    too high. The interval holds instead, as multiples of the one found, each ECE that would make
-    it an ordinary one: that which the noise of the drawn bins makes of so many times the gaps
-    between accuracy and confidence is neither among the highest nor the lowest 2.5 %. It reaches
-    down to 0 where all may be calibrated, and may lie below the ECE that was found.
+    too high. The interval holds instead, as multiples of the measured one, each ECE that would make
+    it an ordinary one: so many times the gaps between accuracy and confidence, plus the noise of
+    the drawn bins, give it neither among the highest nor the lowest 2.5 %. It reaches down to 0
+    where all may be calibrated, and may lie below the measured ECE.
 
     Args:
         confidence_N: from 0 to 1.
@@ -181,10 +178,10 @@ def calibration_interval(
         sums = np.bincount(cells_DxN.ravel(), gaps_N[rows_DxN].ravel(), size * len(rows_DxN))
         drawn.append(sums.reshape(-1, size) / count)
     noise_DxK, multiples = np.concatenate(drawn) - gaps_K, np.linspace(0, 4, 41)
-    found = [np.abs(multiple * gaps_K + noise_DxK).sum(axis=1) for multiple in multiples]
-    lowest, highest = np.maximum.accumulate(np.quantile(found, [0.025, 0.975], axis=1), axis=1)
+    errors = [np.abs(multiple * gaps_K + noise_DxK).sum(axis=1) for multiple in multiples]
+    lowest, highest = np.maximum.accumulate(np.quantile(errors, [0.025, 0.975], axis=1), axis=1)
     error = np.abs(gaps_K).sum()
-    return [float(error * np.interp(error, each, multiples)) for each in (highest, lowest)]
+    return [float(error * np.interp(error, bound, multiples)) for bound in (highest, lowest)]
 
 
 def _bin_numbers(confidence_N: np.ndarray, bins: int) -> np.ndarray:
@@ -195,17 +192,16 @@ def _bin_numbers(confidence_N: np.ndarray, bins: int) -> np.ndarray:
 
 def _by_chance(bins: list[dict[str, float]]) -> float:
     """Returns about what ECE is on average where all is calibrated: a mean of half normals."""
-    counts = [each["count"] for each in bins]
-    errors = [each["standard_error"] for each in bins]
+    errors, counts = zip(*((row["standard_error"], row["count"]) for row in bins), strict=True)
     return float(np.sqrt(2 / np.pi) * np.average(errors, weights=counts))
 
 
 def selective_accuracy(
     confidence_N: np.ndarray, right_N: np.ndarray, *, points: int = 20
 ) -> list[dict[str, float]]:
-    """Returns how accurate the surest examples are, if the others are left to a person.
+    """Returns how accurate the most confident examples are, if a person takes the others.
 
-    Examples of equal confidence are taken together, so that a threshold reaches each point.
+    Examples of equal confidence stay together, so that a threshold reaches each point.
 
     Args:
         confidence_N: from 0 to 1.
@@ -217,16 +213,10 @@ def selective_accuracy(
         least 'confidence' among them.
     """
     order = np.argsort(-confidence_N, kind="stable")
-    sure_N, count = confidence_N[order], len(order)
-    right_before_N = np.cumsum(right_N[order])
+    sorted_N, count = confidence_N[order], len(order)
     wanted = np.ceil(count * np.arange(1, points + 1) / points).astype(int)
-    # The last of equals: the place before the first that is less sure.
-    ends = np.unique(np.searchsorted(-sure_N, -sure_N[wanted - 1], side="right"))
-    return [
-        {
-            "coverage": float(end / count),
-            "accuracy": float(right_before_N[end - 1] / end),
-            "confidence": float(sure_N[end - 1]),
-        }
-        for end in ends
-    ]
+    # The last of equals: the place before the first that is less confident.
+    ends = np.unique(np.searchsorted(-sorted_N, -sorted_N[wanted - 1], side="right"))
+    columns = (ends / count, np.cumsum(right_N[order])[ends - 1] / ends, sorted_N[ends - 1])
+    names = ("coverage", "accuracy", "confidence")
+    return [dict(zip(names, row, strict=True)) for row in np.stack(columns, axis=1).tolist()]

@@ -1,8 +1,7 @@
-"""What predicted classes and their probabilities are worth, beside accuracy, macro-F1 and loss.
+"""Metrics of predicted classes and their probabilities, beside accuracy, macro-F1 and loss.
 
-Here: the values of these metrics as functions of sums, as evaluation/metrics.py has them, the
-statistics of each example, and what is known of each class. Classes come from tasks/, which choose
-what belongs to which kind.
+Here: the values of these metrics as functions of sums, see evaluation/metrics.py, the statistics of
+each example, and the numbers of each class.
 """
 
 from collections.abc import Sequence
@@ -10,18 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation.metrics import (
-    Metric,
-    Scores,
-    class_counts,
-    estimate,
-    f1,
-    mean,
-    one_each,
-    precision,
-    ratio,
-    recall,
-)
+from evaluation import metrics
+from evaluation.metrics import Metric, Scores, mean, ratio
 
 
 def balanced_accuracy(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -39,10 +28,10 @@ def matthews_correlation(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Metric.value of the statistics of `macro_f1`: Matthews correlation; 0 where one side is of a
     single class. Of more than two classes, R_K of Gorodkin (2004)."""
     del whole
-    right, found, true = np.split(np.asarray(sums, float), 3, axis=-1)
+    right, predicted, true = np.split(np.asarray(sums, float), 3, axis=-1)
     count = true.sum(-1)
-    covariance = right.sum(-1) * count - (found * true).sum(-1)
-    spread = (count**2 - (found**2).sum(-1)) * (count**2 - (true**2).sum(-1))
+    covariance = right.sum(-1) * count - (predicted * true).sum(-1)
+    spread = (count**2 - (predicted**2).sum(-1)) * (count**2 - (true**2).sum(-1))
     return ratio(covariance, np.sqrt(spread))
 
 
@@ -58,8 +47,8 @@ def area_under_roc(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     placed, positive, below, negative = np.split(np.asarray(sums, float), 4, axis=-1)
     all_placed, all_positive, _, all_negative = np.split(np.asarray(whole, float), 4)
     areas = ratio(placed, positive) + ratio(below, negative) - ratio(all_placed, all_positive)
-    told = (all_positive > 0) & (all_negative > 0)
-    return np.where(told.any(), areas[..., told].sum(-1) / max(told.sum(), 1), np.nan)
+    known = (all_positive > 0) & (all_negative > 0)
+    return np.where(known.any(), areas[..., known].sum(-1) / max(known.sum(), 1), np.nan)
 
 
 def placements(true_NxC: np.ndarray, scores_NxC: np.ndarray) -> np.ndarray:
@@ -94,16 +83,10 @@ def squared_errors(labels_N: np.ndarray, probabilities_NxC: np.ndarray) -> np.nd
 
 
 AUROC = Metric("auroc", "AUROC", area_under_roc, shown=False, additive=False)
+_PERCENT = {"scale": 100, "digits": 1}
 
 METRICS = (
-    Metric(
-        "balanced_accuracy",
-        "balanced accuracy, %",
-        balanced_accuracy,
-        scale=100,
-        digits=1,
-        shown=False,
-    ),
+    Metric("balanced_accuracy", "balanced accuracy, %", balanced_accuracy, shown=False, **_PERCENT),
     Metric("mcc", "Matthews correlation", matthews_correlation, shown=False),
     AUROC,
     Metric("brier", "Brier score", mean, higher_is_better=False, shown=False),
@@ -123,20 +106,20 @@ def statistics(
         log_probabilities_NxC: normalised.
     """
     size = log_probabilities_NxC.shape[1]
-    counts_Nx3C = class_counts(labels_N, classes_N, size)
-    apart = slice(1, None) if size == 2 else slice(None)
+    counts_Nx3C = metrics.class_counts(labels_N, classes_N, size)
+    apart = slice(1 if size == 2 else 0, None)
     true_NxC = labels_N[:, None] == np.arange(size)
     return {
         "macro_f1": counts_Nx3C,
         "balanced_accuracy": counts_Nx3C,
         "mcc": counts_Nx3C,
         "auroc": placements(true_NxC[:, apart], log_probabilities_NxC[:, apart]),
-        "brier": one_each(squared_errors(labels_N, np.exp(log_probabilities_NxC))),
+        "brier": metrics.one_each(squared_errors(labels_N, np.exp(log_probabilities_NxC))),
     }
 
 
 def per_class(counts_Nx3C: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Returns what is known of each class; JSON-ready.
+    """Returns the numbers of each class; JSON-ready.
 
     Args:
         counts_Nx3C: statistics of `macro_f1`, of a task with one label, several, or spans.
@@ -149,16 +132,15 @@ def per_class(counts_Nx3C: np.ndarray, labels: Sequence[str]) -> dict[str, dict[
     """
     count = len(counts_Nx3C)
     counts_NxCx3 = np.moveaxis(counts_Nx3C.reshape(count, 3, len(labels)), 1, -1)
-    found = {}
+    rows = {}
     for c, label in enumerate(labels):
         counts_Nx3 = counts_NxCx3[:, c]
-        _, told, true = counts_Nx3.sum(axis=0)
+        _, predicted, true = counts_Nx3.sum(axis=0)
         row: dict[str, float | None] = {}
-        for share, of in ((precision, told), (recall, true), (f1, told + true)):
-            name = share.__name__
-            scores = Scores((Metric(name, name, share),), np.arange(count), {name: counts_Nx3})
-            each = estimate(scores, name)
-            row[name] = each["value"]
-            row[f"{name}_error"] = each["standard_error"] if of and count > 1 else None
-        found[label] = row | {"support": int(true)}
-    return found
+        for name, whole in (("precision", predicted), ("recall", true), ("f1", predicted + true)):
+            metric = Metric(name, name, getattr(metrics, name))
+            scores = Scores((metric,), np.arange(count), {name: counts_Nx3})
+            row[name], error, _ = metrics.estimate(scores, name).values()
+            row[f"{name}_error"] = error if whole and count > 1 else None
+        rows[label] = row | {"support": int(true)}
+    return rows

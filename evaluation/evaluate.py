@@ -1,7 +1,7 @@
-"""Runs a model over a whole split: what evaluate, predict and model selection all go through.
+"""Runs a model over a whole split; evaluation, prediction and model selection alike.
 
-Knows nothing of devices, tasks or metrics: the caller's `apply_fn` places and computes a batch,
-tasks/ turn the predictions into statistics and evaluation/metrics.py these into numbers.
+Not here: devices (the caller's `apply_fn` places and computes a batch), the statistics of the
+predictions (tasks/) and the metrics (metrics.py).
 """
 
 import dataclasses
@@ -19,16 +19,18 @@ Batch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model said about N examples, each once, in the order of their ids.
+    """A model's outputs for N examples, each once, in the order of their ids.
 
     Attributes:
         ids_N: int64, ascending.
         outputs: '<name>_N...' -> [N, ...]; an object array where examples have outputs of different
             sizes, such as one value for each of their tokens.
+        fitted: what tasks.task.Task.fit chose on the validation split for this model.
     """
 
     ids_N: np.ndarray
     outputs: Mapping[str, np.ndarray]
+    fitted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.outputs[name]
@@ -50,7 +52,7 @@ def predict(
     while the host waits and reads the next batch.
 
     Args:
-        apply_fn: (params, batch) -> what tasks.task.Task.outputs describes, which this process can
+        apply_fn: (params, batch) -> the outputs of tasks.task.Task.outputs, which this process can
             read in full; usually jitted.
         params: passed on to `apply_fn`.
         batches: evaluation batches; `ids_B`, `weights_B` and `segments_RxL` are read here.
@@ -74,24 +76,21 @@ def predict(
             f"There is nothing to evaluate: no example with a weight in {len(fetched)} batches. "
             "Check that the split is not empty and that its labels are not all masked."
         )
-    ids_N = np.concatenate([ids for ids, _ in fetched])
-    order = np.argsort(ids_N, kind="stable")
-    ids_N = ids_N[order]
-    # Of several tasks, each output is about the examples of one, in the order of their ids.
-    outputs, owners = {}, {}
-    for name in {name: None for _, part in fetched for name in part}:
-        parts = [(ids, part[name]) for ids, part in fetched if name in part]
-        ids = np.concatenate([ids for ids, _ in parts])
-        outputs[name] = np.concatenate([part for _, part in parts])[np.argsort(ids, kind="stable")]
-        owners[name] = np.sort(ids)
+    ids_N = np.sort(np.concatenate([ids for ids, _ in fetched]))
     repeated = ids_N[1:][ids_N[1:] == ids_N[:-1]]
     if len(repeated):
         raise ValueError(
             f"{len(repeated)} examples came more than once, the first has id {repeated[0]}; every "
             "example must be evaluated exactly once."
         )
-    for name, values_N in outputs.items():
-        broken = owners[name][[not np.isfinite(value).all() for value in values_N]]
+    outputs = {}
+    for name in {name: None for _, part in fetched for name in part}:
+        # Of several tasks, an output is about the examples of one, in the order of their ids.
+        ids, parts = zip(*((ids, part[name]) for ids, part in fetched if name in part), strict=True)
+        ids_M, values_M = np.concatenate(ids), np.concatenate(parts)
+        order = np.argsort(ids_M, kind="stable")
+        outputs[name] = values_M[order]
+        broken = ids_M[order][[not np.isfinite(value).all() for value in outputs[name]]]
         if len(broken):
             raise ValueError(
                 f"The model gives outputs that are not finite for {len(broken)} of {len(ids_N)} "
@@ -106,17 +105,15 @@ def _fetch(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Waits for the outputs of one batch; returns ids and outputs of its real examples."""
     real_B = np.asarray(batch["weights_B"]) > 0
-    found: dict[str, np.ndarray] = {}
+    fetched: dict[str, np.ndarray] = {}
     for name, array in outputs.items():
         values = np.asarray(array)
         if values.dtype not in (np.int32, np.bool_):
             values = values.astype(np.float32)
         if "_RxL" in name:
-            by_example = _by_segment(values, np.asarray(batch["segments_RxL"]), len(real_B))
-            found[name.replace("_RxL", "_N")] = by_example[real_B]
-        else:
-            found[name.replace("_B", "_N", 1)] = values[real_B]
-    return np.asarray(batch["ids_B"], np.int64)[real_B], found
+            values = _by_segment(values, np.asarray(batch["segments_RxL"]), len(real_B))
+        fetched[name.replace("_RxL", "_N").replace("_B", "_N", 1)] = values[real_B]
+    return np.asarray(batch["ids_B"], np.int64)[real_B], fetched
 
 
 def _by_segment(values: np.ndarray, segments_RxL: np.ndarray, count: int) -> np.ndarray:

@@ -1,10 +1,9 @@
-"""What written texts are worth beside the ones that were hoped for: chrF, BLEU, ROUGE-L.
+"""Metrics of generated texts beside reference answers: chrF, BLEU, ROUGE-L.
 
 All count characters. chrF (W15-3049) and BLEU are of a corpus, from n-gram counts that add up over
-examples; they are those of sacrebleu.corpus_chrf and sacrebleu.corpus_bleu(tokenize='zh'), whose
-counts and formulas these are, and so comparable with published ones. ROUGE-L (W04-1013) is a mean
-over examples. Also the floor that needs no model: the answer to the most similar prompt. Called by
-tasks/generation.py.
+examples; they are those of sacrebleu.corpus_chrf and sacrebleu.corpus_bleu(tokenize='zh'), and so
+comparable with published ones. ROUGE-L (W04-1013) is a mean over examples. Also a floor without a
+model: the answer to the most similar prompt.
 """
 
 import functools
@@ -44,7 +43,7 @@ def _sacrebleu(name: str) -> Any:
 def _corpus_score(name: str, sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Metric.value of sacrebleu's statistics, from 0 to 1."""
     del whole
-    # sacrebleu has its statistics to resample corpora by; no public name leads to them.
+    # sacrebleu resamples corpora by these statistics; no public name leads to them.
     score = _sacrebleu(name)._compute_score_from_stats
     rows = sums.reshape(-1, sums.shape[-1])
     return np.reshape([score(row.tolist()).score / 100 for row in rows], sums.shape[:-1])
@@ -62,19 +61,18 @@ def statistics(texts_N: Sequence[str | None], answers_N: Sequence[str]) -> Mappi
 
     Args:
         texts_N: what was written; None where nothing was, which adds nothing to any metric.
-        answers_N: what was hoped for.
+        answers_N: the references.
     """
     written_N = np.array([text is not None for text in texts_N], bool)
     texts = [text for text in texts_N if text is not None]
     answers = [answer for answer, written in zip(answers_N, written_N, strict=True) if written]
     rouge = [(rouge_l(*both), 1) for both in zip(texts, answers, strict=True)]
-    found = {
-        name: _sacrebleu(name)._extract_corpus_statistics(texts, [answers]) if texts else []
+    chrf, bleu = (
+        _sacrebleu(name)._extract_corpus_statistics(texts, [answers]) if texts else []
         for name in ("chrf", "bleu")
-    }
+    )
     statistics = {}
-    for name, rows in {**found, "rouge_l": rouge}.items():
-        width = {"chrf": 18, "bleu": 10, "rouge_l": 2}[name]
+    for name, width, rows in (("chrf", 18, chrf), ("bleu", 10, bleu), ("rouge_l", 2, rouge)):
         statistics[name] = np.zeros((len(written_N), width))
         statistics[name][written_N] = np.array(rows, np.float64).reshape(-1, width)
     return statistics
@@ -102,10 +100,9 @@ def rouge_l(text: str, answer: str) -> float:
 def nearest_answers(
     prompts: Sequence[str], train_prompts: Sequence[str], train_answers: Sequence[str]
 ) -> list[str]:
-    """Returns for each prompt the answer of the most similar training prompt.
+    """Returns for each prompt the answer of the most similar training prompt, the first of equals.
 
-    Similar is what has a small angle between character 1-2-gram TF-IDF vectors; of equals the first
-    is taken.
+    The similarity is the cosine of character 1-2-gram TF-IDF vectors.
     """
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True)
     known = vectorizer.fit_transform(train_prompts)

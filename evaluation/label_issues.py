@@ -1,24 +1,13 @@
-"""Which labels are likely wrong, and training without them: numpy alone, no model.
+"""Which labels are likely wrong: confident learning and training dynamics, in numpy alone.
 
-Here: confident learning (1911.00068) on probabilities of examples that the model was not trained
-on; training dynamics (2009.10795, forgetting 1812.05159); folds and nearest neighbours; and the
-reading of what a person marked in a review. workflows/review.py trains the folds and writes
-the review; training/train.py calls `exclude` and `all_examples`.
+Confident learning (1911.00068) reads probabilities of examples that the model was not trained on;
+training dynamics (2009.10795, forgetting 1812.05159) read those of examples that it was.
 """
 
 import dataclasses
-import hashlib
-from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from configs.overrides import companion
-from input_pipeline.corpus import columns, encodings, tables
-from input_pipeline.corpus.notes import Notes
-from input_pipeline.examples import Examples
-
-NEEDED = ("id", "digest", "exclude")  # columns of a review that are read again
 _ROUNDING = 1e-9  # the mean of equal probabilities may be above them by a rounding
 _CHUNK = 1024  # queries whose similarities to all keys are held at once
 
@@ -160,99 +149,6 @@ def nearest(queries_QxD: np.ndarray, keys_KxD: np.ndarray, count: int) -> np.nda
         cosines_QxK = _unit(queries_QxD[start : start + _CHUNK]) @ keys_KxD.T
         found.append(np.argsort(-cosines_QxK, axis=1, kind="stable")[:, :count])
     return np.concatenate(found) if found else np.zeros((0, count), np.int64)
-
-
-def text_digest(examples: Examples, row: int) -> str:
-    """Returns what tells an example's text (and pair) from others; no spreadsheet program takes it
-    for a number."""
-    pair = "" if examples.pairs_N is None else examples.pairs_N[row]
-    content = f"{examples.texts_N[row]}\0{pair}".encode(errors="replace")
-    return f"d{hashlib.sha256(content).hexdigest()[:16]}"
-
-
-def exclude(examples: Examples, path: str | Path) -> tuple[Examples, int]:
-    """Returns the examples without those that a review marks, and how many these are.
-
-    Args:
-        examples: of the training split.
-        path: CSV with the columns 'id', 'digest' and 'exclude' (1, or 0 or nothing).
-
-    Raises:
-        ValueError: columns are missing, a value is none of these, an id is unknown, a text is
-            another than was reviewed, nothing is marked or everything is.
-        OSError: the file could not be read.
-    """
-    marked = _read_marks(Path(path))
-    rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
-    for id_, (digest, place) in marked.items():
-        if id_ not in rows:
-            raise ValueError(
-                f"{place}: id {id_} is marked, but the {len(rows)} training examples have no such "
-                "id: review the data that are trained on (config.data and max_train_examples)"
-            )
-        if (found := text_digest(examples, rows[id_])) != digest:
-            raise ValueError(
-                f"{place}: the text of id {id_} has the digest {digest} in the review and {found} "
-                "in the training split: the data were prepared differently since; review them anew"
-            )
-    if not marked or len(marked) == len(examples):
-        raise ValueError(
-            f"config.review.exclude: {path} has a 1 under 'exclude' for {len(marked)} of "
-            f"{len(examples)} training examples, expected some but not all: edit it, or leave "
-            "config.review.exclude empty"
-        )
-    return examples.take(~np.isin(examples.ids_N, list(marked))), len(marked)
-
-
-def all_examples(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None:
-    """Returns the run that one without the marked examples is compared with: the same with all,
-    its test split shut; None where nothing is left out.
-
-    Raises:
-        ValueError: for a task that is not about one label for each text.
-    """
-    if not config.review.exclude:
-        return None
-    check_task(config, "config.review.exclude")
-    everything = companion(config)
-    everything.review.exclude = ""
-    return everything, workdir / "all_examples"
-
-
-def check_task(config: ConfigDict, what: str) -> None:
-    """Raises ValueError unless each example of the config has exactly one of several classes."""
-    found = config.task, config.classification.kind
-    if found != ("classification", "single"):
-        raise ValueError(
-            f"{what}: only config.task='classification' with config.classification.kind='single' "
-            f"has labels that can be reviewed, found {found}"
-        )
-
-
-def _read_marks(path: Path) -> dict[int, tuple[str, str]]:
-    """Returns id -> digest and 'file:line' of the marked rows."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"config.review.exclude: there is no file {path.absolute()}; --mode=review writes one"
-        )
-    marked, notes = {}, Notes()
-    # Spreadsheet programs save in GB18030 or UTF-16, and with other delimiters.
-    for line, row in tables.read_rows(path, encodings.resolve(path, "auto"), notes=notes):
-        place = f"{path}:{line}"
-        if missing := [name for name in NEEDED if name not in row]:
-            raise ValueError(
-                f"{place}: no column {', '.join(missing)} among {list(row)}: expected the "
-                "review of --mode=review, with its columns"
-            )
-        id_, digest, mark = (str(columns.integer(row[name])).strip() for name in NEEDED)
-        if mark not in ("", "0", "1"):
-            raise ValueError(f"{place}: 'exclude' is {mark!r}, expected 1, or 0 or nothing")
-        if mark == "1":
-            if not id_.isdecimal():
-                raise ValueError(f"{place}: 'id' is {id_!r}, expected a whole number")
-            marked[int(id_)] = digest, place
-    notes.say()
-    return marked
 
 
 def _unit(vectors_NxD: np.ndarray) -> np.ndarray:

@@ -1,10 +1,9 @@
-"""What predictions are worth, with standard errors. No model, task or file is touched here.
+"""Metrics of predictions, with standard errors. No model, task or file is touched here.
 
 Every metric is a function of sums over examples: counts of right answers, of pairs of classes, of
-entities found. A task keeps these statistics of each example (`Scores`), and value, standard error
-and difference of two models follow for all of them in the same way. A metric may be about some of
-the examples only, such as those for which a text was written: these alone count. Model selection,
-integration and reporting/report.py call this; the statistics are the tasks'.
+entities. A task keeps these statistics of each example (`Scores`), and value, standard error and
+difference of two models follow for all of them in the same way. A metric may be about some of the
+examples only, such as those for which a text was written: these alone count.
 """
 
 import dataclasses
@@ -40,7 +39,7 @@ class Metric(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a model's predictions of N examples are worth.
+    """The statistics of a model's predictions of N examples.
 
     Attributes:
         metrics: at least one; the first chooses models by default, the last breaks ties.
@@ -98,32 +97,32 @@ def mean(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def f1(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Metric.value of statistics (found and right, found, to be found); 0 without any."""
+    """Metric.value of statistics (predicted and right, predicted, true); 0 without any."""
     del whole
     return ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
 
 
 def precision(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Metric.value of the statistics of `f1`: share of what was found that is right."""
+    """Metric.value of the statistics of `f1`: share of what was predicted that is right."""
     del whole
     return ratio(sums[..., 0], sums[..., 1])
 
 
 def recall(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Metric.value of the statistics of `f1`: share of what is there that was found."""
+    """Metric.value of the statistics of `f1`: share of what is true that was predicted."""
     del whole
     return ratio(sums[..., 0], sums[..., 2])
 
 
 def macro_f1(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Metric.value of statistics [3C]: found and right, found, to be found of each class.
+    """Metric.value of statistics [3C]: predicted and right, predicted, true of each class.
 
     It is the mean over the classes that occur, as in scikit-learn. Their number stays that of all
     examples when one is left out, else a class with a single one would make the average jump.
     """
-    right, found, true = np.split(sums, 3, axis=-1)
+    right, predicted, true = np.split(sums, 3, axis=-1)
     occurs = (np.split(whole, 3)[1] + np.split(whole, 3)[2]) > 0
-    return ratio(2 * right, found + true).sum(-1) / max(int(occurs.sum()), 1)
+    return ratio(2 * right, predicted + true).sum(-1) / max(int(occurs.sum()), 1)
 
 
 def one_each(values_N: np.ndarray) -> np.ndarray:
@@ -134,7 +133,7 @@ def one_each(values_N: np.ndarray) -> np.ndarray:
 def about(rows_N: np.ndarray, values_NxK: np.ndarray) -> np.ndarray:
     """Returns the statistics [N, K] of a metric that is about some of the examples only.
 
-    Zeros would not do: they count as examples, of which nothing was found, say.
+    Zeros would not do: they count as examples without a prediction.
 
     Args:
         rows_N: bool, which examples these are.
@@ -156,8 +155,8 @@ def class_counts(truth_N: np.ndarray, classes_N: np.ndarray, num_classes: int) -
 
 
 def estimate(scores: Scores, name: str) -> dict[str, float]:
-    """One metric as {'value', 'standard_error', 'count'}, of the examples that it is about; the
-    error of one example is NaN, and so is the value of none."""
+    """Returns a metric as {'value', 'standard_error', 'count'}, of the examples that it is about;
+    the error of one example is NaN, and so is the value of none."""
     metric = scores.metric(name)
     values_NxK = scores.statistics[metric.name]
     value, changes_N = _leave_one_out(metric, values_NxK[counted(values_NxK)])
@@ -165,7 +164,7 @@ def estimate(scores: Scores, name: str) -> dict[str, float]:
 
 
 def summarise(scores: Scores) -> dict[str, Any]:
-    """Every metric as `estimate` gives it, by name, and the details.
+    """Returns the `estimate` of every metric, by name, and the details.
 
     Raises:
         ValueError: if there are no examples.
@@ -176,7 +175,7 @@ def summarise(scores: Scores) -> dict[str, Any]:
 
 
 def rank(values: Mapping[str, float], metrics: Sequence[Metric], name: str) -> list[float]:
-    """Orders evaluations of a model: better is greater; of equals the last metric decides.
+    """Returns what orders evaluations: better is greater; of equals the last metric decides.
 
     Args:
         values: every metric's value.
@@ -188,7 +187,7 @@ def rank(values: Mapping[str, float], metrics: Sequence[Metric], name: str) -> l
 
 
 def paired_difference(first: Scores, second: Scores, *, metric: str) -> dict[str, float]:
-    """The metric of `first` minus that of `second` on the same examples.
+    """Returns the metric of `first` minus that of `second` on the same examples.
 
     The error is that of the difference, example by example: smaller than for two independent
     samples where the models agree. For accuracy, (difference / error)^2 is close to McNemar's test.
@@ -215,6 +214,14 @@ def paired_statistics(
     Raises:
         ValueError: if the two are not about the same examples with the same truth.
     """
+    check_paired(first, second)
+    sides = [scores.statistics[scores.metric(metric).name] for scores in (first, second)]
+    both_N = counted(sides[0]) & counted(sides[1])
+    return sides[0][both_N], sides[1][both_N]
+
+
+def check_paired(first: Scores, second: Scores) -> None:
+    """Raises ValueError if two scores are not about the same examples with the same truth."""
     if not np.array_equal(first.ids_N, second.ids_N) or first.truth != second.truth:
         shared = len(np.intersect1d(first.ids_N, second.ids_N))
         raise ValueError(
@@ -222,13 +229,10 @@ def paired_statistics(
             f"paired: {shared} ids are in both, and ids and true answers must be the same. "
             "Evaluate both on the same split with the same limit."
         )
-    sides = [scores.statistics[scores.metric(metric).name] for scores in (first, second)]
-    both_N = counted(sides[0]) & counted(sides[1])
-    return sides[0][both_N], sides[1][both_N]
 
 
 def _error(changes_N: np.ndarray) -> float:
-    """The jackknife standard error (Efron & Stein 1981); of a mean, the usual s / sqrt(N).
+    """Returns the jackknife standard error (Efron & Stein 1981); of a mean, the usual s / sqrt(N).
 
     Args:
         changes_N: by how much the estimate changes when each of the N examples is left out.
@@ -238,7 +242,7 @@ def _error(changes_N: np.ndarray) -> float:
 
 
 def _leave_one_out(metric: Metric, values_NxK: np.ndarray) -> tuple[float, np.ndarray]:
-    """A metric, and by how much it changes when each of the N examples is left out."""
+    """Returns a metric, and by how much it changes when each of the N examples is left out."""
     if not len(values_NxK):
         return float("nan"), np.zeros(0)
     sums_K = values_NxK.sum(axis=0)
@@ -249,6 +253,6 @@ def _leave_one_out(metric: Metric, values_NxK: np.ndarray) -> tuple[float, np.nd
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Element-wise division in which something over 0 is 0."""
+    """Divides element-wise; something over 0 is 0."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)

@@ -1,10 +1,9 @@
-"""A language model of character n-grams: what causal language models have to beat.
+"""A language model of character n-grams: the baseline of causal language models.
 
 Interpolated Kneser-Ney (Chen & Goodman 1999, section 2.7) with one discount per order. Under the
 shortest context lies the uniform distribution over all of Unicode, so that the probabilities of all
 characters sum to one in every context, those never seen included: its bits per character are a
-length in which a text can be written, comparable with those of a model of pieces or bytes. Called
-by tasks/language_modelling.py.
+length in which a text can be written, comparable with those of a model of pieces or bytes.
 """
 
 from collections.abc import Sequence
@@ -16,20 +15,20 @@ _MOST = 10_000_000  # characters to learn from; more would take minutes
 
 
 class CharacterNgrams:
-    """Learned from texts; each text stands for itself, and its start is known as such."""
+    """Learned from texts; each text is independent, and its start is marked."""
 
     def __init__(self, texts: Sequence[str], *, order: int = 5):
         """Counts.
 
         Args:
             texts: to learn from, at most the first ten million characters.
-            order: characters of the longest n-gram; 1 knows no context.
+            order: characters of the longest n-gram; 1 is without context.
         """
         lengths = np.array([len(text) for text in texts])
         few = np.cumsum(lengths) - lengths < _MOST
         if not few.all():
             print(
-                f"Note: the n-grams learn from the first {few.sum():,} of {len(texts):,} texts: "
+                f"Note: the n-grams learn from the first {few.sum():,} of {len(texts):,} texts, "
                 f"{_MOST:,} characters."
             )
         codes, places = _characters([text for text, keep in zip(texts, few, strict=True) if keep])
@@ -50,7 +49,7 @@ class CharacterNgrams:
             levels.append((table, np.flatnonzero(there)[first], counts, ids))
         for length, (table, first, counts, _) in enumerate(levels, start=1):
             if length < len(levels):
-                # Of an n-gram within a longer one: by how many characters it is preceded.
+                # An n-gram within a longer one counts the characters that precede it.
                 longer = levels[length][1]
                 preceded = np.bincount(levels[length - 1][3][longer], minlength=len(table))
                 counts = np.where(places[first] == length - 1, counts, preceded)
@@ -83,7 +82,7 @@ class CharacterNgrams:
 
 
 class _Level:
-    """The n-grams of one length: how often each is there, and what follows each context."""
+    """The n-grams of one length: their counts, and what follows each context."""
 
     def __init__(self, table: np.ndarray, counts: np.ndarray, base: int):
         self._table, self._counts, self._base = table, counts, base
@@ -105,8 +104,8 @@ class _Level:
         place = np.where(inside, contexts, 0)
         total = np.where(inside, self._totals[place], 0)
         types = np.where(inside, self._types[place], 0)
-        found = np.maximum(counts - self._discount, 0) + self._discount * types * lower
-        refined = np.where(total > 0, found / np.maximum(total, 1), lower)
+        mass = np.maximum(counts - self._discount, 0) + self._discount * types * lower
+        refined = np.where(total > 0, mass / np.maximum(total, 1), lower)
         return refined, np.where(known, ids, -1)
 
 

@@ -2,8 +2,7 @@
 
 Statistics of examples in, p values, intervals and plain sentences out; for every metric alike, for
 all are functions of sums over examples (evaluation/metrics.py). A side of a comparison is a model,
-or the runs of a setting that differ in their seed alone. Called by report.py, of the rows of a run,
-and comparison.py, of several runs.
+or the runs of a setting that differ in their seed alone.
 """
 
 import math
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from evaluation import metrics
 from evaluation.metrics import Metric, Scores, estimate, paired_difference, paired_statistics
 
 DRAWS = 10_000
@@ -22,7 +22,7 @@ _CHUNK = 2**22  # numbers of a block of draws: 32 MiB
 
 
 def pooled(runs: Sequence[Scores], metric: str) -> Scores:
-    """Returns scores of which a metric is the mean of the runs' own, for any examples.
+    """Returns scores of which a metric is the mean of the runs' values, for any examples.
 
     The statistics of the runs stand side by side, and the value is the mean of the values: where an
     example is left out or drawn twice, it is so in all runs. (The mean of the statistics would do
@@ -35,22 +35,17 @@ def pooled(runs: Sequence[Scores], metric: str) -> Scores:
     Raises:
         ValueError: the runs are not about the same examples with the same truth.
     """
-    first, found = runs[0], runs[0].metric(metric)
+    first, single = runs[0], runs[0].metric(metric)
     for run in runs[1:]:
-        if not np.array_equal(run.ids_N, first.ids_N) or run.truth != first.truth:
-            raise ValueError(
-                f"Runs on {len(first.ids_N)} and {len(run.ids_N)} examples cannot be averaged: ids "
-                "and true answers must be the same. Evaluate both on the same split with the same "
-                "limit."
-            )
+        metrics.check_paired(first, run)
 
     def value(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        parts = zip(*(np.split(each, len(runs), axis=-1) for each in (sums, whole)), strict=True)
-        return np.mean([found.value(*part) for part in parts], axis=0)
+        parts = zip(*(np.split(part, len(runs), axis=-1) for part in (sums, whole)), strict=True)
+        return np.mean([single.value(*part) for part in parts], axis=0)
 
-    statistics = np.concatenate([run.statistics[found.name] for run in runs], axis=1)
-    mean = found._replace(value=value)
-    return Scores((mean,), first.ids_N, {found.name: statistics}, truth=first.truth)
+    statistics = np.concatenate([run.statistics[single.name] for run in runs], axis=1)
+    mean = single._replace(value=value)
+    return Scores((mean,), first.ids_N, {single.name: statistics}, truth=first.truth)
 
 
 def bootstrap(
@@ -59,10 +54,10 @@ def bootstrap(
     """Draws the examples again and again, the same for both models (paired bootstrap).
 
     The p value is two-sided: how often a difference that is shifted to a mean of 0 is as far from
-    it as the one that was found (Efron and Tibshirani 1993, 16.2; Koehn 2004 for texts).
+    it as the observed one (Efron and Tibshirani 1993, 16.2; Koehn 2004 for texts).
 
     Args:
-        first, second: of the same examples; of several runs, as of `pooled`.
+        first, second: of the same examples; of several runs, see `pooled`.
         metric: one of theirs.
         draws: how many.
         seed: of the draws.
@@ -73,13 +68,13 @@ def bootstrap(
     Raises:
         ValueError: the two are not about the same examples, or the metric has no value on them.
     """
-    found = paired_difference(first, second, metric=metric.name)["value"]
-    if not math.isfinite(found):
-        values = (estimate(scores, metric.name)["value"] for scores in (first, second))
+    difference = paired_difference(first, second, metric=metric.name)["value"]
+    if not math.isfinite(difference):
+        values = [f"{estimate(side, metric.name)['value']:g}" for side in (first, second)]
         raise ValueError(
-            f"{metric.name} of the two models is {' and '.join(f'{value:g}' for value in values)} "
-            f"on these {len(first.ids_N):,} examples: what has no value has no difference either. "
-            "Take more examples, or another metric (config.eval.metric)"
+            f"{metric.name} of the two models is {' and '.join(values)} on these "
+            f"{len(first.ids_N):,} examples, which have no difference: use more examples, or "
+            "another metric (config.eval.metric)"
         )
     rng = np.random.default_rng(seed)
     both = (scores.metric(metric.name) for scores in (first, second))
@@ -90,11 +85,11 @@ def bootstrap(
     for start in range(0, draws, block):
         drawn = min(block, draws - start)
         counts_BxN = _draw(rng, drawn, count)
-        values = [m.value(counts_BxN @ each_NxK, each_NxK.sum(axis=0)) for m, each_NxK in sides]
+        values = [m.value(counts_BxN @ side_NxK, side_NxK.sum(axis=0)) for m, side_NxK in sides]
         differences.append(values[0] - values[1])
     differences_B = np.concatenate(differences)
     differences_B = differences_B[np.isfinite(differences_B)]
-    extreme = np.sum(np.abs(differences_B - differences_B.mean()) >= abs(found) - 1e-12)
+    extreme = np.sum(np.abs(differences_B - differences_B.mean()) >= abs(difference) - 1e-12)
     low, high = np.quantile(differences_B, [LEVEL / 2, 1 - LEVEL / 2])
     p = float((1 + extreme) / (1 + len(differences_B)))
     # N coins fall on one side this often. Draws of very few examples, all alike, do not know it.
@@ -119,21 +114,18 @@ def mcnemar(first: Scores, second: Scores, metric: Metric) -> float | None:
     """
     sides = []
     for values in paired_statistics(first, second, metric=metric.name):
-        if values.shape[1] != 2 or not np.all(values[:, 1] == 1):
-            return None
-        if not np.isin(values[:, 0], (0, 1)).all():
+        is_share = values.shape[1] == 2 and np.isin(values[:, 0], (0, 1)).all()
+        if not is_share or not (values[:, 1] == 1).all():
             return None
         sides.append(values[:, 0] > 0)
-    only_first, only_second = int((sides[0] & ~sides[1]).sum()), int((~sides[0] & sides[1]).sum())
-    if not only_first + only_second:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+    only_one, only_first = int((sides[0] ^ sides[1]).sum()), int((sides[0] & ~sides[1]).sum())
+    return float(stats.binomtest(only_first, only_one).pvalue) if only_one else 1.0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Returns p values as of one question among all of these (Holm 1979), in the same order.
+    """Returns p values corrected for being several (Holm 1979), in the same order.
 
-    None, of what was not tested, stays None and is no question.
+    None, of what was not tested, stays None and does not count.
     """
     known = {index: p for index, p in enumerate(p_values) if p is not None}
     adjusted: list[float | None] = [None] * len(p_values)
@@ -150,11 +142,11 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     Deviation and interval of a single run, or of runs without a value, are None.
     """
     count, mean = len(values), float(np.mean(values))
-    if count < 2 or not math.isfinite(mean):
-        return {"mean": mean, "deviation": None, "interval": None, "count": count}
-    deviation = float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * deviation / math.sqrt(count)
-    interval = [mean - reach, mean + reach]
+    deviation = interval = None
+    if count > 1 and math.isfinite(mean):
+        deviation = float(np.std(values, ddof=1))
+        reach = float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * deviation / math.sqrt(count)
+        interval = [mean - reach, mean + reach]
     return {"mean": mean, "deviation": deviation, "interval": interval, "count": count}
 
 
@@ -174,7 +166,7 @@ def seeds_differ(first: Sequence[float], second: Sequence[float]) -> float | Non
 
 
 def compare(first: Sequence[Scores], second: Sequence[Scores], metric: Metric) -> dict[str, Any]:
-    """Returns the difference of two models on the same examples, and what it is worth.
+    """Returns the difference of two models on the same examples, and its significance.
 
     Args:
         first, second: the runs of each: one, or several whose mean counts.
@@ -189,81 +181,130 @@ def compare(first: Sequence[Scores], second: Sequence[Scores], metric: Metric) -
         ValueError: the runs are not about the same examples with the same truth.
     """
     sides = [pooled(runs, metric.name) for runs in (first, second)]
-    found = {
+    comparison = {
         "metric": metric.name,
         **paired_difference(*sides, metric=metric.name),
         **dict.fromkeys(("p_bootstrap", "interval", "p_mcnemar", "p_seeds")),
     }
-    if math.isfinite(found["value"]):
+    if math.isfinite(comparison["value"]):
         values = ([estimate(run, metric.name)["value"] for run in runs] for runs in (first, second))
-        found |= bootstrap(*sides, metric) | {"p_seeds": seeds_differ(*values)}
+        comparison |= bootstrap(*sides, metric) | {"p_seeds": seeds_differ(*values)}
         if len(first) == len(second) == 1:
-            found["p_mcnemar"] = mcnemar(first[0], second[0], metric)
-    return found
+            comparison["p_mcnemar"] = mcnemar(first[0], second[0], metric)
+    return comparison
 
 
-def correct(compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns comparisons, each as one among all of these by Holm's correction.
+def correct(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns comparisons with Holm's correction for all of them.
 
     Args:
-        compared: as of `compare`.
+        comparisons: from `compare`.
 
     Returns:
         They with 'p_holm' of 'p_bootstrap', 'p_seeds_holm' of 'p_seeds', and 'family', the number
         of bootstraps that the former accounts for.
     """
-    found = [dict(each) for each in compared]
-    for test, corrected in (("p_bootstrap", "p_holm"), ("p_seeds", "p_seeds_holm")):
-        for each, p in zip(found, holm([one[test] for one in found]), strict=True):
-            each[corrected] = p
-    family = sum(each["p_bootstrap"] is not None for each in found)
-    return [each | {"family": family} for each in found]
+    by_bootstrap, by_seeds = (
+        [comparison[test] for comparison in comparisons] for test in ("p_bootstrap", "p_seeds")
+    )
+    family = sum(p is not None for p in by_bootstrap)
+    return [
+        {**comparison, "p_holm": p, "p_seeds_holm": p_seeds, "family": family}
+        for comparison, p, p_seeds in zip(
+            comparisons, holm(by_bootstrap), holm(by_seeds), strict=True
+        )
+    ]
 
 
-def sentence(
-    compared: Mapping[str, Any], metric: Metric, *, first: str, second: str, split: str
-) -> str:
-    """Says in plain words what a comparison found.
+def sentence(row: Mapping[str, Any], metric: Metric, *, first: str, second: str, split: str) -> str:
+    """Returns the outcome of a comparison in plain words.
 
     A difference is likely real if it would be there on other examples and, where both sides have
     several seeds, with other seeds too.
 
     Args:
-        compared: as of `correct`.
+        row: a comparison from `correct`.
         metric: what was compared.
         first, second: names of the models.
         split: on which they were compared.
     """
-    title, digits, value = metric.title.removesuffix(", %"), metric.digits, compared["value"]
-    begin = f"On {compared['count']:,} {split} examples, "
+    title, value = metric.title.removesuffix(", %"), row["value"]
+    begin = f"On {row['count']:,} {split} examples, "
     if not math.isfinite(value):
         return (
-            f"{begin}it cannot be told whether {first} beats {second} in {title}: the metric has "
-            "no value there."
+            f"{begin}{first} and {second} cannot be compared in {title}: the metric has no value "
+            "there."
         )
     if abs(value) < 1e-12:  # means of equal runs may differ in the last bit
         return f"{begin}{first} is exactly as good as {second} in {title}."
-    error, low, high = (
-        f"{metric.scale * number:.{digits}f}"
-        for number in (compared["standard_error"], *compared["interval"])
+    size, error, low, high = (
+        f"{metric.scale * number:.{metric.digits}f}"
+        for number in (abs(value), row["standard_error"], *row["interval"])
     )
-    size = f"{metric.scale * abs(value):.{digits}f}" + f" ± {error}" * (compared["count"] > 1)
+    size += f" ± {error}" * (row["count"] > 1)
     unit = f"points of {title}" if metric.scale == 100 else f"in {title}"
     verb = "beats" if (value > 0) == metric.higher_is_better else "falls behind"
-    likely = [compared["p_holm"] < LEVEL]
-    tests = f"p = {compared['p_bootstrap']:.2g} by the paired bootstrap"
-    if compared["p_mcnemar"] is not None:
-        tests += f", {compared['p_mcnemar']:.2g} by McNemar's test"
-    if compared["family"] > 1:
-        tests += f", {compared['p_holm']:.2g} after Holm's correction for {compared['family']} "
-        tests += "comparisons"
-    if compared["p_seeds"] is not None:
-        likely.append(compared["p_seeds_holm"] < LEVEL)
-        tests += f"; p = {compared['p_seeds']:.2g} over the seeds by Welch's test"
-        if compared["p_seeds_holm"] != compared["p_seeds"]:
-            tests += f", {compared['p_seeds_holm']:.2g} after Holm's correction"
+    likely = [row["p_holm"] < LEVEL]
+    tests = f"p = {row['p_bootstrap']:.2g} by the paired bootstrap"
+    if row["p_mcnemar"] is not None:
+        tests += f", {row['p_mcnemar']:.2g} by McNemar's test"
+    if row["family"] > 1:
+        tests += f", {row['p_holm']:.2g} after Holm's correction for {row['family']} comparisons"
+    if row["p_seeds"] is not None:
+        likely.append(row["p_seeds_holm"] < LEVEL)
+        tests += f"; p = {row['p_seeds']:.2g} over the seeds by Welch's test"
+        if row["p_seeds_holm"] != row["p_seeds"]:
+            tests += f", {row['p_seeds_holm']:.2g} after Holm's correction"
     verdict = "likely real" if all(likely) else "may be chance"
     return (
         f"{begin}{first} {verb} {second} by {size} {unit} (95 % interval {low} to {high}; "
         f"{tests}): {verdict}."
     )
+
+
+def compare_last(
+    scores: Mapping[str, Scores], titles: Mapping[str, str], metric: Metric, *, split: str
+) -> list[dict[str, Any]]:
+    """Returns the last row of a results table against others.
+
+    Args:
+        scores: row name -> scores, in the order of the table.
+        titles: row name -> what a sentence calls it, of the rows to compare with, if they exist.
+        metric: what chose the model; where a row lacks it, the first metric that both have counts.
+        split: that the scores are about.
+
+    Returns:
+        Comparisons from `correct`, with 'first', 'second' (the rows) and 'sentence'.
+    """
+    last = list(scores)[-1]
+    names = [row for row in titles if row in scores and row != last]
+    used = [_comparable(scores[last], scores[row], metric) for row in names]
+    pairs = zip(names, used, strict=True)
+    comparisons = correct([compare([scores[last]], [scores[row]], own) for row, own in pairs])
+    for comparison, row, own in zip(comparisons, names, used, strict=True):
+        comparison |= {"first": last, "second": row}
+        comparison["sentence"] = sentence(
+            comparison, own, first=f"the {last} model", second=titles[row], split=split
+        )
+    return comparisons
+
+
+def _comparable(first: Scores, second: Scores, metric: Metric) -> Metric:
+    for candidate in (metric, *first.metrics):
+        if {candidate.name} <= first.statistics.keys() & second.statistics.keys():
+            return candidate
+    raise ValueError(
+        f"{sorted(first.statistics)} and {sorted(second.statistics)} have no metric in common"
+    )
+
+
+def gains(
+    scores: Mapping[str, Scores], comparison: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Returns the difference of every row to the one that a comparison is about."""
+    name, other = comparison["metric"], comparison["second"]
+    return {
+        row: paired_difference(row_scores, scores[other], metric=name)
+        for row, row_scores in scores.items()
+        if row != other and name in row_scores.statistics
+    }

@@ -1,8 +1,7 @@
-"""What tokens and texts cost a language model: nats, perplexity, bits per character, the floors.
+"""Metrics of language models: nats, perplexity, bits per character, and the floors. No model here.
 
-Predictions here hold, for each document, 'targets_N' (1 + the token that was asked for),
-'log_probability_N' and 'best_N' (the likeliest token), all of the tokens asked for, in order.
-Called by tasks/language_modelling.py. No model is touched.
+Predictions here hold, for each document, 'targets_N' (1 + the target token), 'log_probability_N'
+and 'best_N' (the likeliest token), for all target tokens in order.
 """
 
 import hashlib
@@ -35,11 +34,11 @@ def by_document(predictions: Predictions, owners_W: np.ndarray) -> Predictions:
 
     Args:
         predictions: of W windows, in the order of their ids; of all of their positions, with
-            targets 0 where nothing is asked.
+            targets 0 where there is none.
         owners_W: ids of the documents.
 
     Returns:
-        Predictions as described above, ids ascending, and 'windows_N', how many each document has.
+        Predictions as described above, ids ascending, and 'windows_N', the number per document.
     """
     order = np.argsort(owners_W, kind="stable")
     ids_N, first_N = np.unique(owners_W[order], return_index=True)
@@ -54,7 +53,7 @@ def by_document(predictions: Predictions, owners_W: np.ndarray) -> Predictions:
 
 
 def sums(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns nats, right answers and tokens asked for of each document, float64 [N] each."""
+    """Returns nats, correct predictions and target tokens of each document, float64 [N] each."""
     scores_N, targets_N = predictions["log_probability_N"], predictions["targets_N"]
     nats_N = [-scores.sum(dtype=np.float64) for scores in scores_N]
     pairs = zip(predictions["best_N"], targets_N, strict=True)
@@ -63,7 +62,7 @@ def sums(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def token_scores(predictions: Predictions) -> Scores:
-    """Returns perplexity and accuracy of the tokens asked for."""
+    """Returns perplexity and accuracy of the target tokens."""
     nats_N, correct_N, tokens_N = sums(predictions)
     statistics = {
         PERPLEXITY.name: np.stack([nats_N, tokens_N], axis=1),
@@ -84,9 +83,9 @@ def bit_scores(ids_N: np.ndarray, nats_N: np.ndarray, texts: Sequence[str]) -> S
 
 
 def frequency_floor(asked: Predictions, training_tokens: np.ndarray, *, vocab_size: int) -> Scores:
-    """Returns what the tokens asked for are worth by their frequency in training texts."""
+    """Returns the scores of predicting the target tokens by their frequency in training texts."""
     counts_V = np.bincount(training_tokens, minlength=vocab_size).astype(np.float64)
-    # Witten-Bell: those never seen share what was seen for the first time.
+    # Witten-Bell: unseen tokens share the probability of seeing a token for the first time.
     kinds = np.count_nonzero(counts_V)
     logs_V = np.log((counts_V + kinds / vocab_size) / (counts_V.sum() + kinds))
     outputs = {
@@ -98,7 +97,7 @@ def frequency_floor(asked: Predictions, training_tokens: np.ndarray, *, vocab_si
 
 
 def ngram_floor(training_texts: Sequence[str], ids_N: np.ndarray, texts: Sequence[str]) -> Scores:
-    """Returns what character 5-grams are worth that learned the training texts."""
+    """Returns the scores of character 5-grams that learned the training texts."""
     return bit_scores(ids_N, -CharacterNgrams(training_texts).log_probabilities(texts), texts)
 
 

@@ -1,7 +1,7 @@
 """Where the characters of a changed text come from, so that spans move with the text and back.
 
-Here: edits, and the alignment that they make. Not here: which edits there are. Called by
-normalization.py.
+Here: edits, and the alignment that they make. Not here: which edits there are
+(corpus/normalization.py).
 """
 
 import dataclasses

@@ -3,15 +3,15 @@
 `track` counts items, `working` is for work that counts for itself or has nothing to count. They
 nest: within the third of eleven points, an evaluation is a part of that point. A thread of its own
 prints, so that the work neither waits for it nor looks at a clock. On a terminal one line is
-rewritten in place; elsewhere, and above the bar of a training, lines follow one another. What is
-done in less than ten seconds prints none. Called wherever something may take longer.
+rewritten in place; elsewhere, and above the bar of a training, lines follow one another. Work of
+less than ten seconds prints none.
 """
 
 import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Work:
     """One piece of work under way.
 
     Attributes:
-        what: it is, as in 'Reading'.
+        what: the work, as in 'Reading'.
         total: how many items there will be, if only by estimate; 0 where it is not known.
         done: items so far; the work itself counts them.
     """
@@ -34,7 +34,7 @@ class Work:
         self.began, self.first = time.monotonic(), done
 
     def prose(self) -> str:
-        """Says how far it is."""
+        """Returns how far it is."""
         if self.total:
             return f"{self.what}: {self.done:,} of {max(self.total, self.done):,}"
         return f"{self.what}: {self.done:,}" if self.done else self.what
@@ -44,47 +44,52 @@ class _Reporter:
     """Prints what is under way, the outermost work first, from a thread that ends with it."""
 
     def __init__(self) -> None:
-        self._stack: list[Work] = []
-        self._last = 0.0  # when a line was printed, by this or by another
+        self.printed = 0.0  # when the last line was, by this or by another
+        self._works: list[Work] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self, work: Work) -> None:
-        self._stack.append(work)
+        self._works.append(work)
         if self._thread is None:
-            self._last, self._stop = work.began, threading.Event()
+            self.printed, self._stop = work.began, threading.Event()
             self._thread = threading.Thread(target=self._run, args=(self._stop,), daemon=True)
             self._thread.start()
 
     def end(self, work: Work) -> None:
-        self._stack.remove(work)
-        if not self._stack:
+        self._works.remove(work)
+        if not self._works:
             self._stop.set()
             if self._thread is not threading.current_thread():  # which may collect a generator
                 self._thread.join()  # so that its line is gone before another is printed
             self._thread = None
 
-    def said(self) -> None:
-        self._last = time.monotonic()
-
     def _run(self, stop: threading.Event) -> None:
+        from rich.live import Live
+        from rich.text import Text
+
         live = None
         # The work meets a closed output itself: no second message from here.
         with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as stack:
             while not stop.wait(min(_TICK, _EVERY / 4)):
-                works = list(self._stack)
-                now = time.monotonic()
-                if not works or now - self._last < interval(now - works[0].began):
+                works, now = list(self._works), time.monotonic()
+                if not works or now - self.printed < interval(now - works[0].began):
                     continue
-                if live is None and _is_own_terminal():
-                    live = stack.enter_context(_terminal_line())
+                # A line can be rewritten on a terminal, unless a training's bar stands there.
+                if (
+                    live is None
+                    and sys.stdout.isatty()
+                    and not hasattr(sys.stdout, "rich_proxied_file")
+                ):
+                    live = stack.enter_context(Live(auto_refresh=False, transient=True))
+                line = describe(works, now)
                 if live:
-                    live(describe(works, now))
-                else:
-                    self._last = now
-                    # One write: another thread's line must not come between the text and its end.
-                    sys.stdout.write(describe(works, now) + "\n")
-                    sys.stdout.flush()
+                    live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+                    continue
+                self.printed = now
+                # One write: another thread's line must not come between the text and its end.
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
 
 
 _reporter = _Reporter()
@@ -92,12 +97,12 @@ _reporter = _Reporter()
 
 @contextlib.contextmanager
 def working(what: str, total: int = 0, *, done: int = 0) -> Iterator[Work]:
-    """Reports what happens in the block; `done` of the yielded work may be raised meanwhile.
+    """Reports what happens in the block, which may raise `done` of the yielded work meanwhile.
 
     Args:
         what: the work, as in 'Reading'.
         total: how many items there will be, if only by estimate; 0 where it is not known.
-        done: how many of them are done already, as of a resumed training.
+        done: how many of them are done already, as in a resumed training.
     """
     work = Work(what, total, done)
     _reporter.begin(work)
@@ -108,7 +113,7 @@ def working(what: str, total: int = 0, *, done: int = 0) -> Iterator[Work]:
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yields `items` and reports how many are done; arguments as of `working`."""
+    """Yields `items` and reports how many are done; see `working`."""
     with working(what, total) as work:
         for item in items:
             yield item
@@ -117,7 +122,7 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 def said() -> None:
     """Notes that a line was printed, so that the next report may wait."""
-    _reporter.said()
+    _reporter.printed = time.monotonic()
 
 
 def interval(seconds: float) -> float:
@@ -139,21 +144,6 @@ def describe(works: list[Work], now: float) -> str:
         return f"{line}, {_duration(now - works[0].began)} so far"
     left = (now - of.began) * (1 - share) / gained
     return f"{line}, {share:.0%}, about {_duration(left)} left"
-
-
-def _is_own_terminal() -> bool:
-    """Whether a line can be rewritten: on a terminal on which no bar of a training stands."""
-    return sys.stdout.isatty() and not hasattr(sys.stdout, "rich_proxied_file")
-
-
-@contextlib.contextmanager
-def _terminal_line() -> Iterator[Callable[[str], None]]:
-    """Yields what rewrites a line of the terminal; what is printed meanwhile stands above."""
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(auto_refresh=False, transient=True) as live:
-        yield lambda line: live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def _duration(seconds: float) -> str:

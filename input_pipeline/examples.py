@@ -1,7 +1,6 @@
 """Examples in memory: what is loaded from a prepared data set and fed to the online pipeline.
 
-Here: the types alone. storage.py and preparation.py make them; augmentation.py, features.py and
-pipeline.py read them.
+Here: the types alone. storage.py and preparation.py make them.
 """
 
 import dataclasses
@@ -110,13 +109,10 @@ class Examples:
         """Returns the examples of those indices, in their order; a mask of N works as well."""
         if indices.dtype == bool:
             indices = np.flatnonzero(indices)
-        parts = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "span_labels" and getattr(self, field.name) is not None
-        }
         taken = {
-            k: v.take(indices) if isinstance(v, Ragged) else v[indices] for k, v in parts.items()
+            name: part.take(indices) if isinstance(part, Ragged) else part[indices]
+            for name, part in vars(self).items()
+            if name != "span_labels" and part is not None
         }
         return dataclasses.replace(self, **taken)
 
@@ -129,10 +125,9 @@ class Examples:
         if self.given_N is None:
             return self
         fields = {"texts_N": "text", "pairs_N": "pair", "choices_N": "choices"}
-        fields["histories_N"] = "history"
         shown = {
             name: object_array([getattr(given.record, field) for given in self.given_N])
-            for name, field in fields.items()
+            for name, field in (fields | {"histories_N": "history"}).items()
             if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **shown)
@@ -149,7 +144,5 @@ class Examples:
 
 
 def object_array(items: Sequence) -> np.ndarray:
-    """Returns an object array [N] of the items, whatever they are."""
-    array_N = np.empty(len(items), dtype=object)
-    array_N[:] = items
-    return array_N
+    """Returns an object array [N] of the items, arrays of one shape included."""
+    return np.fromiter(items, object, len(items))

@@ -2,13 +2,12 @@
 
 The lock is flock's, on the file '.lock' in the folder. The kernel releases it however the process
 ends, so that the file of a killed process blocks nobody. The file names its process for the message
-that others get. Called by main.py and by whatever writes what two commands may share.
+that others get.
 """
 
 import contextlib
 import datetime
 import errno
-import json
 import os
 import shlex
 import shutil
@@ -42,7 +41,7 @@ def in_use(folder: Path, *, wait: str = "", other: str = "--workdir") -> Iterato
     Args:
         folder: what is written to; made where it is missing, and removed again if it stays empty,
             as its parents are.
-        wait: what the holder does: prints so and waits for its end. '' raises at once.
+        wait: what the holder does: prints it and waits for its end. '' raises at once.
         other: the flag that names another folder, for the message.
 
     Yields:
@@ -56,14 +55,15 @@ def in_use(folder: Path, *, wait: str = "", other: str = "--workdir") -> Iterato
         yield True
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with _lock(folder, wait, other) as locked:
+    with contextlib.ExitStack() as stack:
+        locked = _lock(folder, wait, other, stack)
         if locked:
             _held.add(key)
         try:
             yield locked
         finally:
             _held.discard(key)
-            if locked:
+            if locked:  # removed while it is locked: a later holder's file must stay
                 (folder / FILE).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # the first that holds something
                 for path in made:
@@ -71,7 +71,7 @@ def in_use(folder: Path, *, wait: str = "", other: str = "--workdir") -> Iterato
 
 
 def clear(leftovers: Iterable[Path], where: Path) -> None:
-    """Deletes the files and folders that killed preparations left in `where`, and says so."""
+    """Deletes the files and folders that killed preparations left in `where`, and prints so."""
     leftovers = list(leftovers)
     files = [path for left in leftovers for path in (left, *left.rglob("*")) if not path.is_dir()]
     size = sum(path.lstat().st_size for path in files)
@@ -87,38 +87,35 @@ def clear(leftovers: Iterable[Path], where: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _lock(folder: Path, wait: str, other: str) -> Iterator[bool]:
-    """Holds the lock while the file is open; yields False where there are no locks."""
+def _lock(folder: Path, wait: str, other: str, stack: contextlib.ExitStack) -> bool:
+    """Locks the folder until `stack` closes the file; False, with a warning, without locks."""
     path = folder / FILE
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = path.open("a+", encoding="utf-8")
+            file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            _flock(file, folder, wait, other)
         except FileNotFoundError:  # another process has just removed the folder
             continue
         except PermissionError as error:
             _warn(folder, error)
-            yield False
-            return
-        with file:
-            try:
-                _flock(file, folder, wait, other)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                path.unlink(missing_ok=True)
-                _warn(folder, error)
-                yield False
-                return
-            # Its last holder removes the file: a lock on that one would hold nobody off.
-            if not os.fstat(file.fileno()).st_nlink:
-                continue
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            path.unlink(missing_ok=True)
+            _warn(folder, error)
+            return False
+        # Its last holder removes the file: a lock on that one would hold nobody off.
+        if os.fstat(file.fileno()).st_nlink:
+            since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+            command = shlex.join(["python", *sys.argv])
             file.truncate(0)
-            file.write(_facts())
+            file.write(
+                f"process {os.getpid()} on {socket.gethostname()} since {since}, `{command}`"
+            )
             file.flush()
-            yield True
-            return
+            return True
 
 
 def _flock(file: IO[str], folder: Path, wait: str, other: str) -> None:
@@ -128,34 +125,13 @@ def _flock(file: IO[str], folder: Path, wait: str, other: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = _holder(file.read())
+        holder = file.read() or "another process"  # it is just being written
         if not wait:
             raise InUse(
                 f"{folder} is in use by {holder}: wait for its end, or choose another {other}"
             ) from None
         print(f"Waiting for {holder}, {wait}.")
         fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _facts() -> str:
-    return json.dumps(
-        {
-            "process": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
-            "command": shlex.join(["python", *sys.argv]),
-        },
-        ensure_ascii=False,
-    )
-
-
-def _holder(facts: str) -> str:
-    """Names the process that a lock file is of."""
-    try:
-        of = json.loads(facts)
-        return f"process {of['process']} on {of['host']} since {of['since']}, `{of['command']}`"
-    except (ValueError, KeyError):  # it is just being written
-        return "another process"
 
 
 def _warn(folder: Path, error: OSError) -> None:

@@ -1,7 +1,6 @@
 """One schema for whatever is read: what every offline stage takes and returns.
 
-Here: the types alone. sources.py and datasets/ make records; normalization.py, cleaning.py,
-splitting.py and audit.py work on them; storage.py writes them.
+Here: the types alone. sources.py and datasets/ make records; storage.py writes them.
 """
 
 from typing import NamedTuple

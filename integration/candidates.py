@@ -1,67 +1,30 @@
-"""What could be the model that a run ends with: judged on validation, compared, chosen.
-
-Here: the result of judging parameters, the candidates with their costs, the rule that chooses and
-the table. Not here: what makes candidates, nor trees. Called by trials.py and run.py.
-"""
+"""What could be the model that a run ends with, and the rule that chooses among them."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Metric, Scores, estimate
-from input_pipeline.examples import Examples
-from integration.interpolation import compare, deciding, is_tie
-from reporting import report
-from training.experiment import Experiment
+from evaluation.metrics import Scores
+from integration.interpolation import compare, is_tie
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What parameters are worth on the validation split.
+    """The result of parameters on the validation split.
 
     Attributes:
         fitted: what the task fitted there with them, such as thresholds.
-        rank: greater is better: by what decides, then as Experiment.rank.
-        predictions: None if they were not asked for.
+        rank: greater is better: by what decides, then by Experiment.rank.
+        predictions: None if they were not kept.
     """
 
     scores: Scores
-    fitted: dict[str, Any]
+    fitted: Mapping[str, Any]
     rank: list[float]
     predictions: Predictions | None
-
-
-class Judge:
-    """Judges parameters on the validation split; all share the compiled forward pass.
-
-    Attributes:
-        count: evaluations of the split so far.
-    """
-
-    def __init__(self, experiment: Experiment, validation: Examples):
-        self._experiment, self._validation = experiment, validation
-        self.count = 0
-
-    def __call__(self, params: dict[str, jax.Array], *, keep: bool = False) -> Judged:
-        """Evaluates; `keep` keeps the predictions."""
-        self.count += 1
-        predictions = self._experiment.predict(params, self._validation)
-        return self.of(predictions, keep=keep)
-
-    def of(self, predictions: Predictions, *, keep: bool = False) -> Judged:
-        """Judges predictions of the validation split."""
-        task = self._experiment.task
-        task.fitted = task.fit(predictions, self._validation)  # as Experiment.score does
-        scores = task.score(predictions, self._validation)
-        values = {m.name: estimate(scores, m.name)["value"] for m in task.metrics}
-        rank = self._experiment.rank(values)
-        if deciding(scores, self._experiment.metric.name) == "loss":
-            rank = [-values["loss"], *rank]
-        return Judged(scores, task.fitted, rank, predictions if keep else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,32 +36,20 @@ class Candidate:
         kind: 'interpolation', 'single', 'soup', 'merging' or 'ensemble'.
         judged: on the validation split.
         make: returns the parameters; None where they are those of several models.
-        seconds: that it took to make and judge.
-        evaluations: of the validation split that it took.
         members: names of the single models that it is made of.
         inference_cost: forward passes for each example.
+        seconds: that it took to make and judge.
+        evaluations: of the validation split that it took.
     """
 
     name: str
     kind: str
     judged: Judged
     make: Callable[[], dict[str, jax.Array]] | None
-    seconds: float
-    evaluations: int
     members: tuple[str, ...]
     inference_cost: int = 1
-
-
-class Stopwatch:
-    """What a candidate has cost: to be read once it is judged."""
-
-    def __init__(self, judge: Judge):
-        self._judge, self._count, self._start = judge, judge.count, time.perf_counter()
-
-    def cost(self) -> dict[str, Any]:
-        """Returns the fields 'seconds' and 'evaluations' of a Candidate."""
-        seconds = round(time.perf_counter() - self._start, 3)
-        return {"seconds": seconds, "evaluations": self._judge.count - self._count}
+    seconds: float = 0.0
+    evaluations: int = 0
 
 
 def choose(candidates: Sequence[Candidate], *, metric: str) -> tuple[Candidate, list[dict]]:
@@ -115,8 +66,7 @@ def choose(candidates: Sequence[Candidate], *, metric: str) -> tuple[Candidate, 
     Returns:
         The candidate, and all as rows of results.json, in the order given.
     """
-    scores = {candidate.name: candidate.judged.scores for candidate in candidates}
-    compared = compare(scores, metric=metric)
+    compared = compare({c.name: c.judged.scores for c in candidates}, metric=metric)
     rows = [
         {
             "name": candidate.name,
@@ -130,25 +80,6 @@ def choose(candidates: Sequence[Candidate], *, metric: str) -> tuple[Candidate, 
         for candidate in candidates
     ]
     ties = [candidate for candidate in candidates if is_tie(compared[candidate.name])]
-    cheapest = min(candidate.inference_cost for candidate in ties)
-    same = [candidate for candidate in ties if candidate.inference_cost == cheapest]
-    return min(same, key=lambda candidate: compared[candidate.name]["behind_best"]), rows
-
-
-def show(rows: Sequence[dict[str, Any]], chosen: str, metric: Metric) -> None:
-    """Prints the rows of `choose`."""
-    shown = report.shown(metric)
-    columns = (metric.title, *report.CHOICE_COLUMNS)
-    columns += ("evaluations", "seconds", "inference cost", "")
-    cells = [
-        (
-            row["name"],
-            *report.choice_cells(row, shown),
-            f"{row['evaluations']}",
-            f"{row['seconds']:.1f}",
-            f"{row['inference_cost']}",
-            "chosen" if row["name"] == chosen else "",
-        )
-        for row in rows
-    ]
-    report.show(report.table(("candidate", *columns), cells))
+    # min returns the first of equals.
+    best = min(ties, key=lambda c: (c.inference_cost, compared[c.name]["behind_best"]))
+    return best, rows

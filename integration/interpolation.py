@@ -1,8 +1,7 @@
 """Interpolation between the pretrained and the fine-tuned weights (WiSE-FT, arXiv 2109.01903).
 
-The straight line between the two often holds models that generalise better than either end. Only
-functions on parameter trees live here, and the rule that chooses among their scores: trials.py
-brings the model and the data, merging.py scales with the same functions.
+The straight line between the two often holds models that generalise better than either end. Here:
+functions on parameter trees, and the rule that chooses among their scores. No model and no data.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -35,12 +34,7 @@ def mix(pretrained: Params, finetuned: Params, alpha: jax.Array | float) -> Para
     return jax.tree.map(mix_leaf, pretrained, finetuned)
 
 
-_mix_compiled = jax.jit(mix)  # alpha is an argument, so that all points share one program
-
-
-def mixed(pretrained: Params, finetuned: Params, alpha: float) -> Params:
-    """Returns what `mix` does, by the one program of all points."""
-    return _mix_compiled(pretrained, finetuned, np.float32(alpha))
+mixed = jax.jit(mix)  # alpha is an argument, so that all points share one program
 
 
 def interpolate(
@@ -52,8 +46,6 @@ def interpolate(
     metric: str,
 ) -> tuple[float, list[dict[str, float]], Params]:
     """Evaluates `points` evenly spaced mixtures from alpha 0 to 1 and chooses one; see `choose`.
-
-    One mixture is held at a time.
 
     Args:
         score_fn: params -> scores on the validation examples; called in the order of alpha.
@@ -74,6 +66,7 @@ def interpolate(
         for alpha in track(np.linspace(0, 1, points).round(6).tolist(), points, "Integration")
     }
     alpha, curve = choose(scores, metric=metric)
+    # Made again, so that one mixture is held at a time.
     return alpha, curve, mixed(pretrained, finetuned, alpha)
 
 
@@ -81,8 +74,8 @@ def choose(scores: Mapping[float, Scores], *, metric: str) -> tuple[float, list[
     """Chooses the alpha with the lowest validation loss.
 
     Of the rules that were compared (docs/integration.md) it is the simplest that is as good as the
-    best. To go to the pretrained side wherever accuracies cannot be told apart, after the rule of
-    one standard error (Breiman et al. 1984), was the worst.
+    best. To go to the pretrained side wherever accuracies are within an error, by the rule of one
+    standard error (Breiman et al. 1984), was the worst.
 
     Args:
         scores: alpha -> scores, all of the same examples.
@@ -105,10 +98,10 @@ def deciding(scores: Scores, metric: str) -> str:
 
 
 def compare(scores: Mapping[Hashable, Scores], *, metric: str) -> dict[Any, dict[str, float]]:
-    """Returns of each its metric as of `estimate`, and how far it is behind the best.
+    """Returns for each the `estimate` of its metric, and how far it is behind the best.
 
-    'behind_best' and 'behind_best_error' (of the paired difference; NaN of one example) are of what
-    `deciding` names; where that is the loss, 'loss' is its value, else None.
+    'behind_best' and 'behind_best_error' (of the paired difference; NaN of one example) are about
+    what `deciding` names; where that is the loss, 'loss' is its value, else None.
 
     Args:
         scores: by any name, all of the same examples; of equal values the first is the best.
@@ -120,20 +113,20 @@ def compare(scores: Mapping[Hashable, Scores], *, metric: str) -> dict[Any, dict
     first = next(iter(scores.values()))
     shown, metric = metric, deciding(first, metric)
     sign = 1 if first.metric(metric).higher_is_better else -1
-    values = {name: estimate(row, metric) for name, row in scores.items()}
-    if undefined := [name for name, found in values.items() if not np.isfinite(found["value"])]:
+    values = {name: estimate(row, metric)["value"] for name, row in scores.items()}
+    if undefined := [name for name, value in values.items() if not np.isfinite(value)]:
         raise ValueError(
             f"config.eval.metric: {metric} of the {len(first.ids_N)} examples has no value for "
             f"{undefined[0]} ({len(undefined)} of {len(values)} models), so nothing can be chosen "
             "by it. A class may be absent: choose another metric, or more validation examples"
         )
-    best = max(values, key=lambda name: sign * values[name]["value"])
+    best = max(values, key=lambda name: sign * values[name])
     compared = {}
     for name, row in scores.items():
         behind = paired_difference(scores[best], row, metric=metric)
         compared[name] = {
             **estimate(row, shown),
-            "loss": values[name]["value"] if metric == "loss" else None,
+            "loss": values[name] if metric == "loss" else None,
             "behind_best": sign * behind["value"] + 0.0,  # no -0
             "behind_best_error": behind["standard_error"],
         }
@@ -163,16 +156,15 @@ def check_alike(
         }
         for tree in (first, second)
     )
-    if shapes == other_shapes:
-        return
     differing = [
         f"{path}: {shapes.get(path, 'absent')} against {other_shapes.get(path, 'absent')}"
         for path in sorted(shapes.keys() | other_shapes.keys())
         if shapes.get(path) != other_shapes.get(path)
     ]
-    more = f" and {len(differing) - 10} more" if len(differing) > 10 else ""
-    raise ValueError(
-        f"The parameters of {names[0]} and {names[1]} cannot be mixed, these differ (the former "
-        f"against the latter): {'; '.join(differing[:10])}{more}. Use models of one configuration "
-        "that started from one checkpoint."
-    )
+    if differing:
+        more = f" and {len(differing) - 10} more" if len(differing) > 10 else ""
+        raise ValueError(
+            f"The parameters of {names[0]} and {names[1]} cannot be mixed, these differ (the "
+            f"former against the latter): {'; '.join(differing[:10])}{more}. Use models of one "
+            "configuration that started from one checkpoint."
+        )

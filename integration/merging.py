@@ -3,7 +3,7 @@
 Functions on flat dicts {path: array}. `start` are the pretrained weights, of the paths that have
 some: a head that was drawn at random has no common start, and is left to soups. All return the
 change to be added, in float32, before it is scaled. As in soups.py a model comes as a function that
-loads it, and a few trees are held at a time. Called by trials.py.
+loads it, and a few trees are held at a time.
 """
 
 import functools
@@ -37,17 +37,20 @@ def ties(loads: Sequence[Load], start: Flat, *, keep: float = KEEP) -> dict[str,
     Elect: each parameter takes the sign of the sum over models. Merge: the mean of those that have
     this sign; 0 where none has, or the sum is 0.
     """
-    limits, total = [], None
-    for load in loads:
+    limits: list[np.float32] = []
+
+    def trimmed(load: Load) -> dict[str, jax.Array]:
         vector = change(start, load())
         limits.append(_limit(vector, keep))
-        vector = _trimmed(vector, limits[-1])
-        total = vector if total is None else _sum(total, vector)
-    sums = None
-    for load, limit in zip(loads, limits, strict=True):
-        agreeing = _agreeing(_trimmed(change(start, load()), limit), total)
-        sums = agreeing if sums is None else _sum(sums, agreeing)
-    return _means(*sums)
+        return _trimmed(vector, limits[-1])
+
+    total = functools.reduce(_sum, map(trimmed, loads))
+    # Each model is loaded a second time, so that one is held at a time.
+    agreeing = (
+        _agreeing(_trimmed(change(start, load()), limit), total)
+        for load, limit in zip(loads, limits, strict=True)
+    )
+    return _means(*functools.reduce(_sum, agreeing))
 
 
 @jax.jit
@@ -70,7 +73,7 @@ def _sum(first: Any, second: Any) -> Any:
     return jax.tree.map(jnp.add, first, second)
 
 
-def _limit(vector: Mapping[str, jax.Array], keep: float) -> np.float32:
+def _limit(vector: Flat, keep: float) -> np.float32:
     """Returns the magnitude that the `keep` greatest of all values reach."""
     sizes = np.concatenate([np.abs(np.asarray(leaf)).ravel() for leaf in vector.values()])
     place = len(sizes) - max(1, round(keep * len(sizes)))
@@ -78,15 +81,15 @@ def _limit(vector: Mapping[str, jax.Array], keep: float) -> np.float32:
 
 
 @jax.jit
-def _trimmed(vector: Mapping[str, jax.Array], limit: jax.Array) -> dict[str, jax.Array]:
-    return jax.tree.map(lambda leaf: jnp.where(jnp.abs(leaf) >= limit, leaf, 0), dict(vector))
+def _trimmed(vector: Flat, limit: jax.Array) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda leaf: jnp.where(jnp.abs(leaf) >= limit, leaf, 0), vector)
 
 
 @jax.jit
-def _agreeing(vector: Mapping[str, jax.Array], total: Mapping[str, jax.Array]) -> tuple:
+def _agreeing(vector: Flat, total: Flat) -> tuple:
     """Returns the values that have the sign of the total, and a 1 for each."""
-    agrees = jax.tree.map(lambda v, t: jnp.sign(v) * jnp.sign(t) > 0, dict(vector), dict(total))
-    values = jax.tree.map(lambda v, a: jnp.where(a, v, 0), dict(vector), agrees)
+    agrees = jax.tree.map(lambda v, t: jnp.sign(v) * jnp.sign(t) > 0, vector, total)
+    values = jax.tree.map(lambda v, a: jnp.where(a, v, 0), vector, agrees)
     return values, jax.tree.map(lambda a: a.astype(jnp.float32), agrees)
 
 

@@ -1,12 +1,11 @@
-"""What config.integrate.methods may name, and what speaks against it before anything is read.
+"""What config.integrate.methods may name, and checks made before anything is read or trained."""
 
-Called by run.py and, so that nothing is trained in vain, by the training at its start.
-"""
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from integration import ensembles
 from models.adapters import LORA_KINDS
+from tasks import require
 
 SOUPS = ("soup", "greedy_soup")
 MERGES = ("add", "ties")
@@ -31,42 +30,37 @@ def check(config: ConfigDict) -> None:
     """
     options, kind = config.integrate, config.adapt.kind
     methods = tuple(options.methods)
-    averages = [name for name in methods if name in (*SOUPS, *MERGES)]
-    if averages and kind in LORA_KINDS:
-        raise ValueError(
-            f"config.integrate.methods: {averages[0]!r} averages weights, and the product of "
-            f"averaged factors is not the average of the products that config.adapt.kind={kind!r} "
-            "trains: use 'interpolation' and 'ensemble', or train with config.adapt.kind='full'"
+    from_scratch = config.model.init == "scratch"
+    if kind in LORA_KINDS:
+        _refuse(
+            methods,
+            (*SOUPS, *MERGES),
+            "averages weights, and the product of averaged factors is not the average of the "
+            f"products that config.adapt.kind={kind!r} trains: use 'interpolation' and 'ensemble', "
+            "or train with config.adapt.kind='full'",
         )
-    merges = [name for name in methods if name in MERGES]
-    if merges and not options.runs:
-        raise ValueError(
-            f"config.integrate.methods: {merges[0]!r} merges several runs: name the others in "
-            "config.integrate.runs, found none"
-        )
-    rooted = [name for name in methods if name in ROOTED]
-    if options.runs:
-        rooted += [name for name in methods if name in SOUPS]
-    if rooted and config.model.init == "scratch":
-        raise ValueError(
-            f"config.integrate.methods: {rooted[0]!r} needs the pretrained weights that training "
-            "started from, but config.model.init='scratch' has none: use 'ensemble', or fine-tune "
-            "a pretrained checkpoint"
+    if not options.runs:
+        _refuse(methods, MERGES, "merges several runs: name the others in config.integrate.runs")
+    if from_scratch:
+        _refuse(
+            methods,
+            ROOTED + SOUPS * bool(options.runs),
+            "needs the pretrained weights that training started from, but config.model.init="
+            "'scratch' has none: use 'ensemble', or fine-tune a pretrained checkpoint",
         )
     if "ensemble" in methods:
-        ensembles.check(config)
-    if options.targets and "ensemble" not in methods:
-        raise ValueError(
-            f"config.integrate.targets={options.targets!r} is written by an ensemble: add "
-            f"'ensemble' to config.integrate.methods, found {methods}"
-        )
-    if options.shifted_files and "interpolation" not in methods:
-        raise ValueError(
-            f"config.integrate.shifted_files={options.shifted_files!r} has the curve of "
-            f"'interpolation': add it to config.integrate.methods, found {methods}"
-        )
-    if options.shifted_files and config.task == "multi_task":
-        raise ValueError(
-            "config.integrate.shifted_files: with config.task='multi_task' there is no one data "
-            "set whose columns the files could have: leave it empty"
-        )
+        require(config, "AVERAGE", "config.integrate.methods: 'ensemble'")
+    for key, method in (("targets", "ensemble"), ("shifted_files", "interpolation")):
+        if options[key] and method not in methods:
+            raise ValueError(
+                f"config.integrate.{key}={options[key]!r} needs the method {method!r}: add "
+                f"{method!r} to config.integrate.methods, found {methods}"
+            )
+    if options.shifted_files:
+        require(config, "SHIFTED", "config.integrate.shifted_files")
+
+
+def _refuse(methods: Sequence[str], refused: Sequence[str], why: str) -> None:
+    for name in methods:
+        if name in refused:
+            raise ValueError(f"config.integrate.methods: {name!r} {why}")

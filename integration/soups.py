@@ -1,8 +1,7 @@
 """Weighted means of models (model soups, arXiv 2203.05482): uniform and greedy.
 
 Functions on parameter trees. A model comes as a function that loads it, so that however many there
-are, a few trees are held at a time: the mean so far and the one that is added to it. Called by
-trials.py, which brings the models and what judges them.
+are, a few trees are held at a time: the mean so far and the one that is added to it.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ def soup(loads: Sequence[Load], weights: Sequence[float] | None = None) -> Param
 
     Args:
         loads: each returns a tree; all alike.
-        weights: at least 0, one above; they are divided by their sum. None weighs all the same.
+        weights: at least 0, one above; they are divided by their sum. None is equal weights.
 
     Raises:
         ValueError: weights that cannot be divided so, or trees that differ.
@@ -39,14 +38,12 @@ def soup(loads: Sequence[Load], weights: Sequence[float] | None = None) -> Param
         )
     mean, dtypes, total = None, None, 0.0
     for load, weight in zip(loads, weights.tolist(), strict=True):
-        if not weight:
-            continue
-        tree, total = load(), total + weight
-        if mean is None:
-            mean, dtypes = _widened(tree), jax.tree.map(lambda leaf: leaf.dtype, tree)
-        else:
-            check_alike(mean, tree, names=("one model", "another"))
-            mean = _moved(mean, tree, np.float32(weight / total))
+        if weight:
+            tree, total = load(), total + weight
+            if mean is None:
+                mean, dtypes = _widened(tree)
+            else:
+                mean = _moved(mean, tree, weight / total)
     return _narrowed(mean, dtypes)
 
 
@@ -64,14 +61,10 @@ def grow(
     Returns:
         The indices of the models in the soup, and its result.
     """
-    tree = loads[0]()
-    mean, dtypes = _widened(tree), jax.tree.map(lambda leaf: leaf.dtype, tree)
+    mean, dtypes = _widened(loads[0]())
     chosen, best = [0], first
     for index, load in enumerate(loads[1:], start=1):
-        tree = load()
-        check_alike(mean, tree, names=("one model", "another"))
-        wider = _moved(mean, tree, np.float32(1 / (len(chosen) + 1)))
-        del tree
+        wider = _moved(mean, load(), 1 / (len(chosen) + 1))
         result = evaluate(_narrowed(wider, dtypes))
         if rank(result) >= rank(best):
             mean, best = wider, result
@@ -79,14 +72,20 @@ def grow(
     return chosen, best
 
 
-@jax.jit
-def _widened(tree: Params) -> Params:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+def _widened(tree: Params) -> tuple[Params, Params]:
+    """Returns a tree in float32, and its dtypes."""
+    widened = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+    return widened, jax.tree.map(lambda leaf: leaf.dtype, tree)
+
+
+def _moved(mean: Params, tree: Params, share: float) -> Params:
+    """Moves the mean by its share of the way to a model."""
+    check_alike(mean, tree, names=("one model", "another"))
+    return _move(mean, tree, share)
 
 
 @jax.jit
-def _moved(mean: Params, tree: Params, share: jax.Array) -> Params:
-    """Moves the mean by its share of the way to a model; `share` is traced."""
+def _move(mean: Params, tree: Params, share: jax.Array) -> Params:
     return jax.tree.map(lambda m, leaf: m + share * (leaf.astype(jnp.float32) - m), mean, tree)
 
 

@@ -1,41 +1,41 @@
 """Which parameters are trained, and what is added to those that are not.
 
 Functions on flat dicts {path: leaf} of a whole model; paths begin with 'backbone/' or the name of a
-head. They hold for every family, because all name their parameters alike (models/backbone.py). What
-an adapter adds stands beside the kernel that it changes:
+head. They work for every family, because all name their parameters alike (models/backbone.py). The
+leaves of an adapter stand beside the kernel that they change:
 
     .../query/kernel [in, out]   .../query/lora_a [in, r]   .../query/lora_b [r, out]
     .../query/magnitude [out]    .../query/ia3 [out], or [in, 1] where it scales the input
     backbone/embedder/prompt [T, E]
 
-`adapted` is how a model runs with them: beside the activations, x W + s (x A) B, so that no second
-copy of the weights and no gradient of their size exists: a LoRA step of Gemma 3 270M on 256 tokens
-takes 0.55 s and 476 MB of temporaries on 2 CPU cores, with `fold` in the step 0.79 s and 825 MB;
-training all but the embeddings takes 1.17 s. `fold` gives the same as plain kernels, for export and
-for proof. Called by training/experiment.py, evaluation/ and models/pretrained/peft.py, which writes
-and reads adapters. `adapt` is config.adapt throughout (configs/common.py).
+`adapted` runs a model with them: beside the activations, x W + s (x A) B, so that no second copy of
+the weights and no gradient of their size exists: a LoRA step of Gemma 3 270M on 256 tokens takes
+0.55 s and 476 MB of temporaries on 2 CPU cores, with `fold` in the step 0.79 s and 825 MB; training
+all but the embeddings takes 1.17 s. `fold` returns the same model as plain kernels, for export and
+for comparison. models/pretrained/peft.py reads and writes adapters. `adapt` is config.adapt
+throughout (configs/common.py).
 """
 
 import functools
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 
-from models.backbone import layer_of
+from models.backbone import layer_of, unflatten
 
 LORA_KINDS = ("lora", "rslora", "dora")
 KINDS = ("full", "head", "bitfit", "norms", "last_layers", *LORA_KINDS, "ia3", "prompt")
 LINEAR = r".*/(query|key|value|output|gate|up|down)/kernel"
 _ADDED = ("lora_a", "lora_b", "magnitude", "ia3", "prompt")
+_IN_LAYER = re.compile(r"backbone/(.*/)?layer_\d+/.*/kernel")
 _EMBEDDING = "backbone/embedder/embedding"
 _PROMPT = "backbone/embedder/prompt"
 
@@ -56,29 +56,29 @@ Flat = Mapping[str, Any]
 
 
 def is_added(path: str) -> bool:
-    """Whether an adapter added the leaf at `path`; others are the model's own."""
+    """Returns whether the leaf at `path` belongs to an adapter, not to the model itself."""
     return path.rsplit("/", 1)[-1] in _ADDED
 
 
 def is_prompt(path: str) -> bool:
-    """Whether the leaf at `path` is a prompt, which changes no weights."""
+    """Returns whether the leaf at `path` is a prompt, which changes no weights."""
     return path == _PROMPT
 
 
 def target_kernels(adapt: ConfigDict, paths: Iterable[str]) -> list[str]:
     """Returns the kernels that LoRA and IA3 change, sorted.
 
-    Of config.adapt.targets '' means every linear map of attention and feed-forward; for IA3 those
-    of the paper (2205.05638): keys, values and what the feed-forward's last map reads.
+    Empty config.adapt.targets mean every linear map of attention and feed-forward; for IA3 those of
+    the paper (2205.05638): keys, values and the input of the feed-forward's last map.
 
     Raises:
         ValueError: targets matches no kernel of the backbone.
     """
     default = r".*/(key|value|down)/kernel" if adapt.kind == "ia3" else LINEAR
-    kernels = sorted(p for p in paths if re.fullmatch(r"backbone/(.*/)?layer_\d+/.*/kernel", p))
+    kernels = sorted(filter(_IN_LAYER.fullmatch, paths))
     pattern = re.compile(adapt.targets or default)
-    if found := [path for path in kernels if pattern.fullmatch(path)]:
-        return found
+    if targets := [path for path in kernels if pattern.fullmatch(path)]:
+        return targets
     raise ValueError(
         f"config.adapt.targets {pattern.pattern!r} matches none of the {len(kernels)} kernels in "
         f"the layers, such as {', '.join(kernels[:3])}: a regex must match the whole path"
@@ -86,93 +86,124 @@ def target_kernels(adapt: ConfigDict, paths: Iterable[str]) -> list[str]:
 
 
 def trained_paths(adapt: ConfigDict, shapes: Mapping[str, Any], *, num_layers: int) -> set[str]:
-    """Returns which of the model's own parameters stay trained; heads always do.
+    """Returns which parameters of the model itself stay trained; heads always do.
 
     Args:
         adapt: config.adapt.
-        shapes: the model's parameters; of the values just the paths and `.shape` are read.
+        shapes: the model's parameters; only paths and `.shape` are read.
         num_layers: of the tree: distinct ones where layers are shared (ALBERT), and without those
             of an encoder-decoder's decoder, which count as further layers on top.
 
     Raises:
-        ValueError: an unknown kind or frozen_dtype, a number that is out of range, or a choice
-            that leaves nothing to train in this model.
+        ValueError: more layers or other targets than the model has, or nothing left to train.
     """
-    _check(adapt, shapes, num_layers=num_layers)
-    own = [path for path in shapes if path.startswith("backbone/")]
-    heads = set(shapes) - set(own)
+    backbone = [path for path in shapes if path.startswith("backbone/")]
+    heads = set(shapes) - set(backbone)
     if adapt.kind == "full":
         return set(shapes)
-    if adapt.kind == "bitfit":
-        chosen = {path for path in own if path.endswith("/bias")}
-    elif adapt.kind == "norms":
-        norms = {path.rsplit("/", 1)[0] for path in own if path.endswith("/scale")}
-        chosen = {path for path in own if path.rsplit("/", 1)[0] in norms}
-    elif adapt.kind == "last_layers":
-        top = _top(own, num_layers)
-        chosen = {path for path in own if _depth(path, num_layers, top) >= top - adapt.layers}
-    else:
+    if adapt.kind in (*LORA_KINDS, "ia3"):
+        target_kernels(adapt, shapes)
+    if adapt.kind in ("head", "prompt", *LORA_KINDS, "ia3"):
         return heads
+    if adapt.kind == "bitfit":
+        chosen = {path for path in backbone if path.endswith("/bias")}
+    elif adapt.kind == "norms":
+        norms = {path.rsplit("/", 1)[0] for path in backbone if path.endswith("/scale")}
+        chosen = {path for path in backbone if path.rsplit("/", 1)[0] in norms}
+    else:  # last_layers
+        top = _top(backbone, num_layers)
+        if adapt.layers > top - 1:
+            raise ValueError(
+                f"config.adapt.layers is {adapt.layers}, but the model has {top - 1} layers: "
+                "choose at most that, or config.adapt.kind='full'"
+            )
+        chosen = {p for p in backbone if _depth(p, num_layers, top) >= top - adapt.layers}
     if not chosen:
         raise ValueError(
             f"config.adapt.kind {adapt.kind!r} finds nothing to train: this model has no such "
-            f"parameters, just {', '.join(sorted(own)[:3])} and so on. Choose 'norms' or 'lora'"
+            f"parameters, just {', '.join(sorted(backbone)[:3])} and so on. Choose 'norms' or "
+            "'lora'"
         )
     return heads | chosen
 
 
 def decoder_layers(paths: Iterable[str]) -> int:
     """Returns how many layers of an encoder-decoder's decoder are among `paths`."""
-    found = [layer_of(path) for path in paths if path.startswith("backbone/decoder/layer_")]
-    return max(found) + 1 if found else 0
+    decoder = (path for path in paths if path.startswith("backbone/decoder/layer_"))
+    return max((1 + layer_of(path) for path in decoder), default=0)
+
+
+def added_shapes(
+    adapt: ConfigDict, shapes: Mapping[str, Any], *, inputs: Container[str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each leaf that the adapter adds; empty for a kind that adds nothing.
+
+    Args:
+        adapt: config.adapt.
+        shapes: see `trained_paths`.
+        inputs: the modules that IA3 scales at their input; default: the feed-forward's last maps.
+
+    Raises:
+        ValueError: see `target_kernels`.
+    """
+    if adapt.kind == "prompt":
+        return {_PROMPT: (adapt.prompt_length, shapes[_EMBEDDING].shape[1])}
+    if adapt.kind not in (*LORA_KINDS, "ia3"):
+        return {}
+    added: dict[str, tuple[int, ...]] = {}
+    for path in target_kernels(adapt, shapes):
+        parent, (size_in, size_out) = path.removesuffix("/kernel"), shapes[path].shape
+        if adapt.kind == "ia3":
+            at_input = parent.endswith("mlp/down") if inputs is None else parent in inputs
+            added[f"{parent}/ia3"] = (size_in, 1) if at_input else (size_out,)
+            continue
+        added[f"{parent}/lora_a"] = (size_in, adapt.rank)
+        added[f"{parent}/lora_b"] = (adapt.rank, size_out)
+        if adapt.kind == "dora":
+            added[f"{parent}/magnitude"] = (size_out,)
+    return added
 
 
 def init(
     adapt: ConfigDict, shapes: Mapping[str, Any], rng: jax.Array, *, params: Flat
 ) -> dict[str, np.ndarray]:
-    """Returns the leaves that the adapter adds, float32; none of a kind that adds nothing.
+    """Returns the leaves that the adapter adds, float32.
 
-    With them the model computes what it did before, except for a prompt, which starts as
-    embeddings of pieces drawn at random. Leaves are a function of `rng` and their path alone.
+    They don't change the model's outputs, except for a prompt, which starts as embeddings of pieces
+    drawn at random. Leaves are a function of `rng` and their path alone.
 
     Args:
         adapt: config.adapt.
-        shapes: as of `trained_paths`.
+        shapes: see `trained_paths`.
         rng: key.
         params: the weights: DoRA's magnitudes and a prompt start from them.
 
     Raises:
-        ValueError: as of `trained_paths` and `target_kernels`.
+        ValueError: see `target_kernels`.
     """
-    if adapt.kind == "prompt":
-        table = params[_EMBEDDING]
-        ids = jax.random.randint(rng, (adapt.prompt_length,), 0, len(table))
-        return {_PROMPT: np.asarray(table[np.asarray(ids)], np.float32)}
-    if adapt.kind not in (*LORA_KINDS, "ia3"):
-        return {}
     leaves = {}
-    for path in target_kernels(adapt, shapes):
-        size_in, size_out = shapes[path].shape
-        parent = path.removesuffix("/kernel")
-        if adapt.kind == "ia3":
-            # PEFT calls maps that are scaled at their input 'feedforward'.
-            scaled = (size_in, 1) if parent.endswith("mlp/down") else (size_out,)
-            leaves[f"{parent}/ia3"] = np.ones(scaled, np.float32)
-            continue
-        key, bound = jax.random.fold_in(rng, zlib.crc32(path.encode())), size_in**-0.5
-        draw = jax.random.uniform(key, (size_in, adapt.rank), minval=-bound, maxval=bound)
-        leaves[f"{parent}/lora_a"] = np.array(draw)
-        leaves[f"{parent}/lora_b"] = np.zeros((adapt.rank, size_out), np.float32)
-        if adapt.kind == "dora":
-            leaves[f"{parent}/magnitude"] = _magnitude(params[path])
+    for path, shape in added_shapes(adapt, shapes).items():
+        parent, _, name = path.rpartition("/")
+        kernel = f"{parent}/kernel"
+        if name == "prompt":
+            table = params[_EMBEDDING]
+            ids = jax.random.randint(rng, shape[:1], 0, len(table))
+            leaves[path] = np.asarray(table[np.asarray(ids)], np.float32)
+        elif name == "lora_a":
+            key, bound = jax.random.fold_in(rng, zlib.crc32(kernel.encode())), shape[0] ** -0.5
+            leaves[path] = np.array(jax.random.uniform(key, shape, minval=-bound, maxval=bound))
+        elif name == "magnitude":
+            leaves[path] = _magnitude(params[kernel])
+        else:  # lora_b changes nothing as zeros, ia3 as ones
+            leaves[path] = np.full(shape, name == "ia3", np.float32)
     return leaves
 
 
 def quantize(array: np.ndarray, dtype: str) -> Any:
     """Returns a weight in 'float32', 'bfloat16' or, as `Quantized`, 'int8'.
 
-    int8 divides each column by its largest absolute value / 127 and rounds: an error of at most
-    half a step of that size.
+    int8 divides each column by its largest absolute value / 127 and rounds: the error is at most
+    half of that divisor.
     """
     if dtype != "int8":
         return np.asarray(array).astype(jnp.dtype(dtype))
@@ -182,7 +213,7 @@ def quantize(array: np.ndarray, dtype: str) -> Any:
 
 
 def freeze(adapt: ConfigDict, path: str, array: np.ndarray) -> Any:
-    """Returns a frozen parameter as config.adapt.frozen_dtype keeps it.
+    """Returns a frozen parameter in the form that config.adapt.frozen_dtype selects.
 
     Kernels of the layers take the dtype. The token table stays in bfloat16 under 'int8', since
     rows are looked up in it; all else is small and stays float32.
@@ -190,66 +221,60 @@ def freeze(adapt: ConfigDict, path: str, array: np.ndarray) -> Any:
     dtype = adapt.frozen_dtype
     if path == _EMBEDDING:
         return quantize(array, "bfloat16" if dtype == "int8" else dtype)
-    inside = (
-        path.startswith("backbone/") and path.endswith("/kernel") and layer_of(path) is not None
-    )
-    return quantize(array, dtype if inside else "float32")
+    return quantize(array, dtype if _IN_LAYER.fullmatch(path) else "float32")
 
 
-def opened(leaf: Any, dtype: Any = jnp.float32) -> Any:
-    """Returns a leaf as a plain array of `dtype`, whatever it is kept in."""
+def opened(leaf: Any) -> Any:
+    """Returns a leaf as a plain float32 array, whatever it is kept in."""
     if isinstance(leaf, Quantized):
-        return (jnp.asarray(leaf.values, jnp.float32) * leaf.scale).astype(dtype)
-    return jnp.asarray(leaf, dtype)
+        return jnp.asarray(leaf.values, jnp.float32) * leaf.scale
+    return jnp.asarray(leaf, jnp.float32)
 
 
 def fold(adapt: ConfigDict, flat: Flat) -> dict[str, Any]:
-    """Returns the model's own parameters with the adapter folded in, float32. Pure; runs under jit.
+    """Returns the model's parameters with the adapter folded in, float32. Pure; runs under jit.
 
-    LoRA: W + s A B with s = alpha / rank (2106.09685), of rsLoRA alpha / sqrt(rank) (2312.03732).
-    DoRA: its columns, scaled to the length `magnitude` (2402.09353); the length that they had takes
-    no gradient, as in the paper's section 4.3. IA3: columns and bias, or rows, scaled. A prompt
+    LoRA: W + s A B with s = alpha / rank (2106.09685), for rsLoRA alpha / sqrt(rank) (2312.03732).
+    DoRA: its columns, scaled to the length `magnitude` (2402.09353); the length before takes no
+    gradient, as in the paper's section 4.3. IA3: columns and bias, or rows, scaled. A prompt
     changes no weights: it stays a leaf, which `layers.Embedder` reads.
     """
-    folded = {p: opened(v) for p, v in flat.items() if not is_added(p) or p == _PROMPT}
+    folded = {p: opened(v) for p, v in flat.items() if not is_added(p) or is_prompt(p)}
     for path in [path for path in folded if path.endswith("/kernel")]:
-        parent = path.removesuffix("/kernel")
-        kernel = folded[path]
+        parent, kernel = path.removesuffix("/kernel"), folded[path]
         if f"{parent}/lora_a" in flat:
             kernel += _scale(adapt) * _product(flat[f"{parent}/lora_a"], flat[f"{parent}/lora_b"])
         if f"{parent}/magnitude" in flat:
             kernel *= flat[f"{parent}/magnitude"] / _column_norm(kernel)
-        if f"{parent}/ia3" in flat:
-            ia3 = flat[f"{parent}/ia3"]
+        if (ia3 := flat.get(f"{parent}/ia3")) is not None:
             kernel *= ia3
-            if f"{parent}/bias" in flat and ia3.ndim == 1:
+            if f"{parent}/bias" in flat and ia3.ndim == 1:  # ia3 then scales outputs
                 folded[f"{parent}/bias"] *= ia3
         folded[path] = kernel
     return folded
 
 
 def adapted(adapt: ConfigDict, apply: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `call(flat, *args, **kwargs)`: `apply` with the adapter at work.
+    """Returns `call(flat, *args, **kwargs)`: `apply` with the adapter.
 
     Args:
         adapt: config.adapt.
         apply: takes a nested tree of parameters, as Module.apply does, and further arguments.
 
-    The result equals `apply` on what `fold` gives, without making it: adapters act on what goes
-    through each nn.Dense (`_dense`), and reduced weights are opened where they are used, in the
-    backward pass once more.
+    The result equals `apply` on the output of `fold`, without making that: adapters act on the
+    activations of each nn.Dense (`_dense`), and reduced weights are opened where they are used, and
+    again in the backward pass.
     """
 
     def call(flat: Flat, *args: Any, **kwargs: Any) -> Any:
-        tree = traverse_util.unflatten_dict(dict(flat), sep="/")
         with nn.intercept_methods(functools.partial(_intercept, adapt)):
-            return apply(tree, *args, **kwargs)
+            return apply(unflatten(dict(flat)), *args, **kwargs)
 
     return call
 
 
 def merge(adapt: ConfigDict, flat: Flat) -> dict[str, np.ndarray]:
-    """Folds once on the host, kernel by kernel: the model's own parameters, and a prompt."""
+    """Folds once on the host, module by module: the model's parameters, and a prompt."""
     groups: dict[str, dict] = {}
     for path, leaf in flat.items():
         groups.setdefault(path.rsplit("/", 1)[0], {})[path] = leaf
@@ -259,52 +284,16 @@ def merge(adapt: ConfigDict, flat: Flat) -> dict[str, np.ndarray]:
     return merged
 
 
-def check_merge(
-    adapt: ConfigDict,
-    apply: Callable[..., jax.Array],
-    flat: Flat,
-    *args: Any,
-    tolerance: float = 1e-4,
-) -> tuple[dict[str, np.ndarray], float]:
-    """Merges, and proves that outputs agree.
-
-    Args:
-        adapt: config.adapt.
-        apply: as of `adapted`, computing in float32.
-        flat: all leaves.
-        *args: inputs for `apply`.
-        tolerance: largest difference, as a share of the largest output, that passes.
-
-    Returns:
-        The merged parameters and the largest absolute difference of outputs.
-
-    Raises:
-        ValueError: outputs differ by more.
-    """
-    merged = merge(adapt, flat)
-    unmerged = np.asarray(jax.jit(adapted(adapt, apply))(dict(flat), *args))
-    plain = jax.jit(apply)(traverse_util.unflatten_dict(merged, sep="/"), *args)
-    difference = float(np.abs(np.asarray(plain) - unmerged).max())
-    if not difference <= tolerance * max(1.0, float(np.abs(unmerged).max())):
-        raise ValueError(
-            f"outputs of the merged weights differ from the adapter's by up to {difference:.2g}, "
-            f"more than {tolerance:g} of the largest: merge and run both with model.dtype=float32, "
-            "and don't use this merge if they still differ"
-        )
-    return merged, difference
-
-
-def pretrained_end(adapt: ConfigDict, trained: Flat, *, params: Flat) -> dict[str, Any]:
-    """Returns the adapter's leaves of `trained` such that `fold` gives the pretrained weights.
+def pretrained_end(trained: Flat, *, params: Flat) -> dict[str, Any]:
+    """Returns the adapter's leaves of `trained`, set so that `fold` gives the pretrained weights.
 
     The line from there to `trained` is straight in weight space for LoRA, rsLoRA (lora_a as
     trained, lora_b zero) and IA3 (ones). DoRA's is bent, since it divides by a norm. A prompt
     changes no weights and is returned as it is.
 
     Args:
-        adapt: config.adapt.
-        trained: trained leaves; the model's own among them are left out.
-        params: the frozen weights; just DoRA reads them.
+        trained: trained leaves; those of the model itself are left out.
+        params: the frozen weights, for DoRA.
     """
     ends = {}
     for path, leaf in trained.items():
@@ -325,13 +314,13 @@ def gates(
 ) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """Gradual unfreezing (ULMFiT, 1801.06146): which of `paths` learn, by the examples seen.
 
-    Heads and what stands behind the last layer learn at once, one more layer from the top down
-    after each period, embeddings last. A prompt learns at once.
+    Heads, the parameters after the last layer and a prompt learn at once, one more layer from the
+    top down after each period, embeddings last.
 
     Args:
         adapt: config.adapt; an empty unfreeze_every opens all.
         paths: of the trained leaves.
-        num_layers: as of `trained_paths`.
+        num_layers: see `trained_paths`.
         period_examples: config.adapt.unfreeze_every in examples.
 
     Returns:
@@ -353,19 +342,8 @@ def gates(
     return gate
 
 
-def _check(adapt: ConfigDict, shapes: Mapping[str, Any], *, num_layers: int) -> None:
-    """Raises ValueError where the model can't follow config.adapt."""
-    if adapt.kind == "last_layers" and adapt.layers > (layers := _top(shapes, num_layers) - 1):
-        raise ValueError(
-            f"config.adapt.layers is {adapt.layers}, but the model has {layers} layers: choose at "
-            "most that, or config.adapt.kind='full'"
-        )
-    if adapt.kind in (*LORA_KINDS, "ia3"):
-        target_kernels(adapt, shapes)
-
-
 def _depth(path: str, num_layers: int, top: int) -> int:
-    """Where a parameter stands: 0 embeddings, 1 the first layer, ..., `top` behind the last."""
+    """Returns a parameter's depth: 0 embeddings, 1 the first layer, ..., `top` after the last."""
     if path.startswith("backbone/embedder"):
         return 0
     if not path.startswith("backbone/") or (layer := layer_of(path)) is None:
@@ -374,7 +352,7 @@ def _depth(path: str, num_layers: int, top: int) -> int:
 
 
 def _top(paths: Iterable[str], num_layers: int) -> int:
-    """One more than the number of layers, the decoder's among `paths` included."""
+    """Returns one more than the number of layers, including the decoder's among `paths`."""
     return num_layers + 1 + decoder_layers(paths)
 
 
@@ -387,7 +365,7 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _column_norm(kernel: jax.Array) -> jax.Array:
-    """Length of each column, a constant to the gradient; of a column of zeros not zero."""
+    """Returns the length of each column, a constant to the gradient; tiny for a column of zeros."""
     norm = jnp.linalg.norm(jax.lax.stop_gradient(kernel), axis=0)
     return jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
 
@@ -399,7 +377,7 @@ def _magnitude(kernel: Any) -> np.ndarray:
 def _intercept(
     adapt: ConfigDict, next_call: Callable, args: tuple, kwargs: dict, context: Any
 ) -> Any:
-    """Takes over the calls of dense layers that have an adapter or a reduced kernel."""
+    """Replaces the calls of dense layers that have an adapter or a reduced kernel."""
     module = context.module
     if isinstance(module, nn.Dense) and context.method_name == "__call__":
         leaves = module.variables.get("params", {})
@@ -411,7 +389,7 @@ def _intercept(
 
 
 def _dense(adapt: ConfigDict, leaves: Flat, x: jax.Array, *, dtype: Any) -> jax.Array:
-    """A dense layer with its adapter: the same as `fold` and x @ kernel + bias."""
+    """Computes a dense layer with its adapter: the same as `fold` and x @ kernel + bias."""
     x = x.astype(dtype)
     ia3 = leaves.get("ia3")
     if ia3 is not None and ia3.ndim == 2:
@@ -432,9 +410,9 @@ def _dense(adapt: ConfigDict, leaves: Flat, x: jax.Array, *, dtype: Any) -> jax.
 
 @jax.custom_vjp
 def _frozen_product(x: jax.Array, kernel: Any) -> jax.Array:
-    """x @ kernel of a kernel in bfloat16 or int8 that takes no gradient, in the dtype of x.
+    """Returns x @ kernel for a frozen kernel in bfloat16 or int8, in the dtype of x.
 
-    Opened weights live just while they are used, and the backward pass opens them once more.
+    Opened weights exist only while they are used; the backward pass opens them again.
     """
     y = x @ _opened_after(x, kernel)
     return y * kernel.scale[0].astype(x.dtype) if isinstance(kernel, Quantized) else y
@@ -454,8 +432,9 @@ _frozen_product.defvjp(_frozen_product_forward, _frozen_product_backward)
 
 
 def _opened_after(x: jax.Array, kernel: Any) -> jax.Array:
-    """The kernel, still without its scale, in the dtype of x and not before x is there."""
+    """Returns the kernel without its scale, in the dtype of x and not computed before x."""
     # XLA for CPU drops optimization_barrier and then keeps the opened weights of all layers from
-    # the start of the step to its end: 97 MB more for a model of 29M. It can't know 0 * x to be 0.
+    # the start of the step to its end: 97 MB more for a model of 29M parameters. It can't know that
+    # 0 * x is 0.
     values = kernel.values if isinstance(kernel, Quantized) else kernel
     return values.astype(x.dtype) + 0 * x.reshape(-1)[0]

@@ -15,12 +15,13 @@ layer-wise decay and adapters match. Called by models/heads.py, models/pretraine
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from models.bert import Bert, BertConfig
 from models.decoder import Decoder, DecoderConfig
@@ -52,6 +53,16 @@ def parameter_shapes(config: BackboneConfig, parts: Iterable[str] = ()) -> dict:
     """Nested dict of jax.ShapeDtypeStruct of the backbone and of `parts`; computes nothing."""
     left_out = set(parts_of(config)) - set(parts)
     return {name: value for name, value in _all_shapes(config).items() if name not in left_out}
+
+
+def flatten(tree: Mapping) -> dict[str, Any]:
+    """Flattens nested dicts to {'a/b/c': leaf}."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict:
+    """Inverse of `flatten`."""
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def layer_of(path: str) -> int | None:

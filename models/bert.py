@@ -1,15 +1,15 @@
 """Encoders in Linen: BERT, RoBERTa, XLM-R, ERNIE, ELECTRA and ALBERT.
 
-One architecture: learned absolute positions, attention in both directions, a LayerNorm behind each
-residual sum (1810.04805). What tells the families apart are fields of `BertConfig`. RoBERTa-wwm
-and MacBERT of the Chinese series are plain BERT. Layers are unrolled; ALBERT's tree holds each of
-its distinct layers once. All tables and the norm of the input are named 'embedder...', so that the
-regex 'backbone/embedder.*' catches the whole input. Attention and activations live in
-models/layers.py, checkpoint formats in models/pretrained/bert.py, pooling over positions and
-classification in models/heads.py.
+One architecture: learned absolute positions, attention in both directions, a LayerNorm after each
+residual sum (1810.04805). The families differ in fields of `BertConfig`. RoBERTa-wwm and MacBERT of
+the Chinese series are plain BERT. Layers are unrolled; ALBERT's tree holds each of its distinct
+layers once. All tables and the norm of the input are named 'embedder...', so that the regex
+'backbone/embedder.*' matches the whole input. Checkpoint formats are in models/pretrained/bert.py,
+pooling over positions and classification in models/heads.py.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -28,15 +28,15 @@ class BertConfig:
             'albert'.
         vocab_size: V.
         width: D.
-        num_layers: layers that a text passes.
-        num_distinct_layers: layers that have parameters of their own; each serves equally many
+        num_layers: layers that a text passes through.
+        num_distinct_layers: layers with parameters of their own; each is applied equally many times
             in a row (ALBERT, 1909.11942). Equal to num_layers elsewhere.
         num_heads: H, a divisor of D.
         hidden: F, feed-forward width.
-        max_length: positions that a text may take.
+        max_length: maximum number of positions of a text.
         position_offset: row of the position table that the first position reads; RoBERTa starts
-            behind its padding id.
-        num_types: kinds of text: rows of the token type table.
+            after its padding id.
+        num_types: rows of the token type table.
         num_tasks: rows of ERNIE's table of tasks (2107.02137), of which row 0 is read; 0 is none.
         embedding_size: E, of all tables and of the masked-language-model head; D where the
             embeddings are not factorised.
@@ -75,111 +75,75 @@ class Attention(nn.Module):
         """Maps [P, D] to [P, D], reading within rows of L positions."""
         rows, length, _ = mask_RxLxL.shape
         width, heads = self.config.width, self.config.num_heads
-
-        def project(name: str) -> jax.Array:
-            projected_PxD = nn.Dense(width, dtype=self.dtype, name=name)(x_PxD)
-            return projected_PxD.reshape(rows, length, heads, width // heads)
-
-        mixed_RxLxHxN = layers.attend(
-            project("query"),
-            project("key"),
-            project("value"),
-            mask_RxLxL,
-            scale=(width // heads) ** -0.5,
+        query, key, value = (
+            nn.Dense(width, dtype=self.dtype, name=name)(x_PxD).reshape(rows, length, heads, -1)
+            for name in ("query", "key", "value")
         )
-        output = nn.Dense(width, dtype=self.dtype, name="output")
-        return output(mixed_RxLxHxN.reshape(rows * length, width))
-
-
-class FeedForward(nn.Module):
-    """Two dense layers with biases and an activation between them."""
-
-    config: BertConfig
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x_PxD: jax.Array) -> jax.Array:
-        """Maps [P, D] to [P, D]."""
-        up_PxF = nn.Dense(self.config.hidden, dtype=self.dtype, name="up")(x_PxD)
-        activated_PxF = layers.ACTIVATIONS[self.config.activation](up_PxF)
-        return nn.Dense(self.config.width, dtype=self.dtype, name="down")(activated_PxF)
+        mixed = layers.attend(query, key, value, mask_RxLxL, scale=(width // heads) ** -0.5)
+        return nn.Dense(width, dtype=self.dtype, name="output")(mixed.reshape(-1, width))
 
 
 class Layer(nn.Module):
-    """One encoder layer: attention and feed-forward, each with its residual and a norm behind."""
+    """One encoder layer: attention and feed-forward, each with its residual and a norm after it."""
 
     config: BertConfig
     dtype: jnp.dtype
     dropout: float
 
     @nn.compact
-    def __call__(self, x_PxD: jax.Array, mask_RxLxL: jax.Array, deterministic: bool) -> jax.Array:
-        """Maps [P, D] to [P, D]; nn.remat wants `deterministic`, a static argument, by position."""
+    def __call__(self, x_PxD: jax.Array, deterministic: bool, mask_RxLxL: jax.Array) -> jax.Array:
+        """Maps [P, D] to [P, D]."""
+        config, dtype = self.config, self.dtype
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        y_PxD = Attention(self.config, self.dtype, name="attention")(x_PxD, mask_RxLxL)
-        x_PxD = layer_norm(self.config, self.dtype, "attention_norm")(x_PxD + drop(y_PxD))
-        y_PxD = FeedForward(self.config, self.dtype, name="mlp")(x_PxD)
-        return layer_norm(self.config, self.dtype, "mlp_norm")(x_PxD + drop(y_PxD))
+        mlp = layers.FeedForward(
+            config.hidden, config.activation, dtype, bias=True, gated=False, name="mlp"
+        )
+        y_PxD = Attention(config, dtype, name="attention")(x_PxD, mask_RxLxL)
+        x_PxD = layer_norm(config, dtype, name="attention_norm")(x_PxD + drop(y_PxD))
+        return layer_norm(config, dtype, name="mlp_norm")(x_PxD + drop(mlp(x_PxD)))
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Transformation behind the last layer, whose output meets the token embedding."""
+    """Transformation after the last layer, whose output is compared with the token embedding."""
 
     config: BertConfig
     dtype: jnp.dtype
 
     def setup(self):
         """Declares transform, norm and bias [V]."""
-        config = self.config
-        self.transform = nn.Dense(config.embedding_size, dtype=self.dtype)
-        self.norm = layer_norm(config, self.dtype, None)
-        self.bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+        self.transform = nn.Dense(self.config.embedding_size, dtype=self.dtype)
+        self.norm = layer_norm(self.config, self.dtype)
+        self.bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
 
     def before_logits(self, hidden: jax.Array) -> jax.Array:
-        """Maps hidden states [..., D] to what meets the output vectors [..., E]."""
+        """Maps hidden states [..., D] to the vectors [..., E] that the output vectors score."""
         activation = layers.ACTIVATIONS[self.config.head_activation]
         return self.norm(activation(self.transform(hidden)))
 
     def __call__(self, hidden: jax.Array, embedder: layers.Embedder) -> jax.Array:
         """Maps hidden states [..., D] to float32 logits [..., V]."""
-        logits = embedder.attend(self.before_logits(hidden))
-        return logits + self.bias.astype(jnp.float32)
+        return embedder.attend(self.before_logits(hidden)) + self.bias.astype(jnp.float32)
 
 
-class Bert(nn.Module):
-    """An encoder; `pooled` and `logits` add the heads that it was pretrained with.
-
-    Attributes:
-        config: shapes and choices.
-        dtype: of the computation; parameters are float32.
-        remat: recompute each layer in the backward pass instead of storing its activations.
-        dropout: rate behind the embeddings and on each residual branch, when not deterministic.
-    """
+class Bert(layers.Backbone):
+    """An encoder; `pooled` and `logits` add the heads that it was pretrained with."""
 
     PARTS: ClassVar[tuple[str, ...]] = ("pooler", "mlm_head")
-
-    config: BertConfig
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
-    dropout: float = 0.0
 
     def setup(self):
         """Declares the parameters: embedder/embedding, embedder_positions/..., layer_0/..."""
         config = self.config
-        positions = config.max_length + config.position_offset
-        self.embedder = layers.Embedder(config.vocab_size, config.embedding_size)
-        self.embedder_positions = layers.Embedder(positions, config.embedding_size)
-        self.embedder_types = layers.Embedder(config.num_types, config.embedding_size)
+        table = functools.partial(layers.Embedder, size=config.embedding_size)
+        self.embedder = table(config.vocab_size)
+        self.embedder_positions = table(config.max_length + config.position_offset)
+        self.embedder_types = table(config.num_types)
         if config.num_tasks:
-            self.embedder_tasks = layers.Embedder(config.num_tasks, config.embedding_size)
-        self.embedder_norm = layer_norm(config, self.dtype, None)
+            self.embedder_tasks = table(config.num_tasks)
+        self.embedder_norm = layer_norm(config, self.dtype)
         if config.embedder_projection:
             self.embedder_projection = nn.Dense(config.width, dtype=self.dtype)
         self.embedder_dropout = nn.Dropout(self.dropout)
-        layer_class = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer
-        self.layer = [
-            layer_class(config, self.dtype, self.dropout) for _ in range(config.num_distinct_layers)
-        ]
+        self.layer = self.make_layers(Layer, config.num_distinct_layers)
         self.pooler = nn.Dense(config.width, dtype=self.dtype)
         self.mlm_head = MaskedLanguageModelHead(config, self.dtype)
 
@@ -192,7 +156,7 @@ class Bert(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Returns the hidden states behind the last layer, [R, L, D] in the compute dtype.
+        """Returns the hidden states after the last layer, [R, L, D] in the compute dtype.
 
         Ids outside their table (tokens, positions from max_length on, types) give NaN, never
         another row's vector.
@@ -205,57 +169,40 @@ class Bert(nn.Module):
             deterministic: False applies dropout, which then needs the rng 'dropout'.
         """
         config = self.config
-        rows, length = tokens_RxL.shape
-        # Positions are flattened because a weight gradient that contracts two axes is slow on CPU.
-        x_PxD = self._embed(tokens_RxL, positions_RxL, types_RxL, deterministic)
-        mask_RxLxL = layers.attention_mask(positions_RxL, segments_RxL, causal=False)
-        for i in range(config.num_layers):
-            layer = self.layer[i * config.num_distinct_layers // config.num_layers]
-            x_PxD = layer(x_PxD, mask_RxLxL, deterministic)
-        return x_PxD.reshape(rows, length, config.width)
-
-    def _embed(
-        self,
-        tokens_RxL: jax.Array,
-        positions_RxL: jax.Array,
-        types_RxL: jax.Array | None,
-        deterministic: bool,
-    ) -> jax.Array:
-        """Sums the tables' rows in float32, normalises and projects them: [P, D]."""
         types_RxL = jnp.zeros_like(tokens_RxL) if types_RxL is None else types_RxL
         x_PxE = self.embedder(tokens_RxL.reshape(-1))
         x_PxE += self.embedder_types(types_RxL.reshape(-1))
-        x_PxE += self.embedder_positions(positions_RxL.reshape(-1) + self.config.position_offset)
-        if self.config.num_tasks:
+        x_PxE += self.embedder_positions(positions_RxL.reshape(-1) + config.position_offset)
+        if config.num_tasks:
             x_PxE += self.embedder_tasks(jnp.zeros(1, jnp.int32))
-        x_PxE = self.embedder_dropout(self.embedder_norm(x_PxE), deterministic=deterministic)
-        return self.embedder_projection(x_PxE) if self.config.embedder_projection else x_PxE
+        x_PxD = self.embedder_dropout(self.embedder_norm(x_PxE), deterministic=deterministic)
+        if config.embedder_projection:
+            x_PxD = self.embedder_projection(x_PxD)
+        mask_RxLxL = layers.attention_mask(positions_RxL, segments_RxL, causal=False)
+        for i in range(config.num_layers):
+            layer = self.layer[i * config.num_distinct_layers // config.num_layers]
+            x_PxD = layer(x_PxD, deterministic, mask_RxLxL)
+        return x_PxD.reshape(*tokens_RxL.shape, config.width)
 
     def pooled(self, first_BxD: jax.Array) -> jax.Array:
         """Passes each text's first hidden state through BERT's dense layer and tanh: [B, D]."""
         return jnp.tanh(self.pooler(first_BxD))
 
     def before_logits(self, hidden: jax.Array) -> jax.Array:
-        """What meets the output vectors in the masked language model: [..., E] of [..., D]."""
+        """See MaskedLanguageModelHead: [..., E] of [..., D]."""
         return self.mlm_head.before_logits(hidden)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Masked-language-model logits, float32 [..., V], of hidden states [..., D]."""
         return self.mlm_head(hidden, self.embedder)
 
-    def everything(
-        self,
-        tokens_RxL: jax.Array,
-        positions_RxL: jax.Array,
-        segments_RxL: jax.Array,
-        types_RxL: jax.Array | None = None,
-    ) -> None:
-        """Calls all submodules, so that `init` makes all parameters."""
-        hidden_RxLxD = self(tokens_RxL, positions_RxL, segments_RxL, types_RxL)
+    def everything(self, *batch: jax.Array) -> None:
+        """Calls all submodules on the batch of `__call__`, so that `init` makes all parameters."""
+        hidden_RxLxD = self(*batch)
         self.pooled(hidden_RxLxD[:, 0])
         self.logits(hidden_RxLxD)
 
 
-def layer_norm(config: BertConfig, dtype: jnp.dtype, name: str | None) -> nn.LayerNorm:
+def layer_norm(config: BertConfig, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm (1607.06450) over the last axis, with statistics in float32."""
     return nn.LayerNorm(epsilon=config.norm_epsilon, dtype=dtype, name=name)

@@ -1,10 +1,10 @@
 """Linear-chain conditional random field on packed rows (Lafferty et al. 2001), pure functions.
 
 A row may hold several segments, and positions without a tag: template, marks. Each segment is a
-chain of its own over its tagged positions alone, as if the others were not there; what is computed
-is exact. A chain's score is the sum of its tags' logits, of a transition between each two tags and
-of what it starts and ends with. With zeros for these, tags are independent; with FORBIDDEN ones,
-only legal chains are decoded. Parameters live in models/token_heads.py. Called by tasks/tagging.py.
+separate chain over its tagged positions alone, and all results are exact. A chain's score is the
+sum of its tags' logits, a transition score for each pair of neighbours, and a start and an end
+score. With zeros for these, tags are independent; with FORBIDDEN ones, only legal chains are
+decoded. The parameters are those of models/token_heads.py.
 """
 
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-FORBIDDEN = -1e9  # added to a score: no sum of others outweighs it, and all stays finite
+FORBIDDEN = -1e9  # added to a score: outweighs every sum of other scores, and stays finite
 
 
 class Scores(NamedTuple):
-    """What chains are scored by beside logits: transitions [C, C] from, to; starts, ends [C]."""
+    """The scores of chains beside logits: transitions [C, C] from, to; starts, ends [C]."""
 
     transitions: jax.Array
     starts: jax.Array
@@ -47,17 +47,17 @@ def chains(asked_RxL: jax.Array, segments_RxL: jax.Array) -> Chains:
     """
     length = asked_RxL.shape[1]
     places_L = jnp.arange(length)
-    # Of each place, the last asked one up to it, then shifted by one; and from behind.
+    # For each place the last asked one up to it, then shifted by one; and likewise from the right.
     upto_RxL = jax.lax.cummax(jnp.where(asked_RxL, places_L, -1), axis=1)
     from_RxL = jax.lax.cummin(jnp.where(asked_RxL, places_L, length), axis=1, reverse=True)
     before_RxL = jnp.pad(upto_RxL[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     behind_RxL = jnp.pad(from_RxL[:, 1:], ((0, 0), (0, 1)), constant_values=length)
 
     def joined(places_RxL: jax.Array) -> jax.Array:
-        """Whether a place is there and of the same segment."""
+        """Returns whether a place is in the row and of the same segment."""
         inside_RxL = (places_RxL >= 0) & (places_RxL < length)
-        others_RxL = jnp.take_along_axis(segments_RxL, jnp.clip(places_RxL, 0, length - 1), axis=1)
-        return inside_RxL & (others_RxL == segments_RxL)
+        there_RxL = jnp.take_along_axis(segments_RxL, jnp.clip(places_RxL, 0, length - 1), axis=1)
+        return inside_RxL & (there_RxL == segments_RxL)
 
     return Chains(
         asked_RxL,
@@ -67,20 +67,20 @@ def chains(asked_RxL: jax.Array, segments_RxL: jax.Array) -> Chains:
     )
 
 
-def log_partitions(logits_RxLxC: jax.Array, found: Chains, scores: Scores) -> jax.Array:
+def log_partitions(logits_RxLxC: jax.Array, where: Chains, scores: Scores) -> jax.Array:
     """Sums over all labellings of a chain: log of the sum of exp(score), the forward algorithm.
 
     Args:
         logits_RxLxC: float32; those of positions without a tag do not matter, if finite.
-        found: the chains.
+        where: the chains.
         scores: of the chains.
 
     Returns:
         float32 [R, L], at the last position of each chain; 0 elsewhere.
     """
 
-    @jax.checkpoint  # else the backward pass would keep [L, R, C, C]
-    def step(alpha_RxC: jax.Array, at: tuple) -> tuple[jax.Array, jax.Array]:
+    @jax.checkpoint  # otherwise the backward pass would keep [L, R, C, C]
+    def step(alpha_RxC: jax.Array, at: list) -> tuple[jax.Array, jax.Array]:
         logits_RxC, asked_R, first_R, last_R = at
         longer_RxC = jax.nn.logsumexp(alpha_RxC[:, :, None] + scores.transitions, axis=1)
         new_RxC = logits_RxC + jnp.where(first_R[:, None], scores.starts, longer_RxC)
@@ -88,59 +88,55 @@ def log_partitions(logits_RxLxC: jax.Array, found: Chains, scores: Scores) -> ja
         whole_R = jax.nn.logsumexp(alpha_RxC + scores.ends, axis=1)
         return alpha_RxC, jnp.where(last_R, whole_R, 0.0)
 
-    places = jax.tree.map(
-        lambda x: x.swapaxes(0, 1), (logits_RxLxC, found.asked, found.first, found.last)
-    )
-    _, found_LxR = jax.lax.scan(step, jnp.zeros_like(logits_RxLxC[:, 0]), places)
-    return found_LxR.T
+    places = _by_place(logits_RxLxC, where.asked, where.first, where.last)
+    _, partitions_LxR = jax.lax.scan(step, jnp.zeros_like(logits_RxLxC[:, 0]), places)
+    return partitions_LxR.T
 
 
 def log_likelihoods(
-    logits_RxLxC: jax.Array, tags_RxL: jax.Array, found: Chains, scores: Scores
+    logits_RxLxC: jax.Array, tags_RxL: jax.Array, where: Chains, scores: Scores
 ) -> jax.Array:
     """Log probabilities of tags; the sum over a segment is the chain's.
 
     Args:
-        logits_RxLxC: float32, as of `log_partitions`.
+        logits_RxLxC: float32, see `log_partitions`.
         tags_RxL: int32 in [0, C) at the positions with a tag.
-        found: the chains.
+        where: the chains.
         scores: of the chains.
 
     Returns:
         float32 [R, L], 0 at positions without a tag; single ones may be above 0, sums are not.
     """
-    # A chain's probability does not change, but partitions stay small, and so do rounding errors.
+    # Normalising changes no chain's probability, but keeps partitions and rounding errors small.
     logits_RxLxC = jax.nn.log_softmax(logits_RxLxC)
-    tags_RxL = jnp.where(found.asked, tags_RxL, 0)
-    before_RxL = jnp.take_along_axis(tags_RxL, found.previous, axis=1)
-    entered_RxL = jnp.where(
-        found.first, scores.starts[tags_RxL], scores.transitions[before_RxL, tags_RxL]
-    )
-    own_RxL = jnp.take_along_axis(logits_RxLxC, tags_RxL[..., None], axis=-1)[..., 0]
-    own_RxL += entered_RxL + jnp.where(found.last, scores.ends[tags_RxL], 0.0)
-    return jnp.where(found.asked, own_RxL, 0.0) - log_partitions(logits_RxLxC, found, scores)
+    tags_RxL = jnp.where(where.asked, tags_RxL, 0)
+    before_RxL = jnp.take_along_axis(tags_RxL, where.previous, axis=1)
+    moves_RxL = scores.transitions[before_RxL, tags_RxL]
+    entered_RxL = jnp.where(where.first, scores.starts[tags_RxL], moves_RxL)
+    scores_RxL = jnp.take_along_axis(logits_RxLxC, tags_RxL[..., None], axis=-1)[..., 0]
+    scores_RxL += entered_RxL + jnp.where(where.last, scores.ends[tags_RxL], 0.0)
+    return jnp.where(where.asked, scores_RxL, 0.0) - log_partitions(logits_RxLxC, where, scores)
 
 
-def decode(logits_RxLxC: jax.Array, found: Chains, scores: Scores) -> jax.Array:
+def decode(logits_RxLxC: jax.Array, where: Chains, scores: Scores) -> jax.Array:
     """Returns the best labelling of each chain (Viterbi): int32 [R, L], 0 where nothing is asked.
 
     Args:
-        logits_RxLxC: float32, as of `log_partitions`.
-        found: the chains.
+        logits_RxLxC: float32, see `log_partitions`.
+        where: the chains.
         scores: of the chains.
     """
     logits_RxLxC = jax.nn.log_softmax(logits_RxLxC)
     classes_C = jnp.arange(logits_RxLxC.shape[-1], dtype=jnp.int32)
 
-    def forward(best_RxC: jax.Array, at: tuple) -> tuple[jax.Array, tuple]:
+    def forward(best_RxC: jax.Array, at: list) -> tuple[jax.Array, tuple]:
         logits_RxC, asked_R, first_R = at
         longer_RxCxC = best_RxC[:, :, None] + scores.transitions
-        new_RxC = logits_RxC + jnp.where(
-            first_R[:, None], scores.starts, jnp.max(longer_RxCxC, axis=1)
-        )
+        longer_RxC = jnp.max(longer_RxCxC, axis=1)
+        new_RxC = logits_RxC + jnp.where(first_R[:, None], scores.starts, longer_RxC)
         best_RxC = jnp.where(asked_R[:, None], new_RxC, best_RxC)
         came_RxC = jnp.argmax(longer_RxCxC, axis=1).astype(jnp.int32)
-        came_RxC = jnp.where(asked_R[:, None], came_RxC, classes_C)  # what is skipped passes on
+        came_RxC = jnp.where(asked_R[:, None], came_RxC, classes_C)  # skipped places pass tags on
         last_R = jnp.argmax(best_RxC + scores.ends, axis=1).astype(jnp.int32)
         return best_RxC, (came_RxC, last_R)
 
@@ -149,21 +145,26 @@ def decode(logits_RxLxC: jax.Array, found: Chains, scores: Scores) -> jax.Array:
         tag_R = jnp.where(last_R, best_R, tag_R)
         return jnp.take_along_axis(came_RxC, tag_R[:, None], axis=1)[:, 0], tag_R
 
-    places = jax.tree.map(lambda x: x.swapaxes(0, 1), (logits_RxLxC, found.asked, found.first))
+    places = _by_place(logits_RxLxC, where.asked, where.first)
     start_RxC = jnp.zeros_like(logits_RxLxC[:, 0])
     _, (came_LxRxC, best_LxR) = jax.lax.scan(forward, start_RxC, places)
-    ends = came_LxRxC, best_LxR, found.last.T
+    ends = came_LxRxC, best_LxR, where.last.T
     _, tags_LxR = jax.lax.scan(backward, best_LxR[-1], ends, reverse=True)
-    return jnp.where(found.asked, tags_LxR.T, 0)
+    return jnp.where(where.asked, tags_LxR.T, 0)
 
 
-def marginals(logits_RxLxC: jax.Array, found: Chains, scores: Scores) -> jax.Array:
-    """Returns the probability of each tag at each position, whatever the others: [R, L, C].
+def marginals(logits_RxLxC: jax.Array, where: Chains, scores: Scores) -> jax.Array:
+    """Returns the probability of each tag at each position, over all labellings: [R, L, C].
 
     It is the gradient of the log partition; 0 at positions without a tag.
     """
 
     def total(logits_RxLxC: jax.Array) -> jax.Array:
-        return jnp.sum(log_partitions(logits_RxLxC, found, scores))
+        return jnp.sum(log_partitions(logits_RxLxC, where, scores))
 
     return jax.grad(total)(jax.nn.log_softmax(logits_RxLxC))
+
+
+def _by_place(*arrays: jax.Array) -> list[jax.Array]:
+    """Moves the axis of positions to the front, for scans over it."""
+    return [array.swapaxes(0, 1) for array in arrays]

@@ -1,23 +1,22 @@
 """Decoder-only language models in Linen: Gemma 2 and 3, Llama 2 and 3, Qwen 2 to 3, Mistral.
 
-The architectures' choices are fields of `DecoderConfig`. Layers are unrolled: parameter paths name
-their layer, which is what regex tables and layer-wise decay match. Every RMSNorm stores its
-effective scale, one where nothing is scaled; checkpoints of scale - 1 are shifted on reading.
-`start` and `step` read one token at a time with the keys and values so far in a `Cache`, which is
-what models/generation.py loops over. Which checkpoint has which choices is known to
-models/pretrained/decoder.py; heads live in models/heads.py. Called through models/backbone.py.
+The architectures' choices are fields of `DecoderConfig`; models/pretrained/decoder.py reads them
+from checkpoints. Layers are unrolled: parameter paths name their layer, which regex tables and
+layer-wise decay match. Every RMSNorm stores its effective scale; checkpoints of scale - 1 are
+shifted on reading. models/generation.py writes with `start` and `step`, which read one token at a
+time with the keys and values so far in a `Cache`.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from models import layers
-from models.layers import Rope
+from models.layers import KeysValues, Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class DecoderConfig:
     """Shapes and choices of a decoder. Defaults are those of Gemma 3.
 
     Attributes:
-        model_type: of config.json, which family's checkpoints this is written as.
+        model_type: of config.json: the family as whose checkpoint this is written.
         vocab_size: V.
         width: D.
         num_layers: number of layers.
@@ -33,8 +32,8 @@ class DecoderConfig:
         num_kv_heads: K, a divisor of H.
         head_size: N, even; not tied to D / H.
         hidden: F, feed-forward width.
-        windows: for each layer the positions it sees, itself included; 0 is all. If bidirectional,
-            half a window on each side.
+        windows: for each layer how many positions it sees, the query's included; 0 is all. If
+            bidirectional, half a window on each side.
         ropes: for each layer its rotary positions.
         attention_scale: factor on query times key.
         embedding_scale: factor on the embeddings at the input; the output reads them unscaled.
@@ -48,8 +47,8 @@ class DecoderConfig:
         mlp_bias: biases of the feed-forward block.
         attention_cap: soft cap of attention scores; 0 is off.
         logit_cap: soft cap of the logits; 0 is off.
-        tied: the embedding is the output projection too; else 'lm_head' is.
-        bidirectional: positions see what follows them too, as in an encoder.
+        tied: the embedding is the output projection too, instead of 'lm_head'.
+        bidirectional: positions see later ones too, as in an encoder.
     """
 
     model_type: str = "gemma3_text"
@@ -78,29 +77,15 @@ class DecoderConfig:
     bidirectional: bool = False
 
     def __post_init__(self):
-        for name in ("windows", "ropes"):
-            if (found := len(getattr(self, name))) != self.num_layers:
-                raise ValueError(
-                    f"DecoderConfig.{name} has {found} entries for {self.num_layers} layers: give "
-                    "one each"
-                )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"DecoderConfig: {self.num_heads} heads can't share {self.num_kv_heads} key/value "
                 "heads evenly: num_kv_heads must divide num_heads"
             )
-        if self.activation not in layers.ACTIVATIONS:
-            raise ValueError(
-                f"DecoderConfig.activation is {self.activation!r}: choose from "
-                f"{list(layers.ACTIVATIONS)}"
-            )
-
-
-KeysValues = tuple[jax.Array, jax.Array]
 
 
 class Cache(NamedTuple):
-    """What decoding step by step remembers of B examples.
+    """State of step-by-step decoding of B examples.
 
     Attributes:
         layers: for each layer keys and values of M slots, 2 * [B, M, K, N]; a token's slot is its
@@ -124,53 +109,52 @@ class Attention(nn.Module):
         x_PxD: jax.Array,
         mask_RxLxM: jax.Array,
         rope: tuple[jax.Array, jax.Array],
-        past: KeysValues | None = None,
-        slots_RxL: jax.Array | None = None,
+        past: tuple[KeysValues, jax.Array] | None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """Maps [P, D] to [P, D], reading within rows of L positions, or of M slots of a cache.
 
         Args:
             x_PxD: hidden states of R rows of L positions.
-            mask_RxLxM: who reads what; M is L without `past`.
+            mask_RxLxM: who may read whom; M is L without `past`.
             rope: tables of the positions.
-            past: keys and values in a cache, each [R, M, K, N].
-            slots_RxL: where these positions' own go in it.
+            past: keys and values in a cache, each [R, M, K, N], and the slots [R, L] for these
+                positions; None without a cache.
 
         Returns:
             The output, and the cache with these positions, None without one.
         """
-        config = self.config
+        config, dtype = self.config, self.dtype
         rows, length, _ = mask_RxLxM.shape
 
         def project(name: str, heads: int) -> jax.Array:
             width, bias = heads * config.head_size, config.attention_bias
-            dense = nn.Dense(width, use_bias=bias, dtype=self.dtype, name=name)
+            dense = nn.Dense(width, use_bias=bias, dtype=dtype, name=name)
             return dense(x_PxD).reshape(rows, length, heads, config.head_size)
 
         query_RxLxHxN = project("query", config.num_heads)
-        key_RxLxKxN = project("key", config.num_kv_heads)
-        value_RxLxKxN = project("value", config.num_kv_heads)
+        key_RxMxKxN = project("key", config.num_kv_heads)
+        value_RxMxKxN = project("value", config.num_kv_heads)
         if config.query_key_norm:
-            query_RxLxHxN = rms_norm(config, self.dtype, "query_norm")(query_RxLxHxN)
-            key_RxLxKxN = rms_norm(config, self.dtype, "key_norm")(key_RxLxKxN)
-        key_RxMxKxN, value_RxMxKxN = layers.rotate(key_RxLxKxN, rope), value_RxLxKxN
+            query_RxLxHxN = rms_norm(config, dtype, name="query_norm")(query_RxLxHxN)
+            key_RxMxKxN = rms_norm(config, dtype, name="key_norm")(key_RxMxKxN)
+        query_RxLxHxN, key_RxMxKxN = (layers.rotate(x, rope) for x in (query_RxLxHxN, key_RxMxKxN))
+        cached = None
         if past is not None:
+            (old_keys, old_values), slots_RxL = past
             place = (jnp.arange(rows)[:, None], slots_RxL)
-            new = (key_RxMxKxN, value_RxMxKxN)
-            past = tuple(old.at[place].set(own) for old, own in zip(past, new, strict=True))
-            key_RxMxKxN, value_RxMxKxN = past
+            key_RxMxKxN = old_keys.at[place].set(key_RxMxKxN)
+            value_RxMxKxN = old_values.at[place].set(value_RxMxKxN)
+            cached = key_RxMxKxN, value_RxMxKxN
         mixed_RxLxHxN = layers.attend(
-            layers.rotate(query_RxLxHxN, rope),
+            query_RxLxHxN,
             key_RxMxKxN,
             value_RxMxKxN,
             mask_RxLxM,
             scale=config.attention_scale,
             cap=config.attention_cap,
         )
-        output = nn.Dense(
-            config.width, use_bias=config.output_bias, dtype=self.dtype, name="output"
-        )
-        return output(mixed_RxLxHxN.reshape(rows * length, -1)), past
+        output = nn.Dense(config.width, use_bias=config.output_bias, dtype=dtype, name="output")
+        return output(mixed_RxLxHxN.reshape(rows * length, -1)), cached
 
 
 class Layer(nn.Module):
@@ -182,49 +166,30 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_PxD: jax.Array,
-        mask_RxLxM: jax.Array,
-        rope: tuple[jax.Array, jax.Array],
-        deterministic: bool,
-        past: KeysValues | None = None,
-        slots_RxL: jax.Array | None = None,
+        self, x_PxD: jax.Array, deterministic: bool, *attended: Any
     ) -> tuple[jax.Array, KeysValues | None]:
-        """Maps [P, D] to [P, D]; cache and slots are those of `Attention`."""
-        config = self.config
-        attention = Attention(config, self.dtype, name="attention")
+        """Maps [P, D] to [P, D]; other arguments and the second result are those of `Attention`."""
+        config, dtype = self.config, self.dtype
+        attention = Attention(config, dtype, name="attention")
         mlp = layers.FeedForward(
-            config.hidden, config.activation, self.dtype, config.mlp_bias, name="mlp"
+            config.hidden, config.activation, dtype, config.mlp_bias, name="mlp"
         )
 
-        def norm(name: str, x_PxD: jax.Array) -> jax.Array:
-            return rms_norm(config, self.dtype, name)(x_PxD)
+        def before(name: str, x_PxD: jax.Array) -> jax.Array:
+            return rms_norm(config, dtype, name=f"pre_{name}_norm")(x_PxD)
 
-        def branch(name: str, y_PxD: jax.Array) -> jax.Array:
-            y_PxD = norm(name, y_PxD) if config.post_norms else y_PxD
+        def after(name: str, y_PxD: jax.Array) -> jax.Array:
+            if config.post_norms:
+                y_PxD = rms_norm(config, dtype, name=f"post_{name}_norm")(y_PxD)
             return nn.Dropout(self.dropout)(y_PxD, deterministic=deterministic)
 
-        y_PxD, past = attention(
-            norm("pre_attention_norm", x_PxD), mask_RxLxM, rope, past, slots_RxL
-        )
-        x_PxD += branch("post_attention_norm", y_PxD)
-        return x_PxD + branch("post_mlp_norm", mlp(norm("pre_mlp_norm", x_PxD))), past
+        y_PxD, cached = attention(before("attention", x_PxD), *attended)
+        x_PxD += after("attention", y_PxD)
+        return x_PxD + after("mlp", mlp(before("mlp", x_PxD))), cached
 
 
-class Decoder(nn.Module):
-    """A decoder; `logits` is its output projection, tied to the embedding or the part 'lm_head'.
-
-    Attributes:
-        config: shapes and choices.
-        dtype: of the computation; parameters are float32.
-        remat: recompute each layer in the backward pass instead of storing its activations.
-        dropout: rate behind the embeddings and in each residual branch (rng 'dropout').
-    """
-
-    config: DecoderConfig
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
-    dropout: float = 0.0
+class Decoder(layers.Backbone):
+    """A decoder; `logits` is its output projection, tied to the embedding or the part 'lm_head'."""
 
     PARTS: ClassVar[tuple[str, ...]] = ("lm_head",)
 
@@ -233,11 +198,8 @@ class Decoder(nn.Module):
         config = self.config
         self.embedder = layers.Embedder(config.vocab_size, config.width)
         self.embedding_dropout = nn.Dropout(self.dropout)
-        layer_class = nn.remat(Layer, static_argnums=(4,)) if self.remat else Layer
-        self.layer = [
-            layer_class(config, self.dtype, self.dropout) for _ in range(config.num_layers)
-        ]
-        self.final_norm = rms_norm(config, self.dtype, None)
+        self.layer = self.make_layers(Layer, config.num_layers)
+        self.final_norm = rms_norm(config, self.dtype)
         if not config.tied:
             self.lm_head = layers.vocabulary_head(config.vocab_size, self.dtype)
 
@@ -250,17 +212,17 @@ class Decoder(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Returns the hidden states behind the final norm, [R, L, D] in the compute dtype.
+        """Returns the hidden states after the final norm, [R, L, D] in the compute dtype.
 
         Args:
             tokens_RxL: int32; an id outside the vocabulary gives NaN, never another token's vector.
             positions_RxL: int32, restarting at 0 in each segment, 0 where padding.
             segments_RxL: int32, 0 where padding. Segments never attend to each other.
-            types_RxL: of no meaning to decoders.
+            types_RxL: ignored.
             deterministic: False applies dropout.
         """
         config, length = self.config, tokens_RxL.shape[1]
-        # A window that reaches over the row is none: 1 mask serves all layers of short rows.
+        # A window that is longer than the row hides nothing: one mask serves all layers then.
         reach = 2 * length if config.bidirectional else length
         windows = [window if window < reach else 0 for window in config.windows]
         masks = {
@@ -270,41 +232,39 @@ class Decoder(nn.Module):
             for window in set(windows)
         }
         masks = [masks[window] for window in windows]
-        hidden_RxLxD, _ = self._run(tokens_RxL, positions_RxL, masks, deterministic)
-        return hidden_RxLxD
+        return self._run(tokens_RxL, positions_RxL, masks, deterministic=deterministic)[0]
 
     def _run(
         self,
         tokens_RxL: jax.Array,
         positions_RxL: jax.Array,
         masks: Sequence[jax.Array],
-        deterministic: bool,
+        *,
         past: Sequence[KeysValues] | None = None,
+        deterministic: bool = True,
     ) -> tuple[jax.Array, tuple]:
-        """Returns hidden states and each layer's cache; slots in it are the positions."""
+        """Returns hidden states and each layer's cache, whose slots are the positions."""
         config = self.config
-        ropes = {
+        tables = {
             rope: layers.rope_tables(positions_RxL, config.head_size, rope)
             for rope in dict.fromkeys(config.ropes)
         }
-        # Positions are flattened because a weight gradient that contracts two axes is slow on CPU
-        # (123 against 178 GFLOP/s).
         x_PxD = self.embedder(tokens_RxL.reshape(-1)) * config.embedding_scale
         x_PxD = self.embedding_dropout(x_PxD.astype(self.dtype), deterministic=deterministic)
-        now = []
+        cache = []
         for i, (layer, mask, rope) in enumerate(zip(self.layer, masks, config.ropes, strict=True)):
-            cached = () if past is None else (past[i], positions_RxL)
-            x_PxD, keys_values = layer(x_PxD, mask, ropes[rope], deterministic, *cached)
-            now.append(keys_values)
-        return self.final_norm(x_PxD).reshape(*tokens_RxL.shape, config.width), tuple(now)
+            layer_past = None if past is None else (past[i], positions_RxL)
+            x_PxD, keys_values = layer(x_PxD, deterministic, mask, tables[rope], layer_past)
+            cache.append(keys_values)
+        return self.final_norm(x_PxD).reshape(*tokens_RxL.shape, config.width), tuple(cache)
 
     def start(
         self, tokens_BxL: jax.Array, lengths_B: jax.Array, *, length: int
     ) -> tuple[jax.Array, Cache]:
-        """Reads prompts, one a row, and makes room for `length` more tokens of each.
+        """Reads prompts, one a row, and reserves slots for `length` more tokens of each.
 
         Args:
-            tokens_BxL: int32; each row begins with its prompt, padding stands behind.
+            tokens_BxL: int32; each row begins with its prompt, followed by padding.
             lengths_B: int32, tokens of each prompt, at least 1.
             length: T.
 
@@ -324,7 +284,7 @@ class Decoder(nn.Module):
         empty = jnp.zeros(size, self.dtype)
         cache = Cache(((empty, empty),) * config.num_layers, jnp.zeros(batch, jnp.int32))
         positions_BxL = jnp.broadcast_to(jnp.arange(prompt), tokens_BxL.shape)
-        # What padding leaves behind a prompt is written over before anyone reads it.
+        # Slots filled by padding after a prompt are overwritten before any position reads them.
         hidden_BxLxD, cache = self._read(tokens_BxL, positions_BxL, cache)
         last_BxD = jnp.take_along_axis(hidden_BxLxD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
         return self.logits(last_BxD), cache._replace(lengths_B=lengths_B.astype(jnp.int32))
@@ -337,7 +297,7 @@ class Decoder(nn.Module):
     def _read(
         self, tokens_BxL: jax.Array, positions_BxL: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Returns hidden states of tokens at these positions, which read what is before them."""
+        """Returns hidden states of tokens at these positions, which read the slots before them."""
         slots_M = jnp.arange(cache.layers[0][0].shape[1])
         distance_BxLxM = positions_BxL[:, :, None] - slots_M
         masks = {
@@ -345,8 +305,8 @@ class Decoder(nn.Module):
             for window in set(self.config.windows)
         }
         masks = [masks[window] for window in self.config.windows]
-        hidden, layers_now = self._run(tokens_BxL, positions_BxL, masks, True, cache.layers)
-        return hidden, cache._replace(layers=layers_now)
+        hidden, keys_values = self._run(tokens_BxL, positions_BxL, masks, past=cache.layers)
+        return hidden, cache._replace(layers=keys_values)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, float32 [..., V], of hidden states [..., D] from `__call__`."""
@@ -354,10 +314,10 @@ class Decoder(nn.Module):
         return layers.soft_cap(project(hidden), self.config.logit_cap)
 
     def everything(self, *batch: jax.Array) -> None:
-        """Calls all submodules on what `__call__` takes, so that `init` makes all parameters."""
+        """Calls all submodules on the batch of `__call__`, so that `init` makes all parameters."""
         self.logits(self(*batch))
 
 
-def rms_norm(config: DecoderConfig, dtype: jnp.dtype, name: str | None) -> nn.RMSNorm:
+def rms_norm(config: DecoderConfig, dtype: jnp.dtype, name: str | None = None) -> nn.RMSNorm:
     """RMSNorm (1910.07467) over the last axis, computed in float32; parameter `scale`."""
     return nn.RMSNorm(epsilon=config.norm_epsilon, dtype=dtype, name=name)

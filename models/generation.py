@@ -1,9 +1,8 @@
 """Generation: the loops that feed a model its own tokens: greedy, drawn, or by beam search.
 
-The loops know of a model just a function that takes a cache and a token of each example and returns
+Of a model the loops need just a function that takes a cache and a token of each example and returns
 the logits of the next ones: `step` of models/decoder.py or models/t5.py. All is pure and meant to
-run under jit, compiled once for each shape of the prompts. Token ids only; texts are the
-tokeniser's. Called by tasks/generation.py, benchmarks and tests.
+run under jit, compiled once for each shape of the prompts. Token ids only, no texts.
 """
 
 import dataclasses
@@ -15,8 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.t5 import T5
-
 Step = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
 _NEVER = -1e30  # a score that no sequence has; finite, so that differences stay finite
 
@@ -26,17 +23,14 @@ class Decoding:
     """How tokens are chosen. Hashable, so that it can be static under jit.
 
     Attributes:
-        max_tokens: T, the most tokens of an example, its end included.
+        max_tokens: T, the maximum number of tokens of an example, its end included.
         end_ids: tokens that end an example; they are part of the result.
-        pad_id: stands behind the end.
+        pad_id: fills the places after the end.
         temperature: divides the logits before a token is drawn; 0 takes the likeliest.
-        top_k: draw among so many likeliest; 0 is all.
+        top_k: draw among this many likeliest tokens; 0 is all.
         top_p: and among the likeliest that together have this probability (1904.09751).
-        beams: sequences that beam search keeps; 1 is no search.
-        length_penalty: exponent of the length that a sequence's log probability is divided by.
-
-    Raises:
-        ValueError: a search with a temperature.
+        beams: sequences that beam search keeps, without a temperature; 1 is no search.
+        length_penalty: exponent of the length by which a sequence's log probability is divided.
     """
 
     max_tokens: int
@@ -48,12 +42,6 @@ class Decoding:
     beams: int = 1
     length_penalty: float = 1.0
 
-    def __post_init__(self):
-        if self.beams > 1 and self.temperature:
-            raise ValueError(
-                f"beams={self.beams} searches, temperature={self.temperature} draws: choose one"
-            )
-
 
 def choose(
     logits_BxV: jax.Array, decoding: Decoding, *, keys_B: jax.Array | None = None
@@ -63,7 +51,7 @@ def choose(
     Args:
         logits_BxV: float32.
         decoding: its temperature, top_k and top_p.
-        keys_B: of the draws; not needed at temperature 0.
+        keys_B: of the draws; unused at temperature 0.
 
     Returns:
         int32 [B].
@@ -77,7 +65,7 @@ def choose(
     if decoding.top_p < 1:
         sorted_BxV = jnp.sort(logits_BxV, axis=-1, descending=True)
         shares_BxV = jax.nn.softmax(sorted_BxV)
-        # A token stays if those before it have not reached the share: at least one does.
+        # A token stays if the likelier ones don't reach the share: at least one stays.
         stays_BxV = jnp.cumsum(shares_BxV, axis=-1) - shares_BxV < decoding.top_p
         least_Bx1 = jnp.min(jnp.where(stays_BxV, sorted_BxV, jnp.inf), axis=-1, keepdims=True)
         logits_BxV = jnp.where(logits_BxV < least_Bx1, -jnp.inf, logits_BxV)
@@ -85,67 +73,54 @@ def choose(
 
 
 def generate(
-    step: Step,
-    start: tuple[jax.Array, Any],
-    decoding: Decoding,
-    *,
-    keys_B: jax.Array | None = None,
+    step: Step, start: tuple[jax.Array, Any], decoding: Decoding, *, keys_B: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Generates until each example has ended, at most `decoding.max_tokens` each.
 
     Args:
         step: (cache, tokens_B) -> (logits_BxV of the next tokens, cache).
         start: logits_BxV of the first tokens, and the cache, with room for max_tokens - 1 steps.
-            Its arrays but scalars start with the axis of examples.
+            The first axis of its arrays, except scalars, is that of examples.
         decoding: how tokens are chosen.
-        keys_B: jax.random keys, one an example: what is drawn depends on an example's key and the
-            place alone, not on the other examples.
+        keys_B: jax.random keys, one an example, required with a temperature: the draws depend on an
+            example's key and the place alone, not on the other examples.
 
     Returns:
-        int32 [B, T], and the log probability of each under the model, float32 [B]; of beam search
+        int32 [B, T], and the log probability of each under the model, float32 [B]; with beam search
         divided by its length to the power of the penalty.
-
-    Raises:
-        ValueError: sampling was asked for without keys.
     """
-    if decoding.temperature and keys_B is None:
-        raise ValueError("temperatures above 0 need keys_B: one jax.random.key an example")
     if decoding.beams > 1:
         return _search(step, start, decoding)
     logits_BxV, cache = start
 
-    def pick(logits_BxV: jax.Array, place: jax.Array, ended_B: jax.Array) -> tuple:
+    def write(written: tuple, logits_BxV: jax.Array) -> tuple:
+        """Adds one token to each example, padding after its end."""
+        place, tokens_BxT, ended_B, score_B = written
         keys = None
         if decoding.temperature:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, place)
         next_B = choose(logits_BxV, decoding, keys_B=keys)
         gain_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), next_B[:, None], 1)[:, 0]
+        score_B += jnp.where(ended_B, 0, gain_B)
         next_B = jnp.where(ended_B, decoding.pad_id, next_B)
-        return next_B, jnp.where(ended_B, 0, gain_B), ended_B | _ends(next_B, decoding)
+        tokens_BxT = tokens_BxT.at[:, place].set(next_B)
+        return place + 1, tokens_BxT, ended_B | _ends(next_B, decoding), score_B
 
     def going_on(state: tuple) -> jax.Array:
-        place, _, _, ended_B, _, _ = state
+        (place, _, ended_B, _), _ = state
         return (place < decoding.max_tokens) & ~jnp.all(ended_B)
 
     def advance(state: tuple) -> tuple:
-        place, tokens_BxT, last_B, ended_B, score_B, cache = state
-        logits_BxV, cache = step(cache, last_B)
-        next_B, gain_B, ended_B = pick(logits_BxV, place, ended_B)
-        return (
-            place + 1,
-            tokens_BxT.at[:, place].set(next_B),
-            next_B,
-            ended_B,
-            score_B + gain_B,
-            cache,
-        )
+        written, cache = state
+        place, tokens_BxT, *_ = written
+        logits_BxV, cache = step(cache, tokens_BxT[:, place - 1])
+        return write(written, logits_BxV), cache
 
     count = len(logits_BxV)
-    first_B, score_B, ended_B = pick(logits_BxV, jnp.int32(0), jnp.zeros(count, bool))
-    tokens_BxT = jnp.full((count, decoding.max_tokens), decoding.pad_id, jnp.int32)
-    tokens_BxT = tokens_BxT.at[:, 0].set(first_B)
-    state = (jnp.int32(1), tokens_BxT, first_B, ended_B, score_B, cache)
-    _, tokens_BxT, _, _, score_B, _ = jax.lax.while_loop(going_on, advance, state)
+    blank_BxT = jnp.full((count, decoding.max_tokens), decoding.pad_id, jnp.int32)
+    written = (jnp.int32(0), blank_BxT, jnp.zeros(count, bool), jnp.zeros(count))
+    state = (write(written, logits_BxV), cache)
+    (_, tokens_BxT, _, score_B), _ = jax.lax.while_loop(going_on, advance, state)
     return tokens_BxT, score_B
 
 
@@ -158,7 +133,7 @@ def _search(
 ) -> tuple[jax.Array, jax.Array]:
     """Beam search: the best of the sequences that ended and of those cut off at T.
 
-    It stops where no sequence that goes on can become better than the best that has ended.
+    It stops when no unfinished sequence can become better than the best finished one.
     """
     logits_BxV, cache = start
     count, beams, length = len(logits_BxV), decoding.beams, decoding.max_tokens
@@ -173,23 +148,23 @@ def _search(
         return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, tree)
 
     def extend(state: tuple, log_BxKxV: jax.Array) -> tuple:
-        """Takes the best 2K continuations: among them are K that do not end."""
+        """Takes the best continuations; each beam has one ending per end id, so K don't end."""
         place, alive_BxKxT, scores_BxK, best_BxT, best_B, cache = state
         vocabulary = log_BxKxV.shape[-1]
         total_BxKV = (scores_BxK[:, :, None] + log_BxKxV).reshape(count, -1)
         wanted = beams * (1 + len(decoding.end_ids))
-        found_BxC, index_BxC = jax.lax.top_k(total_BxKV, min(wanted, total_BxKV.shape[1]))
+        top_BxC, index_BxC = jax.lax.top_k(total_BxKV, min(wanted, total_BxKV.shape[1]))
         parents_BxC, next_BxC = index_BxC // vocabulary, (index_BxC % vocabulary).astype(jnp.int32)
         grown_BxCxT = alive_BxKxT[rows_Bx1, parents_BxC].at[:, :, place].set(next_BxC)
         ended_BxC = _ends(next_BxC, decoding)
-        # The best that ends here, or that ended before.
-        ending_BxC = jnp.where(ended_BxC, by_length(found_BxC, place + 1), _NEVER)
+        # The best sequence that ends here, or that ended before.
+        ending_BxC = jnp.where(ended_BxC, by_length(top_BxC, place + 1), _NEVER)
         top_B = jnp.argmax(ending_BxC, axis=1)
         value_B = jnp.take_along_axis(ending_BxC, top_B[:, None], 1)[:, 0]
         better_B = value_B > best_B
         best_BxT = jnp.where(better_B[:, None], grown_BxCxT[jnp.arange(count), top_B], best_BxT)
-        # The K best that go on.
-        scores_BxK, kept_BxK = jax.lax.top_k(jnp.where(ended_BxC, _NEVER, found_BxC), beams)
+        # The K best unfinished sequences.
+        scores_BxK, kept_BxK = jax.lax.top_k(jnp.where(ended_BxC, _NEVER, top_BxC), beams)
         alive_BxKxT = grown_BxCxT[rows_Bx1, kept_BxK]
         parents_BxK = jnp.take_along_axis(parents_BxC, kept_BxK, 1)
         best_B = jnp.maximum(best_B, value_B)
@@ -208,24 +183,15 @@ def _search(
         return extend((*state[:-1], cache), log_BxKxV)
 
     alive_BxKxT = jnp.full((count, beams, length), decoding.pad_id, jnp.int32)
-    # At first all beams are one: only the first counts.
+    # At first all beams are equal: only the first counts.
     scores_BxK = jnp.where(jnp.arange(beams) == 0, 0.0, _NEVER) * jnp.ones((count, 1))
+    state = (jnp.int32(0), alive_BxKxT, scores_BxK, alive_BxKxT[:, 0], jnp.full(count, _NEVER))
     repeated = jax.tree.map(
         lambda leaf: jnp.repeat(leaf, beams, axis=0) if leaf.ndim else leaf, cache
     )
-    state = (
-        jnp.int32(0),
-        alive_BxKxT,
-        scores_BxK,
-        alive_BxKxT[:, 0],
-        jnp.full(count, _NEVER),
-        repeated,
-    )
     log_BxKxV = jnp.repeat(jax.nn.log_softmax(logits_BxV)[:, None], beams, axis=1)
-    state = extend(state, log_BxKxV)
-    place, alive_BxKxT, scores_BxK, best_BxT, best_B, _ = jax.lax.while_loop(
-        going_on, advance, state
-    )
+    state = jax.lax.while_loop(going_on, advance, extend((*state, repeated), log_BxKxV))
+    place, alive_BxKxT, scores_BxK, best_BxT, best_B, _ = state
     cut_B = jnp.where(place == length, by_length(scores_BxK[:, 0], length), _NEVER)
     tokens_BxT = jnp.where((cut_B > best_B)[:, None], alive_BxKxT[:, 0], best_BxT)
     return tokens_BxT, jnp.maximum(cut_B, best_B)
@@ -245,7 +211,7 @@ def generate_batch(
     Args:
         model: a Decoder, or a T5 with its decoder.
         params: its parameters, parts included; nested.
-        tokens_BxL: int32; each row begins with its prompt, padding stands behind.
+        tokens_BxL: int32; each row begins with its prompt, followed by padding.
         lengths_B: int32, tokens of each prompt, at least 1.
         decoding: how tokens are chosen.
         keys_B: see `generate`.
@@ -253,10 +219,7 @@ def generate_batch(
     Returns:
         int32 [B, T] and float32 [B], see `generate`.
     """
-
-    def call(method: Callable, *args: Any, **kwargs: Any) -> Any:
-        return model.apply({"params": params}, *args, method=method, **kwargs)
-
-    begin = T5.begin if isinstance(model, T5) else type(model).start
-    start = call(begin, tokens_BxL, lengths_B, length=decoding.max_tokens)
-    return generate(functools.partial(call, type(model).step), start, decoding, keys_B=keys_B)
+    call = functools.partial(model.apply, {"params": params})
+    start = call(tokens_BxL, lengths_B, length=decoding.max_tokens, method="start")
+    step = functools.partial(call, method="step")
+    return generate(step, start, decoding, keys_B=keys_B)

@@ -1,12 +1,11 @@
 """A backbone with the head of a task: pooling by segment, the classifier's head, heads from words.
 
-Heads see hidden states behind the last norm. Those of other tasks are beside this file, in
-token_heads.py, span_heads.py and language_heads.py; losses and metrics are in tasks/. Called by
-tasks/ and training/.
+Heads read hidden states after the last norm. Those of other tasks are in token_heads.py,
+span_heads.py and language_heads.py; losses and metrics are in tasks/.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,22 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.backbone import BackboneConfig, make_backbone
+from models.layers import Batch
 from models.t5 import T5Config
 
 POOLINGS = ("first", "last", "mean")
 
 # The final norm's weights are large (hidden states of Gemma 3 270M have RMS 4 to 11, with outliers
 # beyond 100), so that a head of usual variance starts at a loss near 9. This one starts within 0.1
-# of log C; so would zeros, but through them no gradient reaches the backbone in the first step.
+# of log C; so would zeros, but they pass no gradient to the backbone in the first step.
 HEAD_STDDEV = 1e-3
 
 
 def pool(
-    hidden_RxLxD: jax.Array,
-    segments_RxL: jax.Array,
-    *,
-    num_examples: int,
-    kind: Literal["first", "last", "mean"],
+    hidden_RxLxD: jax.Array, segments_RxL: jax.Array, *, num_examples: int, kind: str
 ) -> jax.Array:
     """Reduces each example's positions to one vector, wherever the layout put them.
 
@@ -50,12 +46,10 @@ def pool(
     if kind == "mean":
         count_Bx1 = jnp.sum(member_BxP, axis=1, keepdims=True)
         select_BxP = member_BxP / jnp.maximum(count_Bx1, 1)
-    elif kind in POOLINGS:
-        # The first position is where the running count is 1; the last is the first from behind.
+    else:
+        # The first position is where the running count is 1; the last is the first from the right.
         rank_BxP = jax.lax.cumsum(member_BxP.astype(jnp.int32), axis=1, reverse=kind == "last")
         select_BxP = member_BxP & (rank_BxP == 1)
-    else:
-        raise ValueError(f"config.model.pooling is {kind!r}: choose from {POOLINGS}")
     hidden_PxD = hidden_RxLxD.reshape(segments_P.shape[0], -1).astype(jnp.float32)
     return jnp.dot(select_BxP.astype(jnp.float32), hidden_PxD, precision=jax.lax.Precision.HIGHEST)
 
@@ -65,7 +59,7 @@ class Model(nn.Module):
 
     Attributes:
         config: of the backbone.
-        task_head: an unbound module, called as tasks.task.Task.head says.
+        task_head: an unbound module, see tasks.task.Task.head.
         hidden_dropout: of the backbone, while training.
         dtype: of the backbone's computation.
         remat: recompute each layer in the backward pass instead of storing its activations.
@@ -84,13 +78,11 @@ class Model(nn.Module):
         )
         self.head = self.task_head.clone(name="head", parent=self)
 
-    def __call__(
-        self, batch: Mapping[str, jax.Array], *, deterministic: bool
-    ) -> dict[str, jax.Array]:
+    def __call__(self, batch: Batch, *, deterministic: bool) -> dict[str, jax.Array]:
         """Returns the head's outputs for a batch of input_pipeline/batches/pipeline.py."""
         segments_RxL = batch["segments_RxL"]
         if isinstance(self.config, T5Config) and "is_target_RxL" in batch:
-            # Source and target share a segment: what is decoded is padding to the encoder.
+            # Source and target share a segment: the target is padding to the encoder.
             segments_RxL = jnp.where(batch["is_target_RxL"] > 0, 0, segments_RxL)
         hidden_RxLxD = self.backbone(
             batch["tokens_RxL"],
@@ -106,9 +98,9 @@ class ClassifierHead(nn.Module):
     """Pooling, dropout and a linear layer, to which features may add their logits.
 
     Parameters: 'kernel' [D, C], 'bias' [C] and, with features, 'feature_kernel' [K, C]. The last
-    starts as zeros: the model starts as the encoder alone. Both halves are linear, so that this is
-    a head on pooled output and features side by side, in two parameters that can have a learning
-    rate each.
+    starts as zeros: the model starts as the encoder alone. Since both are linear, this is one head
+    on the concatenation of pooled output and features, in two parameters with separate learning
+    rates.
 
     Attributes:
         num_classes: C.
@@ -118,8 +110,8 @@ class ClassifierHead(nn.Module):
         bias: whether the head has a bias.
         num_features: K; 0 is a head without features.
         sequences: token sequences per example, each of which has logits.
-        masks: K, of label words with pooling 'mask': 'kernel' then is [K, D, C], and reads what the
-            masked language model makes of each mask before its output vectors.
+        masks: K, of label words with pooling 'mask': 'kernel' then is [K, D, C], and reads the
+            vectors of each mask that the masked language model's output vectors score.
     """
 
     num_classes: int
@@ -132,39 +124,29 @@ class ClassifierHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        backbone: nn.Module,
-        hidden_RxLxD: jax.Array,
-        batch: Mapping[str, jax.Array],
-        *,
-        deterministic: bool,
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Batch, *, deterministic: bool
     ) -> dict[str, jax.Array]:
-        """Returns {'logits_BxC'}, float32; of several sequences per example B * K rows.
+        """Returns {'logits_BxC'}, float32; B * K rows for K sequences per example.
 
         Raises:
-            ValueError: there are other features than `num_features`, or none.
+            ValueError: the batch has another number of features than `num_features`.
         """
-        pooled_BxD = self.pool(backbone, hidden_RxLxD, batch)
-        drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        init = nn.initializers.normal(HEAD_STDDEV)
-        shape = (pooled_BxD.shape[-1], self.num_classes)
+        states, product = self.pool(backbone, hidden_RxLxD, batch), "bd,dc->bc"
         if self.masks:
-            states_BxKxD = backbone.before_logits(pooled_BxD.reshape(-1, self.masks, shape[0]))
-            states_BxKxD = drop(states_BxKxD.astype(jnp.float32))
-            kernel_KxDxC = self.param(
-                "kernel", init, (self.masks, states_BxKxD.shape[-1], self.num_classes)
-            )
-            logits_BxC = jnp.einsum("bkd,kdc->bc", states_BxKxD, kernel_KxDxC)
-        else:
-            logits_BxC = drop(pooled_BxD) @ self.param("kernel", init, shape)
+            states = backbone.before_logits(states.reshape(-1, self.masks, states.shape[-1]))
+            states, product = states.astype(jnp.float32), "bkd,kdc->bc"
+        states = nn.Dropout(self.dropout, deterministic=deterministic)(states)
+        init = nn.initializers.normal(HEAD_STDDEV)
+        kernel = self.param("kernel", init, (*states.shape[1:], self.num_classes))
+        logits_BxC = jnp.einsum(product, states, kernel)
         if self.bias:
             logits_BxC += self.param("bias", nn.initializers.zeros, (self.num_classes,))
         features_BxK = batch.get("features_BxK")
-        found = 0 if features_BxK is None else features_BxK.shape[-1]
-        if found != self.num_features:
+        count = 0 if features_BxK is None else features_BxK.shape[-1]
+        if count != self.num_features:
             raise ValueError(
-                f"the batch has {found} features per example, the model takes {self.num_features}: "
-                "pass what the run's fitted features make of the examples"
+                f"the batch has {count} features per example, the model takes {self.num_features}: "
+                "pass the outputs of the run's fitted features"
             )
         if features_BxK is not None:
             shape = (self.num_features, self.num_classes)
@@ -172,9 +154,7 @@ class ClassifierHead(nn.Module):
             logits_BxC += features_BxK.astype(jnp.float32) @ kernel_KxC
         return {"logits_BxC": logits_BxC}
 
-    def pool(
-        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Mapping[str, jax.Array]
-    ) -> jax.Array:
+    def pool(self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Batch) -> jax.Array:
         """Returns float32 [B, D], or [B * K, D] of K masks or sequences."""
         kind = "first" if self.pooling == "pooler" else self.pooling
         count = batch["weights_B"].shape[-1] * self.sequences
@@ -182,7 +162,7 @@ class ClassifierHead(nn.Module):
         if self.pooling == "mask":
             mask_RxL, kind = batch["mask_RxL"], "mean"
             segments_RxL = jnp.where(mask_RxL > 0, segments_RxL, 0)
-            if self.masks:  # each apart, as if it were an example
+            if self.masks:  # each separately, as if it were an example
                 numbers_RxL = (segments_RxL - 1) * self.masks + mask_RxL
                 segments_RxL, count = jnp.where(mask_RxL > 0, numbers_RxL, 0), count * self.masks
         pooled_BxD = pool(hidden_RxLxD, segments_RxL, num_examples=count, kind=kind)
@@ -190,21 +170,21 @@ class ClassifierHead(nn.Module):
             return pooled_BxD
         if "pooler" not in backbone.PARTS:
             raise ValueError(
-                f"config.model.pooling is 'pooler', which a {backbone.config.model_type} has none "
-                f"of: choose from {POOLINGS}"
+                f"config.model.pooling is 'pooler', but a {backbone.config.model_type} has no "
+                f"pooler: choose from {POOLINGS}"
             )
         return backbone.pooled(pooled_BxD).astype(jnp.float32)
 
 
 class OrdinalHead(ClassifierHead):
-    """One score per example, which thresholds cut into ordered classes (proportional odds).
+    """One score per example, divided into ordered classes by thresholds (proportional odds).
 
-    P(class > c) = sigmoid(score - threshold c). The thresholds ascend by their parametrisation, so
-    that the probabilities are rank-consistent as in CORAL (1901.07884) and those of the classes add
-    up to 1.
+    P(class > c) = sigmoid(score - threshold c). The parametrisation keeps the thresholds ascending,
+    so that the probabilities are rank-consistent as in CORAL (1901.07884) and those of the classes
+    add up to 1.
 
-    Parameters: those of a ClassifierHead of one column, without bias, and 'thresholds' [C - 1], as
-    `threshold_parameters` makes them.
+    Parameters: those of a ClassifierHead of one column, without bias, and 'thresholds' [C - 1], see
+    `threshold_parameters`.
 
     Attributes:
         num_levels: C; `num_classes` is 1 and `bias` False.
@@ -249,7 +229,7 @@ def label_word_kernel(
 
     Args:
         output_VxD: the output vectors: the tied embedding, unscaled, or the output layer's.
-        token_ids_per_label: pieces of each label's word; several are averaged.
+        token_ids_per_label: pieces of each label's word; the vectors of several are averaged.
 
     Returns:
         float32 [D, C].

@@ -1,139 +1,111 @@
 """Log probabilities of tokens, without ever holding the logits of all positions.
 
 A vocabulary of 262,144 pieces makes 1 GB of float32 logits out of 1,024 positions, and training
-holds several of them. Here they are made, used and dropped in chunks of positions. Positions at
-which nothing is asked cost nothing where they fill chunks: those that are asked come first.
+holds several such arrays. Here logits are made, used and dropped in chunks of positions. Positions
+with a target come first, and chunks without any are skipped.
 
-Heads without parameters of their own: the output projection is the backbone's, trained or not with
-it. Called by tasks/language_modelling.py and tasks/generation.py through models/heads.py.
+These heads have no parameters: the output projection is the backbone's, and trained with it or not.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models.layers import Batch
+from models.t5 import shift_right
+
 Project = Callable[[Any, jax.Array], jax.Array]
 _OUTPUT = ("embedder", "mlm_head", "lm_head")  # parameters that a backbone's `logits` reads
 
 
 class LanguageHead(nn.Module):
-    """Log probability of the token that is asked for at each position, and the likeliest token.
+    """Log probability of the target token at each position, and the likeliest token.
 
     Attributes:
-        chunk: positions whose logits are held at once.
+        chunk: number of positions whose logits are held at once.
     """
 
     chunk: int
 
     @nn.compact
     def __call__(
-        self,
-        backbone: nn.Module,
-        hidden_RxLxD: jax.Array,
-        batch: Mapping[str, jax.Array],
-        *,
-        deterministic: bool = True,
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Batch, *, deterministic: bool
     ) -> dict[str, jax.Array]:
-        """Returns {'log_probability_RxL' float32, 'best_RxL' int32}; zeros where nothing is asked.
+        """Returns {'log_probability_RxL' float32, 'best_RxL' int32}; zeros without a target.
 
         Args:
             backbone: bound, with `logits`.
-            hidden_RxLxD: behind the last norm.
-            batch: 'targets_RxL' is read: int32, 1 + the id that is asked for; 0 asks for none.
-            deterministic: of no meaning here.
+            hidden_RxLxD: after the last norm.
+            batch: 'targets_RxL' is read: int32, 1 + the target's id; 0 is no target.
+            deterministic: ignored.
         """
-        del deterministic
-        return _head_outputs(self, backbone, hidden_RxLxD, batch["targets_RxL"])
+        if self.is_initializing():
+            backbone.logits(hidden_RxLxD)  # bound, so that it makes its parameters
+        module = backbone.clone(parent=None, name=None)
+        params = {k: v for k, v in backbone.variables["params"].items() if k in _OUTPUT}
+
+        def project(params: Any, hidden_SxD: jax.Array) -> jax.Array:
+            return module.apply({"params": params}, hidden_SxD, method="logits")
+
+        scores_RxL, best_RxL = log_probabilities(
+            project, params, hidden_RxLxD, targets_RxL=batch["targets_RxL"], chunk=self.chunk
+        )
+        return {"log_probability_RxL": scores_RxL, "best_RxL": best_RxL}
 
 
-class Seq2SeqHead(nn.Module):
-    """LanguageHead of an encoder-decoder whose source and target share a segment, source first.
-
-    Attributes:
-        chunk: positions whose logits are held at once.
-    """
-
-    chunk: int
+class Seq2SeqHead(LanguageHead):
+    """LanguageHead of an encoder-decoder whose source and target share a segment, source first."""
 
     @nn.compact
     def __call__(
-        self,
-        backbone: nn.Module,
-        hidden_RxLxD: jax.Array,
-        batch: Mapping[str, jax.Array],
-        *,
-        deterministic: bool = True,
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Batch, *, deterministic: bool
     ) -> dict[str, jax.Array]:
         """Returns what LanguageHead does.
 
         Args:
             backbone: bound, with `decode` and `logits`.
             hidden_RxLxD: of the encoder, to which targets are padding.
-            batch: tokens, positions, segments; 'is_target_RxL', int32, 1 where a token is of a
-                target; 'targets_RxL' as of LanguageHead: at a target's token 1 + its own id.
+            batch: tokens, positions, segments; 'is_target_RxL', int32, 1 where a token belongs to a
+                target; 'targets_RxL' as for LanguageHead: at a target's token 1 + its own id.
             deterministic: False applies dropout in the decoder.
         """
         segments_RxL, is_target_RxL = batch["segments_RxL"], batch["is_target_RxL"] > 0
         target_segments_RxL = jnp.where(is_target_RxL, segments_RxL, 0)
+        start_id = backbone.config.start_id
         decoded_RxLxD = backbone.decode(
-            shift_targets(
-                batch["tokens_RxL"], target_segments_RxL, start_id=backbone.config.start_id
-            ),
-            batch["positions_RxL"],  # distances and order are all that is read of them
+            shift_right(batch["tokens_RxL"], target_segments_RxL, start_id=start_id),
+            batch["positions_RxL"],  # only their order and distances matter
             target_segments_RxL,
             hidden_RxLxD,
             jnp.where(is_target_RxL, 0, segments_RxL),
             deterministic=deterministic,
         )
-        return _head_outputs(self, backbone, decoded_RxLxD, batch["targets_RxL"])
-
-
-def shift_targets(
-    tokens_RxL: jax.Array, target_segments_RxL: jax.Array, *, start_id: int
-) -> jax.Array:
-    """Returns what a decoder reads to predict the targets that lie between sources.
-
-    Args:
-        tokens_RxL: int32.
-        target_segments_RxL: int32, 0 where no target is.
-        start_id: what each target's first token is predicted from.
-    """
-
-    def previous(x_RxL: jax.Array) -> jax.Array:
-        return jnp.pad(x_RxL, ((0, 0), (1, 0)))[:, :-1]
-
-    first_RxL = target_segments_RxL != previous(target_segments_RxL)
-    return jnp.where(first_RxL, start_id, previous(tokens_RxL))
+        return super().__call__(backbone, decoded_RxLxD, batch, deterministic=deterministic)
 
 
 def log_probabilities(
-    project: Project,
-    params: Any,
-    hidden_RxLxD: jax.Array,
-    *,
-    targets_RxL: jax.Array,
-    chunk: int,
+    project: Project, params: Any, hidden_RxLxD: jax.Array, *, targets_RxL: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """Scores tokens in chunks of positions; the gradient's memory is bounded as well.
 
-    A chunk takes the same number of positions of each row, so that rows may lie on different
-    devices. Within a row the positions that are asked come first, and chunks without any are
-    skipped: of masked language models, five of six.
+    A chunk holds the same number of positions of each row, so that rows may be on different
+    devices. Within a row the positions with a target come first, and chunks without any are
+    skipped: five of six for masked language models.
 
     Args:
         project: (params, hidden [S, D]) -> float32 logits [S, V].
-        params: what `project` reads; a tree of floats.
+        params: of `project`; a tree of floats.
         hidden_RxLxD: hidden states.
-        targets_RxL: int32, 1 + the token; 0 asks for none.
-        chunk: positions whose logits are held at once; at least one of each row are.
+        targets_RxL: int32, 1 + the token; 0 is no target.
+        chunk: number of positions whose logits are held at once, but at least one of each row.
 
     Returns:
-        Log probability [R, L], float32, and the likeliest token [R, L], int32; zeros where nothing
-        is asked.
+        Log probability [R, L], float32, and the likeliest token [R, L], int32; zeros without a
+        target.
     """
     rows, length, _ = hidden_RxLxD.shape
     step = min(length, max(1, chunk // rows))
@@ -153,7 +125,7 @@ def log_probabilities(
 
     hidden_KxSxD = chunks(jnp.take_along_axis(hidden_RxLxD, order_RxL[:, :, None], axis=1))
     targets_KxS = chunks(jnp.take_along_axis(targets_RxL, order_RxL, axis=1))
-    # Traced here, for the backward pass comes when interceptors of Linen's methods have gone.
+    # Traced here, since in the backward pass Linen's method interceptors are no longer active.
     project, _ = jax.closure_convert(project, params, jnp.zeros_like(hidden_KxSxD[0]))
     scores_KxS, best_KxS = _chunked(project, params, hidden_KxSxD, targets_KxS)
     return whole(scores_KxS), whole(best_KxS)
@@ -173,9 +145,9 @@ def _chunked(
 def _chunked_forward(
     project: Project, params: Any, hidden_KxSxD: Any, targets_KxS: Any
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
-    """Also takes the gradient of each position's score by its hidden state, while logits are there.
+    """Also computes the gradient of each position's score by its hidden state from the same logits.
 
-    Where the projection is frozen that is all, and its logits are never made a second time.
+    With a frozen projection that is all, and its logits are never made a second time.
     """
     trained = any(leaf.perturbed for leaf in jax.tree.leaves(params, is_leaf=_is_primal))
     params = jax.tree.map(lambda leaf: leaf.value, params, is_leaf=_is_primal)
@@ -195,7 +167,7 @@ def _chunked_forward(
 
 
 def _chunked_backward(project: Project, kept: tuple, gradients: tuple) -> tuple:
-    """Multiplies the slopes; what `params` get takes the logits once more, chunk by chunk."""
+    """Multiplies the slopes; for the gradient of `params` logits are made again, by chunk."""
     params, hidden_KxSxD, targets_KxS, slopes_KxSxD = kept
     gradient_KxS = gradients[0]
     if isinstance(gradient_KxS, jax.custom_derivatives.SymbolicZero):
@@ -229,7 +201,7 @@ def _is_primal(leaf: Any) -> bool:
 
 
 def _if_asked(score: Callable, hidden_SxD: jax.Array, targets_S: jax.Array) -> Any:
-    """Calls `score`, or returns zeros for a chunk in which nothing is asked."""
+    """Calls `score`, or returns zeros for a chunk without a target."""
     shapes = jax.eval_shape(score, hidden_SxD, targets_S)
 
     def nothing(*_: jax.Array) -> Any:
@@ -241,27 +213,10 @@ def _if_asked(score: Callable, hidden_SxD: jax.Array, targets_S: jax.Array) -> A
 def _scores(
     project: Project, params: Any, hidden_SxD: jax.Array, targets_S: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Log probabilities of the targets, zero where there is none, and the likeliest tokens."""
+    """Returns log probabilities of the targets, zero without one, and the likeliest tokens."""
     # Replaced here, not multiplied below: 0 * NaN of padding would reach the gradient.
     logits_SxV = project(params, jnp.where(targets_S[:, None] > 0, hidden_SxD, 0))
     chosen_Sx1 = jnp.take_along_axis(logits_SxV, jnp.maximum(targets_S - 1, 0)[:, None], axis=1)
     scores_S = chosen_Sx1[:, 0] - jax.nn.logsumexp(logits_SxV, axis=1)
     best_S = jnp.argmax(logits_SxV, axis=1).astype(jnp.int32)
     return jnp.where(targets_S > 0, scores_S, 0.0), jnp.where(targets_S > 0, best_S, 0)
-
-
-def _head_outputs(
-    head: nn.Module, backbone: nn.Module, hidden_RxLxD: jax.Array, targets_RxL: jax.Array
-) -> dict[str, jax.Array]:
-    if head.is_initializing():
-        backbone.logits(hidden_RxLxD)  # bound, so that it makes its parameters
-    module = backbone.clone(parent=None, name=None)
-    params = {k: v for k, v in backbone.variables["params"].items() if k in _OUTPUT}
-
-    def project(params: Any, hidden_SxD: jax.Array) -> jax.Array:
-        return module.apply({"params": params}, hidden_SxD, method="logits")
-
-    scores_RxL, best_RxL = log_probabilities(
-        project, params, hidden_RxLxD, targets_RxL=targets_RxL, chunk=head.chunk
-    )
-    return {"log_probability_RxL": scores_RxL, "best_RxL": best_RxL}

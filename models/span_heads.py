@@ -2,12 +2,11 @@
 
 The score of class c for the span from position i to j is q_i . k_j / sqrt(N), which all classes
 share, with rotary positions in q and k, plus a score of c for i as a start and one for j as a stop.
-So nothing of size R * C * L * L is ever held: the loss and the search go through the classes one by
-one, in memory of R * L * L, as attention has it for one head; 44 classes on 8 rows of 384 would
-else take 208 MB in each of several places. Called by tasks/tagging.py.
+The loss and the search go through the classes one by one, in memory of R * L * L, as one attention
+head needs: an array of R * C * L * L for 44 classes on 8 rows of 384 would take 208 MB, several
+times.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from models.heads import HEAD_STDDEV
-from models.layers import Rope, rope_tables, rotate
+from models.layers import Batch, Rope, rope_tables, rotate
 
-_NEVER = -1e9  # of spans that are none: finite, and beyond what any score is
+_NEVER = -1e9  # the score of invalid spans: finite, and below any real score
 
 
 class SpanHead(nn.Module):
@@ -36,15 +35,9 @@ class SpanHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        backbone: nn.Module,
-        hidden_RxLxD: jax.Array,
-        batch: Mapping[str, jax.Array],
-        *,
-        deterministic: bool,
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Batch, *, deterministic: bool
     ) -> dict[str, jax.Array]:
         """Returns {'queries_RxLxN', 'keys_RxLxN', 'starts_RxLxC', 'stops_RxLxC'}, float32."""
-        del backbone
         rows, length, width = hidden_RxLxD.shape
         zeros, both, pair = nn.initializers.zeros, 2 * self.size, 2 * self.num_labels
         kernel_Dx2N = self.param("kernel", nn.initializers.normal(HEAD_STDDEV), (width, both))
@@ -68,8 +61,8 @@ class _Spans(NamedTuple):
     """The scores of all spans, in parts, and where examples lie.
 
     Attributes:
-        shared_RxLxL: what the classes share; _NEVER for what is no span of asked positions.
-        starts_CxRxL, stops_CxRxL: what is added.
+        shared_RxLxL: the term shared by the classes; _NEVER for invalid spans.
+        starts_CxRxL, stops_CxRxL: the terms of each class.
         member_BxP: bool, the positions of each example.
         rows_B, firsts_B: its row, and its first position in it.
     """
@@ -83,10 +76,7 @@ class _Spans(NamedTuple):
 
 
 def _spans(
-    outputs: Mapping[str, jax.Array],
-    asked_RxL: jax.Array,
-    segments_RxL: jax.Array,
-    num_examples: int,
+    outputs: Batch, asked_RxL: jax.Array, segments_RxL: jax.Array, num_examples: int
 ) -> _Spans:
     parts = {
         # Replaced before anything is computed: 0 * NaN would reach the gradient.
@@ -111,13 +101,10 @@ def _spans(
 
 
 def span_losses(
-    outputs: Mapping[str, jax.Array],
-    spans_BxKx3: jax.Array,
-    asked_RxL: jax.Array,
-    segments_RxL: jax.Array,
+    outputs: Batch, spans_BxKx3: jax.Array, asked_RxL: jax.Array, segments_RxL: jax.Array
 ) -> jax.Array:
-    """The multi-label loss of the paper: for each class log(1 + sum of exp(score)) over the spans
-    that are not of it, plus log(1 + sum of exp(-score)) over those that are; the mean of classes.
+    """Returns the multi-label loss of the paper, the mean over classes: log(1 + sum of exp(score))
+    over the spans of other classes, plus log(1 + sum of exp(-score)) over those of the class.
 
     Args:
         outputs: of SpanHead.
@@ -129,40 +116,36 @@ def span_losses(
     Returns:
         float32 [B].
     """
-    found = _spans(outputs, asked_RxL, segments_RxL, len(spans_BxKx3))
+    scores = _spans(outputs, asked_RxL, segments_RxL, len(spans_BxKx3))
     begins_BxK, ends_BxK, labels_BxK = jnp.moveaxis(spans_BxKx3, -1, 0)
-    begins_BxK, ends_BxK = (found.firsts_B[:, None] + part for part in (begins_BxK, ends_BxK))
-    rows_BxK = jnp.broadcast_to(found.rows_B[:, None], begins_BxK.shape)
+    begins_BxK, ends_BxK = (scores.firsts_B[:, None] + part for part in (begins_BxK, ends_BxK))
+    places = scores.rows_B[:, None], begins_BxK, ends_BxK
 
-    @jax.checkpoint  # else the backward pass would keep R * C * L * L after all
+    @jax.checkpoint  # otherwise the backward pass would keep R * C * L * L
     def loss_of(at: tuple) -> jax.Array:
         starts_RxL, stops_RxL, label = at
-        scores_RxLxL = found.shared_RxLxL + starts_RxL[:, :, None] + stops_RxL[:, None, :]
-        true_BxK = labels_BxK == label
-        places = rows_BxK, begins_BxK, ends_BxK
-        own_BxK = jnp.where(true_BxK, -scores_RxLxL[places], _NEVER)
-        # Of a label's own spans there is no other score: the least wins, whatever the order.
-        others_RxLxL = scores_RxLxL.at[places].min(jnp.where(true_BxK, _NEVER, jnp.inf))
-        others_P = jax.nn.logsumexp(others_RxLxL, axis=2).reshape(-1)
-        others_B = jax.nn.logsumexp(jnp.where(found.member_BxP, others_P, _NEVER), axis=1)
-        return jax.nn.softplus(others_B) + jax.nn.softplus(jax.nn.logsumexp(own_BxK, axis=1))
+        scores_RxLxL = scores.shared_RxLxL + starts_RxL[:, :, None] + stops_RxL[:, None, :]
+        positive_BxK = labels_BxK == label
+        positives_BxK = jnp.where(positive_BxK, -scores_RxLxL[places], _NEVER)
+        # The minimum takes the positive spans out of the negative ones, whatever the order.
+        negatives_RxLxL = scores_RxLxL.at[places].min(jnp.where(positive_BxK, _NEVER, jnp.inf))
+        negatives_P = jax.nn.logsumexp(negatives_RxLxL, axis=2).reshape(-1)
+        negatives_B = jax.nn.logsumexp(jnp.where(scores.member_BxP, negatives_P, _NEVER), axis=1)
+        positives_B = jax.nn.logsumexp(positives_BxK, axis=1)
+        return jax.nn.softplus(negatives_B) + jax.nn.softplus(positives_B)
 
-    labels_C = 1 + jnp.arange(len(found.starts_CxRxL))
-    return jnp.mean(jax.lax.map(loss_of, (found.starts_CxRxL, found.stops_CxRxL, labels_C)), axis=0)
+    labels_C = 1 + jnp.arange(len(scores.starts_CxRxL))
+    classes = (scores.starts_CxRxL, scores.stops_CxRxL, labels_C)
+    return jnp.mean(jax.lax.map(loss_of, classes), axis=0)
 
 
 def best_spans(
-    outputs: Mapping[str, jax.Array],
-    asked_RxL: jax.Array,
-    segments_RxL: jax.Array,
-    *,
-    num_examples: int,
-    count: int,
+    outputs: Batch, asked_RxL: jax.Array, segments_RxL: jax.Array, *, num_examples: int, count: int
 ) -> tuple[jax.Array, jax.Array]:
     """Finds the spans with the highest scores of each example, exactly.
 
-    The K best lie among the K pairs of start and class whose best stop is highest, so that only
-    those are looked through: memory is R * L * L + B * K * L + B * L * C.
+    The K best are among the K pairs of start and class with the highest best stop, so that only
+    those are searched: memory is R * L * L + B * K * L + B * L * C.
 
     Args:
         outputs: of SpanHead.
@@ -173,31 +156,30 @@ def best_spans(
 
     Returns:
         spans_BxKx3 int32 (first token, last token, both counted in the example, class), and
-        scores_BxK float32, best first; above 0 is found, far below where an example has fewer.
+        scores_BxK float32, best first; above 0 is predicted, far below 0 if an example has fewer.
     """
-    found = _spans(outputs, asked_RxL, segments_RxL, num_examples)
-    length = asked_RxL.shape[1]
-    shared, starts, stops = found.shared_RxLxL, found.starts_CxRxL, found.stops_CxRxL
+    parts = _spans(outputs, asked_RxL, segments_RxL, num_examples)
+    shared, starts, stops, length = *parts[:3], asked_RxL.shape[1]
 
     def highest(stops_RxL: jax.Array) -> jax.Array:
         return jnp.max(shared + stops_RxL[:, None, :], axis=2)
 
     highest_CxRxL = starts + jax.lax.map(highest, stops)
-    own_BxL = found.member_BxP.reshape(num_examples, -1, length).any(axis=1)
-    highest_BxCxL = jnp.where(
-        own_BxL[:, None], highest_CxRxL[:, found.rows_B].swapaxes(0, 1), _NEVER
-    )
+    member_BxL = parts.member_BxP.reshape(num_examples, -1, length).any(axis=1)
+    highest_BxCxL = highest_CxRxL[:, parts.rows_B].swapaxes(0, 1)
+    highest_BxCxL = jnp.where(member_BxL[:, None], highest_BxCxL, _NEVER)
     pairs = min(count, highest_BxCxL[0].size)
     _, chosen_BxK = jax.lax.top_k(highest_BxCxL.reshape(num_examples, -1), pairs)
     classes_BxK, begins_BxK = chosen_BxK // length, chosen_BxK % length
-    rows_Bx1 = found.rows_B[:, None]
+    rows_Bx1 = parts.rows_B[:, None]
     scores_BxKxL = shared[rows_Bx1, begins_BxK] + stops[classes_BxK, rows_Bx1]
     scores_BxKxL += starts[classes_BxK, rows_Bx1, begins_BxK][..., None]
-    scores_BxKxL = jnp.where(own_BxL[:, None], scores_BxKxL, _NEVER)
+    scores_BxKxL = jnp.where(member_BxL[:, None], scores_BxKxL, _NEVER)
     flat_BxM = scores_BxKxL.reshape(num_examples, -1)
     scores_BxK, best_BxK = jax.lax.top_k(flat_BxM, min(count, flat_BxM.shape[1]))
-    begins_BxK = jnp.take_along_axis(begins_BxK, best_BxK // length, axis=1)
-    classes_BxK = jnp.take_along_axis(classes_BxK, best_BxK // length, axis=1)
-    firsts_Bx1 = found.firsts_B[:, None]
-    parts = begins_BxK - firsts_Bx1, best_BxK % length - firsts_Bx1, classes_BxK
-    return jnp.stack(parts, axis=-1).astype(jnp.int32), scores_BxK
+    pairs_BxK = best_BxK // length
+    begins_BxK = jnp.take_along_axis(begins_BxK, pairs_BxK, axis=1)
+    classes_BxK = jnp.take_along_axis(classes_BxK, pairs_BxK, axis=1)
+    firsts_Bx1 = parts.firsts_B[:, None]
+    spans = begins_BxK - firsts_Bx1, best_BxK % length - firsts_Bx1, classes_BxK
+    return jnp.stack(spans, axis=-1).astype(jnp.int32), scores_BxK

@@ -1,15 +1,14 @@
 """The head of tagging: scores of each position's tags, and of chains of tags.
 
-Losses and the reading of tags are in models/crf.py. Called by tasks/tagging.py.
+Losses and decoding are in models/crf.py.
 """
-
-from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from models.heads import HEAD_STDDEV
+from models.layers import Batch
 
 
 class TokenHead(nn.Module):
@@ -17,7 +16,7 @@ class TokenHead(nn.Module):
 
     Parameters: 'kernel' [D, C] and 'bias' [C]; with `chain` also 'transitions' [C, C] (from, to),
     'starts' and 'ends' [C] of a conditional random field. These start as zeros, which is the
-    softmax of each position; they want a larger rate than the backbone in optimizer.lr_table.
+    softmax of each position; they need a larger rate than the backbone in optimizer.lr_table.
 
     Attributes:
         num_tags: C.
@@ -31,16 +30,10 @@ class TokenHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        backbone: nn.Module,
-        hidden_RxLxD: jax.Array,
-        batch: Mapping[str, jax.Array],
-        *,
-        deterministic: bool,
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Batch, *, deterministic: bool
     ) -> dict[str, jax.Array]:
         """Returns {'logits_RxLxC'} float32, and 'transitions', 'starts' and 'ends': zeros without
         `chain`."""
-        del backbone, batch
         rows, length, width = hidden_RxLxD.shape
         count, zeros = self.num_tags, nn.initializers.zeros
         hidden_PxD = hidden_RxLxD.reshape(-1, width).astype(jnp.float32)

@@ -1,8 +1,7 @@
-"""Turns predictions into what a person reads: tables, JSON, lists of errors.
+"""Tables, JSON and lists of errors that a person reads, from scores and what results.json holds.
 
-The numbers come from evaluation/metrics.py. The main job calls `write_results` once, after it has
-opened the test split; the other modes write and show with the rest. `markdown_table` makes the
-table of the README.
+The numbers come from evaluation/. Cells are text, one function for the console, the page and the
+model card alike.
 """
 
 import json
@@ -21,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation import significance
-from evaluation.metrics import Metric, Scores, paired_difference, summarise
+from evaluation.metrics import Metric, Scores, summarise
 from input_pipeline.eta import working
 from input_pipeline.files import write_json, write_jsonl
 from reporting import figures
@@ -39,8 +38,8 @@ READABLE_CLASSES = 20  # of a confusion matrix that people look at
 MATRIX_CLASSES = 100  # of one that is stored whole, and how many confusions are stored of more
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
-CHOICE_COLUMNS = ("loss", "behind the best")
-_Shown = Mapping[str, Any]  # of a Metric: name, title, scale, digits
+Shown = Mapping[str, Any]  # how a metric is shown; see `shown`
+Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]  # columns and rows of a table
 
 
 def write_results(
@@ -58,14 +57,14 @@ def write_results(
     """Writes results.json and curves.png into the workdir and prints the results.
 
     Args:
-        workdir: where metrics.jsonl lies.
+        workdir: holds metrics.jsonl.
         scores: row name -> scores on the split, in the order of the table. The closing sentences
             are about the last, the model that the run ends with.
         floor: the row that it is compared with first, if it is there.
         fingerprints: of the splits and of what else the numbers depend on.
         split: name of the split that the numbers are about.
         metric: what chose the model.
-        integration: as of workflows.integrate.integrate.Integration.results, or None.
+        integration: 'integration' of results.json, or None.
         leaked_ids: examples with a copy in another split; a second number leaves them out.
         extra: more JSON-ready facts to keep.
 
@@ -76,13 +75,16 @@ def write_results(
         ValueError: if the rows are not about the same examples.
     """
     workdir, last = Path(workdir), list(scores)[-1]
+    # What a person would ask about: the floor, other trainings, and the model before integration.
+    titles = {floor: floor} | {row: f"the {row}" for row in (ENCODER, TEACHER, ALL_EXAMPLES)}
+    titles |= {row: f"the {row} model" for row in (FINETUNED, BOTH)}
     with working("Comparing the models"):
-        comparisons = _compare_last(scores, floor, metric, split)
+        comparisons = significance.compare_last(scores, titles, metric, split=split)
     results = {
-        "conclusion": "\n".join(each["sentence"] for each in comparisons),
+        "conclusion": "\n".join(comparison["sentence"] for comparison in comparisons),
         "models": {name: summarise_with_leaks(row, leaked_ids) for name, row in scores.items()},
         "comparisons": comparisons,
-        "minus_baseline": _gains(scores, comparisons[0]) if comparisons else {},
+        "minus_baseline": significance.gains(scores, comparisons[0]) if comparisons else {},
         "fingerprints": fingerprints,
         "split": split,
         "metric": metric.name,
@@ -92,8 +94,8 @@ def write_results(
         "integration": integration,
         **extra,
     }
-    figures.save_curves(workdir, metric=metric, integration=integration)
-    write_json(workdir / "results.json", results)  # last: its presence says that the run is done
+    figures.save_curves(workdir, metric=shown(metric), integration=integration)
+    write_json(workdir / "results.json", results)  # last: its presence marks the run as finished
     return show_results(workdir)
 
 
@@ -117,7 +119,7 @@ def _compact(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a summary that stays small with many classes, in its members too.
 
     The confusion matrix, C x C numbers, becomes 'confusions': the most frequent ones as [class,
-    predicted class, count]. What is known of each class keeps four decimals.
+    predicted class, count]. The numbers of each class keep four decimals.
     """
     compact = {
         key: _compact(value) if isinstance(value, Mapping) and "per_class" in value else value
@@ -129,8 +131,10 @@ def _compact(summary: Mapping[str, Any]) -> dict[str, Any]:
     if matrix := compact.pop("confusion_matrix", None):
         wrong_CxC = np.array(matrix) * (1 - np.eye(len(labels), dtype=int))
         order = np.argsort(-wrong_CxC, axis=None, kind="stable")[:MATRIX_CLASSES]
-        cells = [(*divmod(cell, len(labels)), int(wrong_CxC.flat[cell])) for cell in order]
-        compact["confusions"] = [[labels[i], labels[j], count] for i, j, count in cells if count]
+        pairs = zip(*np.unravel_index(order, wrong_CxC.shape), strict=True)
+        compact["confusions"] = [
+            [labels[i], labels[j], int(wrong_CxC[i, j])] for i, j in pairs if wrong_CxC[i, j]
+        ]
     compact["per_class"] = {
         label: {key: value and round(value, 4) for key, value in row.items()}
         for label, row in compact["per_class"].items()
@@ -138,51 +142,8 @@ def _compact(summary: Mapping[str, Any]) -> dict[str, Any]:
     return compact
 
 
-def show_summary(scores: Scores, name: str) -> None:
-    """Prints the metrics of the model `name`, and what is known of each class."""
-    summary, metrics = summarise(scores), [shown(metric) for metric in scores.metrics]
-    tables = [table(*cells({name: summary}, metrics))]
-    per_class, confusion = scores.detail.get("per_class"), scores.detail.get("confusion_matrix")
-    if per_class and len(per_class) > READABLE_CLASSES:
-        confusion = None
-    if per_class:
-        rows = [
-            (
-                label,
-                *(f"{100 * found[key]:.1f}" for key in ("precision", "recall", "f1")),
-                f"{found['support']:,}",
-                *(f"{count:,}" for count in (confusion[i] if confusion else ())),
-            )
-            for i, (label, found) in enumerate(per_class.items())
-        ]
-        columns = ("class", "precision, %", "recall, %", "F1, %", "examples")
-        predicted = (f"as {label}" for label in per_class if confusion)
-        tables.append(table((*columns, *predicted), rows))
-    show(*tables)
-
-
-def show_curve(curve: Sequence[Mapping[str, float]], alpha: float, metric: Metric) -> None:
-    """Prints what decides between the pretrained and the fine-tuned weights."""
-    points = [
-        (
-            f"{p['alpha']:g}",
-            *choice_cells(p, shown(metric)),
-            "chosen" if p["alpha"] == alpha else "",
-        )
-        for p in curve
-    ]
-    show(table(("alpha", metric.title, *CHOICE_COLUMNS, ""), points))
-
-
-def markdown_table(results: Mapping[str, Any]) -> str:
-    """The results table in Markdown, for a README, from what results.json holds."""
-    columns, rows = cells(results["models"], results["metrics"])
-    head = [columns, ("---", *["---:"] * (len(columns) - 1))]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [*head, *rows])
-
-
 def environment() -> str:
-    """Says what computed: packages and devices."""
+    """Returns what computed: packages and devices."""
     devices = jax.devices()
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return (
@@ -191,80 +152,47 @@ def environment() -> str:
 
 
 def write_errors(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Writes the wrong ones among `records` as JSONL, the most confident first.
+    """Writes the wrong ones among `records` as JSONL, the most confident first; returns how many.
 
-    Those on top are as often wrong labels as wrong predictions: worth reading.
+    Those on top are as often wrong labels as wrong predictions.
 
     Args:
         path: the file.
-        records: as tasks.task.Task.describe yields, with 'wrong' and 'confidence' where the truth
-            is known; the others are neither right nor wrong.
-
-    Returns:
-        How many are wrong.
+        records: from tasks.task.Task.describe, with 'wrong' and 'confidence' where the truth is
+            known; the others are neither right nor wrong.
     """
-    wrong = [dict(record) for record in records if record.get("wrong")]
-    wrong.sort(key=lambda record: -record["confidence"])
-    return write_jsonl(path, wrong)
+    wrong = [record for record in records if record.get("wrong")]
+    return write_jsonl(path, sorted(wrong, key=lambda record: -record["confidence"]))
 
 
-def _compare_last(
-    scores: Mapping[str, Scores], floor: str, metric: Metric, split: str
-) -> list[dict[str, Any]]:
-    """Returns the last row against the floor and the models that a person would ask about.
-
-    Each is as of significance.correct, with 'first', 'second' (the rows) and 'sentence'.
-    """
-    last, names = list(scores)[-1], {floor: floor}
-    names |= {row: f"the {row}" for row in (ENCODER, TEACHER, ALL_EXAMPLES)}
-    names |= {row: f"the {row} model" for row in (FINETUNED, BOTH)}  # of one that is integrated
-    others = [row for row in names if row in scores and row != last]
-    metrics = [_comparable(scores[last], scores[other], metric) for other in others]
-    compared = significance.correct(
-        [
-            significance.compare([scores[last]], [scores[other]], each)
-            for other, each in zip(others, metrics, strict=True)
-        ]
-    )
-    for found, other, each in zip(compared, others, metrics, strict=True):
-        found |= {"first": last, "second": other}
-        found["sentence"] = significance.sentence(
-            found, each, first=f"the {last} model", second=names[other], split=split
-        )
-    return compared
+def show_summary(scores: Scores, name: str) -> None:
+    """Prints the metrics of the model `name`, and the numbers of each class."""
+    tables = [cells({name: summarise(scores)}, [shown(metric) for metric in scores.metrics])]
+    if per_class := scores.detail.get("per_class"):
+        columns, rows = class_cells(per_class)
+        matrix = scores.detail.get("confusion_matrix")
+        if matrix and len(per_class) <= READABLE_CLASSES:
+            columns += tuple(f"as {label}" for label in per_class)
+            counts = [tuple(f"{count:,}" for count in line) for line in matrix]
+            rows = [row + more for row, more in zip(rows, counts, strict=True)]
+        tables.append((columns, rows))
+    show(*(table(*part) for part in tables))
 
 
-def _gains(
-    scores: Mapping[str, Scores], compared: Mapping[str, Any]
-) -> dict[str, dict[str, float]]:
-    """Returns the difference of every row to the one that a comparison is about."""
-    name, other = compared["metric"], compared["second"]
-    return {
-        row: paired_difference(each, scores[other], metric=name)
-        for row, each in scores.items()
-        if row != other and name in each.statistics
-    }
+def show_candidates(rows: Sequence[Mapping[str, Any]], chosen: str, metric: Metric) -> None:
+    """Prints the candidates of integration.candidates.choose."""
+    _show_choice(*candidate_cells(rows, shown(metric)), chosen)
 
 
-def _comparable(first: Scores, second: Scores, metric: Metric) -> Metric:
-    """Returns the metric that chose the model or, where one row lacks it, the first that both have.
-
-    Raises:
-        ValueError: there is none.
-    """
-    both = [m for m in (metric, *first.metrics) if {m.name} <= first.statistics.keys()]
-    for candidate in both:
-        if candidate.name in second.statistics:
-            return candidate
-    raise ValueError(
-        f"{sorted(first.statistics)} and {sorted(second.statistics)} have no metric in common"
-    )
+def show_curve(curve: Sequence[Mapping[str, float]], alpha: float, metric: Metric) -> None:
+    """Prints what decides between the pretrained and the fine-tuned weights."""
+    rows = [(f"{point['alpha']:g}", *choice_cells(point, shown(metric))) for point in curve]
+    _show_choice(("alpha", metric.title, *_CHOICE), rows, f"{alpha:g}")
 
 
-def shown(metric: Metric) -> dict[str, Any]:
-    """Returns how a metric is shown; JSON-ready."""
-    names = ("name", "title", "scale", "digits", "shown", "higher_is_better")
-    return {name: getattr(metric, name) for name in names}
+def _show_choice(columns: Sequence[str], rows: Iterable[tuple[str, ...]], chosen: str) -> None:
+    marked = [(*row, "chosen" if row[0] == chosen else "") for row in rows]
+    show(table((*columns, ""), marked))
 
 
 def show(*parts: Table | str) -> None:
@@ -276,62 +204,110 @@ def show(*parts: Table | str) -> None:
         console.print(part, soft_wrap=isinstance(part, str), highlight=False, markup=False)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Returns a console table; all columns but the first hold numbers."""
-    found = Table(box=box.SIMPLE)
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, text: int = 1) -> Table:
+    """Returns a console table; all columns but the first `text` hold numbers."""
+    drawn = Table(box=box.SIMPLE)
     for index, column in enumerate(columns):
-        found.add_column(Text(column), justify="right" if index else "left")
+        drawn.add_column(Text(column), justify="left" if index < text else "right")
     for row in rows:
-        found.add_row(*map(Text, row))  # labels may look like markup
-    return found
+        drawn.add_row(*map(Text, row))  # labels may look like markup
+    return drawn
 
 
-def cells(
-    models: Mapping[str, Mapping[str, Any]], metrics: Sequence[_Shown]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Returns the columns of the results table and the cells of its rows, one per model."""
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """Returns the results table in Markdown, from what results.json holds."""
+    columns, rows = cells(results["models"], results["metrics"])
+    head = [columns, ("---", *["---:"] * (len(columns) - 1))]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [*head, *rows])
+
+
+def shown(metric: Metric) -> dict[str, Any]:
+    """Returns how a metric is shown; JSON-ready."""
+    names = ("name", "title", "scale", "digits", "shown", "higher_is_better")
+    return {name: getattr(metric, name) for name in names}
+
+
+def cells(models: Mapping[str, Mapping[str, Any]], metrics: Sequence[Shown]) -> Cells:
+    """Returns the results table, a row per model."""
     metrics = [metric for metric in metrics if metric["shown"]]
-    leaks = any("leak_free" in summary for summary in models.values())
-    some = metrics[:2]  # of the leak-free part
-    columns = ("model", *(metric["title"] for metric in metrics), "examples")
-    if leaks:
-        first, *rest = (metric["title"] for metric in some)
-        columns += (f"without leaks: {first}", *rest, "examples")
-    rows = []
-    for name, summary in models.items():
-        row = [name, *_row(summary, metrics)]
-        if leaks:
-            row += _row(summary["leak_free"], some)
-        rows.append(tuple(row))
-    return columns, rows
+    columns = ["model", *(metric["title"] for metric in metrics), "examples"]
+    rows = [[name, *_row(summary, metrics)] for name, summary in models.items()]
+    if any("leak_free" in summary for summary in models.values()):
+        few = metrics[:2]
+        columns += ["without leaks: " + few[0]["title"], *(m["title"] for m in few[1:]), "examples"]
+        for row, summary in zip(rows, models.values(), strict=True):
+            row += _row(summary["leak_free"], few)
+    return tuple(columns), list(map(tuple, rows))
 
 
-def _row(summary: Mapping[str, Any], metrics: Sequence[_Shown]) -> list[str]:
-    """The cells of some metrics, empty where a model has none, and the number of examples."""
-    known = [metric for metric in metrics if metric["name"] in summary]
-    cells = [cell(summary[m["name"]], m) if m in known else "" for m in metrics]
-    return [*cells, f"{summary[known[0]['name']]['count']:,}" if known else ""]
+def _row(summary: Mapping[str, Any], metrics: Sequence[Shown]) -> list[str]:
+    """Returns a cell per metric, empty where a model has none, and the number of examples."""
+    known = [summary[metric["name"]] for metric in metrics if metric["name"] in summary]
+    values = [cell(summary[m["name"]], m) if m["name"] in summary else "" for m in metrics]
+    return [*values, f"{known[0]['count']:,}" if known else ""]
 
 
-def cell(estimate: Mapping[str, Any], metric: _Shown) -> str:
-    """Value ± standard error, which is left out where it does not exist."""
-    if estimate["value"] is None or not math.isfinite(estimate["value"]):
+def class_cells(per_class: Mapping[str, Mapping[str, Any]]) -> Cells:
+    """Returns the table of the classes, from 'per_class' of a summary."""
+    rows = [
+        (
+            label,
+            # Files of older versions hold no errors.
+            *(
+                number(row[share], row.get(f"{share}_error"), scale=100, digits=1)
+                for share in ("precision", "recall", "f1")
+            ),
+            f"{row['support']:,}",
+        )
+        for label, row in per_class.items()
+    ]
+    return ("class", "precision, %", "recall, %", "F1, %", "examples"), rows
+
+
+def cell(estimate: Mapping[str, Any], metric: Shown) -> str:
+    """Returns an estimate of a metric as value ± standard error."""
+    scale, digits = metric["scale"], metric["digits"]
+    return number(estimate["value"], estimate["standard_error"], scale=scale, digits=digits)
+
+
+def number(
+    value: float | None, error: float | None = None, *, scale: float = 1, digits: int = 3
+) -> str:
+    """Returns value ± error; '' for a value, and no ±, where a number is None or not finite."""
+    value, error = (scale * (math.nan if x is None else x) for x in (value, error))
+    if not math.isfinite(value):
         return ""
-    text = f"{metric['scale'] * estimate['value']:.{metric['digits']}f}"
-    error = estimate["standard_error"]
-    known = error is not None and math.isfinite(error)
-    return f"{text} ± {metric['scale'] * error:.{metric['digits']}f}" if known else text
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
 
 
-def choice_cells(row: Mapping[str, Any], metric: _Shown) -> tuple[str, str, str]:
-    """Value, loss and distance from the best of what integration chose among.
+_CHOICE = ("loss", "behind the best")
+
+
+def choice_cells(row: Mapping[str, Any], metric: Shown) -> tuple[str, str, str]:
+    """Returns value, loss and distance from the best of what integration chose among.
 
     The distance is of the loss where the task has one (integration/interpolation.py).
     """
     loss = row.get("loss")  # absent in runs that chose by the metric
-    behind = {"value": row["behind_best"], "standard_error": row["behind_best_error"]}
-    decides = metric if loss is None else {"scale": 1.0, "digits": 4}
-    return cell(row, metric), "" if loss is None else f"{loss:.4f}", cell(behind, decides)
+    form = {"scale": metric["scale"], "digits": metric["digits"]} if loss is None else {"digits": 4}
+    behind = number(row["behind_best"], row["behind_best_error"], **form)
+    return cell(row, metric), number(loss, digits=4), behind
+
+
+def candidate_cells(rows: Sequence[Mapping[str, Any]], metric: Shown) -> Cells:
+    """Returns the table of 'candidates' of results.json."""
+    costs = ("evaluations", "seconds", "inference cost")
+    lines = [
+        (
+            row["name"],
+            *choice_cells(row, metric),
+            f"{row['evaluations']}",
+            f"{row['seconds']:.1f}",
+            f"{row['inference_cost']}",
+        )
+        for row in rows
+    ]
+    return ("candidate", metric["title"], *_CHOICE, *costs), lines
 
 
 def short_names(folders: Iterable[Path]) -> dict[Path, str]:
@@ -345,41 +321,41 @@ def short_names(folders: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
+def short_fingerprint(fingerprint: str) -> str:
+    """Returns the start of a fingerprint, or of each of those of several tasks."""
+    return " ".join(part[:12] for part in fingerprint.split(" "))
+
+
 def run_titles(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names groups of runs that differ in their seed alone, each by its first folder."""
+    """Returns names of groups of runs that differ in their seed alone, by their first folders."""
     firsts = [Path(row["workdirs"][0]) for row in rows]
     names = short_names(firsts)
-    titles = []
-    for first, row in zip(firsts, rows, strict=True):
-        more = row["count"] - 1
-        titles.append(names[first] + f" and {more} more seed{'s' * (more > 1)}" * (more > 0))
-    return titles
+    more = [row["count"] - 1 for row in rows]
+    return [
+        names[first] + f" and {n} more seed{'s' * (n > 1)}" * (n > 0)
+        for first, n in zip(firsts, more, strict=True)
+    ]
 
 
-def run_cells(
-    rows: Sequence[Mapping[str, Any]], metric: Mapping[str, Any]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Returns columns and cells of the table of groups.
+def run_cells(rows: Sequence[Mapping[str, Any]], metric: Shown) -> Cells:
+    """Returns the table of groups of runs.
 
     Args:
         rows: 'runs' of comparison.json.
-        metric: as of `shown`.
+        metric: see `shown`.
     """
-
-    def number(value: float | None, error: float | None = None) -> str:
-        return cell({"value": value, "standard_error": error}, metric)
-
-    found = [
+    form = {"scale": metric["scale"], "digits": metric["digits"]}
+    lines = [
         (
             title,
             ", ".join(f"{key}={value}" for key, value in row["differs"].items()),
             str(row["count"]),
-            number(row["mean"], row["standard_error"]),
-            number(row["deviation"]),
-            " to ".join(map(number, row["interval"] or ())),
+            number(row["mean"], row["standard_error"], **form),
+            number(row["deviation"], **form),
+            " to ".join(number(bound, **form) for bound in row["interval"] or ()),
             str(row["test_openings"]),
         )
         for title, row in zip(run_titles(rows), rows, strict=True)
     ]
     columns = ("run", "what differs", "seeds", metric["title"], "deviation over seeds")
-    return (*columns, "95 % interval of the mean", "looks at the test split"), found
+    return (*columns, "95 % interval of the mean", "looks at the test split"), lines

@@ -1,7 +1,7 @@
 """Scores as a file beside the results, so that runs can be compared without their models.
 
-One .npz holds, of every row of a results table, the examples' ids, a digest of their true answers
-and the statistics of each metric. Written by workflows/finish.py, read by comparison.py.
+One .npz holds, for every row of a results table, the examples' ids, a digest of their true answers
+and the statistics of each metric.
 """
 
 import functools
@@ -17,7 +17,7 @@ import numpy as np
 from evaluation.metrics import Metric, Scores
 from input_pipeline.files import replacing
 
-_ROOMS = ("evaluation.", "tasks.")  # modules that metrics may come from
+_FOLDERS = ("evaluation.", "tasks.")  # modules that metrics may come from
 
 
 def write_scores(path: str | Path, scores: Mapping[str, Scores]) -> None:
@@ -27,16 +27,16 @@ def write_scores(path: str | Path, scores: Mapping[str, Scores]) -> None:
         path: an .npz file.
         scores: row name -> scores.
     """
-    path, header, arrays = Path(path), {}, {}
-    for row, (name, found) in enumerate(scores.items()):
-        metrics = [metric for metric in found.metrics if metric.name in found.statistics]
+    header, arrays = {}, {}
+    for number, (name, row) in enumerate(scores.items()):
+        metrics = [metric for metric in row.metrics if metric.name in row.statistics]
         header[name] = {
             "metrics": [metric._asdict() | {"value": _name(metric.value)} for metric in metrics],
-            "truth": found.truth,
+            "truth": row.truth,
         }
-        arrays[f"{row}/ids"] = found.ids_N
+        arrays[f"{number}/ids"] = row.ids_N
         for column, metric in enumerate(metrics):
-            arrays[f"{row}/{column}"] = found.statistics[metric.name]
+            arrays[f"{number}/{column}"] = row.statistics[metric.name]
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
 
@@ -45,40 +45,33 @@ def read_scores(path: str | Path) -> dict[str, Scores]:
     """Reads what `write_scores` wrote.
 
     Raises:
-        ValueError: the file is another's, or names a metric that is not there.
+        ValueError: the file is another's, or names a metric that does not exist.
         OSError: it could not be read.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            return {
-                name: Scores(
-                    tuple(
-                        Metric(**metric | {"value": _function(metric["value"])})
-                        for metric in found["metrics"]
-                    ),
-                    file[f"{row}/ids"],
-                    {
-                        metric["name"]: file[f"{row}/{column}"]
-                        for column, metric in enumerate(found["metrics"])
-                    },
-                    truth=found["truth"],
-                )
-                for row, (name, found) in enumerate(header.items())
-            }
+            rows = enumerate(json.loads(str(file["header"])).items())
+            return {name: _row(file, number, facts) for number, (name, facts) in rows}
     except (KeyError, AttributeError, zipfile.BadZipFile, ImportError) as error:
         raise ValueError(
-            f"{path} does not hold scores that this version knows ({error}): write them anew with "
+            f"{path} does not hold scores that this version knows ({error}): write them again with "
             "--mode=test"
         ) from None
+
+
+def _row(file: Mapping[str, np.ndarray], number: int, facts: Mapping[str, Any]) -> Scores:
+    values = [metric | {"value": _function(metric["value"])} for metric in facts["metrics"]]
+    metrics = tuple(Metric(**metric) for metric in values)
+    statistics = {metric.name: file[f"{number}/{i}"] for i, metric in enumerate(metrics)}
+    return Scores(metrics, file[f"{number}/ids"], statistics, truth=facts["truth"])
 
 
 def _name(value: Any) -> Any:
     """Names a function, with the arguments that are bound to it; what is JSON stays."""
     if isinstance(value, functools.partial):
-        return {"function": _name(value.func), "arguments": [_name(each) for each in value.args]}
+        return {"function": _name(value.func), "arguments": _name(value.args)}
     if isinstance(value, list | tuple):
-        return [_name(each) for each in value]
+        return [_name(item) for item in value]
     if callable(value):
         return {"function": f"{value.__module__}:{value.__qualname__}"}
     return value
@@ -87,17 +80,12 @@ def _name(value: Any) -> Any:
 def _function(value: Any) -> Any:
     """The reverse of `_name`."""
     if isinstance(value, list):
-        return [_function(each) for each in value]
+        return [_function(item) for item in value]
     if not isinstance(value, dict):
         return value
-    function = value["function"]
-    if isinstance(function, str):
-        module, _, name = function.partition(":")
-        if not module.startswith(_ROOMS):
-            raise AttributeError(f"{function} is not one of its metrics")
-        function = getattr(importlib.import_module(module), name)
-    else:
-        function = _function(function)
-    if "arguments" not in value:
-        return function
-    return functools.partial(function, *(_function(each) for each in value["arguments"]))
+    if "arguments" in value:
+        return functools.partial(_function(value["function"]), *_function(value["arguments"]))
+    module, _, name = value["function"].partition(":")
+    if not module.startswith(_FOLDERS):
+        raise AttributeError(f"{value['function']} is not one of its metrics")
+    return getattr(importlib.import_module(module), name)

@@ -3,21 +3,57 @@
 import importlib
 from typing import Any
 
-_TASKS = {
-    "classification": "Classification",
-    "tagging": "Tagging",
-    "reading_comprehension": "ReadingComprehension",
-    "multiple_choice": "MultipleChoice",
-    "masked_language_modelling": "MaskedLanguageModelling",
-    "causal_language_modelling": "CausalLanguageModelling",
-    "span_corruption": "SpanCorruption",
-    "generation": "Generation",
-    "multi_task": "MultiTask",
+from ml_collections import ConfigDict
+
+# config.task, of classification with config.classification.kind: module and class.
+_CLASSES = {
+    "classification/single": "classification.Classification",
+    "classification/multi": "multi_label.MultiLabel",
+    "classification/regression": "regression.Regression",
+    "classification/ordinal": "ordinal.Ordinal",
+    "classification/hierarchical": "hierarchical.Hierarchical",
+    "tagging": "tagging.Tagging",
+    "reading_comprehension": "reading_comprehension.ReadingComprehension",
+    "multiple_choice": "multiple_choice.MultipleChoice",
+    "masked_language_modelling": "language_modelling.MaskedLanguageModelling",
+    "causal_language_modelling": "language_modelling.CausalLanguageModelling",
+    "span_corruption": "language_modelling.SpanCorruption",
+    "generation": "generation.Generation",
+    "multi_task": "multi_task.MultiTask",
 }
-KINDS = tuple(_TASKS)  # of config.task
+KINDS = tuple(dict.fromkeys(name.partition("/")[0] for name in _CLASSES))  # of config.task
 
 
-def task_class(kind: str) -> type[Any]:
-    """Returns the class of a kind of task, a tasks.task.Task."""
-    name = "language_modelling" if "modelling" in kind or kind == "span_corruption" else kind
-    return getattr(importlib.import_module(f"tasks.{name}"), _TASKS[kind])
+def all_classes() -> dict[str, type[Any]]:
+    """Returns the class of each kind of task, classification by its kinds."""
+    return {name: _load(name) for name in _CLASSES}
+
+
+def task_class(config: ConfigDict) -> type[Any]:
+    """Returns the class of the config's task, a tasks.task.Task, which declares what it can do."""
+    return _load(_name(config))
+
+
+def require(config: ConfigDict, ability: str, knob: str) -> Any:
+    """Returns what the config's task declares of an ability, such as 'EXPORT'.
+
+    Raises:
+        ValueError: the task does not have it, which `knob` asks for.
+    """
+    if declared := getattr(task_class(config), ability):
+        return declared
+    able = ", ".join(name for name, kind in all_classes().items() if getattr(kind, ability))
+    raise ValueError(
+        f"{knob}: found the task {_name(config)!r}, expected one of {able} (config.task, of "
+        "classification with config.classification.kind): leave it out"
+    )
+
+
+def _name(config: ConfigDict) -> str:
+    kind = f"/{config.classification.kind}" if config.task == "classification" else ""
+    return config.task + kind
+
+
+def _load(name: str) -> type[Any]:
+    module, class_name = _CLASSES[name].split(".")
+    return getattr(importlib.import_module(f"tasks.{module}"), class_name)

@@ -1,7 +1,6 @@
 """Classification where labels are paths in a tree, such as 娱乐/电影.
 
-Here: the loss over the levels of the tree and a metric for each. The rest is that of
-classification.py, which chooses this for config.classification.kind='hierarchical'.
+Here: the loss over the levels of the tree and a metric for each. All else is in classification.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +26,14 @@ class Hierarchical(Classification):
         nodes_LxC: at each level, the number of the node that each label lies under.
     """
 
+    BOUND = (*Classification.BOUND, "classification.separator")
+    EXPORT = ""
+    REVIEW = False
+    SELF_TRAINING = False
     OPTIONS = ("class_weights",)
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
-        """Takes what Classification.__init__ does.
+        """Builds the tree, and metrics with the accuracy of each level above the label.
 
         Raises:
             ValueError: also for labels of one level only.
@@ -50,18 +53,13 @@ class Hierarchical(Classification):
         )
         # Where a level parts nothing from a label's node, its loss would be counted twice.
         sizes_LxC = (self.nodes_LxC[:, :, None] == self.nodes_LxC[:, None]).sum(axis=-1)
-        self._counted_LxC = np.concatenate(
-            [np.ones((1, self.size)), np.diff(sizes_LxC, axis=0) < 0]
-        ).astype(np.float32)
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """Those of Classification, about the label, and the accuracy of each level above it."""
-        levels = [
+        splits_LxC = np.diff(sizes_LxC, axis=0) < 0
+        self._counted_LxC = np.concatenate([np.ones((1, self.size)), splits_LxC]).astype(np.float32)
+        above = [
             Metric(f"accuracy_{level}", f"accuracy of level {level}, %", mean, scale=100, digits=1)
-            for level in range(1, len(self.nodes_LxC))
+            for level in range(1, depth)
         ]
-        return (ACCURACY, *levels, MACRO_F1, *METRICS, LOSS)
+        self.metrics = (ACCURACY, *above, MACRO_F1, *METRICS, LOSS)
 
     def losses(self, logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
         """Returns the sum over the levels of minus log of the true node's probability."""
@@ -74,7 +72,7 @@ class Hierarchical(Classification):
     def statistics(
         self, labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Returns the statistics of each metric; a level is told right by the predicted label."""
+        """Returns the statistics of each metric; the predicted label decides every level."""
         statistics = super().statistics(labels_N, classes_N, log_probabilities_NxC)
         losses_N = np.zeros(len(labels_N))
         for level, (nodes_C, counted_C) in enumerate(
@@ -85,8 +83,7 @@ class Hierarchical(Classification):
                 log_probabilities_NxC, axis=1, b=is_under_NxC
             )
             statistics[f"accuracy_{level}"] = one_each(nodes_C[labels_N] == nodes_C[classes_N])
-        statistics["loss"] = one_each(losses_N)
-        return {metric.name: statistics[metric.name] for metric in self.metrics}
+        return statistics | {"loss": one_each(losses_N)}
 
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
         """Yields what Classification does, and 'path', the predicted nodes from the root down."""

@@ -1,7 +1,7 @@
-"""Heads that start from words: what a language model would say stands for the labels.
+"""Heads that start from words: the language model's own words stand for the labels.
 
-Here: which ids the words have, whether they fit model and template, and the head's first
-parameters. Not here: the head (models/heads.py). Called by classification.py.
+Here: the token ids of the words, whether they fit model and template, and the head's first
+parameters. The head itself is in models/heads.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def piece_ids(
     if not known or len({tuple(pieces) for pieces in ids}) < len(ids):
         raise ValueError(
             f"config.model.label_words: the tokeniser makes {ids} of {words}; give each label a "
-            "word that it knows and tells apart from the others"
+            "word that it knows, with pieces of its own"
         )
     masks, lengths = config.data.template.count(MASK), [len(pieces) for pieces in ids]
     if masked and set(lengths) != {masks}:
@@ -64,8 +64,8 @@ def start(
     """Returns the head's parameters that start from the model's own output vectors.
 
     Args:
-        heads: as drawn; 'head/kernel' tells by its shape whether masks are read.
-        params: as of Task.start_head.
+        heads: as initialised; 'head/kernel' has three axes if each mask is read apart.
+        params: see Task.start_head.
         ids: as `piece_ids` returned.
     """
     output_VxD = params["embedder"]["embedding"]

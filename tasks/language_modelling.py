@@ -1,11 +1,11 @@
-"""Language modelling on one's own text: masked (BERT), causal (decoders), span corruption (T5).
+"""Language modelling on your own text: masked (BERT), causal (decoders), span corruption (T5).
 
 Here: what each kind asks for. Not here: what they share (language_task.py), how tokens and spans
 are drawn (input_pipeline/batches/masking.py).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,37 +27,33 @@ from tasks.task import Chunk, Targets, rows_of
 class MaskedLanguageModelling(LanguageModelling):
     """Tokens or words are masked anew in each epoch, and filled in (1810.04805)."""
 
-    POSITIONS = ("tokens_RxL", "targets_RxL")
+    positions = ("tokens_RxL", "targets_RxL")
+    parts = ("mlm_head",)
     BACKBONE = BertConfig
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
         """Also refuses a tokeniser without a mask."""
         super().__init__(config, labels, **parts)
-        self.OFFSETS = config.language.whole_words
+        self.offsets = config.language.whole_words
         if self.tokenizer.mask_id < 0:
             raise ValueError(
                 "config.task='masked_language_modelling', but the tokeniser has no mask: leave "
                 "config.tokenizer.model empty, to use the checkpoint's own"
             )
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The output layer."""
-        return ("mlm_head",)
-
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Masks; whole words, if they are asked for and data.words stored them."""
         words = chunk.examples.words if self.config.language.whole_words else None
-        units_P = np.arange(len(encoded.tokens))
-        if words is not None:
-            if list(chunk.examples.texts_N[chunk.indices_B]) != list(chunk.texts_B):
-                raise ValueError(
-                    "config.language.whole_words masks the words of the stored texts, which "
-                    "config.augmentation changes: set its rates to 0, or whole_words to False"
-                )
+        if words is None:
+            starts_P = np.repeat(encoded.starts_B, encoded.lengths_B)
+            units_P = np.arange(len(encoded.tokens)) - starts_P
+        elif list(chunk.examples.texts_N[chunk.indices_B]) == list(chunk.texts_B):
             units_P = masking.word_of_tokens(encoded, words.take(chunk.indices_B))
         else:
-            units_P -= np.repeat(encoded.starts_B, encoded.lengths_B)
+            raise ValueError(
+                "config.language.whole_words masks the words of the stored texts, which "
+                "config.augmentation changes: set its rates to 0, or whole_words to False"
+            )
         tokens, targets = masking.mask_tokens(
             encoded.tokens,
             encoded.lengths_B,
@@ -66,7 +62,7 @@ class MaskedLanguageModelling(LanguageModelling):
             share=self.config.language.mask_share,
             mask_id=self.tokenizer.mask_id,
             vocab_size=self.tokenizer.vocab_size,
-            draws=self._draws(chunk),
+            draws=self.draws(chunk),
         )
         return Targets({"tokens_RxL": tokens, "targets_RxL": targets}, {})
 
@@ -74,8 +70,9 @@ class MaskedLanguageModelling(LanguageModelling):
 class CausalLanguageModelling(LanguageModelling):
     """Each token of a text is predicted from those before it in its window."""
 
-    METRICS = (*surprisal.BITS, *surprisal.OF_TOKENS)
+    metrics = (*surprisal.BITS, *surprisal.OF_TOKENS)
     FLOOR = "character 5-grams"
+    parts = ("lm_head",)
     BACKBONE = DecoderConfig
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
@@ -87,14 +84,8 @@ class CausalLanguageModelling(LanguageModelling):
                 "causal_language_modelling asks for: set it to False"
             )
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The output layer, of those that have one apart from the embedding."""
-        return ("lm_head",)
-
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Asks for the next token wherever it is of the text."""
-        del chunk
         targets = np.zeros_like(encoded.tokens)
         targets[:-1] = np.where(encoded.fields[1:] >= 0, encoded.tokens[1:] + 1, 0)
         targets[np.cumsum(encoded.lengths_B) - 1] = 0  # what follows is another example
@@ -107,10 +98,10 @@ class CausalLanguageModelling(LanguageModelling):
     def decode(
         self, predictions: Predictions, windows: Examples, examples: Examples, encoder: Encoder
     ) -> Predictions:
-        """Joins windows, and tells how many tokens have nothing before them: 'first_N'."""
-        found = super().decode(predictions, windows, examples, encoder)
-        first_N = found["windows_N"] * (not encoder.around[0])
-        return dataclasses.replace(found, outputs={**found.outputs, "first_N": first_N})
+        """Joins windows, and adds 'first_N', how many tokens have nothing before them."""
+        joined = super().decode(predictions, windows, examples, encoder)
+        first_N = joined["windows_N"] * (not encoder.around[0])
+        return dataclasses.replace(joined, outputs={**joined.outputs, "first_N": first_N})
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Also spreads the nats of a document over its characters and bytes.
@@ -123,22 +114,24 @@ class CausalLanguageModelling(LanguageModelling):
         nats_N = nats_N + predictions["first_N"] * np.log(self.backbone.vocab_size)
         of_texts = surprisal.bit_scores(predictions.ids_N, nats_N, texts)
         statistics = {**of_texts.statistics, **surprisal.token_scores(predictions).statistics}
-        return dataclasses.replace(of_texts, metrics=self.METRICS, statistics=statistics)
+        return dataclasses.replace(of_texts, metrics=self.metrics, statistics=statistics)
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
-        """Returns what a model of character n-grams is worth that learned the same texts."""
+        """Scores a model of character n-grams that learned the same texts."""
         examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
         texts = list(examples.texts_N)
         return {self.FLOOR: surprisal.ngram_floor(list(train.texts_N), examples.ids_N, texts)}
 
-    def _costs(self, nats: float, text: str) -> dict[str, float]:
+    def rates(self, nats: float, text: str) -> Mapping[str, float]:
+        """Returns the bits per character."""
         return {"bits_per_character": round(nats / np.log(2) / max(len(text), 1), 4)}
 
 
 class SpanCorruption(LanguageModelling):
     """Spans are taken out of a text and written by the decoder (1910.10683)."""
 
-    POSITIONS = ("tokens_RxL", "is_target_RxL", "targets_RxL")
+    positions = ("tokens_RxL", "is_target_RxL", "targets_RxL")
+    parts = ("decoder", "lm_head")
     BACKBONE = T5Config
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
@@ -148,19 +141,13 @@ class SpanCorruption(LanguageModelling):
         needed = int(self._spans(np.array([config.layout.max_length]))[0])
         if len(self._sentinels) < needed:
             raise ValueError(
-                f"config.task='span_corruption' needs {needed} sentinels (<extra_id_0>, ...) for "
-                f"config.layout.max_length={config.layout.max_length}, the tokeniser has "
-                f"{len(self._sentinels)}: lower max_length, raise config.language.mean_span, or "
-                "use the tokeniser of a T5"
+                f"config.layout.max_length={config.layout.max_length} needs {needed} sentinels "
+                f"(<extra_id_0>, ...), the tokeniser has {len(self._sentinels)}: lower it, raise "
+                "config.language.mean_span, or use the tokeniser of a T5"
             )
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The decoder, and the output layer of those that have one."""
-        return ("decoder", "lm_head")
-
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
-        """Returns one that leaves room for the sentinels, which stand in source and target."""
+        """Returns one that leaves room for the sentinels, which are in source and target."""
         lengths = np.arange(max_length + 1)
         needed = lengths + 2 * np.maximum.accumulate(self._spans(lengths)) + 1
         longest = int(np.searchsorted(needed, max_length, side="right")) - 1
@@ -168,22 +155,19 @@ class SpanCorruption(LanguageModelling):
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Replaces the tokens by those of source and target."""
-        language = self.config.language
         tokens, is_target, lengths_B = masking.corrupt_spans(
             encoded.tokens,
             encoded.lengths_B,
             is_text_P=encoded.fields >= 0,
-            share=language.mask_share,
-            mean_span=language.mean_span,
+            share=self.config.language.mask_share,
+            mean_span=self.config.language.mean_span,
             sentinel_ids=self._sentinels,
             end_id=self.backbone.end_id,
-            draws=self._draws(chunk),
+            draws=self.draws(chunk),
         )
-        positions = {
-            "tokens_RxL": tokens,
-            "is_target_RxL": is_target.astype(np.int32),
-            "targets_RxL": np.where(is_target, tokens + 1, 0).astype(np.int32),
-        }
+        positions = (tokens, is_target, np.where(is_target, tokens + 1, 0))
+        named = zip(self.positions, positions, strict=True)
+        positions = {name: values.astype(np.int32) for name, values in named}
         return Targets(positions, {"lengths_B": lengths_B})
 
     def _spans(self, lengths: np.ndarray) -> np.ndarray:
@@ -191,5 +175,6 @@ class SpanCorruption(LanguageModelling):
         share, mean_span = language.mask_share, language.mean_span
         return masking.span_counts(lengths, share=share, mean_span=mean_span)[1]
 
-    def _tokens(self, train: Examples) -> np.ndarray:
-        return np.concatenate([targets - 1 for targets in self._asked(train)["targets_N"]])
+    def asked_tokens(self, train: Examples) -> np.ndarray:
+        """Returns the tokens that the corruption of training texts asks for."""
+        return np.concatenate([targets - 1 for targets in self.asked(train)["targets_N"]])

@@ -1,6 +1,6 @@
 """Several tasks that share the backbone: a head, a loss and metrics for each of them, kept apart.
 
-Every batch is of one member, which its names tell when it is traced
+Every batch is of one member, which its names reveal when it is traced
 (input_pipeline/batches/mixture.py), so that the train step and the evaluation see an ordinary task.
 Not here: what the members do (the other files of tasks/), nor mixing their batches.
 """
@@ -17,29 +17,22 @@ from ml_collections import ConfigDict
 
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, about, counted
-from input_pipeline.batches.mixture import (
-    MARKER,
-    Mixture,
-    global_ids,
-    member_configs,
-    member_of,
-    own_ids,
-)
+from input_pipeline.batches import mixture
+from input_pipeline.batches.mixture import MARKER, Mixture, member_of
 from input_pipeline.batches.template import Encoder
-from input_pipeline.tokenizers.tokenization import Tokenizer
-from models.backbone import BackboneConfig
 from tasks import task_class
 from tasks.limits import Given, Limit
-from tasks.task import Loss, Task
+from tasks.task import Arrays, Loaded, Loss, Task
 
 MEAN = "mean"  # the metric over all members
+Encoders = Mapping[str, Encoder]
 
 
 class MemberHeads(nn.Module):
     """A head per member, under 'heads_<name>'; a batch meets that of its member.
 
     A batch of all members, as MultiTask.blank makes it, meets all, so that their parameters are
-    drawn; nothing is made of the outputs then.
+    initialised; nothing is made of the outputs then.
 
     Attributes:
         names: of the members.
@@ -52,12 +45,7 @@ class MemberHeads(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        backbone: nn.Module,
-        hidden_RxLxD: jax.Array,
-        batch: Mapping[str, jax.Array],
-        *,
-        deterministic: bool,
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Arrays, *, deterministic: bool
     ) -> dict[str, jax.Array]:
         """Returns the outputs of the batch's member."""
         outputs = {}
@@ -69,91 +57,61 @@ class MemberHeads(nn.Module):
 
 
 class MultiTask(Task):
-    """The tasks of config.multi.members in one.
+    """The tasks of config.multi.members in one; Predictions.fitted has an entry for each.
 
     Attributes:
         members: name -> task. Each has its own labels, options and metrics.
     """
 
-    METRICS = ()
     FLOOR = "each task's floor"
+    SHIFTED = False
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        labels: Mapping[str, Sequence[str]],
-        *,
-        tokenizer: Tokenizer,
-        backbone: BackboneConfig,
-    ):
+    def __init__(self, config: ConfigDict, labels: Mapping[str, Sequence[str]], **parts: Any):
         """Makes the members.
-
-        Args:
-            config: the whole config.
-            labels: of each member.
-            tokenizer: of the run.
-            backbone: shapes of the model.
 
         Raises:
             ValueError: members that do not make sense, or that `labels` do not name.
         """
-        configs = member_configs(config)
+        configs = self.member_configs(config)
         if labels.keys() != configs.keys():
             raise ValueError(
                 f"config.multi.members are {list(configs)}, but there are labels for "
                 f"{list(labels)}: take the members that the run was trained with"
             )
+        super().__init__(config, (), **parts)
         self.members: dict[str, Task] = {
-            name: task_class(own.task)(own, labels[name], tokenizer=tokenizer, backbone=backbone)
-            for name, own in configs.items()
+            name: task_class(own)(own, labels[name], **parts) for name, own in configs.items()
         }
-        super().__init__(config, (), tokenizer=tokenizer, backbone=backbone)
+        tasks = self.members.values()
         self.labels = {name: list(labels[name]) for name in configs}
-        self.POSITIONS = tuple({n: None for task in self.members.values() for n in task.POSITIONS})
+        self.metrics = _metrics({name: task.metrics for name, task in self.members.items()}, ())
+        self.positions = tuple(dict.fromkeys(name for task in tasks for name in task.positions))
+        self.parts = tuple(dict.fromkeys(part for task in tasks for part in task.parts))
 
-    @property
-    def fitted(self) -> dict[str, Any]:
-        """What each member fitted."""
-        return {name: task.fitted for name, task in self.members.items()}
-
-    @fitted.setter
-    def fitted(self, value: Mapping[str, Any]) -> None:
-        for name, task in self.members.items():
-            task.fitted = value.get(name, {})
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The mean of the members' first metrics, then all of theirs as '<member>/<metric>'."""
-        return _metrics({name: task.metrics for name, task in self.members.items()}, ())
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """What the heads of all members call."""
-        return tuple({part: None for task in self.members.values() for part in task.parts})
+    @staticmethod
+    def member_configs(config: ConfigDict) -> Mapping[str, ConfigDict]:
+        """Returns the config of each member."""
+        return mixture.member_configs(config)
 
     def prose(self) -> str:
-        """Says what is learned."""
+        """Describes what is learned."""
         return "; ".join(f"{name}: {task.prose()}" for name, task in self.members.items())
 
     def check(self, examples: Mixture, split: str) -> None:
         """Checks the examples of each member."""
         for name, task in self.members.items():
             task.check(examples.parts[name], split)
+        self.unfitted = {name: task.unfitted for name, task in self.members.items()}
 
     def limits(self, given: Given) -> Iterator[Limit]:
         """Yields what each member does, naming it."""
         for name, task in self.members.items():
-            own = given._replace(
-                examples=given.examples.parts[name],
-                windows=given.windows.parts[name],
-                pipeline=given.pipeline.pipelines[name],
-            )
-            for limit in task.limits(own):
+            parts = given.examples.parts[name], given.windows.parts[name]
+            pipeline = given.pipeline.pipelines[name]
+            for limit in task.limits(Given(*parts, pipeline, given.training, given.complete)):
                 yield limit._replace(what=f"{name} {limit.what}")
 
-    def windows(
-        self, examples: Mixture, encoder: Mapping[str, Encoder], *, training: bool
-    ) -> Mixture:
+    def windows(self, examples: Mixture, encoder: Encoders, *, training: bool) -> Mixture:
         """Returns the windows of each member."""
         return examples.map(
             lambda name, part: self.members[name].windows(part, encoder[name], training=training)
@@ -165,98 +123,61 @@ class MultiTask(Task):
         return MemberHeads(tuple(heads), heads.__getitem__)
 
     def blank(self, *, num_features: int) -> dict[str, jax.Array]:
-        """Returns a batch of all members, which draws the parameters of all their heads."""
-        batch: dict[str, jax.Array] = {}
-        for name, task in self.members.items():
-            batch |= task.blank(num_features=num_features)
-            batch[MARKER + name] = jnp.ones(1, jnp.int32)
-        return batch
+        """Returns a batch of all members, which initialises the parameters of all their heads."""
+        markers = {MARKER + name: jnp.ones(1, jnp.int32) for name in self.members}
+        return super().blank(num_features=num_features) | markers
 
     def start_head(
         self, heads: dict[str, np.ndarray], params: Mapping[str, Any]
     ) -> tuple[dict[str, np.ndarray], set[str]]:
         """Lets each member start its own head."""
-        started, fresh = dict(heads), set(heads)
+        started, fresh = {}, set()
         for name, task in self.members.items():
-            prefix = f"head/heads_{name}/"
+            prefix = _prefix(name)
             own, own_fresh = task.start_head(_renamed(heads, prefix, "head/"), params)
-            fresh -= {path for path in heads if path.startswith(prefix)}
-            fresh |= _renamed(dict.fromkeys(own_fresh), "head/", prefix).keys()
             started |= _renamed(own, "head/", prefix)
+            fresh |= _renamed(dict.fromkeys(own_fresh), "head/", prefix).keys()
         return started, fresh
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
-        """The loss of the batch's member; its sums are named for it."""
+    def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
+        """Returns the loss of the batch's member; its sums are named for it."""
         name = member_of(batch)
         total, weight, sums = self.members[name].loss(outputs, batch)
-        sums = {"loss": total, **sums}
-        return total, weight, {f"{name}/{key}": value for key, value in sums.items()}
+        return total, weight, _renamed({"loss": total, **sums}, "", f"{name}/")
 
-    def outputs(
-        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
-    ) -> Mapping[str, jax.Array]:
+    def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Returns what the batch's member fetches, named for it."""
         name = member_of(batch)
-        found = self.members[name].outputs(outputs, batch)
-        return {f"{name}/{key}": value for key, value in found.items()}
+        return _renamed(self.members[name].outputs(outputs, batch), "", f"{name}/")
 
     def decode(
-        self,
-        predictions: Predictions,
-        windows: Mixture,
-        examples: Mixture,
-        encoder: Mapping[str, Encoder],
+        self, predictions: Predictions, windows: Mixture, examples: Mixture, encoder: Encoders
     ) -> Predictions:
         """Decodes the predictions of each member."""
-        return self._join(
-            {
-                name: self.members[name].decode(
-                    found, windows.parts[name], examples.parts[name], encoder[name]
-                )
-                for name, found in self._split(predictions).items()
-            }
-        )
+        sides = windows.parts, examples.parts, encoder
+        return self._join(self._each(lambda task, *own: task.decode(*own), predictions, *sides))
 
     def complete(
-        self,
-        predictions: Predictions,
-        examples: Mixture,
-        encoder: Mapping[str, Encoder],
-        *,
-        model: nn.Module,
-        params: Mapping[str, jax.Array],
-        adapted: Callable[[Callable], Callable],
+        self, predictions: Predictions, examples: Mixture, encoder: Encoders, loaded: Loaded
     ) -> Predictions:
         """Completes each member's with the model that has its head alone."""
-        found = {}
-        for name, part in self._split(predictions).items():
-            prefix = f"head/heads_{name}/"
-            backbone = {p: value for p, value in params.items() if not p.startswith("head/")}
-            found[name] = self.members[name].complete(
-                part,
-                examples.parts[name],
-                encoder[name],
-                model=model.clone(task_head=model.task_head.head_of(name)),
-                params=backbone | _renamed(params, prefix, "head/"),
-                adapted=adapted,
-            )
-        return self._join(found)
+        backbone = {path: v for path, v in loaded.params.items() if not path.startswith("head/")}
+        alone = {}
+        for name in self.members:
+            model = loaded.model.clone(task_head=loaded.model.task_head.head_of(name))
+            params = backbone | _renamed(loaded.params, _prefix(name), "head/")
+            alone[name] = Loaded(model, params, loaded.adapted)
+        sides = examples.parts, encoder, alone
+        return self._join(self._each(lambda task, *own: task.complete(*own), predictions, *sides))
 
     def fit(self, predictions: Predictions, validation: Mixture) -> dict[str, Any]:
         """Returns what each member chooses."""
-        return {
-            name: self.members[name].fit(found, validation.parts[name])
-            for name, found in self._split(predictions).items()
-        }
+        return self._each(lambda task, *own: task.fit(*own), predictions, validation.parts)
 
     def score(self, predictions: Predictions, examples: Mixture) -> Scores:
         """Scores each member's predictions, whose metrics are about its own examples."""
-        return self._joint(
-            {
-                name: self.members[name].score(found, examples.parts[name])
-                for name, found in self._split(predictions).items()
-            }
-        )
+        sides = predictions, examples.parts
+        return self._joint(self._each(lambda task, *own: task.score(*own), *sides))
 
     def baselines(self, train: Mixture, examples: Mixture) -> dict[str, Scores]:
         """Returns one row, in which each member has the baseline it is compared with."""
@@ -268,33 +189,44 @@ class MultiTask(Task):
 
     def describe(self, predictions: Predictions, examples: Mixture) -> Iterator[dict[str, Any]]:
         """Yields each member's dicts, with its name; ids are the member's own."""
-        for name, found in self._split(predictions).items():
-            for record in self.members[name].describe(found, examples.parts[name]):
-                yield {"member": name, **record}
+        sides = predictions, examples.parts
+        records = self._each(lambda task, *own: task.describe(*own), *sides)
+        for name, of_member in records.items():
+            yield from ({"member": name, **record} for record in of_member)
 
-    def _split(self, predictions: Predictions) -> dict[str, Predictions]:
-        """Returns the predictions of each member that has some."""
-        found = {}
-        for index, name in enumerate(self.members):
-            ids_N = own_ids(index, predictions.ids_N)
+    def _each(
+        self, method: Callable, predictions: Predictions, *sides: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Returns `method(task, predictions, *sides)` of each member that has predictions, with
+        its own predictions and sides."""
+        results = {}
+        for index, (name, task) in enumerate(self.members.items()):
+            ids_N = mixture.own_ids(index, predictions.ids_N)
             if len(ids_N):
-                found[name] = Predictions(ids_N, _renamed(predictions.outputs, f"{name}/", ""))
-        return found
+                outputs = _renamed(predictions.outputs, f"{name}/", "")
+                part = Predictions(ids_N, outputs, predictions.fitted.get(name, {}))
+                results[name] = method(task, part, *(side[name] for side in sides))
+        return results
 
-    def _join(self, found: Mapping[str, Predictions]) -> Predictions:
-        """The way back: an output '<member>/<name>' has a row for each example of the member."""
+    def _global_ids(self, parts: Mapping[str, Any]) -> list[np.ndarray]:
+        """Returns the ids in a Mixture of each part's `ids_N`."""
         order = list(self.members)
-        ids = [global_ids(order.index(name), part.ids_N) for name, part in found.items()]
-        outputs = [_renamed(part.outputs, "", f"{name}/") for name, part in found.items()]
-        return Predictions(np.concatenate(ids), {k: v for part in outputs for k, v in part.items()})
+        return [mixture.global_ids(order.index(name), part.ids_N) for name, part in parts.items()]
+
+    def _join(self, parts: Mapping[str, Predictions]) -> Predictions:
+        """The way back of `_each`: an output '<member>/<name>' has a row for each of the member's
+        examples."""
+        outputs = {}
+        for name, part in parts.items():
+            outputs |= _renamed(part.outputs, "", f"{name}/")
+        return Predictions(np.concatenate(self._global_ids(parts)), outputs)
 
     def _joint(self, scores: Mapping[str, Scores]) -> Scores:
         """Returns the scores of all members, whose metrics are about their own examples alone.
 
         The mean is about all; in the columns of another member's metric an example has zeros.
         """
-        order = list(self.members)
-        ids_N = [global_ids(order.index(name), part.ids_N) for name, part in scores.items()]
+        ids_N = self._global_ids(scores)
         bounds = np.cumsum([0, *map(len, ids_N)])
         statistics, firsts = {}, []
         for start, stop, (name, part) in zip(bounds, bounds[1:], scores.items(), strict=False):
@@ -314,7 +246,7 @@ class MultiTask(Task):
 
 
 def _metrics(metrics: Mapping[str, Sequence[Metric]], widths: Sequence[int]) -> tuple[Metric, ...]:
-    """Returns the metrics over all members.
+    """Returns the metrics over all members: the mean of their first ones, then all of theirs.
 
     A metric v of which less is better enters the mean as 1 / (1 + v), so that more is better.
 
@@ -325,14 +257,14 @@ def _metrics(metrics: Mapping[str, Sequence[Metric]], widths: Sequence[int]) -> 
     firsts = [of_member[0] for of_member in metrics.values()]
     parts = [(metric.value, metric.higher_is_better) for metric in firsts]
     bounds = np.cumsum(widths)[:-1].astype(int).tolist()
-    each = [
+    named = [
         metric._replace(name=f"{name}/{metric.name}", title=f"{name}: {metric.title}")
         for name, of_member in metrics.items()
         for metric in of_member
     ]
     mean = functools.partial(_mean, parts, bounds)
     additive = all(metric.additive for metric in firsts)
-    return (Metric(MEAN, "mean of the tasks", mean, additive=additive), *each)
+    return (Metric(MEAN, "mean of the tasks", mean, additive=additive), *named)
 
 
 def _mean(
@@ -343,11 +275,16 @@ def _mean(
 ) -> np.ndarray:
     """Metric.value of the mean: `parts` are of each member value and whether more is better."""
     values = []
-    own = (np.split(statistics, bounds, axis=-1) for statistics in (sums, whole))
-    for (value_of, higher_is_better), own_sums, own_whole in zip(parts, *own, strict=True):
+    sides = (np.split(statistics, bounds, axis=-1) for statistics in (sums, whole))
+    for (value_of, higher_is_better), own_sums, own_whole in zip(parts, *sides, strict=True):
         value = value_of(own_sums, own_whole)
         values.append(value if higher_is_better else 1 / (1 + value))
     return np.mean(values, axis=0)
+
+
+def _prefix(name: str) -> str:
+    """Returns how the parameters of a member's head begin."""
+    return f"head/heads_{name}/"
 
 
 def _renamed(values: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:

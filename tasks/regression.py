@@ -1,14 +1,12 @@
 """Numbers of whole texts, or pairs of them: ratings, similarities.
 
-Here: a squared error on the scale of the training numbers, and correlations. The rest is that of
-classification.py, which chooses this for config.classification.kind='regression'.
+Here: a squared error on the scale of the training numbers, and correlations.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
@@ -18,17 +16,16 @@ from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, mean, one_each
 from input_pipeline.batches.template import Encoded
 from input_pipeline.examples import Examples
-from models.heads import ClassifierHead
 from tasks import limits
-from tasks.classification import LOSS, Classification
+from tasks.classification import LOSS
 from tasks.limits import Given, Limit
-from tasks.task import Chunk, Loss, Targets, Task, digest, rows_of, text_record
+from tasks.task import Arrays, Chunk, Loss, Targets, digest, rows_of, text_record
+from tasks.whole_text import WholeText
 
 
 def correlation(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Metric.value of statistics (x, y, x * x, y * y, x * y, 1): Pearson's correlation, 0 where x
     or y is constant."""
-    del whole
     x, y, xx, yy, xy, count = np.moveaxis(np.asarray(sums, float), -1, 0)
     count = np.maximum(count, 1)
     spread = (xx - x * x / count) * (yy - y * y / count)
@@ -41,50 +38,46 @@ def root_mean(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.sqrt(mean(sums, whole))
 
 
-class Regression(Classification):
+class Regression(WholeText):
     """A text has a number.
 
     The head's output is in deviations from the mean of the training numbers, so that it starts at
-    the mean and rates need not follow the unit.
-
-    Attributes:
-        fitted: {'mean', 'deviation'} of the training numbers.
+    the mean and rates need not follow the unit. Predictions.fitted is that scale, {'mean',
+    'deviation'}: it comes from the training split, and no evaluation changes it.
     """
 
-    METRICS = (
+    metrics = (
         Metric("pearson", "Pearson correlation", correlation),
         Metric("spearman", "Spearman correlation", correlation, additive=False),  # of ranks
         Metric("rmse", "root mean squared error", root_mean, higher_is_better=False),
         LOSS,
     )
+    AVERAGE = "numbers"
+    UNIT = True
     FLOOR = baselines.TFIDF_RIDGE
-    OPTIONS = ()
-    WORDS = False
-
-    def _check_labels(self) -> None:
-        """Needs none."""
+    FLOORS = (baselines.MEAN, FLOOR)
 
     def prose(self) -> str:
-        """Says what is learned, for the start-up log."""
+        """Describes what is learned, for the start-up log."""
         return f"{self.config.model.pooling} pooling and a linear head for a number"
 
     def check(self, examples: Examples, split: str) -> None:
-        """Refuses examples without numbers; takes the scale from those of the training split."""
+        """Raises on examples without numbers; takes the scale from those of the training split."""
         if examples.numbers_N is None or not np.isfinite(examples.numbers_N).any():
             raise ValueError(
                 f"the {split} data have no numbers, which config.classification.kind='regression' "
                 "needs: set config.data.label_kind='number' and config.data.label_column"
             )
         if split == "train":
-            numbers_N = examples.numbers_N[np.isfinite(examples.numbers_N)].astype(np.float64)
-            center, deviation = float(numbers_N.mean()), float(numbers_N.std())
-            if not deviation:
-                raise ValueError(f"all training numbers are {center}: there is nothing to learn")
-            self.fitted = {"mean": center, "deviation": deviation}
+            self.unfitted = scale = _scale(examples)
+            if not scale["deviation"]:
+                raise ValueError(
+                    f"all training numbers are {scale['mean']}: there is nothing to learn"
+                )
 
     def limits(self, given: Given) -> Iterator[Limit]:
         """Yields what is cut or without a number."""
-        yield from Task.limits(self, given)
+        yield from super().limits(given)
         if (numbers_N := given.examples.numbers_N) is not None:
             yield limits.masked(int((~np.isfinite(numbers_N)).sum()), len(numbers_N), "number")
 
@@ -94,64 +87,56 @@ class Regression(Classification):
         if chunk.examples.numbers_N is not None:
             numbers_B = chunk.examples.numbers_N[chunk.indices_B].astype(np.float64)
         weights_B = np.isfinite(numbers_B).astype(np.float32)
-        if self.fitted:
-            numbers_B = (numbers_B - self.fitted["mean"]) / self.fitted["deviation"]
+        if self.unfitted:  # no loss is computed where a checkpoint predicts
+            numbers_B = (numbers_B - self.unfitted["mean"]) / self.unfitted["deviation"]
         numbers_B = np.where(weights_B > 0, numbers_B, 0).astype(np.float32)
-        return Targets(self.masks(encoded), {"numbers_B": numbers_B, "weights_B": weights_B})
+        numbers = {"numbers_B": numbers_B, "weights_B": weights_B}
+        return Targets(self.mask_positions(encoded), numbers)
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns a head with one column."""
-        return ClassifierHead(1, **self.head_options(num_features))
+        return self.linear_head(1, num_features=num_features)
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
+    def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the squared error, in deviations; that of predicting the mean is 1 on average."""
         weights_B = batch["weights_B"].astype(jnp.float32)
-        found_B = jnp.where(weights_B > 0, outputs["logits_BxC"][:, 0].astype(jnp.float32), 0.0)
-        losses_B = jnp.square(found_B - batch["numbers_B"])
+        outputs_B = jnp.where(weights_B > 0, outputs["logits_BxC"][:, 0].astype(jnp.float32), 0.0)
+        losses_B = jnp.square(outputs_B - batch["numbers_B"])
         return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {}
-
-    def fit(self, predictions: Predictions, validation: Examples) -> dict[str, Any]:
-        """Returns the scale, which travels in checkpoints; it is not of the validation split."""
-        return self.fitted
-
-    def calibration(self, predictions: Predictions, examples: Examples) -> None:
-        """None: a number comes without a probability."""
 
     def _numbers(self, predictions: Predictions) -> np.ndarray:
         """Returns the predictions in the unit of the data."""
         outputs_N = predictions["logits_NxC"][:, 0].astype(np.float64)
-        return outputs_N * self.fitted["deviation"] + self.fitted["mean"]
+        return outputs_N * predictions.fitted["deviation"] + predictions.fitted["mean"]
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Returns correlations, the root mean squared error in the data's unit, and the loss."""
         true_N = examples.numbers_N[rows_of(examples, predictions.ids_N)]
-        return self._scores(predictions.ids_N, true_N, self._numbers(predictions))
+        deviation, numbers_N = predictions.fitted["deviation"], self._numbers(predictions)
+        return self._scores(predictions.ids_N, true_N, numbers_N, deviation)
 
-    def _scores(self, ids_N: np.ndarray, true_N: np.ndarray, found_N: np.ndarray) -> Scores:
-        true_N, errors_N = true_N.astype(np.float64), (found_N - true_N) ** 2
+    def _scores(
+        self, ids_N: np.ndarray, true_N: np.ndarray, numbers_N: np.ndarray, deviation: float
+    ) -> Scores:
+        true_N, errors_N = true_N.astype(np.float64), (numbers_N - true_N) ** 2
         statistics = {
-            "pearson": _products(true_N, found_N),
-            "spearman": _products(rankdata(true_N), rankdata(found_N)),
+            "pearson": _products(true_N, numbers_N),
+            "spearman": _products(rankdata(true_N), rankdata(numbers_N)),
             "rmse": one_each(errors_N),
-            "loss": one_each(errors_N / self.fitted["deviation"] ** 2),
+            "loss": one_each(errors_N / deviation**2),
         }
         return Scores(self.metrics, ids_N, statistics, {}, digest(true_N))
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
-        """Returns the mean, TF-IDF and, if there are any, features alone."""
-        train, examples = (part.take(np.isfinite(part.numbers_N)) for part in (train, examples))
-        examples = examples.take(np.argsort(examples.ids_N))
-        models = {baselines.MEAN: None, baselines.TFIDF_RIDGE: baselines.tfidf_columns}
-        if train.features_NxK is not None:
-            models[baselines.FEATURES] = baselines.feature_columns
-        return {
-            name: self._scores(
-                examples.ids_N,
-                examples.numbers_N,
-                baselines.numbers(train, examples, columns=columns),
-            )
-            for name, columns in models.items()
-        }
+        """Scores the mean, TF-IDF and, if there are any, features alone."""
+
+        def score(train: Examples, examples: Examples, columns: Any) -> Scores:
+            numbers_N = baselines.numbers(train, examples, columns=columns)
+            deviation = _scale(train)["deviation"]
+            return self._scores(examples.ids_N, examples.numbers_N, numbers_N, deviation)
+
+        parts = (part.take(np.isfinite(part.numbers_N)) for part in (train, examples))
+        return self.linear_baselines(*parts, score)
 
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
         """Yields 'id', 'name', 'text', 'pair', 'label' (each if known) and 'prediction'.
@@ -159,15 +144,20 @@ class Regression(Classification):
         'wrong' is what is off by more than a deviation of the training numbers, and 'confidence' by
         how many.
         """
-        deviation = self.fitted["deviation"]
         rows_N, examples = rows_of(examples, predictions.ids_N), examples.as_given()
-        for row, found in zip(rows_N, self._numbers(predictions), strict=True):
+        for row, number in zip(rows_N, self._numbers(predictions), strict=True):
             record = text_record(examples, int(row))
             true = np.nan if examples.numbers_N is None else float(examples.numbers_N[row])
             if np.isfinite(true):
-                off = abs(found - true) / deviation
+                off = abs(number - true) / predictions.fitted["deviation"]
                 record |= {"label": true, "wrong": bool(off > 1), "confidence": round(off, 6)}
-            yield record | {"prediction": round(float(found), 6)}
+            yield record | {"prediction": round(float(number), 6)}
+
+
+def _scale(examples: Examples) -> dict[str, float]:
+    """Returns mean and standard deviation of the known numbers."""
+    numbers_N = examples.numbers_N[np.isfinite(examples.numbers_N)].astype(np.float64)
+    return {"mean": float(numbers_N.mean()), "deviation": float(numbers_N.std())}
 
 
 def _products(x_N: np.ndarray, y_N: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Spans of characters, found by tags of tokens or as spans: names, words, parts of speech.
 
-Here: the task. Not here: spans to tags and back (input_pipeline/batches/span_tags.py, which says
-what becomes of tokens across a border), tokens that are one character (character_tokenizer.py), the
+Here: the task. Not here: spans to tags and back (input_pipeline/batches/span_tags.py, which also
+describes tokens across a border), tokens that are one character (character_tokenizer.py), the
 chain of tags (models/crf.py), heads (models/token_heads.py, models/span_heads.py), windows put
-together (tagging_windows.py), scores and floors (evaluation/spans.py). Scores are always against
+together (text_windows.py), scores and floors (evaluation/spans.py). Scores are always against
 the characters of the data, so that what a tokeniser cannot represent counts as missed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,38 +22,31 @@ from evaluation.metrics import Metric, Scores
 from input_pipeline.batches import span_tags
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.batches.windows import split as split_windows
-from input_pipeline.examples import Examples
+from input_pipeline.examples import Examples, object_array
 from input_pipeline.tokenizers.character_tokenizer import CharacterTokenizer
-from input_pipeline.tokenizers.tokenization import Tokenizer
 from models import crf
-from models.backbone import BackboneConfig
 from models.span_heads import SpanHead, best_spans, span_losses
 from models.token_heads import TokenHead
-from tasks import tagging_windows
+from tasks import text_windows
 from tasks.limits import Given, Limit, untaught
-from tasks.task import Chunk, Loss, Targets, Task, rows_of
+from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of, text_record
 
 
 class Tagging(Task):
     """Spans with one of `labels`; of the heads, global_pointer alone finds overlapping ones."""
 
-    METRICS = (
+    metrics = (
         Metric("f1", "F1, %", metrics.f1, scale=100, digits=1),
         Metric("precision", "precision, %", metrics.precision, scale=100, digits=1),
         Metric("recall", "recall, %", metrics.recall, scale=100, digits=1),
     )
     FLOOR = "dictionary of training spans"
-    POSITIONS = ("tags_RxL",)  # 1 + tag; of global_pointer 1 where spans may start and stop
-    OFFSETS = True
+    LABELS = "span_labels"
+    BOUND = ("tagging.characters", "tagging.head", "tagging.head_size")
+    positions = ("tags_RxL",)  # 1 + tag; of global_pointer 1 where spans may start and stop
+    offsets = True
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        labels: Sequence[str],
-        *,
-        tokenizer: Tokenizer,
-        backbone: BackboneConfig,
-    ):
+    def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
         """Takes span labels.
 
         Raises:
@@ -63,91 +56,88 @@ class Tagging(Task):
             raise ValueError(
                 "config.task='tagging' learns spans, and the data have none: set data.spans_column"
             )
+        super().__init__(config, labels, **parts)
         if config.tagging.characters:
-            tokenizer = CharacterTokenizer(tokenizer)
-        super().__init__(config, labels, tokenizer=tokenizer, backbone=backbone)
+            self.tokenizer = CharacterTokenizer(self.tokenizer)
         self._flat = config.tagging.head != "global_pointer"
         self._taught: set[int] = set()
 
     def prose(self) -> str:
-        """Says what is learned, for the start-up log."""
+        """Describes what is learned, for the start-up log."""
         units = "characters" if self.config.tagging.characters else "tokens"
         return f"spans of {units} by {self.config.tagging.head}: {', '.join(self.labels)}"
 
     def check(self, examples: Examples, split: str) -> None:
-        """Refuses examples without spans, and overlapping ones where a head knows none."""
+        """Raises on examples without spans, and on overlapping ones for a head that knows none."""
         if examples.spans is None:
             raise ValueError(f"the {split} split has no spans to learn: set data.spans_column")
-        if self._flat:
-            rows = [i for i in range(len(examples)) if span_tags.overlapping(examples.spans.row(i))]
-            if rows:
-                raise ValueError(
-                    f"config.tagging.head={self.config.tagging.head!r} gives a character one span, "
-                    f"but in {len(rows):,} of {len(examples):,} examples of the {split} split some "
-                    f"overlap, first in {str(examples.texts_N[rows[0]])[:40]!r}: set "
-                    "data.overlapping_spans='drop' or tagging.head='global_pointer'"
-                )
+        rows = range(len(examples)) if self._flat else ()
+        if overlap := [i for i in rows if span_tags.overlapping(examples.spans.row(i))]:
+            raise ValueError(
+                f"config.tagging.head={self.config.tagging.head!r}: spans overlap in "
+                f"{len(overlap):,} of {len(examples):,} examples of the {split} split, first in "
+                f"{str(examples.texts_N[overlap[0]])[:40]!r}: set data.overlapping_spans='drop' or "
+                "tagging.head='global_pointer'"
+            )
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
         """Cuts long texts.
 
-        In training, what an edge leaves of a span gets the label after the last, which is not
-        asked: whether a name goes on cannot be seen there.
+        In training, the part of a span that a window's edge leaves gets the label after the last,
+        whose tokens the loss ignores: a window does not show whether the name goes on.
         """
         overlap = self.config.data.overlap
-        found = split_windows(examples, self.tokenizer, room=encoder.room, overlap=overlap)
-        if training:
-            found = tagging_windows.with_cut_spans(found, examples, label=len(self.labels))
-        return found
+        windows = split_windows(examples, self.tokenizer, room=encoder.room, overlap=overlap)
+        if not training:
+            return windows
+        return text_windows.with_cut_spans(windows, examples, label=len(self.labels))
 
     def limits(self, given: Given) -> Iterator[Limit]:
         """Yields how many spans the tokens, windows or training labels put out of reach."""
-        examples, windows = given.examples, given.windows
+        examples, windows, tagging = given.examples, given.windows, self.config.tagging
         if examples.spans is None:
             return
-        total, most = len(examples.spans.values), self.config.tagging.max_spans
-        encoder = given.pipeline.encoder
-        reached = tagging_windows.reachable(windows, examples, encoder, flat=self._flat)
+        total, encoder = len(examples.spans.values), given.pipeline.encoder
+        reached_N = text_windows.reachable(windows, examples, encoder, flat=self._flat)
         remedy = f"raise config.data.overlap (now {self.config.data.overlap})"
-        if not self.config.tagging.characters:
+        if not tagging.characters:
             remedy = f"set config.tagging.characters=True, or {remedy}"
-        yield Limit(
-            total - int(reached.sum()),
-            total,
+        what = (
             "spans begin or end within a token, have none, or are longer than the overlap of "
-            "windows and whole in none: they can never be predicted exactly",
-            remedy,
+            "windows and whole in none: they can never be predicted exactly"
         )
+        yield Limit(total - int(reached_N.sum()), total, what, remedy)
         if not self._flat:
-            own = windows.spans.values[:, 2] < len(self.labels)  # not what an edge left of one
-            counts_W = np.add.reduceat(np.append(own, 0), windows.spans.splits_N1[:-1])
-            counts_W *= np.diff(windows.spans.splits_N1) > 0
-            many = Limit(
-                int((counts_W > most).sum()),
-                len(windows),
-                "windows have more spans and cannot be found whole",
-                f"raise it to {counts_W.max(initial=0)}",
-            )
-            if many.count and given.training:
-                raise ValueError(f"config.tagging.max_spans={most}: {many.prose('train')}")
-            yield many._replace(what=f"{many.what} than config.tagging.max_spans={most}")
+            yield self._too_many(windows, training=given.training)
         kinds_S = examples.spans.values[:, 2]
         if given.training:
             self._taught = set(kinds_S.tolist())
         elif self._taught:
             yield from untaught(kinds_S, self._taught, self.labels, "spans")
 
+    def _too_many(self, windows: Examples, *, training: bool) -> Limit:
+        """Returns the limit of windows with more spans than global_pointer finds."""
+        most = self.config.tagging.max_spans
+        is_whole_S = windows.spans.values[:, 2] < len(self.labels)  # not what an edge left of one
+        counts_W = np.add.reduceat(np.append(is_whole_S, 0), windows.spans.splits_N1[:-1])
+        counts_W *= np.diff(windows.spans.splits_N1) > 0
+        what, remedy = "windows have more spans", f"raise it to {counts_W.max(initial=0)}"
+        many = Limit(int((counts_W > most).sum()), len(windows), what, remedy)
+        if many.count and training:
+            raise ValueError(f"config.tagging.max_spans={most}: {many.prose('train')}")
+        return many._replace(what=f"{what} than config.tagging.max_spans={most}, not all are found")
+
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns tags, and for global_pointer the spans in tokens."""
-        tags_P = tagging_windows.asked(encoded).astype(np.int32)
+        tags_P = text_windows.in_text(encoded).astype(np.int32)
         most = self.config.tagging.max_spans
         learned = chunk.training and chunk.spans is not None
         spans_BxKx3 = np.zeros((len(encoded.lengths_B), most, 3), np.int32)
         for row, first in enumerate(encoded.starts_B if learned else ()):
-            own = slice(first, first + encoded.lengths_B[row])
-            places = np.flatnonzero(tags_P[own])
+            here = slice(first, first + encoded.lengths_B[row])
+            places = np.flatnonzero(tags_P[here])
             spans_Sx3 = chunk.spans.row(row)
-            shared_SxT, owners_T = span_tags.tokens_of(encoded.offsets[own][places], spans_Sx3)
+            shared_SxT, owners_T = span_tags.tokens_of(encoded.offsets[here][places], spans_Sx3)
             unknown_S = spans_Sx3[:, 2] == len(self.labels)
             if self._flat:
                 tags_T = 1 + span_tags.to_tags(owners_T, spans_Sx3[:, 2])
@@ -170,16 +160,12 @@ class Tagging(Task):
     def head(self, *, num_features: int) -> nn.Module:
         """Returns the head of config.tagging."""
         tagging, count = self.config.tagging, len(self.labels)
-        if num_features:
-            raise ValueError(
-                "config.features are of whole texts: tagging needs features.use='none'"
-            )
         if not self._flat:
             return SpanHead(count, size=tagging.head_size, dropout=tagging.dropout)
         chain = tagging.head == "crf"
         return TokenHead(span_tags.num_tags(count), dropout=tagging.dropout, chain=chain)
 
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
+    def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Means over tokens of what their tags cost, in chains too; or over examples, of spans."""
         weights_RxL, segments_RxL = _token_weights(batch), batch["segments_RxL"]
         asked_RxL, weights_B = weights_RxL > 0, batch["weights_B"].astype(jnp.float32)
@@ -190,32 +176,24 @@ class Tagging(Task):
         tags_RxL = jnp.where(asked_RxL, batch["tags_RxL"] - 1, 0)
         logits_RxLxC = jnp.where(asked_RxL[..., None], outputs["logits_RxLxC"], 0.0)
         scores = crf.Scores(*(outputs[name] for name in crf.Scores._fields))
-        found = crf.chains(asked_RxL, segments_RxL)
-        likelihoods_RxL = crf.log_likelihoods(logits_RxLxC, tags_RxL, found, scores)
+        chains = crf.chains(asked_RxL, segments_RxL)
+        likelihoods_RxL = crf.log_likelihoods(logits_RxLxC, tags_RxL, chains, scores)
         right_RxL = jnp.argmax(logits_RxLxC, axis=-1) == tags_RxL
         sums = {"accuracy": jnp.sum(weights_RxL * right_RxL)}
         return -jnp.sum(weights_RxL * likelihoods_RxL), jnp.sum(weights_RxL), sums
 
-    def outputs(
-        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
-    ) -> Mapping[str, jax.Array]:
+    def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Finds the best legal tags and the probability of each, or the best spans."""
         asked_RxL, segments_RxL = _token_weights(batch) > 0, batch["segments_RxL"]
         if not self._flat:
             size = {"num_examples": len(batch["weights_B"]), "count": self.config.tagging.max_spans}
             spans_BxKx3, scores_BxK = best_spans(outputs, asked_RxL, segments_RxL, **size)
             return {"spans_BxKx3": spans_BxKx3, "scores_BxK": scores_BxK}
-        scores = crf.Scores(
-            *(
-                jnp.where(legal, outputs[name], crf.FORBIDDEN)
-                for name, legal in zip(
-                    crf.Scores._fields, span_tags.allowed(len(self.labels)), strict=True
-                )
-            )
-        )
-        found, logits_RxLxC = crf.chains(asked_RxL, segments_RxL), outputs["logits_RxLxC"]
-        tags_RxL = crf.decode(logits_RxLxC, found, scores)
-        sure_RxLxC = crf.marginals(logits_RxLxC, found, scores)
+        legal = zip(crf.Scores._fields, span_tags.allowed(len(self.labels)), strict=True)
+        scores = crf.Scores(*(jnp.where(ok, outputs[name], crf.FORBIDDEN) for name, ok in legal))
+        chains, logits_RxLxC = crf.chains(asked_RxL, segments_RxL), outputs["logits_RxLxC"]
+        tags_RxL = crf.decode(logits_RxLxC, chains, scores)
+        sure_RxLxC = crf.marginals(logits_RxLxC, chains, scores)
         sure_RxL = jnp.take_along_axis(sure_RxLxC, tags_RxL[..., None], axis=-1)[..., 0]
         return {"tags_RxL": tags_RxL, "sure_RxL": sure_RxL}
 
@@ -228,37 +206,35 @@ class Tagging(Task):
 
         Of two windows, that one finds a span on whose side its middle lies: farther from the edge.
         """
-        owners = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
-        found: list[list[tuple]] = [[] for _ in owners]
-        sure_N = np.ones(len(owners), np.float32)
-        lows_W, highs_W = tagging_windows.territories(windows)
-        for window, places, offsets_Tx2 in tagging_windows.tokens(windows, encoder):
+        scored: list[list[text_windows.ScoredSpan]] = [[] for _ in range(len(examples))]
+        sure_N = np.ones(len(examples), np.float32)
+        rows_W = text_windows.rows_of_owners(windows, examples)
+        lows_W, highs_W = text_windows.territories(windows)
+        for window, places, offsets_Tx2 in text_windows.tokens(windows, encoder):
             runs_Sx3, scores_S, sure = self._runs(predictions, window, places)
-            row, text = owners[int(windows.owners_N[window])], windows.texts_N[window]
+            row, text = rows_W[window], windows.texts_N[window]
             sure_N[row] = min(sure_N[row], sure)
             spans_Sx3 = span_tags.to_characters(runs_Sx3, offsets_Tx2, text, flat=self._flat)
             spans_Sx3[:, :2] += int(windows.starts_N[window])
             for span, score in zip(spans_Sx3.tolist(), scores_S.tolist(), strict=True):
                 if span[0] < span[1] and lows_W[window] <= sum(span[:2]) / 2 < highs_W[window]:
-                    found[row].append((*span, score))
-        kept = [tagging_windows.in_order(part, flat=self._flat) for part in found]
-        order = np.argsort(examples.ids_N, kind="stable")
-        outputs = {
-            "spans_N": _rows([np.array([s[:3] for s in k], np.int32).reshape(-1, 3) for k in kept]),
-            "scores_N": _rows([np.array([s[3] for s in k], np.float32) for k in kept]),
-            "confidence_N": sure_N,
-        }
+                    scored[row].append((*span, score))
+        kept = [text_windows.in_order(part, flat=self._flat) for part in scored]
+        spans = [np.array([s[:3] for s in part], np.int32).reshape(-1, 3) for part in kept]
+        scores = [np.array([s[3] for s in part], np.float32) for part in kept]
+        outputs = {"spans_N": object_array(spans), "scores_N": object_array(scores)}
+        outputs["confidence_N"] = sure_N
         if examples.spans is not None:
-            outputs["reachable_N"] = tagging_windows.reachable(
-                windows, examples, encoder, flat=self._flat
-            )
+            reachable_N = text_windows.reachable(windows, examples, encoder, flat=self._flat)
+            outputs["reachable_N"] = reachable_N
+        order = np.argsort(examples.ids_N, kind="stable")
         return Predictions(examples.ids_N[order], {n: v[order] for n, v in outputs.items()})
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Counts spans whose characters and label are both right; the detail is by label."""
         taken = examples.take(rows_of(examples, predictions.ids_N))
         return spans.scores(
-            self.METRICS,
+            self.metrics,
             predictions.ids_N,
             predictions["spans_N"],
             [taken.spans.row(row) for row in range(len(taken))],
@@ -267,32 +243,29 @@ class Tagging(Task):
         )
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
-        """Returns what single characters, and the spellings of spans, are worth."""
+        """Scores the tags of single characters, and the spellings of spans."""
         examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
-        floors = {
-            "most frequent tag per character": spans.character_frequency,
-            self.FLOOR: spans.dictionary,
-        }
-        found = {name: _rows(floor(train, examples.texts_N)) for name, floor in floors.items()}
-        return {
-            name: self.score(Predictions(examples.ids_N, {"spans_N": found_N}), examples)
-            for name, found_N in found.items()
-        }
+        scores = {}
+        for name, floor in (
+            ("most frequent tag per character", spans.character_frequency),
+            (self.FLOOR, spans.dictionary),
+        ):
+            outputs = {"spans_N": object_array(floor(train, examples.texts_N))}
+            scores[name] = self.score(Predictions(examples.ids_N, outputs), examples)
+        return scores
 
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
         """Yields 'id', 'name' (if there is one), 'text', 'spans' (if known) and 'predicted' as
         [start, stop, label, characters], 'scores' of these, 'wrong' (if known), 'confidence'."""
-        texts_N = examples.as_given().texts_N
+        given = examples.as_given()
         for at, row in enumerate(rows_of(examples, predictions.ids_N)):
-            found_Sx3, text = predictions["spans_N"][at], texts_N[row]
-            moved = [(*examples.span_as_given(row, i, j), k) for i, j, k in found_Sx3.tolist()]
-            record: dict[str, Any] = {"id": int(predictions.ids_N[at])}
-            if examples.names_N is not None:
-                record["name"] = examples.names_N[row]
-            record |= {"text": text, "predicted": self._shown(moved, text)}
+            spans_Sx3 = predictions["spans_N"][at].tolist()
+            moved = [(*examples.span_as_given(row, i, j), k) for i, j, k in spans_Sx3]
+            record = text_record(given, int(row), pair="")
+            record["predicted"] = self._shown(moved, given.texts_N[row])
             record["scores"] = [round(float(score), 4) for score in predictions["scores_N"][at]]
             if examples.spans is not None:
-                record["spans"] = self._shown(examples.spans.row(row).tolist(), text)
+                record["spans"] = self._shown(examples.spans.row(row).tolist(), given.texts_N[row])
                 record["wrong"] = sorted(record["spans"]) != sorted(record["predicted"])
             yield record | {"confidence": float(predictions["confidence_N"][at])}
 
@@ -301,7 +274,6 @@ class Tagging(Task):
 
     def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray:
         """Returns which tokens get a tag: of the text, with characters, and not cut by an edge."""
-        del encoded
         return targets.positions["tags_RxL"] > 0
 
     def _runs(
@@ -320,15 +292,7 @@ class Tagging(Task):
         return spans_Sx3, sure_K[sure_K > 0.5], np.maximum(sure_K, 1 - sure_K).min(initial=1.0)
 
 
-def _token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
+def _token_weights(batch: Arrays) -> jax.Array:
     """Returns the weights of examples at their tokens that get tags, float32 [R, L], else 0."""
     weights_1B = jnp.append(0.0, batch["weights_B"].astype(jnp.float32))
     return weights_1B[batch["segments_RxL"]] * (batch["tags_RxL"] > 0)
-
-
-def _rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns an object array of arrays, which may all have one shape."""
-    array_N = np.empty(len(arrays), object)
-    for row, array in enumerate(arrays):
-        array_N[row] = array
-    return array_N

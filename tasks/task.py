@@ -1,30 +1,30 @@
-"""What a kind of task says, and no more: targets, head, loss, prediction, metrics, floor.
+"""What every kind of task declares and defines: the interface and its defaults.
 
-Here: the interface that all kinds share and its defaults. One file per kind beside this one;
-tasks/__init__.py chooses. The pipeline, the train step and the evaluation call the hooks below and
-know of no kind of task. In the order in which an example meets them:
+One file per kind beside this one; `tasks.task_class` finds its class. The pipeline, the train step
+and the evaluation call the methods below and never ask which kind they have. In the order in which
+an example meets them:
 
-    check      refuses examples that cannot serve                          host, once
-    encoder    texts to tokens                                             host, once
-    limits     what of examples is left out, cut or out of reach           host, once
-    windows    examples to examples that fit the model                     host, once
-    targets    tokens to what the loss needs beside them                   host, each batch
-    head       a Linen module from hidden states to outputs                device
-    loss       outputs and batch to (sum, weight, sums)                    device, under jit
-    outputs    of them what is fetched of a prediction                     device, under jit
-    decode     fetched outputs of windows to predictions of examples       host
-    fit        what is chosen on the validation split: thresholds          host
-    complete   what takes a loop over the model: generated texts           host and device
-    score      predictions and truth to statistics that add up             host
-    baselines  what needs no encoder, for the table of results             host
-    describe   predictions as JSON                                         host
-    calibration  whether their probabilities can be believed               host
+    check        raises on examples that cannot serve                  host, once
+    encoder      texts to tokens                                       host, once
+    limits       what of the examples is dropped, cut or out of reach  host, once
+    windows      examples to examples that fit the model               host, once
+    targets      tokens to what the loss needs beside them             host, each batch
+    head         a Linen module from hidden states to outputs          device
+    loss         outputs and batch to (sum, weight, sums)              device, under jit
+    outputs      what is fetched of a prediction                       device, under jit
+    decode       fetched outputs of windows to predictions             host
+    complete     what needs a loop over the model: generated texts     host and device
+    fit          what is chosen on the validation split: thresholds    host
+    score        predictions and truth to statistics that add up       host
+    baselines    models without an encoder, for the table of results   host
+    describe     predictions as JSON                                   host
+    calibration  how well probabilities are calibrated                 host
 """
 
 import abc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -41,29 +41,56 @@ from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from tasks.limits import Given, Limit
 
-__all__ = ["Chunk", "Loss", "Targets", "Task", "digest", "rows_of", "text_record"]
+__all__ = ["Arrays", "Chunk", "Loss", "Targets", "Task", "digest", "rows_of", "text_record"]
 
+Arrays = Mapping[str, jax.Array]
 Loss = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
+
+
+class Loaded(NamedTuple):
+    """A model with its parameters, for `Task.complete`.
+
+    Attributes:
+        model: models.heads.Model.
+        params: flat, adapters included.
+        adapted: `adapted(f)` is a function of (flat params, ...) for a function
+            f(nested params, ...), in which adapters act.
+    """
+
+    model: nn.Module
+    params: Arrays
+    adapted: Callable[[Callable], Callable]
 
 
 class Task(abc.ABC):
     """One kind of task for one run.
 
     Attributes:
-        METRICS: every metric, by default the first chooses the checkpoint; the last breaks ties.
-        FLOOR: name of the row of `baselines` that the results are compared with.
-        POSITIONS: names of `Targets.positions`.
-        OFFSETS: whether `targets` reads Encoded.offsets and Encoded.fields.
-        labels: JSON-ready; what `make_task` was given, kept in checkpoints.
-        sequences: token sequences per example: choices, each of which is a segment of its own.
-        fitted: what `fit` returned, read by `score` and `describe`; kept in checkpoints.
+        config: the whole config.
+        labels: class names (tagging: span labels) in order, () without; kept in checkpoints.
+        members: name -> task, of a task that is made of several.
+        unfitted: what stands in for the result of `fit` before the first evaluation.
     """
 
-    METRICS: ClassVar[tuple[Metric, ...]]
-    FLOOR: ClassVar[str]
-    POSITIONS: ClassVar[tuple[str, ...]] = ()
-    OFFSETS: ClassVar[bool] = False
-    sequences: int = 1
+    # What a kind of task can do. The class alone, without data or model, answers these.
+    FLOOR: ClassVar[str]  # the row of `baselines` that results are compared with
+    LABELS: ClassVar[str] = "labels"  # the entry of a data set's manifest that holds the labels
+    BOUND: ClassVar[tuple[str, ...]] = ()  # own knobs that a checkpoint is tied to
+    FEATURES: ClassVar[bool] = False  # config.features: the head can read them
+    EXPORT: ClassVar[str] = ""  # --mode=export: as 'classifier' or 'language_model'; '' refuses
+    AVERAGE: ClassVar[str] = ""  # ensembles: average 'softmax', 'sigmoid' or 'numbers'; '' refuses
+    UNIT: ClassVar[bool] = False  # `fit` holds the outputs' unit, equal in runs that are joined
+    SHIFTED: ClassVar[bool] = True  # config.integrate.shifted_files: one data set has its columns
+    REVIEW: ClassVar[bool] = False  # --mode=review, config.review.exclude: one class per text
+    SELF_TRAINING: ClassVar[bool] = False  # config.self_training: one class per text, calibrated
+    ROBUSTNESS: ClassVar[bool] = False  # config.eval.robustness: a changed text keeps its answer
+
+    # Facts that instances may replace.
+    metrics: tuple[Metric, ...]  # the first chooses the checkpoint by default, the last breaks ties
+    positions: tuple[str, ...] = ()  # names of Targets.positions
+    offsets: bool = False  # whether `targets` reads Encoded.offsets and Encoded.fields
+    sequences: int = 1  # token sequences per example: choices, each a segment of its own
+    parts: tuple[str, ...] = ()  # of the checkpoint, beside its layers, that the head reads
 
     def __init__(
         self,
@@ -73,72 +100,71 @@ class Task(abc.ABC):
         tokenizer: Tokenizer,
         backbone: BackboneConfig,
     ):
-        """Takes what the kinds need; they check it in their own __init__.
+        """Stores the arguments; kinds check them in their __init__.
 
         Args:
             config: the whole config.
-            labels: class names (tagging: span labels) in order; () where there are none.
+            labels: class names (tagging: span labels) in order; () without.
             tokenizer: of the run.
             backbone: shapes of the model.
+
+        Raises:
+            ValueError: features for a head that reads none.
         """
+        if config.features.use != "none" and not self.FEATURES:
+            raise ValueError(
+                f"config.features.use={config.features.use!r}: config.task={config.task!r} reads "
+                "no features: set it to 'none'"
+            )
         self.config, self.labels = config, tuple(labels)
         self.tokenizer, self.backbone = tokenizer, backbone
-        self.fitted: dict[str, Any] = {}
+        self.members: Mapping[str, Task] = {}
+        self.unfitted: Mapping[str, Any] = {}
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The metrics of this run: METRICS, for kinds whose options do not change them."""
-        return self.METRICS
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Parts of the checkpoint beside the backbone that the head calls (backbone.PARTS)."""
-        return ()
+    @staticmethod
+    def member_configs(config: ConfigDict) -> Mapping[str, ConfigDict]:
+        """Returns the config of each task that this one is made of; {} for a single task."""
+        return {}
 
     def prose(self) -> str:
-        """Says what is learned, for the start-up log."""
+        """Describes what is learned, for the start-up log."""
         return self.config.task.replace("_", " ")
 
     def check(self, examples: Examples, split: str) -> None:  # noqa: B027, fine for most
-        """Raises ValueError where examples of a split cannot serve, saying what to set."""
+        """Raises ValueError for examples that cannot serve, with the knob to set.
+
+        Of the 'train' split, a task may keep what it needs, such as counts of classes.
+        """
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
-        """Returns what turns texts into tokens; arguments as of Encoder, whose interface it has."""
+        """Returns what turns texts into tokens: an Encoder, or what has its interface."""
         return Encoder(self.tokenizer, template, max_length=max_length, prefix_ids=prefix_ids)
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
-        """Returns examples that fit the model; by default the very ones, cut where too long."""
-        del encoder, training
+        """Returns examples that fit the model; by default the same ones, later cut if too long."""
         return examples
 
     def limits(self, given: Given) -> Iterator[Limit]:
-        """Yields what of examples is left out, cut or can never be predicted.
+        """Yields what of the examples is dropped, cut or can never be predicted.
 
-        By default texts are cut to the longest length. Kinds that make windows of long ones, or
-        leave them out, say what that loses instead.
-
-        The training split comes first.
+        By default texts are cut to the longest length. Kinds that make windows of long texts, or
+        drop them, report what that loses instead. The training split comes first.
         """
         yield self.cut([encoded.cut_B for encoded in given.pipeline.encoded(given.windows)], given)
 
     def cut(self, cuts: Sequence[np.ndarray], given: Given) -> Limit:
-        """Returns the limit of sequences, K an example and chunk by chunk, that are cut or not."""
+        """Returns the limit of examples that are cut, from flags of sequences, K per example."""
         cut_S, layout = np.concatenate([np.zeros(0, bool), *cuts]), self.config.layout
         cut_N = cut_S.reshape(-1, self.sequences).any(axis=1)
         remedy = "raise config.layout.max_length (and row_length)"
         if getattr(self.backbone, "max_length", 0) == layout.max_length:
             remedy = "the checkpoint has no more positions, so take another, or shorten the texts"
-        return Limit(
-            int(cut_N.sum()),
-            len(cut_N),
-            f"examples are longer than config.layout.max_length={layout.max_length} tokens and cut",
-            remedy,
-            first=len(cut_N) < len(given.windows),
-        )
+        what = f"examples are longer than config.layout.max_length={layout.max_length} tokens"
+        some = len(cut_N) < len(given.windows)
+        return Limit(int(cut_N.sum()), len(cut_N), f"{what} and cut", remedy, first=some)
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns what the loss needs. With `sequences` K, encoded has B * K of them, K by K."""
-        del encoded, chunk
         return Targets({}, {})
 
     @abc.abstractmethod
@@ -146,14 +172,13 @@ class Task(abc.ABC):
         """Returns the head, an unbound module whose parameters come under 'head/'.
 
         Called as `head(backbone, hidden_RxLxD, batch, deterministic=...)`, it returns a dict of
-        arrays, all float32 if not said otherwise. `backbone` is bound: `backbone.logits(...)`.
+        arrays, float32 unless documented otherwise. `backbone` is bound: `backbone.logits(...)`.
         """
 
     def blank(self, *, num_features: int) -> dict[str, jax.Array]:
-        """Returns a batch of one example in one position, to draw parameters with."""
-        names = ("tokens", "positions", "segments", "types")
-        batch = {name: jnp.zeros((1, 1), jnp.int32) for name in self.POSITIONS}
-        batch |= {f"{name}_RxL": jnp.zeros((1, 1), jnp.int32) for name in names}
+        """Returns a batch of one example in one position, to initialise parameters with."""
+        names = ("tokens_RxL", "positions_RxL", "segments_RxL", "types_RxL", *self.positions)
+        batch = {name: jnp.zeros((1, 1), jnp.int32) for name in names}
         batch["weights_B"] = jnp.ones(1, jnp.float32)
         if num_features:
             batch["features_BxK"] = jnp.zeros((1, num_features), jnp.float32)
@@ -165,15 +190,14 @@ class Task(abc.ABC):
         """Returns the head's parameters before training, and which of them no checkpoint filled.
 
         Args:
-            heads: flat, as drawn: 'head/kernel', ...
+            heads: flat, as initialised: 'head/kernel', ...
             params: nested, of the backbone: the leaf embedder/embedding and those of `parts`, as
                 numpy arrays.
         """
-        del params
         return heads, set(heads)
 
     @abc.abstractmethod
-    def loss(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> Loss:
+    def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the loss over the examples of a batch; pure, under jit.
 
         Nothing is divided here: the caller adds up microbatches and devices and divides once.
@@ -184,58 +208,40 @@ class Task(abc.ABC):
             scalars.
         """
 
-    def outputs(
-        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
-    ) -> Mapping[str, jax.Array]:
-        """Returns what is fetched of a prediction: '<name>_B...' of examples, '<name>_RxL...'
-        of positions, which arrive on the host as '<name>_N...' and, cut into one array for each
-        example, as object array '<name>_N'."""
-        del batch
+    def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
+        """Returns what is fetched of a prediction: '<name>_B...' per example, '<name>_RxL...' per
+        position, which arrive on the host as '<name>_N...' and, cut into one array per example, as
+        the object array '<name>_N'."""
         return outputs
 
     def decode(
         self, predictions: Predictions, windows: Examples, examples: Examples, encoder: Encoder
     ) -> Predictions:
         """Returns predictions of `examples` from those of their windows, ids ascending."""
-        del windows, examples, encoder
         return predictions
 
     def complete(
-        self,
-        predictions: Predictions,
-        examples: Examples,
-        encoder: Encoder,
-        *,
-        model: nn.Module,
-        params: Mapping[str, jax.Array],
-        adapted: Callable[[Callable], Callable],
+        self, predictions: Predictions, examples: Examples, encoder: Encoder, loaded: Loaded
     ) -> Predictions:
-        """Adds what takes a loop over the model; called for final results, not while training.
-
-        Args:
-            predictions: as `decode` returned.
-            examples: all of them.
-            encoder: texts to tokens.
-            model: models.heads.Model.
-            params: flat, adapters included.
-            adapted: `adapted(f)` is a function of (flat params, ...) for a function
-                f(nested params, ...), in which adapters act.
-        """
-        del examples, encoder, model, params, adapted
+        """Adds what needs a loop over the model to what `decode` returned; for final results only,
+        not during training."""
         return predictions
 
-    def fit(self, predictions: Predictions, validation: Examples) -> dict[str, Any]:
-        """Returns what is chosen on the validation split, such as thresholds; JSON-ready."""
-        del predictions, validation
-        return {}
+    def fit(self, predictions: Predictions, validation: Examples) -> Mapping[str, Any]:
+        """Returns what is chosen on the validation split, such as thresholds; JSON-ready.
+
+        Callers store it in checkpoints and hand it on as Predictions.fitted, where `score`,
+        `describe` and `calibration` read it. By default it stays as it was.
+        """
+        return predictions.fitted
 
     @abc.abstractmethod
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
-        """Returns what predictions are worth, as statistics of each example that add up."""
+        """Compares predictions with the truth: statistics of each example, which add up."""
 
     @abc.abstractmethod
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
-        """Returns what the models are worth that need no encoder, by name, FLOOR among them."""
+        """Scores models that need no encoder, by name, FLOOR among them."""
 
     @abc.abstractmethod
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
@@ -246,18 +252,17 @@ class Task(abc.ABC):
         """
 
     def calibration(self, predictions: Predictions, examples: Examples) -> dict[str, Any] | None:
-        """Returns how far probabilities can be believed, before and after what `fit` does to them:
-        {'before', 'after', 'temperature', 'bias'}, JSON-ready; None where a prediction has none."""
-        del predictions, examples
+        """Returns calibration before and after what `fit` chose, {'before', 'after',
+        'temperature', 'bias'}, JSON-ready; None if predictions have no calibrated probability."""
+        return None
 
     def counted(self, encoded: Encoded, targets: Targets) -> np.ndarray | None:
-        """Returns which tokens the loss counts, bool, flat; None where it is not about tokens."""
-        del encoded, targets
+        """Returns which tokens the loss counts, bool, flat; None if it is not about tokens."""
         return None
 
 
 def rows_of(examples: Examples, ids_N: np.ndarray) -> np.ndarray:
-    """Returns at which index each id stands among the examples.
+    """Returns the index of each id among the examples.
 
     Raises:
         ValueError: an id is not there.
@@ -275,7 +280,7 @@ def rows_of(examples: Examples, ids_N: np.ndarray) -> np.ndarray:
 
 
 def check_labels(labels_N: np.ndarray, split: str) -> None:
-    """Raises ValueError where every label is masked: such a split teaches and measures nothing."""
+    """Raises ValueError if every label is masked: nothing can be learned or measured."""
     if not (labels_N >= 0).any():
         raise ValueError(
             f"none of the {len(labels_N):,} {split} examples has a label: name other data, or what "
@@ -289,22 +294,16 @@ def digest(truth_N: np.ndarray) -> str:
 
 
 def text_record(
-    examples: Examples, row: int, text: str = "text", pair: str = "pair"
+    examples: Examples, row: int, *, text: str = "text", pair: str = "pair"
 ) -> dict[str, Any]:
-    """Returns what a description begins with: id, name, text and pair, as far as there are.
+    """Returns the start of a description: id, and name, text and pair if the examples have them.
 
     Args:
         examples: all of them.
-        row: at which index.
-        text: what to call the text; "" leaves it out.
-        pair: what to call the pair; "" leaves it out.
+        row: index of the example.
+        text: key of the text; "" leaves it out.
+        pair: key of the pair; "" leaves it out.
     """
-    record: dict[str, Any] = {"id": int(examples.ids_N[row])}
-    for name, values_N in {
-        "name": examples.names_N,
-        text: examples.texts_N,
-        pair: examples.pairs_N,
-    }.items():
-        if name and values_N is not None:
-            record[name] = values_N[row]
-    return record
+    values = {"name": examples.names_N, text: examples.texts_N, pair: examples.pairs_N}
+    known = {key: column[row] for key, column in values.items() if key and column is not None}
+    return {"id": int(examples.ids_N[row]), **known}

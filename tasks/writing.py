@@ -1,7 +1,7 @@
 """Answers to prompts, written with a model: batches of few shapes, each compiled once.
 
 Not here: the loop over tokens (models/generation.py), prompts as tokens
-(input_pipeline/batches/chat.py). Called by tasks/generation.py.
+(input_pipeline/batches/chat.py).
 """
 
 import functools
@@ -15,13 +15,12 @@ import numpy as np
 
 from input_pipeline.eta import working
 from models.generation import Decoding, generate
-from models.t5 import T5Config
 
 _SHORTEST = 32  # tokens of the shortest prompts' batches; longer ones double
 
 
 class Writer:
-    """Writes what follows prompts. What is drawn depends on the seed and a prompt's id alone."""
+    """Writes answers to prompts. A draw depends on the seed and the prompt's id alone."""
 
     def __init__(
         self,
@@ -36,13 +35,12 @@ class Writer:
 
         Args:
             model: models.heads.Model.
-            adapted: as of tasks.task.Task.complete.
+            adapted: see tasks.task.Loaded.
             decoding: how tokens are chosen.
             rows: prompts of a batch.
             seed: config.seed.
         """
         self._decoding, self._rows, self._seed = decoding, rows, seed
-        begin = "begin" if isinstance(model.config, T5Config) else "start"
 
         def write(
             params: Mapping, tokens_BxL: jax.Array, lengths_B: jax.Array, ids_B: jax.Array
@@ -57,7 +55,7 @@ class Writer:
                 )
 
             keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids_B)
-            start = call(begin, tokens_BxL, lengths_B, length=decoding.max_tokens)
+            start = call("start", tokens_BxL, lengths_B, length=decoding.max_tokens)
             return generate(functools.partial(call, "step"), start, decoding, keys_B=keys_B)[0]
 
         self._write = jax.jit(adapted(write))
@@ -91,10 +89,10 @@ class Writer:
                 for row, i in enumerate(batch):
                     tokens_BxL[row, : len(prompts[i])] = prompts[i]
                     lengths_B[row], ids_B[row] = len(prompts[i]), ids[i] % 2**32
-                found_BxT = np.asarray(
+                written_BxT = np.asarray(
                     self._write(params, *map(jnp.array, (tokens_BxL, lengths_B, ids_B)))
                 )
-                for i, row in zip(batch, found_BxT, strict=False):
+                for i, row in zip(batch, written_BxT, strict=False):
                     ends = np.flatnonzero(np.isin(row, self._decoding.end_ids))
                     written[i] = row[: ends[0] if len(ends) else None].tolist()
                 work.done += len(batch)

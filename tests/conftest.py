@@ -31,7 +31,7 @@ from hypothesis import settings
 from matplotlib.figure import Figure
 
 from configs import common
-from input_pipeline.tokenizers.tokenization import train_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models.backbone import parameter_shapes
 from models.decoder import DecoderConfig
 from models.layers import Rope

@@ -18,11 +18,12 @@ from configs.overrides import check_overrides
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.features.features import load as load_features
 from input_pipeline.locking import in_use
-from training import train as loop
 from training.checkpoints import Checkpoints
-from training.train import train
-from workflows import finish as protocol
+from workflows.evaluate import evaluate
 from workflows.integrate.integrate import integrate
+from workflows.predict import predict
+from workflows.test import test as open_test
+from workflows.train import train
 
 FLAGS = program.FLAGS
 ROOT = Path(__file__).parents[1]
@@ -75,7 +76,7 @@ def test_a_finished_run_shows_its_results_and_leaves_the_test_split_shut(trained
 
 def test_a_second_look_at_the_test_split_gives_the_same_and_is_counted(trained):
     config, workdir, results = trained
-    again = loop.test(config, workdir)
+    again = open_test(config, workdir)
     assert again["models"] == results["models"]
     assert again["integration"] == results["integration"]
     assert len(again["test_openings"]) == 2
@@ -86,12 +87,12 @@ def test_the_test_split_has_one_door(trained):
     config, workdir, _ = trained
     config.eval.split = "test"
     with pytest.raises(ValueError, match="--mode=test alone"):
-        protocol.evaluate(config, workdir)
+        evaluate(config, workdir)
     with pytest.raises(ValueError, match="its training is not finished"):
-        loop.test(config, workdir.parent / "elsewhere")
+        open_test(config, workdir.parent / "elsewhere")
     config.data.split.seed += 1
     with pytest.raises(ValueError, match=r"was chosen on other data, the splits \['train'"):
-        loop.test(config, workdir)
+        open_test(config, workdir)
     assert len(lines(workdir / "test_openings.jsonl")) == 1
 
 
@@ -103,7 +104,7 @@ def test_evaluate_gives_the_numbers_of_training(trained):
         if "validation/accuracy" in line
     }
     config.eval.checkpoint = "latest"
-    result = protocol.evaluate(config, workdir)
+    result = evaluate(config, workdir)
     assert result["accuracy"]["value"] == logged[48]
     assert result["accuracy"]["count"] == 24
     assert sum(map(sum, result["confusion_matrix"])) == 24
@@ -114,7 +115,7 @@ def test_evaluate_gives_the_numbers_of_training(trained):
 def test_integrated_checkpoint_gives_the_curve_of_its_point(trained):
     config, workdir, results = trained
     config.eval.checkpoint = "integrated"
-    result = protocol.evaluate(config, workdir)
+    result = evaluate(config, workdir)
     chosen = results["integration"]
     value = {point["alpha"]: point["value"] for point in chosen["curve"]}[chosen["alpha"]]
     assert result["accuracy"]["value"] == value
@@ -140,7 +141,7 @@ def test_predict_keeps_every_line_and_agrees_with_evaluate(trained, reviews, tmp
         encoding="utf-8",
     )
     config.predict.input = str(source)
-    rows = lines(protocol.predict(config, workdir))
+    rows = lines(predict(config, workdir))
     assert [row["text"] for row in rows] == texts
     for row in rows:
         assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
@@ -156,7 +157,7 @@ def test_predict_says_which_texts_it_cannot_read_whole(trained, tmp_path, capsys
         "".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8"
     )
     config.predict.input = str(tmp_path / "input.jsonl")
-    assert len(lines(protocol.predict(config, workdir))) == 4
+    assert len(lines(predict(config, workdir))) == 4
     said = capsys.readouterr().out
     assert "2 of 4 given examples are longer than config.layout.max_length=64" in said
     assert "1 of 4 given texts are empty" in said
@@ -191,14 +192,14 @@ def test_a_head_that_the_checkpoint_lacks_is_refused(trained):
     config, workdir, _ = trained
     config.model.head = "linear"
     with pytest.raises(ValueError, match="model.head: 'label_words' in the checkpoint, 'linear'"):
-        protocol.evaluate(config, workdir)
+        evaluate(config, workdir)
 
 
 def test_an_absent_checkpoint_is_named_with_those_that_are_there(trained):
     config, workdir, _ = trained
     config.eval.checkpoint = "5"
     with pytest.raises(ValueError, match=r"'5' is not in .* holds the steps \[.*48\]"):
-        protocol.evaluate(config, workdir)
+        evaluate(config, workdir)
 
 
 def test_a_failed_start_leaves_the_workdir_free(tiny_config, tmp_path):
@@ -510,7 +511,7 @@ def test_pairs_train_are_split_by_group_and_predicted(tiny_config, tmp_path):
     assert not texts["train"] & texts["test"] and not texts["validation"] & texts["test"]
     assert results["models"]["fine-tuned"]["accuracy"]["count"] >= 30
     tiny_config.predict.input = str(path)
-    assert len(lines(protocol.predict(tiny_config, tmp_path / "run"))) == 360
+    assert len(lines(predict(tiny_config, tmp_path / "run"))) == 360
 
 
 def test_data_without_class_labels_are_refused_before_any_training(tiny_config, tmp_path):

@@ -6,8 +6,9 @@ optimiser state. Writing is asynchronous and ends with a rename: a save that fai
 leaves the checkpoints before it as they were.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from training.state import TrainState, flatten, merge
+from models.backbone import flatten
+from training.state import TrainState, merge
 
 Meta = dict[str, Any]
 
@@ -40,9 +42,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         if read_only and not directory.is_dir():
-            raise FileNotFoundError(
-                f"{directory}: no such folder; train first, with this --workdir"
-            )
+            raise FileNotFoundError(f"{directory}: no such folder; train with this --workdir first")
         self._directory, self._read_only, self._rank = directory, read_only, rank
         policies = [
             checkpoint_managers.LatestN(n=keep_latest),
@@ -70,14 +70,14 @@ class Checkpoints:
     def best(self) -> int | None:
         """Returns the step with the best metric, or None."""
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        scores = {step: self._score(found) for step, found in metrics.items() if found}
+        scores = {step: self._score(values) for step, values in metrics.items() if values}
         return max(scores, key=scores.get) if scores else None
 
     def resolve(self, name: str) -> int:
         """Returns the step that 'best', 'latest' or a number stands for.
 
         Raises:
-          ValueError: there is no such checkpoint; the message lists those that are there.
+          ValueError: there is no such checkpoint; the message lists the existing steps.
         """
         steps = sorted(self._manager.all_steps())
         if not steps:
@@ -97,10 +97,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(merge(params)), meta=ocp.args.JsonSave(meta)
         )
-        try:
+        with self._writing():
             self._manager.save(step, args=items, metrics=None)
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from None
         self.wait()
 
     def save(
@@ -132,31 +130,32 @@ class Checkpoints:
         }
         if state.average is not None:
             items["average"] = ocp.args.StandardSave(merge(state.average))
-        try:
-            numbered = {f"rank_{i}": value for i, value in enumerate(ranks)}
-            ranked = {**metrics, **numbered, "step": step} if metrics else None
+        numbered = {f"rank_{i}": value for i, value in enumerate(ranks)}
+        ranked = {**metrics, **numbered, "step": step} if metrics else None
+        with self._writing():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=ranked)
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from None
 
     def wait(self) -> None:
         """Blocks until what was started is on disk; raises as `save` does."""
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from None
 
-    def _failed(self, error: Exception) -> OSError:
-        self._manager.reload()
-        kept = sorted(self._manager.all_steps())
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = reason if len(reason) < 150 else "…" + reason[-150:]  # its end says most
-        return OSError(
-            f"a checkpoint could not be written to {self._directory}: {reason}\n"
-            f"Steps {kept} are intact. If the disk is full, free some space; then start the same "
-            "command again."
-        )
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns a failed write into one message that names the checkpoints that are intact."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self._manager.reload()
+            kept = sorted(self._manager.all_steps())
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason if len(reason) < 150 else "…" + reason[-150:]  # the cause comes last
+            raise OSError(
+                f"a checkpoint could not be written to {self._directory}: {reason}\n"
+                f"Steps {kept} are intact. If the disk is full, free some space; then start the "
+                "same command again."
+            ) from None
 
     def meta(self, step: int) -> Meta:
         """Returns what was saved beside the parameters."""

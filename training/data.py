@@ -1,8 +1,6 @@
-"""What a run is trained, chosen and tested on: its prepared data and their splits.
+"""What a run is trained, chosen and tested on: prepared data and their splits.
 
-Here: one face for the data of one task and of several tasks together, which are prepared apart.
-Not here: preparing (input_pipeline/corpus/preparation.py). Called by training/train.py and
-workflows/finish.py.
+The data of one task and of several tasks, which are prepared separately, have one interface.
 """
 
 import dataclasses
@@ -12,19 +10,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline.batches.mixture import Mixture, member_configs
-from input_pipeline.corpus.preparation import Prepared, load_split, prepare, prose
+from input_pipeline.batches.mixture import Mixture
+from input_pipeline.corpus.manifest import prose
+from input_pipeline.corpus.preparation import Prepared, load_split, prepare
 from input_pipeline.examples import Examples
+from tasks import task_class
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunData:
-    """Prepared data and what they say about themselves.
+    """The prepared data of one task.
 
     Attributes:
         labels: what the task predicts; JSON-ready.
         fingerprints: of the splits.
-        available: training examples that there are.
+        available: number of training examples, before config.data.max_train_examples.
     """
 
     config: ConfigDict
@@ -33,23 +33,22 @@ class RunData:
     @property
     def labels(self) -> Any:
         """What the task predicts: class names, of tagging those of spans."""
-        kind = "span_labels" if self.config.task == "tagging" else "labels"
-        return list(self.prepared.manifest[kind])
+        return list(self.prepared.manifest[task_class(self.config).LABELS])
 
     @property
     def splits(self) -> Mapping[str, Any]:
-        """What the manifest says of each split that has examples."""
-        found = self.prepared.manifest["splits"]
-        return {name: part for name, part in found.items() if part["examples"]}
+        """The manifest's facts about each split that has examples."""
+        splits = self.prepared.manifest["splits"]
+        return {name: part for name, part in splits.items() if part["examples"]}
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Those of the splits."""
+        """Fingerprints of the splits."""
         return {name: part["fingerprint"] for name, part in self.splits.items()}
 
     @property
     def available(self) -> int:
-        """Training examples that there are, before config.data.max_train_examples."""
+        """Number of training examples, before config.data.max_train_examples."""
         return self.splits["train"]["examples"]
 
     @functools.lru_cache(maxsize=4)  # noqa: B019, as many as there are splits
@@ -61,9 +60,8 @@ class RunData:
         """
         if name not in self.splits:
             raise ValueError(
-                f"the data have no {name} examples, but {sorted(self.splits)}: raise "
-                f"config.data.split.{name}, or name config.data.{name}_files with "
-                "config.data.split.kind='given'"
+                f"the data have no {name} examples, but {sorted(self.splits)}: raise config.data."
+                f"split.{name}, or set config.data.{name}_files and config.data.split.kind='given'"
             )
         return load_split(self.prepared, name, limit=self.config.data[f"max_{name}_examples"])
 
@@ -73,7 +71,7 @@ class RunData:
         return min(self.config.data[f"max_{name}_examples"] or size, size)
 
     def prose(self) -> str:
-        """Says what was prepared, how much of it is used, and where it lies."""
+        """Describes what was prepared, how much of it is used, and where it is."""
         sizes = {name: (self.used(name), part["examples"]) for name, part in self.splits.items()}
         some = [f"{n:,} of {size:,} {name}" for name, (n, size) in sizes.items() if n < size]
         kept = f"config.data.max_*_examples leave {', '.join(some)} examples.\n" if some else ""
@@ -85,7 +83,7 @@ class RunData:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SeveralData:
-    """The data of several tasks: what RunData is, over all of them.
+    """The data of several tasks, with the interface of RunData.
 
     Attributes:
         members: name -> its data.
@@ -100,7 +98,7 @@ class SeveralData:
 
     @property
     def splits(self) -> dict[str, dict[str, Any]]:
-        """What the members' manifests say of each split that all have."""
+        """The manifests' facts about each split that all members have."""
         shared = set.intersection(*(set(data.splits) for data in self.members.values()))
         return {
             split: {name: data.splits[split] for name, data in self.members.items()}
@@ -109,7 +107,7 @@ class SeveralData:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Those of the splits, of all members together."""
+        """Fingerprints of the splits over all members."""
         return {
             split: " ".join(part["fingerprint"] for part in parts.values())
             for split, parts in self.splits.items()
@@ -117,7 +115,7 @@ class SeveralData:
 
     @property
     def available(self) -> int:
-        """Training examples that there are of all members."""
+        """Number of training examples of all members."""
         return sum(data.available for data in self.members.values())
 
     def split(self, name: str) -> Mixture:
@@ -125,12 +123,12 @@ class SeveralData:
         return Mixture({member: data.split(name) for member, data in self.members.items()})
 
     def prose(self) -> str:
-        """Says what was prepared, and where it lies."""
+        """Describes what was prepared, and where it is."""
         return "\n".join(f"{name}: {data.prose()}" for name, data in self.members.items())
 
 
 def load_data(config: ConfigDict) -> RunData | SeveralData:
-    """Prepares what config.data describes, or that of each member, unless it is there already."""
-    if config.task == "multi_task":
-        return SeveralData({name: load_data(own) for name, own in member_configs(config).items()})
+    """Prepares the data of config.data, or of each member, unless they are prepared already."""
+    if members := task_class(config).member_configs(config):
+        return SeveralData({name: load_data(member) for name, member in members.items()})
     return RunData(config, prepare(config.data))

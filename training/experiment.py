@@ -1,7 +1,4 @@
-"""What all modes share, built once from a config: tokeniser, pipeline, model, weights, predictions.
-
-Called by training/train.py, workflows/finish.py and workflows/export/export.py.
-"""
+"""What all modes share, built once from a config: tokeniser, pipeline, model, weights."""
 
 import dataclasses
 import functools
@@ -27,9 +24,8 @@ from models.backbone import BackboneConfig
 from models.decoder import DecoderConfig
 from models.heads import Model
 from tasks import task_class
-from tasks.limits import Given, tell
-from tasks.multi_task import MultiTask
-from tasks.task import Task
+from tasks.limits import Given, report
+from tasks.task import Loaded, Task
 from training import run_tokenizer
 from training.compilation import PerShape
 from training.run_features import run_features
@@ -39,7 +35,7 @@ from training.weights import Weights, num_layers
 
 @dataclasses.dataclass
 class Experiment:
-    """A config made real.
+    """The parts of a run, and what all modes do with them.
 
     Attributes:
       model: the Linen module.
@@ -47,11 +43,11 @@ class Experiment:
       initial: the trained parameters before training, flat, on the host.
       frozen: the other parameters, flat, on the devices, in config.adapt.frozen_dtype.
       factors: factor on the learning rate of every trained path.
-      fresh: paths that no checkpoint filled; interpolation leaves them as trained.
+      fresh: paths that no checkpoint filled; interpolation keeps their trained values.
       fingerprints: of the tokeniser, the pretrained weights and the features; they travel in
         checkpoints.
       features: as fitted on the training split, None without.
-      left_out: what `check` found, JSON-ready.
+      left_out: the records of `check`: what is dropped, cut or unreachable, JSON-ready.
     """
 
     config: ConfigDict
@@ -117,9 +113,9 @@ class Experiment:
     def windows(self, examples: Examples, *, training: bool) -> Examples:
         """Returns what the model reads of the examples: with their features, long ones in parts."""
         if self._windows.get(training, (None,))[0] is not examples:  # the same at each evaluation
-            read = self.with_features(examples)
-            found = self.task.windows(read, self.pipeline.encoder, training=training)
-            self._windows[training] = examples, found
+            complete = self.with_features(examples)
+            windows = self.task.windows(complete, self.pipeline.encoder, training=training)
+            self._windows[training] = examples, windows
         return self._windows[training][1]
 
     def check(
@@ -131,32 +127,38 @@ class Experiment:
         complete: bool = False,
         labelled: bool = True,
     ) -> None:
-        """Says what of examples is left out, cut or out of reach; keeps it in `left_out`.
+        """Reports what of the examples is dropped, cut or unreachable; keeps it in `left_out`.
 
         Args:
             examples: of a split.
             split: its name.
-            training: whether they are learned from; those come first.
+            training: whether the model learns from them; the training split comes first.
             complete: whether they are predicted with what takes a loop over the model.
-            labelled: whether they must be, without which the task refuses them.
+            labelled: whether the task requires labels.
         """
         if labelled:
             self.task.check(examples, split)
         with working(f"Checking the {split} examples"):
             windows = self.windows(examples, training=training)
             given = Given(examples, windows, self.pipeline, training, complete)
-            records = tell(self.task.limits(given), split, self.say)
+            records = report(self.task.limits(given), split, self.say)
         self.left_out += [record for record in records if record not in self.left_out]
 
     def predict(
-        self, params: Mapping[str, jax.Array], examples: Examples, *, complete: bool = False
+        self,
+        params: Mapping[str, jax.Array],
+        examples: Examples,
+        fitted: Mapping[str, Any],
+        *,
+        complete: bool = False,
     ) -> Predictions:
-        """Runs the model over all of `examples`; one code path for every mode.
+        """Predicts all of `examples`; one code path for every mode.
 
         Args:
             params: the trained ones.
             examples: any; labels are not needed.
-            complete: also what takes a loop over the model, such as texts that are written.
+            fitted: with these parameters, see Task.fit; Task.unfitted before any evaluation.
+            complete: also what takes a loop over the model, such as generated texts.
         """
 
         def apply_fn(params: Any, batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
@@ -164,26 +166,22 @@ class Experiment:
 
         windows, encoder = self.windows(examples, training=False), self.pipeline.encoder
         batches = self.pipeline.evaluate(windows)
-        found = predict(apply_fn, params, batches, total=len(windows))
-        found = self.task.decode(found, windows, examples, encoder)
-        if not complete:
-            return found
-        return self.task.complete(
-            found,
-            examples,
-            encoder,
-            model=self.model,
-            params={**self.frozen, **params},
-            adapted=functools.partial(adapters.adapted, self.config.adapt),
-        )
+        predictions = predict(apply_fn, params, batches, total=len(windows))
+        predictions = self.task.decode(predictions, windows, examples, encoder)
+        if complete:
+            adapted = functools.partial(adapters.adapted, self.config.adapt)
+            loaded = Loaded(self.model, {**self.frozen, **params}, adapted)
+            predictions = self.task.complete(predictions, examples, encoder, loaded)
+        return dataclasses.replace(predictions, fitted=fitted)
 
     def score(
         self, params: Mapping[str, jax.Array], validation: Examples
-    ) -> tuple[Scores, dict[str, Any]]:
+    ) -> tuple[Scores, Mapping[str, Any]]:
         """Evaluates on the validation split; also returns what the task fitted on it."""
-        predictions = self.predict(params, validation)
-        self.task.fitted = self.task.fit(predictions, validation)
-        return self.task.score(predictions, validation), self.task.fitted
+        predictions = self.predict(params, validation, self.task.unfitted)
+        fitted = self.task.fit(predictions, validation)
+        predictions = dataclasses.replace(predictions, fitted=fitted)
+        return self.task.score(predictions, validation), fitted
 
     def rank(self, values: Mapping[str, float]) -> list[float]:
         """Orders evaluations by their metrics' values: better is greater."""
@@ -203,13 +201,13 @@ class Experiment:
         A head that was drawn at random has no such side: it is kept as trained.
         """
         added = {path: value for path, value in trained.items() if adapters.is_added(path)}
-        own = {
+        start = {
             path: value
             for path, value in self.initial.items()
             if path not in self.fresh and path not in added
         }
-        end = self.put(adapters.pretrained_end(self.config.adapt, added, params=self.frozen))
-        return {path: trained[path] for path in self.fresh} | self.put(own) | end
+        end = self.put(adapters.pretrained_end(added, params=self.frozen))
+        return {path: trained[path] for path in self.fresh} | self.put(start) | end
 
     def gates(self, period_examples: int | str) -> Callable | None:
         """Returns the gates of gradual unfreezing for the train step; None without a period."""
@@ -244,8 +242,8 @@ def build(
       workdir: a tokeniser that is trained or changed here is kept in it.
       labels: what the task predicts, of the data or of a checkpoint.
       say: receives one line of prose for each derived decision.
-      training: what a new or changed tokeniser learns from, features are fitted on and the task
-        checks; None takes all as they were left in `workdir`.
+      training: the examples that a new or changed tokeniser and the features are fitted on; None
+        loads both from `workdir`.
 
     Raises:
       ValueError: parts that don't fit each other, naming both.
@@ -258,11 +256,11 @@ def build(
         say(checkpoint.note)
     for why, count in checkpoint.ignored.items():
         say(f"Not read: {count} tensors of {checkpoint.path.name} ({why}).")
-    own, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training)
-    if note := run_tokenizer.check_own(config, checkpoint, own):
+    original, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training)
+    if note := run_tokenizer.check_original(config, checkpoint, original):
         say(note)
-    backbone = _backbone_config(config, checkpoint.config, tokenizer, own)
-    task = task_class(config.task)(config, labels, tokenizer=tokenizer, backbone=backbone)
+    backbone = _backbone_config(config, checkpoint.config, tokenizer, original)
+    task = task_class(config)(config, labels, tokenizer=tokenizer, backbone=backbone)
     if training is not None:
         task.check(training, "train")
     features = run_features(config, workdir, training)
@@ -278,7 +276,7 @@ def build(
     )
     weights = Weights(config, model, task, checkpoint, mesh, num_features, say)
     with working("Reading the weights"):
-        weights.read(own, tokenizer, training)
+        weights.read(original, tokenizer, training)
         weights.add_heads()
         weights.add_adapters()
     experiment = Experiment(
@@ -309,52 +307,37 @@ def build(
 
 
 def _backbone_config(
-    config: ConfigDict, found: BackboneConfig, tokenizer: Tokenizer, own: Tokenizer
+    config: ConfigDict, backbone: BackboneConfig, tokenizer: Tokenizer, original: Tokenizer
 ) -> BackboneConfig:
-    """Returns the checkpoint's config with what this run changes about it."""
+    """Returns the checkpoint's config with this run's changes."""
+    name, length = config.model.checkpoint, config.layout.max_length
     if config.model.bidirectional:
-        if not isinstance(found, DecoderConfig):
+        if not isinstance(backbone, DecoderConfig):
             raise ValueError(
-                "config.model.bidirectional is for decoders, but "
-                f"{config.model.checkpoint} is a {found.model_type}: leave it False"
+                f"config.model.bidirectional is for decoders, but {name} is a "
+                f"{backbone.model_type}: leave it False"
             )
-        found = dataclasses.replace(found, bidirectional=True)
-    if tokenizer is not own:
-        found = dataclasses.replace(found, vocab_size=tokenizer.vocab_size)
-    if found.max_length and config.layout.max_length > found.max_length:
+        backbone = dataclasses.replace(backbone, bidirectional=True)
+    if tokenizer is not original:
+        backbone = dataclasses.replace(backbone, vocab_size=tokenizer.vocab_size)
+    if backbone.max_length and length > backbone.max_length:
         raise ValueError(
-            f"config.layout.max_length={config.layout.max_length}, but {config.model.checkpoint} "
-            f"has positions for {found.max_length} tokens only: lower it"
+            f"config.layout.max_length={length}, but {name} has positions for "
+            f"{backbone.max_length} tokens only: lower it"
         )
-    return found
+    return backbone
 
 
 def make_pipeline(
     config: ConfigDict, task: Task, *, row_multiple: int = 1
 ) -> TextPipeline | MixturePipeline:
     """Returns what turns examples into batches; rows are a multiple of the number of devices."""
-    if isinstance(task, MultiTask):
-        return MixturePipeline(
-            {
-                name: make_pipeline(member.config, member, row_multiple=row_multiple)
-                for name, member in task.members.items()
-            },
-            multi=config.multi,
-            batch_size=config.data.batch_size,
-            microbatches=config.train.microbatches,
-            seed=config.seed,
-        )
+    if task.members:
+        pipelines = {
+            name: make_pipeline(member.config, member, row_multiple=row_multiple)
+            for name, member in task.members.items()
+        }
+        return MixturePipeline(pipelines, config)
     length = config.adapt.prompt_length if config.adapt.kind == "prompt" else 0
-    first = task.backbone.vocab_size
-    return TextPipeline(
-        task,
-        template=config.data.template,
-        layout=config.layout,
-        augmentation=config.augmentation,
-        batch_size=config.data.batch_size,
-        microbatches=config.train.microbatches,
-        row_multiple=row_multiple,
-        seed=config.seed,
-        eval_rows=config.eval.rows,
-        prefix_ids=range(first, first + length),
-    )
+    prefix_ids = range(task.backbone.vocab_size, task.backbone.vocab_size + length)
+    return TextPipeline(task, config, row_multiple=row_multiple, prefix_ids=prefix_ids)

@@ -1,7 +1,4 @@
-"""SIGTERM and Ctrl-C while training: the step is ended and saved, then the process ends.
-
-Called by training/train.py and main.py.
-"""
+"""SIGTERM and Ctrl-C while training: the step is finished and saved, then the process ends."""
 
 import contextlib
 import signal

@@ -1,7 +1,4 @@
-"""Steps that are dispatched and not yet looked at: logging must not make the device wait.
-
-Called by train.py.
-"""
+"""Metrics of dispatched steps, fetched late: logging must not make the device wait."""
 
 import time
 from collections.abc import Mapping
@@ -17,7 +14,7 @@ class Pending:
     """Metrics of steps that may still run on the device; fetched only when they are logged.
 
     Attributes:
-      skipped: steps so far whose every label was masked.
+      skipped: number of steps so far whose every label was masked.
     """
 
     def __init__(
@@ -37,13 +34,13 @@ class Pending:
     def add(
         self, step: int, metrics: dict[str, jax.Array], batch: Mapping[str, np.ndarray]
     ) -> None:
-        """Notes a dispatched step without waiting for it."""
+        """Keeps the metrics of a dispatched step without waiting for them."""
         self._steps.append((step, metrics, batch["ids_B"]))
         self._tokens += int((batch["segments_RxL"] > 0).sum())
         self._progress.update(step)
 
     def restart_clock(self, restart: bool) -> None:
-        """Leaves evaluation and saving out of the speed."""
+        """Excludes evaluation and saving from the measured speed."""
         if restart:
             self._start = time.perf_counter()
 
@@ -51,31 +48,29 @@ class Pending:
         """Waits for the steps, checks and logs them.
 
         Raises:
-          Collapsed: a loss or gradient is not finite, naming the steps; or the losses run away.
-          ValueError: it is not from the first step on, which no learning rate can mend.
+          Collapsed: a loss or gradient is not finite, naming the steps; or the loss diverges.
+          ValueError: the first step is not finite, which no learning rate can mend.
         """
         fetched = [(step, jax.device_get(metrics), ids) for step, metrics, ids in self._steps]
         speed = self._tokens / max(time.perf_counter() - self._start, 1e-9)
-        learned = [(step, metrics) for step, metrics, _ in fetched if metrics.pop("weight") != 0]
+        trained = {step: metrics for step, metrics, _ in fetched if metrics.pop("weight") != 0}
         broken = [
             step
-            for step, metrics in learned
-            if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"])
+            for step, metrics in trained.items()
+            if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all()
         ]
-        taught = dict(learned)
         for step, _, ids in fetched:
-            if step not in taught:
+            if step not in trained:
                 self._skip(step, ids)
                 continue
-            values = {name: float(value) for name, value in taught[step].items()}
-            last = {"tokens_per_second": speed} if step == learned[-1][0] else {}
+            values = {name: float(value) for name, value in trained[step].items()}
+            last = {"tokens_per_second": speed} if step == max(trained) else {}
             self._progress.log(step, {**values, **last}, show=bool(last))
         if self._first_step in broken:
             raise ValueError(
-                f"the loss or the gradient is not finite at step {self._first_step}, before this "
-                "start has changed a weight, so that the learning rate is not the cause: check "
-                "the numbers that are read (labels, features, class weights), or compute in "
-                "float32 (config.model.dtype)"
+                f"the loss or the gradient is not finite at step {self._first_step}, before any "
+                "weight changed, so the learning rate is not the cause: check the numbers that are "
+                "read (labels, features, class weights), or set config.model.dtype='float32'"
             )
         if broken:
             raise collapse.Collapsed(
@@ -83,17 +78,16 @@ class Pending:
                 "config.optimizer.learning_rate, lengthen config.schedule.warmup, or compute in "
                 "float32. Checkpoints hold only steps before these."
             )
-        for step, metrics in learned:
+        for step, metrics in trained.items():
             self._guard.check_loss(step, float(metrics["loss"]))
         self._steps, self._tokens, self._start = [], 0, time.perf_counter()
 
     def _skip(self, step: int, ids: np.ndarray) -> None:
-        """Counts a step that left the weights as they were, and says so of the first."""
+        """Counts a step that changed no weight, and reports the first."""
         self._progress.log(step, {"skipped": 1.0}, show=False)
         self.skipped += 1
         if self.skipped == 1:
             self._progress.message(
                 f"Note: every label of the batch of step {step} is masked (examples "
-                f"{ids.ravel()[:8].tolist()}): nothing is learned from it. Steps like it are "
-                "skipped and counted."
+                f"{ids.ravel()[:8].tolist()}). Steps like it are skipped and counted."
             )

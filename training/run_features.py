@@ -1,8 +1,4 @@
-"""The features of a run: fitted on its training split once, and kept in its workdir.
-
-Not here: what features are (input_pipeline/features/features.py). Called by training/experiment.py
-and training/train.py.
-"""
+"""The features of a run: fitted on its training split once, and kept in its workdir."""
 
 from pathlib import Path
 
@@ -18,7 +14,7 @@ from training.workdir import has_checkpoint
 def run_features(
     config: ConfigDict, workdir: Path, training: Examples | None
 ) -> FeaturePipeline | None:
-    """Fits the features on the training split, or takes up those that the run fitted."""
+    """Fits the features on the training split, or loads those that the run fitted."""
     if config.features.use == "none":
         return None
     path = workdir / "features.safetensors"

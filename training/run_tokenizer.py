@@ -1,7 +1,6 @@
-"""Which tokeniser a run has: the checkpoint's own, another, one trained here, or a changed one.
+"""The tokeniser of a run: the checkpoint's, another, one trained here, or a changed one.
 
-What is trained or changed is kept in the workdir, since the run's checkpoints depend on it. Called
-by training/experiment.py and workflows/inspect/inspect.py.
+A trained or changed one is kept in the workdir, since the run's checkpoints depend on it.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,31 +9,28 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline.batches.augmentation_tables import PUNCTUATION
+from input_pipeline.batches.augmentation_tables import MASK, PUNCTUATION
 from input_pipeline.batches.template import FIELD
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import vocabulary
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
+from input_pipeline.tokenizers.loading import check_belongs, load_tokenizer
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from input_pipeline.tokenizers.tokenization import (
-    Tokenizer,
-    check_belongs,
-    load_tokenizer,
-    tokenizer_from_gguf,
-    train_tokenizer,
-)
-from input_pipeline.tokenizers.tokenizer_files import named_pieces
+from input_pipeline.tokenizers.tokenization import Tokenizer
+from input_pipeline.tokenizers.tokenizer_files import TokenizerFiles
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models import pretrained
 from models.backbone import BackboneConfig
 from models.pretrained.vocabulary import follow_vocabulary
 from training.workdir import has_checkpoint
 
-_SAMPLE = 10_000  # texts whose length in tokens is told
+_SAMPLE = 10_000  # texts whose length in tokens is reported
 
 
-def load_own(config: ConfigDict) -> Tokenizer:
-    """Loads the tokeniser that config.tokenizer.model names, or the checkpoint's own."""
+def load_original(config: ConfigDict) -> Tokenizer:
+    """Loads the tokeniser that config.tokenizer.model names, or the checkpoint's."""
     checkpoint = pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
     file, marks = Path(config.tokenizer.model or checkpoint).expanduser(), config.tokenizer.marks
     if file.suffix == ".gguf" and file.is_file():
@@ -42,18 +38,20 @@ def load_own(config: ConfigDict) -> Tokenizer:
     return load_tokenizer(file, marks=marks, checkpoint=checkpoint)
 
 
-def check_own(config: ConfigDict, checkpoint: pretrained.Checkpoint, own: Tokenizer) -> str:
-    """Checks that `load_own`'s tokeniser belongs to the weights; see `check_belongs`."""
+def check_original(
+    config: ConfigDict, checkpoint: pretrained.Checkpoint, original: Tokenizer
+) -> str:
+    """Checks that the tokeniser of `load_original` belongs to the weights. See check_belongs."""
     if config.tokenizer.model == "train":
         return ""
-    named, ids = own.named_pieces, checkpoint.special_ids
+    named, ids = original.named_pieces, checkpoint.special_ids
     if config.tokenizer.model and checkpoint.path.is_dir():
-        named = named_pieces(checkpoint.path)
+        named = TokenizerFiles(checkpoint.path).named_pieces
     elif config.tokenizer.model:
         tokens = pretrained.gguf.metadata(checkpoint.path).get("tokenizer.ggml.tokens", ())
         named = {i: tokens[i] for i in ids.values() if 0 <= i < len(tokens)}
     return check_belongs(
-        own,
+        original,
         vocab_size=checkpoint.config.vocab_size,
         special_ids=ids,
         file=str(checkpoint.path),
@@ -65,46 +63,46 @@ def check_own(config: ConfigDict, checkpoint: pretrained.Checkpoint, own: Tokeni
 def run_tokenizers(
     config: ConfigDict, workdir: Path, training: Examples | None
 ) -> tuple[Tokenizer, Tokenizer]:
-    """Returns the tokeniser that is configured, and the run's; the same if it isn't changed.
+    """Returns the configured tokeniser and the run's, which is the same unless it is changed.
 
     Args:
       config: the whole config.
       workdir: a tokeniser that is trained or changed here is kept in it.
-      training: what it learns from; None takes it as it was left in `workdir`.
+      training: the examples it is fitted on; None loads it from `workdir`.
 
     Raises:
-      ValueError: options that exclude each other, or do not fit the checkpoint; or another process
-        trains in the workdir.
+      ValueError: options exclude each other or do not fit the checkpoint; or another process trains
+        in the workdir.
       FileNotFoundError: the workdir has checkpoints, but not the tokeniser they were trained with.
     """
     options, path = config.tokenizer, workdir / "tokenizer.model"
-    fresh = not has_checkpoint(workdir)  # a failed start's may be another config's
+    # A file that a failed start left may be another config's; only checkpoints depend on it.
+    fresh = not has_checkpoint(workdir)
     changed = options.keep_others >= 0 or options.new_pieces
-    own = None
+    original = None
     if options.model != "train":
-        own = load_own(config)
+        original = load_original(config)
         if not changed:
-            return own, own
-        if type(own) is not SentencePieceTokenizer:
+            return original, original
+        if type(original) is not SentencePieceTokenizer:
             raise ValueError(
-                "config.tokenizer.keep_others and new_pieces change SentencePiece vocabularies, "
-                f"but that of {config.model.checkpoint} is a {type(own).__name__}: set them to -1 "
-                "and 0"
+                "config.tokenizer.keep_others and new_pieces need a SentencePiece vocabulary, but "
+                f"{config.model.checkpoint} has a {type(original).__name__}: set them to -1 and 0"
             )
     elif config.model.init != "scratch":
         raise ValueError(
-            "config.tokenizer.model is 'train' but the weights are pretrained with another "
-            "vocabulary: set config.model.init=scratch or keep the checkpoint's tokeniser"
+            "config.tokenizer.model='train', but the weights are pretrained with another "
+            "vocabulary: set config.model.init='scratch', or keep the checkpoint's tokeniser"
         )
     elif changed:
         raise ValueError(
-            "config.tokenizer.keep_others and new_pieces change a vocabulary that exists, but "
+            "config.tokenizer.keep_others and new_pieces change an existing vocabulary, but "
             "config.tokenizer.model='train' makes one: leave them out, and set vocab_size"
         )
     if fresh:
         with in_use(workdir), working("Fitting the tokeniser"):
-            if own:
-                path.write_bytes(_fitted_model(config, own, training_texts(training)))
+            if original:
+                path.write_bytes(_fitted_model(config, original, training_texts(training)))
             else:
                 train_tokenizer(training_texts(training), path, vocab_size=options.vocab_size)
     elif not path.is_file():
@@ -113,7 +111,7 @@ def run_tokenizers(
             "it back, or train again with --config.train.on_config_change=overwrite"
         )
     tokenizer = load_tokenizer(path, marks=options.marks)
-    return own or tokenizer, tokenizer
+    return original or tokenizer, tokenizer
 
 
 def training_texts(training: Examples | None) -> list[str]:
@@ -126,29 +124,29 @@ def training_texts(training: Examples | None) -> list[str]:
 def follow(
     config: BackboneConfig,
     params: dict[str, Any],
-    own: SentencePieceTokenizer,
+    original: SentencePieceTokenizer,
     tokenizer: SentencePieceTokenizer,
     *,
     training: Examples | None,
     say: Callable[[str], None],
 ) -> tuple[BackboneConfig, dict[str, Any]]:
-    """Rebuilds the embeddings for a changed tokeniser, and says what the change did."""
-    parts = vocabulary.parts(own.model, tokenizer.model)
+    """Rebuilds the embeddings for a changed tokeniser, and reports the change."""
+    parts = vocabulary.parts(original.model, tokenizer.model)
     config, params = follow_vocabulary(config, params, parts)
     width = params["embedder"]["embedding"].shape[1]
     kept = sum(len(ids) == 1 for ids in parts)
-    before, after = (v * width / 1e6 for v in (own.vocab_size, len(parts)))
+    before, after = (v * width / 1e6 for v in (original.vocab_size, len(parts)))
     say(
-        f"Vocabulary: {kept:,} of {own.vocab_size:,} pieces kept and {len(parts) - kept:,} added; "
-        f"embeddings of {before:.1f}M parameters before, {after:.1f}M now."
+        f"Vocabulary: {kept:,} of {original.vocab_size:,} pieces kept, {len(parts) - kept:,} added;"
+        f" embeddings of {before:.1f}M parameters before, {after:.1f}M now."
     )
     if sample := training_texts(training)[:_SAMPLE]:
         before, after = (
-            sum(map(len, each.encode_batch(sample))) / len(sample) for each in (own, tokenizer)
+            sum(map(len, kind.encode_batch(sample))) / len(sample) for kind in (original, tokenizer)
         )
         say(
-            f"The first {len(sample):,} training texts take {before:.1f} tokens each with the "
-            f"checkpoint's own vocabulary and {after:.1f} with this one."
+            f"The first {len(sample):,} training texts take {before:.1f} tokens on average with "
+            f"the checkpoint's vocabulary and {after:.1f} with this one."
         )
     return config, params
 
@@ -156,11 +154,11 @@ def follow(
 def _fitted_model(
     config: ConfigDict, tokenizer: SentencePieceTokenizer, texts: Sequence[str]
 ) -> bytes:
-    """Trims and extends a vocabulary, or takes that of the run that config.resume_from names."""
+    """Trims and extends a vocabulary, or reads that of the run in config.resume_from."""
     other_run = Path(config.resume_from, "tokenizer.model")
     if config.resume_from and other_run.is_file():
         return other_run.read_bytes()
-    augmentation = (config.augmentation.mask_character, *PUNCTUATION)
+    augmentation = (MASK, *PUNCTUATION)
     words = (*FIELD.split(config.data.template)[::2], *config.model.label_words, *augmentation)
     texts, model = [*texts, *words], tokenizer.model
     if config.tokenizer.keep_others >= 0:

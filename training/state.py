@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import jax
 import optax
-from flax import traverse_util
+
+from models.backbone import unflatten
 
 Params = Mapping[str, jax.Array]
 
@@ -25,14 +26,9 @@ class TrainState(NamedTuple):
     average: dict[str, jax.Array] | None = None  # of the parameters, with config.train.ema
 
 
-def flatten(tree: Mapping) -> dict[str, jax.Array]:
-    """Flattens nested dicts to {'a/b/c': leaf}."""
-    return traverse_util.flatten_dict(tree, sep="/")
-
-
 def merge(*parts: Params) -> dict:
     """Joins flat dicts, later ones first in precedence, into one nested tree."""
-    return traverse_util.unflatten_dict({k: v for part in parts for k, v in part.items()}, sep="/")
+    return unflatten({path: leaf for part in parts for path, leaf in part.items()})
 
 
 def random_stream(seed: int, name: str, step: int | jax.Array = 0) -> jax.Array:

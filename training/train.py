@@ -1,166 +1,43 @@
-"""The training loop: restore, step, log, evaluate, save, stop; then hand over to the protocol.
+"""Training one run: restore, step, log, evaluate, save, stop. What runs before and after is
+workflows/train.py's.
 
 Start order: the workdir's own latest checkpoint, config.resume_from, pretrained weights, scratch.
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from configs.overrides import companion
-from evaluation import label_issues
 from evaluation.metrics import estimate, find
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
-from input_pipeline.files import write_json
-from input_pipeline.locking import in_use
-from input_pipeline.tokenizers import silent_loss
-from integration import methods
-from reporting import report
 from tasks.task import digest
 from training import collapse, cost
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
-from training.data import RunData, load_data
-from training.experiment import Experiment, build
+from training.data import RunData
+from training.experiment import Experiment
 from training.interruption import Interrupted, stop_signals
 from training.origin import check_origin, start_from_run
 from training.pending import Pending
 from training.progress import Progress
-from training.run_features import run_features
-from training.run_tokenizer import training_texts
 from training.sharding import put_batch, replicated
 from training.state import TrainState
 from training.train_step import make_train_step
 from training.tuning import optimizers
 from training.tuning.schedules import Durations, make_schedule
-from training.workdir import check_workdir, write_config
-from workflows import finish as protocol
-from workflows import robustness, self_training
-from workflows.integrate import integrate as integration
-from workflows.integrate.shifted import shifted_examples
-from workflows.restoring import read_meta
+from training.workdir import write_config
 
 OnEvaluation = Callable[[int, list[float]], None]  # of the step and its rank: better is greater
-
-
-def train(
-    config: ConfigDict,
-    workdir: Path,
-    *,
-    on_evaluation: OnEvaluation | None = None,
-    compare: bool = True,
-) -> dict[str, Any]:
-    """Runs a config from its data to the report in `workdir`.
-
-    Args:
-      config: the whole config.
-      workdir: the run's folder; a run that was stopped there goes on.
-      on_evaluation: called after each evaluation of the training but the last, when what it found
-        is saved; what it raises ends the run, which can go on later.
-      compare: train what this run is compared with, too.
-
-    Returns:
-      What results.json holds.
-
-    Raises:
-      Interrupted: a signal came while training; everything is saved.
-      ValueError: bad input, a loss that is not finite, or another process that trains there.
-      OSError: a file could not be read or written.
-    """
-    with in_use(workdir):
-        return _train(config, workdir, on_evaluation, compare=compare)
-
-
-def _train(
-    config: ConfigDict, workdir: Path, on_evaluation: OnEvaluation | None, *, compare: bool
-) -> dict[str, Any]:
-    check_workdir(workdir, config)
-    if methods.apply(config):
-        integration.check(config, workdir)
-    robustness.check(config)
-    run = _begin(config, workdir, compare=compare)
-    if methods.apply(config):
-        shifted_examples(run.experiment, run.data)  # its mistakes come out now
-    with working("Measuring what the tokeniser loses"):
-        loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
-    print(loss.prose())
-    write_json(workdir / "silent_loss.json", loss.to_json())
-    Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
-    return protocol.finish(run)
-
-
-def test(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Opens the test split for a finished run (--mode=test); results.json is written anew.
-
-    Raises:
-      ValueError: the run is not finished, or was of another model or other data.
-    """
-    if not (workdir / "results.json").exists():
-        raise ValueError(
-            f"--mode=test: {workdir} holds no results.json, so its training is not finished: run "
-            "the same command with --mode=train first"
-        )
-    robustness.check(config)
-    read_meta(config, workdir)
-    return protocol.test(_begin(config, workdir))
-
-
-def _begin(config: ConfigDict, workdir: Path, *, compare: bool = True) -> protocol.Prepared:
-    """Prepares the data, ends the runs to compare with, and builds the experiment."""
-    data = load_data(config)
-    train_split = data.split("train")
-    print(data.prose())
-    others = {}
-    if everything := label_issues.all_examples(config, workdir):
-        train_split, left_out = label_issues.exclude(train_split, config.review.exclude)
-        if compare:
-            print("First the model of all examples, to compare with.")
-            train(*everything, compare=False)
-            others[report.ALL_EXAMPLES] = everything
-        print(f"Without {left_out:,} training examples that {config.review.exclude} marks.")
-    if (alone := encoder_alone(config, workdir)) and compare:
-        run_features(config, workdir, train_split)  # its mistakes come out now
-        print("First the encoder alone, to compare with.")
-        train(*alone, compare=False)
-        print("Now the encoder with features.")
-        others[report.ENCODER] = alone
-    if teacher := self_training.teacher(config, workdir):
-        print("First the model that labels texts.")
-        train(*teacher, compare=False)
-        predict = functools.partial(protocol.label_with, *teacher, data)
-        train_split, taken = self_training.extend(config, data, train_split, predict=predict)
-        write_json(workdir / "self_training.json", taken)
-        print(self_training.prose(taken))
-        others[report.TEACHER] = teacher
-    experiment = build(config, workdir, data.labels, print, train_split)
-    experiment.check(train_split, "train", training=True)
-    experiment.check(data.split("validation"), "validation")
-    return protocol.Prepared(experiment, workdir, data, train_split, others)
-
-
-def encoder_alone(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None:
-    """Returns the run that features are compared with: the same without, its test split shut."""
-    if config.features.use != "none" and config.resume_from:
-        raise ValueError(
-            "config.resume_from: a head on features cannot start from another run, whose features "
-            "are others; set config.features.use='none', or leave resume_from empty"
-        )
-    if config.features.use == "none" or not config.features.compare:
-        return None
-    alone = companion(config)
-    alone.features.use = "none"
-    return alone, workdir / "encoder_alone"
+# In the meta of a training that has just begun; 'skipped' counts steps whose every label is masked.
+_NOTHING_SEEN = {"best": None, "evaluations_without_gain": 0, "collapse": {}, "skipped": 0}
 
 
 class Run:
@@ -192,17 +69,14 @@ class Run:
                 "examples": digest(train_split.ids_N),
             },
             "metric": config.eval.metric,
-            "fitted": experiment.task.fitted,
-            "best": None,
-            "evaluations_without_gain": 0,
-            "collapse": {},
-            "skipped": 0,  # steps whose every label was masked
+            "fitted": experiment.task.unfitted,
+            **_NOTHING_SEEN,
         }
 
     def train(self) -> None:
         """Trains to the end of config.train.duration, or to early stopping."""
-        choice, trained = self._config.train.collapse, False
-        while not trained:
+        choice = self._config.train.collapse
+        while True:
             checkpoints = Checkpoints(
                 self._workdir / "checkpoints",
                 rank=self._experiment.rank,
@@ -210,15 +84,13 @@ class Run:
             )
             try:
                 with contextlib.closing(checkpoints) as self._checkpoints:  # leaves no thread
-                    self._train()
-                trained = True
-            except collapse.Collapsed as found:
-                collapse.restart(choice, self._workdir, found, learning_rate=self._rate)
-                self._meta |= {"best": None, "evaluations_without_gain": 0, "collapse": {}}
-                self._meta["skipped"] = 0
+                    return self._train()
+            except collapse.Collapsed as error:
+                collapse.restart(choice, self._workdir, error, learning_rate=self._rate)
+                self._meta |= _NOTHING_SEEN
 
     def _make_step(self) -> None:
-        """Makes the train step, at the learning rate that earlier collapses left."""
+        """Makes the train step; each earlier collapse has halved its learning rate."""
         experiment, config, durations = self._experiment, self._config, self._durations
         self._rate = config.optimizer.learning_rate * collapse.rate_factor(self._workdir)
         schedule = make_schedule(
@@ -276,20 +148,17 @@ class Run:
                 self._loop(state, batches, first_step, total, stopped)
             print(f"{self._train_step.count} compilations of the train step.")
             if skipped := self._meta["skipped"]:
-                print(
-                    f"Note: {skipped:,} of {total:,} steps were skipped, since every label of "
-                    "their batches is masked."
-                )
+                print(f"Note: {skipped:,} of {total:,} steps were skipped: all labels are masked.")
 
     def _start(self) -> TrainState:
-        """Returns the state to go on from, by the start order."""
+        """Returns the state to start from, by the start order."""
         experiment, config = self._experiment, self._config
         placed = replicated(experiment.mesh)
         latest, self._position = self._checkpoints.latest(), None
         if latest is not None:
             saved = self._checkpoints.meta(latest)
             check_origin(saved, self._meta, f"checkpoint {latest} of {self._workdir}", config)
-            self._meta["skipped"] = saved.get("skipped", 0)  # older checkpoints lack both
+            self._meta["skipped"] = saved.get("skipped", 0)  # older checkpoints lack it
             self._position = experiment.pipeline.seen(
                 self._train_split,
                 latest,
@@ -319,7 +188,7 @@ class Run:
         return TrainState(zero, zero + 0, params, optimizer, average)
 
     def _describe(self, state: TrainState, total: int) -> None:
-        """Says in prose what was derived from the config."""
+        """Prints the decisions that were derived from the config."""
         config, experiment, durations = self._config, self._experiment, self._durations
         examples, devices = len(self._train_split), jax.devices()
         owners = self._train_split.owners_N
@@ -368,7 +237,7 @@ class Run:
             if evaluate or save or step % durations.log_every == 0:
                 pending.flush()
                 self._meta["skipped"] = pending.skipped
-                self._check_taught(step, last=last)
+                self._check_labels(step, last=last)
             values = self.evaluate(step, state) if evaluate else None
             finished = last or self._stopped_early()
             if save or finished or (values and not self._meta["evaluations_without_gain"]):
@@ -389,13 +258,13 @@ class Run:
                 self._on_evaluation(step, self._experiment.rank(values))
             pending.restart_clock(evaluate or save)
 
-    def _check_taught(self, step: int, *, last: bool) -> None:
-        """Raises ValueError when an epoch, or the whole training, had no label."""
+    def _check_labels(self, step: int, *, last: bool) -> None:
+        """Raises ValueError if an epoch, or the whole training, had no label."""
         epoch = step * self._config.data.batch_size >= len(self._train_split)
         if self._meta["skipped"] == step and (epoch or last):
             raise ValueError(
-                f"all {step:,} steps so far had nothing to learn from, since every label of their "
-                "batches is masked: check the labels of the training split"
+                f"every label of the first {step:,} steps is masked, so nothing was learned: check "
+                "the labels of the training split"
             )
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
@@ -404,17 +273,17 @@ class Run:
             scores, fitted = self._experiment.score(state.params, self._data.split("validation"))
         values = {m.name: estimate(scores, m.name)["value"] for m in self._metrics}
         self._meta["fitted"] = fitted
-        told = {m.name for m in self._metrics if m.shown} | {self._config.eval.metric}
-        logged = {f"validation/{name}": values[name] for name in values if name in told}
+        shown = {m.name for m in self._metrics if m.shown} | {self._config.eval.metric}
+        logged = {f"validation/{name}": values[name] for name in values if name in shown}
         self._progress.log(step, logged)
-        if not step:  # before training: it is told, and chooses nothing
+        if not step:  # before training: logged, but no candidate for the best checkpoint
             return values
         confusion = scores.detail.get("confusion_matrix")
         self._guard.check(step, confusion_CxC=confusion, loss=values.get("loss"))
-        found, best = self._experiment.rank(values), self._meta["best"]
-        gain = best is None or found > best
+        rank, best = self._experiment.rank(values), self._meta["best"]
+        gain = best is None or rank > best
         waited = 0 if gain else self._meta["evaluations_without_gain"] + 1
-        self._meta["best"] = found if gain else best
+        self._meta["best"] = rank if gain else best
         self._meta["evaluations_without_gain"] = waited
         if self._stopped_early():
             print(f"Early stopping: {waited} evaluations without a better validation result.")

@@ -37,8 +37,8 @@ def make_train_step(
       batch_size: examples a step, over all microbatches.
       seed: of the dropout stream.
       gates: factor 0 or 1 on each path's update, as a function of the examples seen.
-      ema: decay of TrainState.average, at most (1 + step) / (10 + step), lest a short run keep its
-        start; used where the state has an average.
+      ema: decay of TrainState.average, at most (1 + step) / (10 + step), so that a
+        short run forgets its initial weights; used where the state has an average.
 
     The batch's arrays start with the microbatch axis M. Sums are divided by the total weight once,
     so that M microbatches equal one large batch. A total weight of 0, of a batch whose every label

@@ -1,7 +1,4 @@
-"""The parameters of a run before training: read from its checkpoint, drawn, or both.
-
-Not here: what becomes of them (train.py). Called by experiment.py.
-"""
+"""The parameters of a run before training: read from its checkpoint, drawn, or both."""
 
 import functools
 from collections.abc import Callable
@@ -14,16 +11,16 @@ from ml_collections import ConfigDict
 from input_pipeline.examples import Examples
 from input_pipeline.tokenizers.tokenization import Tokenizer
 from models import adapters, pretrained
-from models.backbone import BackboneConfig, parameter_shapes, parts_of
+from models.backbone import BackboneConfig, flatten, parameter_shapes, parts_of
 from models.heads import Model
 from models.pretrained import peft
 from tasks.task import Task
 from training import run_tokenizer
 from training.sharding import replicated
-from training.state import flatten, random_stream
+from training.state import random_stream
 from training.tuning.optimizers import learning_rate_factors
 
-# What a changed vocabulary and heads from words need on the host, before it finds its place.
+# Kept on the host for a changed vocabulary and for heads that start from words.
 _VOCABULARY = "embedder/embedding"
 
 
@@ -36,7 +33,7 @@ class Weights:
     """The parameters of a run while they are put together.
 
     Attributes:
-      initial, frozen, factors, fresh: as of Experiment.
+      initial, frozen, factors, fresh: See Experiment.
     """
 
     def __init__(
@@ -67,8 +64,8 @@ class Weights:
         factors = self._rates(self._shapes)
         self.factors = {path: factors[path] for path in trained if factors[path] is not None}
 
-    def read(self, own: Tokenizer, tokenizer: Tokenizer, training: Examples | None) -> None:
-        """Takes the backbone from the checkpoint, or draws it."""
+    def read(self, original: Tokenizer, tokenizer: Tokenizer, training: Examples | None) -> None:
+        """Reads the backbone from the checkpoint, or draws it."""
         config, checkpoint = self._config, self._checkpoint
         if config.model.init == "scratch":
             drawn = jax.device_get(jax.jit(self._draw)(self._rng()))
@@ -76,7 +73,7 @@ class Weights:
             for path, value in drawn.items():
                 self._place(path, value)
             return
-        # One tensor at a time finds its place, in the dtype it keeps: no second copy of all.
+        # Each tensor is placed as it is read, in the dtype it keeps: no second copy of all.
         parts = self._parts()
         params = checkpoint.read(
             parts,
@@ -86,14 +83,14 @@ class Weights:
                 else self._place(f"backbone/{path}", value)
             ),
         )
-        if tokenizer is not own:
+        if tokenizer is not original:
             _, params = run_tokenizer.follow(
-                checkpoint.config, params, own, tokenizer, training=training, say=self._say
+                checkpoint.config, params, original, tokenizer, training=training, say=self._say
             )
         kept = ("embedder", *parts)
         self._words = {name: params[name] for name in kept}
         for path, value in flatten(self._words).items():
-            if f"backbone/{path}" in self._shapes:  # of words for a head to start from, not all is
+            if f"backbone/{path}" in self._shapes:  # not all that a head starts from stays
                 self._place(f"backbone/{path}", value)
 
     def add_heads(self) -> None:
@@ -147,14 +144,14 @@ class Weights:
 
     def _parts(self) -> list[str]:
         """Names what is needed of the checkpoint beside the backbone."""
-        held = self._checkpoint.parts
+        stored = self._checkpoint.parts
         known = flatten(parameter_shapes(self._checkpoint.config, parts_of(self._model.config)))
-        there = {path.split("/")[0] for path in known}
-        wanted = [part for part in self._task.parts if part in there]
-        if missing := [part for part in wanted if part not in held]:
+        possible = {path.split("/")[0] for path in known}
+        wanted = [part for part in self._task.parts if part in possible]
+        if missing := [part for part in wanted if part not in stored]:
             raise ValueError(
                 f"config.task={self._config.task!r} needs {' and '.join(missing)} of "
-                f"{self._config.model.checkpoint}, which holds {', '.join(held) or 'none of such'} "
+                f"{self._config.model.checkpoint}, which holds {', '.join(stored) or 'none'} "
                 "beside its layers: choose a checkpoint with its language-model head"
             )
         return wanted

@@ -1,4 +1,4 @@
-"""The run's folder: config and command it belongs to, and what to do when another comes along."""
+"""The run's folder: the config and command it belongs to, and what happens with another config."""
 
 import json
 import shlex
@@ -14,38 +14,38 @@ from input_pipeline.files import write_json
 
 # What may differ between two starts in one workdir, since the trained weights don't depend on it.
 NOT_OF_THE_WEIGHTS = ("eval.checkpoint", "eval.split", "eval.test", "eval.robustness", "search.")
-NOT_OF_THE_WEIGHTS += ("train.on_config_change", "train.compilation_cache", "data.prepared_dir")
+NOT_OF_THE_WEIGHTS += ("train.on_config_change", "data.prepared_dir")
 NOT_OF_THE_WEIGHTS += ("integrate.", "inspect.", "verify.", "export.", "report.", "predict.")
-NOT_OF_THE_WEIGHTS += ("model.hub", "train.collapse", "review.folds", "review.neighbours")
-# What is written here of a run, as globs, and all that 'overwrite' deletes. What is not its own
-# stays: test_openings.jsonl is evidence, review.csv may hold a person's marks, and
-# verification.json and golden.npz are about the pretrained checkpoint.
+NOT_OF_THE_WEIGHTS += ("model.hub", "train.collapse", "review.folds")
+# All that a run writes, as globs: 'overwrite' deletes it. The rest stays: test_openings.jsonl is
+# evidence, review.csv may hold a person's marks, and verification.json and golden.npz are about the
+# pretrained checkpoint.
 _OURS = ("checkpoints", "checkpoints_collapsed_*", "integrated", "tensorboard", "export")
 _OURS += ("all_examples", "encoder_alone", "teacher", "tokenizer.model", "features.safetensors")
 _OURS += ("metrics.jsonl", "silent_loss.json", "self_training.json", "curves.png", "report.html")
 _OURS += ("results.json", "comparison.json", "evaluation_*.json", "scores_*.npz")
 _OURS += ("errors_*.jsonl", "predictions.jsonl", "MODEL_CARD.md", "*.partial")
-# What a run's weights belong to, beside the data and the model.
+# Groups of what is fitted for a run, so that its weights depend on it.
 _FITTED = ("features.", "tokenizer.")
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Returns whether a run in `workdir` has saved something; a failed start has a folder too."""
+    """Returns whether a run in `workdir` has saved a checkpoint; a failed start has not."""
     return any(child.name.isdigit() for child in (workdir / "checkpoints").glob("*"))
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Makes sure that `workdir` may become, or is, the home of `config`.
+    """Checks that a run of `config` may start or resume in `workdir`.
 
     Raises:
       ValueError: its path cannot hold checkpoints; or it holds a run of another config and
-        train.on_config_change is 'refuse', or 'continue' where what was fitted for the run cannot
-        follow the change.
+        train.on_config_change is 'refuse', or 'continue' although what was fitted for the run
+        cannot follow the change.
     """
-    if found := sorted(set("[]*?") & set(str(workdir.absolute()))):
+    if patterns := sorted(set("[]*?") & set(str(workdir.absolute()))):
         raise ValueError(
-            f"--workdir={workdir}: Orbax takes {' '.join(found)} in a path for a pattern and would "
-            "not find its own checkpoints again: choose a folder without them"
+            f"--workdir={workdir}: Orbax reads {' '.join(patterns)} in a path as a pattern and "
+            "would not find its checkpoints again: choose a folder without"
         )
     path, choice = workdir / "config.json", config.train.on_config_change
     started = has_checkpoint(workdir) or (workdir / "results.json").exists()
@@ -76,7 +76,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 
 
 def run_command(config: ConfigDict, workdir: Path, *, recipe: str, mode: str = "train") -> str:
-    """Returns the shell command that does one run alone.
+    """Returns the shell command of one run.
 
     Args:
       config: of the run.
@@ -84,19 +84,19 @@ def run_command(config: ConfigDict, workdir: Path, *, recipe: str, mode: str = "
       recipe: as given to --config: 'configs/x.py:arg'. What differs from it becomes flags.
       mode: as given to --mode.
     """
-    given, own = (flatten_config(c.to_dict()) for c in (load_config(recipe), config))
+    given, values = (flatten_config(c.to_dict()) for c in (load_config(recipe), config))
     words = ["python", "main.py", f"--config={recipe}", f"--workdir={workdir}"]
     words += [f"--mode={mode}"] if mode != "train" else []
     needless = {"eval.test"} if mode == "test" else set()
-    changed = (key for key, value in own.items() if value != given[key] and key not in needless)
-    return shlex.join([*words, *(f"--config.{key}={own[key]}" for key in changed)])
+    changed = (key for key, value in values.items() if value != given[key] and key not in needless)
+    return shlex.join([*words, *(f"--config.{key}={values[key]}" for key in changed)])
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes the resolved config to config.json, whole or not at all, and command.txt.
+    """Writes the resolved config to config.json, and the run's command to command.txt.
 
-    main.py may do several runs at a time, each of which gets the command of itself alone; of
-    another program's runs nothing is known but how it was called.
+    Each of several runs of one main.py gets a command of its own; of another program, only the
+    command line is known.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     recipe = find_recipe(sys.argv) if Path(sys.argv[0]).name == "main.py" else ""

@@ -1,7 +1,4 @@
-"""The runs of a sweep before they run: their configs, names, folders and commands.
-
-Nothing here runs or writes anything. Called by workflows/sweep.py and workflows/search.py.
-"""
+"""The planned runs of a sweep: their configs, names, folders and commands. Nothing runs here."""
 
 import dataclasses
 import hashlib
@@ -15,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.checks import check_values
-from configs.overrides import check_keys, key_paths, load_config
+from configs.overrides import check_keys, key_paths, load_config, read_key
 from configs.sweeping import Overrides
 from tasks import KINDS
 from training.workdir import run_command
@@ -25,7 +22,7 @@ _PER_SWEEP = ("seeds", "search")  # keys that no single run has
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A run that is to be.
+    """A run that has not started.
 
     Attributes:
       name: of its folder.
@@ -43,22 +40,22 @@ class Planned:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a record begins with."""
+        """The first entries of its record."""
         return {"name": self.name, "setting": self.setting, "overrides": self.overrides}
 
 
 def plan(
     config: ConfigDict, workdir: Path, entries: Sequence[Mapping[str, Any]], *, recipe: str
 ) -> list[Planned]:
-    """Returns the runs of a sweep after a check of all their values; nothing is run."""
+    """Returns the runs of a sweep after a check of all their values."""
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError(f"a sweep is a list of {{key: value}}, found {entries!r}")
     if not entries:
         raise ValueError(f"the sweep of {recipe} is empty: expected at least one run")
     keys = sorted({key for entry in entries for key in entry})
     check_keys(load_config(recipe), [f"config.{key}" for key in keys])
-    if own := [key for key in keys if key.split(".")[0] in _PER_SWEEP]:
-        raise ValueError(f"a sweep cannot set {own[0]}: it is about all runs (a run has a 'seed')")
+    if shared_keys := [key for key in keys if key.split(".")[0] in _PER_SWEEP]:
+        raise ValueError(f"a sweep cannot set {shared_keys[0]}, which is of all runs; set 'seed'")
     shared = config.copy_and_resolve_references()
     shared.update({key: common.get_config()[key] for key in _PER_SWEEP})
     shared.eval.test = config.eval.test and set(keys) <= {"seed"}
@@ -78,13 +75,13 @@ def plan(
 def run_name(config: ConfigDict, keys: Collection[str]) -> str:
     """Names a run after its values: 'learning_rate=0.0001,seed=1', fit for a folder.
 
-    It depends on nothing but these, so that a sweep may grow. What cannot stand in a file name is
-    replaced, and a digest added.
+    The name depends on nothing else, so that a sweep may grow. Characters that are unfit for a file
+    name are replaced, and a digest is added.
     """
     paths = [path.removeprefix("config.") for path in key_paths(config)]
     parts = []
     for key in sorted(keys):
-        names, value = key.split("."), _value(config, key)
+        names, value = key.split("."), read_key(config, f"config.{key}")
         ends = (".".join(names[-count:]) for count in range(1, len(names) + 1))
         short = next(
             end
@@ -96,7 +93,7 @@ def run_name(config: ConfigDict, keys: Collection[str]) -> str:
 
 
 def command(run: Planned, recipe: str, *, mode: str = "train") -> str:
-    """Returns the shell command that does a run alone."""
+    """Returns the shell command of one run."""
     return run_command(run.config, run.workdir, recipe=recipe, mode=mode)
 
 
@@ -105,14 +102,15 @@ def _planned(shared: ConfigDict, workdir: Path, overrides: Mapping[str, Any]) ->
     for key, value in overrides.items():
         value = value.item() if isinstance(value, np.generic) else value
         value = tuple(value) if isinstance(value, list) else value
-        found = _value(config, key)
-        if isinstance(found, ConfigDict):
+        current = read_key(config, f"config.{key}")
+        if isinstance(current, ConfigDict):
             raise ValueError(f"a sweep sets {key}, which is a group of keys: name one of them")
         try:
             config.update_from_flattened_dict({key: value})
         except TypeError:
             raise ValueError(
-                f"a sweep sets {key} to {value!r}, expected {type(found).__name__} as {found!r} is"
+                f"a sweep sets {key} to {value!r}, expected {type(current).__name__} like "
+                f"{current!r}"
             ) from None
     try:
         check_values(config, tasks=KINDS)
@@ -120,14 +118,8 @@ def _planned(shared: ConfigDict, workdir: Path, overrides: Mapping[str, Any]) ->
         raise ValueError(f"the sweep's run {dict(overrides)}: {error}") from None
     name = run_name(config, overrides)
     setting = run_name(config, overrides.keys() - {"seed"})
-    values = {key: _value(config, key) for key in overrides}
+    values = {key: read_key(config, f"config.{key}") for key in overrides}
     return Planned(name, setting, values, config, workdir / name)
-
-
-def _value(config: ConfigDict, key: str) -> Any:
-    for name in key.split("."):
-        config = config[name]
-    return config
 
 
 def _safe(text: str, length: int) -> str:

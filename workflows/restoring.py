@@ -1,9 +1,7 @@
-"""Checkpoints to parameters on the devices, after checks that they belong to the config.
-
-Called by workflows/finish.py, integration/ and whatever else reads a finished run.
-"""
+"""Checkpoints to parameters on the devices, after checks that they belong to the config."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +9,34 @@ import jax
 from ml_collections import ConfigDict
 
 from configs.stored import differences, own_key
+from tasks import task_class
 from training.checkpoints import Checkpoints, Meta
 from training.data import RunData, SeveralData
 from training.experiment import Experiment
 
 # What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
 # compared by fingerprint.
-_BOUND = ("task", "classification.kind", "classification.separator", "tagging.characters")
-_BOUND += ("tagging.head", "tagging.head_size", "generation.chat_template")
-_BOUND += ("model.init", "model.head", "model.pooling", "model.label_words", "model.bidirectional")
+_BOUND = ("task", "model.init", "model.head", "model.pooling", "model.label_words")
+_BOUND += ("model.bidirectional", "tokenizer.marks")
 _BOUND += ("adapt.kind", "adapt.targets", "adapt.rank", "adapt.alpha", "adapt.layers")
 _BOUND += ("adapt.prompt_length", "adapt.frozen_dtype", "optimizer.lr_table", "features.use")
-_BOUND += ("tokenizer.marks", "tokenizer.keep_others", "tokenizer.new_pieces")
+_BOUND += ("tokenizer.keep_others", "tokenizer.new_pieces")
 _BOUND += ("data.template", "data.normalization", "layout.max_length")
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint's parameters on the devices, and where they came from."""
+    """A checkpoint's parameters on the devices, and their origin."""
 
     params: dict[str, jax.Array]
     meta: Meta
     name: str
     step: int
+
+    @property
+    def fitted(self) -> Mapping[str, Any]:
+        """Returns what tasks.task.Task.fit chose for these parameters."""
+        return self.meta["fitted"]
 
 
 def open_checkpoints(workdir: Path, name: str, **options: Any) -> tuple[Checkpoints, int]:
@@ -48,10 +51,12 @@ def read_meta(config: ConfigDict, workdir: Path) -> Meta:
     checkpoints, step = open_checkpoints(workdir, config.eval.checkpoint)
     meta = checkpoints.meta(step)
     checkpoints.close()
+    configs = (config, *task_class(config).member_configs(config).values())
+    bound = _BOUND + tuple(key for own in configs for key in task_class(own).BOUND)
     changed = [
-        f"  {key}: {there!r} in the checkpoint, {now!r} now"
-        for key, (there, now) in differences(meta["config"], config).items()
-        if own_key(key).startswith(_BOUND)
+        f"  {key}: {saved!r} in the checkpoint, {now!r} now"
+        for key, (saved, now) in differences(meta["config"], config).items()
+        if own_key(key).startswith(bound)
     ]
     if changed:
         raise ValueError(
@@ -79,12 +84,11 @@ def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> R
     ]
     if changed:
         raise ValueError(
-            f"checkpoint {step} of {workdir} was trained on another {' and '.join(changed)} file "
-            "(the fingerprints differ): its frozen parameters are read from there; restore it"
+            f"checkpoint {step} of {workdir} was trained with another {' and '.join(changed)} file "
+            "(the fingerprints differ), which holds its frozen parameters: restore that file"
         )
     params = checkpoints.restore_params(step, experiment.like())
     checkpoints.close()
-    experiment.task.fitted = meta["fitted"]
     title = f"{name} checkpoint, step {step}"
     if name == "integrated":
         title = f"integrated ({meta['written']})"
@@ -92,7 +96,7 @@ def restore(experiment: Experiment, workdir: Path, name: str | None = None) -> R
 
 
 def check_data(meta: Meta, data: RunData | SeveralData, config: ConfigDict, workdir: Path) -> None:
-    """Checks that a run is judged on the data by which it was chosen.
+    """Checks that a run is tested on the data by which it was chosen.
 
     Raises:
       ValueError: other labels, or other examples in a split.
@@ -103,14 +107,14 @@ def check_data(meta: Meta, data: RunData | SeveralData, config: ConfigDict, work
             f"{meta['labels']}: set config.data.labels to the latter"
         )
     saved = meta["fingerprints"]
-    if changed := [name for name, found in data.fingerprints.items() if saved.get(name) != found]:
+    if changed := [name for name, value in data.fingerprints.items() if saved.get(name) != value]:
         keys = [
-            f"{key}: {there!r} there, {now!r} now"
-            for key, (there, now) in differences(meta["config"], config).items()
+            f"{key}: {before!r} before, {now!r} now"
+            for key, (before, now) in differences(meta["config"], config).items()
             if "data." in key or key == "task"
         ]
         raise ValueError(
-            f"the run in {workdir} was chosen on other data, the splits {changed} have changed (by "
-            f"fingerprint; {'; '.join(keys) or 'config.data is the same, so the files have'}): use "
-            "its config.data and its files, or train anew"
+            f"the run in {workdir} was chosen on other data: the splits {changed} have changed (by "
+            f"fingerprint; {'; '.join(keys) or 'config.data is the same, so the files have'}). Use "
+            "its config.data and files, or train again"
         )

@@ -1,18 +1,16 @@
-"""What training says about the data: `--mode=review` writes a list for a person to go through.
+"""--mode=review: a list of likely label errors, found by training, for a person to go through.
 
-The training split is cut into folds, and for each a model is trained, by the real trainer, on all
-the others. It judges the fold that it has not seen, whose probabilities go into confident learning;
-its last hidden states tell the nearest examples among those that it learned from. Training dynamics
-are taken of the next fold, which it learns from, at each evaluation: every example is judged once
-from outside and watched once from inside. That is one pass forward over the whole split for each
-evaluation, not `folds` of them, and `folds` passes for judging and neighbours. A pass forward being
-a third of a training step's work, 5 folds of 3 epochs with config.eval.every='25%' cost 36 passes,
-the dynamics 4 more, the neighbours 5.
-
-The statistics are in label_issues.py, which also reads what the person marked. Called by main.py.
+The training split is cut into folds. For each fold a model is trained on all the others, by the
+real trainer. Its probabilities for the held-out fold go into confident learning
+(evaluation/label_issues.py); its pooled states give the nearest training examples. Training
+dynamics are recorded for the next fold, which it learns from, at each evaluation. So every example
+is judged once by a model that has not seen it, and watched once while it is learned. A forward pass
+is a third of a training step's work: 5 folds of 3 epochs with config.eval.every='25%' cost 36
+passes over the split, the dynamics 4 more, the neighbours 5.
 """
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -33,9 +31,10 @@ from evaluation import calibration, label_issues
 from evaluation.evaluate import Predictions, predict
 from evaluation.label_issues import LabelIssues
 from input_pipeline.examples import Examples
-from input_pipeline.files import write_text
+from input_pipeline.files import replacing, write_text
 from models import adapters
 from models.heads import ClassifierHead
+from tasks import require
 from tasks.task import rows_of
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
@@ -43,38 +42,32 @@ from training.sharding import put_batch, replicated
 from training.state import TrainState
 from training.train import Run
 from training.workdir import NOT_OF_THE_WEIGHTS, check_workdir, has_checkpoint
-from workflows.restoring import restore
+from workflows import marks
+from workflows.restoring import Restored, restore
 
 _SHOWN = 5  # of the list, on the console
-_FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-)  # what spreadsheet programs compute, if a cell begins so
+_NEIGHBOURS = 3  # nearest training examples that are shown for each error
+_FORMULA = tuple("=+-@\t\r")  # what spreadsheet programs compute, if a cell begins so
 
 
 def review(config: ConfigDict, workdir: Path) -> Path:
-    """Trains the folds and writes review.csv; a review that was stopped goes on.
+    """Trains the folds and writes review.csv; an interrupted review resumes.
 
-    All training examples with a label are reviewed, also those that config.review.exclude names.
+    All labelled training examples are reviewed, also those that config.review.exclude names.
 
     Returns:
-        The file: one row for each example, the likeliest wrong label first.
+        The file: one row per example, the most likely label error first.
 
     Raises:
         Interrupted: a signal came while training; everything is saved.
-        ValueError: another task, too few folds or examples, or there is a review already.
+        ValueError: another task, too few folds or examples, or an existing review.
         OSError: a file could not be read or written.
     """
-    label_issues.check_task(config, "--mode=review")
+    require(config, "REVIEW", "--mode=review")
     path = workdir / "review.csv"
     if path.exists():
         raise ValueError(
-            f"{path} is there already, and a person may have marked it: rename it, or choose "
-            "another --workdir"
+            f"{path} exists and may hold a person's marks: rename it, or choose another --workdir"
         )
     data = load_data(config)
     print(data.prose())
@@ -95,40 +88,38 @@ def review(config: ConfigDict, workdir: Path) -> Path:
         print(f"Review: fold {fold + 1} of {count}.")
         folder = workdir / "review" / f"fold_{fold}"
         outcomes.append(_fold(fold_config(config), folder, data, examples, folds_N, fold))
-    found = {name: _join(examples, outcomes, name) for name in outcomes[0] if name != "key"}
-    issues = label_issues.find_label_issues(examples.labels_N, found["probabilities"])
-    _write(path, records(examples, data.labels, issues, found))
-    print(prose(examples, data.labels, issues, found["probabilities"]))
+    joined = {name: _join(examples, outcomes, name) for name in outcomes[0] if name != "key"}
+    issues = label_issues.find_label_issues(examples.labels_N, joined["probabilities"])
+    _write(path, records(examples, data.labels, issues, joined))
+    print(prose(examples, data.labels, issues, joined["probabilities"]))
     print(
-        f"All {len(examples):,} examples are in {path}, the likeliest wrong label first. Those "
-        "flagged have a 1 under 'exclude': read them, correct the marks, then train without the "
-        f"marked ones with --config.review.exclude={path}"
+        f"All {len(examples):,} examples are in {path}, the most likely label error first. Flagged "
+        "ones have a 1 under 'exclude': read them, correct the marks, then train without the "
+        f"marked ones by --config.review.exclude={path}"
     )
     return path
 
 
 def fold_config(config: ConfigDict) -> ConfigDict:
-    """Returns the config of a fold's training: of the model alone, its test split shut."""
-    own = companion(config)
-    own.review.exclude = ""
-    own.self_training.files = ""
-    own.train.integrate = False
-    own.seeds = 1
-    return own
+    """Returns the config of a fold's training: the model alone, without a test."""
+    config = companion(config)
+    config.review.exclude = config.self_training.files = ""
+    config.train.integrate, config.seeds = False, 1
+    return config
 
 
 class _Watched(Run):
-    """A training that also notes what becomes of some of the examples it learns from."""
+    """A training run that also records its predictions of some training examples."""
 
     def __init__(self, *args: Any, watched: Examples, folder: Path):
         super().__init__(*args)
         self._watched, self._folder = watched, folder
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-        """Evaluates as ever; then writes 'true' and 'right' of the watched examples, [2, W]."""
+        """Evaluates; then writes the true class's probability and correctness [2, W]."""
         values = super().evaluate(step, state)
-        if step:  # before it nothing was learned, or forgotten
-            predictions = self._experiment.predict(state.params, self._watched)
+        if step:  # at step 0 nothing was learned, or forgotten
+            predictions = self._experiment.predict(state.params, self._watched, {})
             logs_WxC = calibration.calibrate(self._experiment.task.logits(predictions), {})
             labels_W = self._watched.labels_N[rows_of(self._watched, predictions.ids_N)]
             true_W = np.exp(logs_WxC[np.arange(len(labels_W)), labels_W])
@@ -146,10 +137,10 @@ def _fold(
     folds_N: np.ndarray,
     fold: int,
 ) -> dict[str, np.ndarray]:
-    """Returns what the model says that is trained on all folds but one; ids are ascending.
+    """Trains on all folds but one, and returns its outcome; ids are ascending.
 
     Of the held-out examples 'ids', 'probabilities' [H, C] and 'neighbours' [H, K], ids of training
-    examples; of the watched ones 'watched_ids' and what label_issues.dynamics returns.
+    examples; of the watched ones 'watched_ids' and the statistics of label_issues.dynamics.
     """
     check_workdir(folder, config)
     path, dynamics = folder / "outcome.npz", folder / "dynamics"
@@ -157,7 +148,7 @@ def _fold(
     if path.exists():
         with np.load(path) as saved:
             if saved["key"] == key:
-                print(f"It is finished: {path}")
+                print(f"Finished before: {path}")
                 return dict(saved)
     if not has_checkpoint(folder):
         shutil.rmtree(dynamics, ignore_errors=True)
@@ -169,19 +160,18 @@ def _fold(
     experiment.check(data.split("validation"), "validation")
     _Watched(experiment, folder, data, trained, watched=watched, folder=dynamics).train()
     outcome = {"key": key, "watched_ids": watched.ids_N}
-    outcome |= _judged(experiment, restore(experiment, folder, "best").params, held, trained)
+    outcome |= _judged(experiment, restore(experiment, folder, "best"), held, trained)
     seen_Ex2xW = np.stack([np.load(part) for part in sorted(dynamics.iterdir())])
     outcome |= label_issues.dynamics(seen_Ex2xW[:, 0], seen_Ex2xW[:, 1])
-    partial = folder / "partial.npz"
-    np.savez(partial, **outcome)
-    partial.replace(path)
-    shutil.rmtree(folder / "checkpoints")  # a fold's model has no further use, and is large
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **outcome)
+    shutil.rmtree(folder / "checkpoints")  # large, and of no further use
     return outcome
 
 
 def _key(config: ConfigDict, data: RunData, fold: int) -> np.ndarray:
-    """Returns a digest of what an outcome depends on."""
-    defaults = present_config(common.get_config())  # a key that comes later changes no digest
+    """Returns a digest of the config and data that an outcome depends on."""
+    defaults = present_config(common.get_config())  # so that a new key changes no digest
     options = {k: v for k, v in present_config(config).items() if defaults.get(own_key(k)) != v}
     options = {k: v for k, v in options.items() if not k.startswith(NOT_OF_THE_WEIGHTS)}
     origin = json.dumps([options, data.fingerprints, fold], sort_keys=True)
@@ -189,24 +179,23 @@ def _key(config: ConfigDict, data: RunData, fold: int) -> np.ndarray:
 
 
 def _judged(
-    experiment: Experiment, params: Mapping[str, jax.Array], held: Examples, trained: Examples
+    experiment: Experiment, best: Restored, held: Examples, trained: Examples
 ) -> dict[str, np.ndarray]:
     """Returns 'ids', 'probabilities' and 'neighbours' of the held-out examples."""
-    found = pooled(experiment, params, held)
-    count = experiment.config.review.neighbours
-    neighbours = np.zeros((len(found), 0), np.int64)
-    if count:
-        keys = pooled(experiment, params, trained)
-        nearest = label_issues.nearest(found["pooled_NxD"], keys["pooled_NxD"], count)
-        neighbours = keys.ids_N[nearest]
-    probabilities_HxC = np.exp(experiment.task.log_probabilities(found))
-    return {"ids": found.ids_N, "probabilities": probabilities_HxC, "neighbours": neighbours}
+    queries, keys = (pooled(experiment, best.params, examples) for examples in (held, trained))
+    nearest = label_issues.nearest(queries["pooled_NxD"], keys["pooled_NxD"], _NEIGHBOURS)
+    queries = dataclasses.replace(queries, fitted=best.fitted)
+    return {
+        "ids": queries.ids_N,
+        "probabilities": np.exp(experiment.task.log_probabilities(queries)),
+        "neighbours": keys.ids_N[nearest],
+    }
 
 
 def pooled(
     experiment: Experiment, params: Mapping[str, jax.Array], examples: Examples
 ) -> Predictions:
-    """Runs the model over examples and keeps what its head pools, too.
+    """Predicts examples, and also keeps what the head pools.
 
     Returns:
         'logits_NxC' and 'pooled_NxD', the vector before dropout and the linear layer.
@@ -246,7 +235,7 @@ def _pools(module: nn.Module, method: str) -> bool:
 def _join(
     examples: Examples, outcomes: Sequence[Mapping[str, np.ndarray]], name: str
 ) -> np.ndarray:
-    """Returns an outcome of all folds in the order of the examples."""
+    """Returns one outcome of all folds, in the order of the examples."""
     held = name in ("ids", "probabilities", "neighbours")
     ids = np.concatenate([part["ids" if held else "watched_ids"] for part in outcomes])
     joined = np.concatenate([part[name] for part in outcomes])
@@ -257,7 +246,7 @@ def records(
     examples: Examples,
     labels: Sequence[str],
     issues: LabelIssues,
-    found: Mapping[str, np.ndarray],
+    outcome: Mapping[str, np.ndarray],
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of the review in their order.
 
@@ -265,8 +254,8 @@ def records(
         examples: N of them.
         labels: names of the classes.
         issues: of the examples.
-        found: 'probabilities' [N, C], 'neighbours' [N, K] (ids), and what label_issues.dynamics
-            returns.
+        outcome: 'probabilities' [N, C], 'neighbours' [N, K] (ids), and the statistics of
+            label_issues.dynamics.
     """
     rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
     for row in issues.order().tolist():
@@ -278,18 +267,18 @@ def records(
         record["text"] = examples.texts_N[row]
         if examples.pairs_N is not None:
             record["pair"] = examples.pairs_N[row]
-        record["probability_label"] = round(float(found["probabilities"][row, label]), 4)
-        record["probability_suggested"] = round(float(found["probabilities"][row, suggested]), 4)
+        record["probability_label"] = round(float(outcome["probabilities"][row, label]), 4)
+        record["probability_suggested"] = round(float(outcome["probabilities"][row, suggested]), 4)
         for name in ("confidence", "variability", "correctness"):
-            record[name] = round(float(found[name][row]), 4)
-        record["forgetting"] = int(found["forgetting"][row])
-        for number, id_ in enumerate(found["neighbours"][row].tolist(), start=1):
-            shown = suggested != label  # flagged, or taken for another class
+            record[name] = round(float(outcome[name][row]), 4)
+        record["forgetting"] = int(outcome["forgetting"][row])
+        for number, id_ in enumerate(outcome["neighbours"][row].tolist(), start=1):
+            shown = suggested != label  # flagged, or predicted as another class
             near = rows[id_]
             record[f"neighbour_{number}"] = examples.texts_N[near] if shown else ""
             near_label = labels[examples.labels_N[near]]
             record[f"neighbour_{number}_label"] = near_label if shown else ""
-        record["digest"] = label_issues.text_digest(examples, row)
+        record["digest"] = marks.text_digest(examples, row)
         yield record
 
 
@@ -299,17 +288,17 @@ def prose(
     issues: LabelIssues,
     probabilities_NxC: np.ndarray,
 ) -> str:
-    """Says how many labels are likely wrong, by class, and shows the first."""
+    """Describes how many labels are likely wrong, by class, and shows the first."""
     right_N = probabilities_NxC.argmax(axis=1) == examples.labels_N
     lines = [
         f"Review: {issues.flagged_N.sum():,} of {len(examples):,} labels are likely wrong (about "
-        f"{issues.expected:,.0f} by the confident joint, scaled to all); models that had not seen "
+        f"{issues.expected:,.0f} by the confident joint, scaled to all); models that have not seen "
         f"the examples agree with {right_N.mean():.1%} of the labels."
     ]
     for index, label in enumerate(labels):
-        own_N = examples.labels_N == index
-        flagged_N = issues.flagged_N & own_N
-        lines.append(f"  {label}: {flagged_N.sum():,} of {own_N.sum():,} flagged")
+        class_N = examples.labels_N == index
+        flagged_N = issues.flagged_N & class_N
+        lines.append(f"  {label}: {flagged_N.sum():,} of {class_N.sum():,} flagged")
     for row in issues.order()[: min(_SHOWN, issues.flagged_N.sum())].tolist():
         label, suggested = labels[examples.labels_N[row]], labels[issues.suggested_N[row]]
         text = " ".join(examples.texts_N[row].split())
@@ -318,7 +307,7 @@ def prose(
 
 
 def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
-    """Writes CSV that spreadsheet programs read as UTF-8, whole or not at all."""
+    """Writes CSV that spreadsheet programs read as UTF-8."""
     rows, text = list(rows), io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -327,5 +316,5 @@ def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """Returns what a spreadsheet program shows as it is, and never computes."""
+    """Returns a value that a spreadsheet program shows and never computes."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -1,11 +1,10 @@
 """--mode=sweep with config.search.trials: Optuna's tree-structured Parzen estimators, with pruning.
 
-What trial n tries is a function of the seed, n and the results before it, so that there is no
-database to keep: the same command replays the search from the workdirs, where finished runs cost
-nothing, and goes on where it was stopped. A trial is an ordinary run in a folder of its own; one
-that falls behind the median of those before it, at the same evaluation, is pruned, but not at its
-last one, when all is paid for (Bergstra et al. 2011; Golovin et al. 2017). Optuna is the extra
-'search'.
+The values of trial n are a function of the seed, n and the earlier results, so no database is
+needed: the same command replays the search from the workdirs, where finished runs cost nothing, and
+resumes where it was interrupted. A trial is an ordinary run in a folder of its own. It is pruned if
+it falls behind the median of the earlier trials at the same evaluation, except at its last one
+(Bergstra et al. 2011; Golovin et al. 2017). Optuna is the extra 'search'.
 """
 
 import json
@@ -19,65 +18,63 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.sweeping import check_space
-from workflows import planning, sweep
+from workflows import planning, runs
 
 _PATIENCE = {"n_startup_trials": 5, "n_warmup_steps": 2}  # finished trials; evaluations of this one
 
 
 class _Pruned(Exception):
-    """This trial falls behind."""
+    """This trial falls behind the others."""
 
 
 def search(
     config: ConfigDict, workdir: Path, *, recipe: str
-) -> tuple[list[planning.Planned], list[sweep.Record]]:
-    """Runs config.search.trials trials over the recipe's space(), those done before included.
+) -> tuple[list[planning.Planned], list[runs.Record]]:
+    """Runs config.search.trials trials over the recipe's space(), earlier ones included.
 
     Returns:
-      The runs, and a record of each as of `workflows.sweep.run_one`; 'status' may be 'pruned' too,
-      and 'evaluations' holds [step, rank] of each evaluation while it trained.
+      The runs and their records, see runs.run_one; 'status' may be 'pruned' too, and 'evaluations'
+      holds [step, rank] of each evaluation during training.
 
     Raises:
-      ValueError: Optuna is missing, the space is none, or there is more than one seed.
+      ValueError: Optuna or the space is missing, or config.seeds is above 1.
       Interrupted: a signal came.
     """
     if config.search.print_commands:
         raise ValueError(
-            "config.search.print_commands: a search learns from trial to trial, so that its "
-            "commands are not known beforehand: set config.search.trials=0 to print sweep()'s"
+            "config.search.print_commands: a search chooses each trial by the earlier ones, so its "
+            "commands are not known in advance: set config.search.trials=0 to print sweep()'s"
         )
     if config.seeds > 1:
         raise ValueError(
-            f"config.seeds={config.seeds}: a search tries each point once, found more than 1: "
-            "search with one seed, then repeat the best with --mode=train --config.seeds=N"
+            f"config.seeds={config.seeds}: a search tries each point once: search with one seed, "
+            "then repeat the best with --mode=train --config.seeds=N"
         )
     optuna = _optuna()
-    space = sweep.from_recipe(
-        recipe, "space", "--config.search.trials=0, for one that has sweep(),"
-    )
+    space = runs.from_recipe(recipe, "space", "--config.search.trials=0, for one that has sweep(),")
     check_space(space)
     path = workdir / "sweep.json"
     before = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     known = {record["name"]: record.get("evaluations", []) for record in before}
     pruner = optuna.pruners.MedianPruner(**_PATIENCE)
     study = optuna.create_study(direction="maximize", pruner=pruner)
-    shut = config.copy_and_resolve_references()
-    shut.eval.test = False  # whatever is searched
+    config = config.copy_and_resolve_references()
+    config.eval.test = False  # also in a search over the seed alone
     planned: dict[str, planning.Planned] = {}
-    records: dict[str, sweep.Record] = {}
+    records: dict[str, runs.Record] = {}
     for number in range(config.search.trials):
         seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
         study.sampler = optuna.samplers.TPESampler(seed=seed)
         trial = study.ask()
         overrides = {key: values.suggest(trial, key) for key, values in space.items()}
-        (run,) = planning.plan(shut, workdir, [overrides], recipe=recipe)
+        (run,) = planning.plan(config, workdir, [overrides], recipe=recipe)
         print(f"Trial {number + 1} of {config.search.trials}: {run.name}")
         planned[run.name] = run
 
-        def save(record: sweep.Record) -> None:
+        def save(record: runs.Record) -> None:
             records[record["name"]] = record
-            later = [old for old in before if old["name"] not in records]  # until they are replayed
-            sweep.note([*records.values(), *later], workdir)
+            later = [old for old in before if old["name"] not in records]  # not replayed yet
+            runs.note([*records.values(), *later], workdir)
 
         record = _try(run, trial, known.get(run.name, []), save)
         save(record)
@@ -91,11 +88,11 @@ def _try(
     run: planning.Planned,
     trial: Any,
     earlier: Sequence[tuple[int, float]],
-    save: Callable[[sweep.Record], None],
-) -> sweep.Record:
-    """Runs a trial to its end or until it is pruned; what was found `earlier` is not awaited."""
+    save: Callable[[runs.Record], None],
+) -> runs.Record:
+    """Runs a trial until it ends or is pruned; evaluations of an `earlier` start count at once."""
     evaluations: dict[int, float] = {}
-    finished = sweep.is_finished(run)
+    finished = runs.is_finished(run)
     partial = run.facts | {"status": "unfinished"}
 
     def on_evaluation(step: int, rank: Sequence[float]) -> None:
@@ -109,15 +106,15 @@ def _try(
     try:
         for step, value in earlier:
             on_evaluation(step, [math.nan if value is None else value])
-        record = sweep.run_one(run, on_evaluation)
+        record = runs.run_one(run, on_evaluation)
     except _Pruned:
-        print(f"Pruned: {run.name} falls behind the median of the trials before it.")
+        print(f"Pruned: {run.name} falls behind the median of the earlier trials.")
         record = run.facts | {"status": "pruned"}
     return record | {"evaluations": list(evaluations.items())}
 
 
 def _optuna() -> types.ModuleType:
-    """Imports Optuna, which most users do without."""
+    """Imports Optuna, an extra."""
     try:
         import optuna
     except ModuleNotFoundError:

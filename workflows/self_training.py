@@ -1,7 +1,7 @@
 """Self-training: a first model labels texts without labels, and a second learns from them too.
 
-Here: the config of the first model, the texts, which of its labels are taken, and what they are
-worth where the truth is known. Not here: training and predicting. Called by training/train.py.
+Here: the config of the first model, the texts, and the choice of its labels. Not here: training and
+predicting.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from configs.overrides import companion
 from evaluation.evaluate import Predictions
 from input_pipeline.corpus.preparation import load_split, read_unlabelled
 from input_pipeline.examples import Examples, Ragged, object_array
+from tasks import require
 from training.data import RunData
 
 REST = "rest"  # config.self_training.files: what the training split has beyond its limit
@@ -29,20 +30,14 @@ def teacher(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path] | None
     """
     if not config.self_training.files:
         return None
-    found = config.task, config.classification.kind
-    if found != ("classification", "single"):
-        raise ValueError(
-            "config.self_training.files: only config.task='classification' with "
-            f"config.classification.kind='single' takes labels from a first model, found {found}: "
-            "leave it empty"
-        )
+    require(config, "SELF_TRAINING", "config.self_training.files")
     first = companion(config)
     first.self_training.files = ""
     return first, workdir / "teacher"
 
 
 def unlabelled(config: ConfigDict, data: RunData) -> Examples:
-    """Returns the texts that config.self_training names, with labels only where they are known.
+    """Returns the texts that config.self_training names, with labels where they are known.
 
     Raises:
         ValueError: with 'rest', if the training split has no more than is trained on.
@@ -54,9 +49,9 @@ def unlabelled(config: ConfigDict, data: RunData) -> Examples:
         examples = examples.take(np.arange(limit or len(examples), len(examples)))
         if not len(examples):
             raise ValueError(
-                "config.self_training.files='rest' takes what the training split has beyond "
-                f"config.data.max_train_examples={limit}, which is nothing of "
-                f"{data.available} examples: lower the limit, or name a file"
+                "config.self_training.files='rest' takes the training examples beyond "
+                f"config.data.max_train_examples={limit}, which are none of {data.available}: "
+                "lower the limit, or name a file"
             )
     else:
         examples = read_unlabelled(options.files, config.data)
@@ -82,23 +77,22 @@ def extend(
         config: of the second model.
         data: of both.
         train: what the first model was trained on.
-        predict: the first model, with 'log_probabilities_NxC' as of `pseudo_labelled`.
+        predict: the first model; see `pseudo_labelled` for its 'log_probabilities_NxC'.
 
     Raises:
-        ValueError, OSError: as of `unlabelled` and `pseudo_labelled`.
+        ValueError, OSError: see `unlabelled` and `pseudo_labelled`.
     """
     texts = unlabelled(config, data)
-    found = predict(dataclasses.replace(texts, labels_N=None))
     options = config.self_training
-    taken, summary = pseudo_labelled(
-        found,
+    labelled, summary = pseudo_labelled(
+        predict(dataclasses.replace(texts, labels_N=None)),
         texts,
         train=train,
         labels=data.labels,
         threshold=options.threshold,
         balance=options.balance,
     )
-    return concatenate(train, taken), summary
+    return concatenate(train, labelled), summary
 
 
 def pseudo_labelled(
@@ -110,18 +104,17 @@ def pseudo_labelled(
     threshold: float,
     balance: bool,
 ) -> tuple[Examples, dict[str, Any]]:
-    """Returns the examples with labels that a first model is sure of, and what is known of them.
+    """Returns the examples with labels that a first model is sure of, and a summary.
 
     Args:
         predictions: 'log_probabilities_NxC' of all `examples`: normalised, and calibrated on the
-            validation split, for a model of few examples is far too sure of itself
-            (tasks.classification.Classification.log_probabilities).
+            validation split, since a model of few examples is overconfident.
         examples: without labels, or with the true ones, which are only compared.
-        train: whose ids are taken already.
+        train: whose ids are in use.
         labels: names of the classes.
-        threshold: least probability of a label that is taken.
-        balance: as many of each class as of the rarest, the most probable ones, so that a
-            preference of the first model is not learned.
+        threshold: least probability of an accepted label.
+        balance: accept as many of each class as of the rarest, the most probable ones, so that a
+            bias of the first model is not learned.
 
     Returns:
         Examples with ids beyond those of `train`, in the order of theirs, and JSON-ready counts:
@@ -129,7 +122,7 @@ def pseudo_labelled(
         are known, 'accuracy'.
 
     Raises:
-        ValueError: no label is taken.
+        ValueError: no label is accepted.
     """
     order = np.argsort(examples.ids_N, kind="stable")
     examples = examples.take(order)
@@ -145,7 +138,7 @@ def pseudo_labelled(
         raise ValueError(
             f"config.self_training.threshold={threshold}: of {len(examples)} texts, the first "
             f"model is that sure of {dict(zip(labels, counts, strict=True))}"
-            + ", of which config.self_training.balance takes none" * (balance and any(counts))
+            + ", of which config.self_training.balance accepts none" * (balance and any(counts))
             + "; lower the threshold, set balance=False, or train the first model for longer"
         )
     counts_C = np.bincount(classes_N[rows], minlength=len(labels))
@@ -179,7 +172,7 @@ def select(
         classes_N: predicted.
         sure_N: their probabilities.
         num_classes: C.
-        threshold, balance: as of `pseudo_labelled`.
+        threshold, balance: see `pseudo_labelled`.
     """
     order = np.argsort(-sure_N, kind="stable")
     order = order[sure_N[order] >= threshold]
@@ -191,17 +184,18 @@ def select(
 
 
 def prose(summary: dict[str, Any]) -> str:
-    """Says what was taken."""
+    """Describes the accepted labels."""
     counts = ", ".join(f"{count:,} {label}" for label, count in summary["per_class"].items())
-    known = f", of which {summary['accuracy']:.1%} are right" if "accuracy" in summary else ""
+    known = f"; {summary['accuracy']:.1%} are correct" if "accuracy" in summary else ""
     return (
         f"Self-training: of {summary['texts']:,} texts, {summary['taken']:,} labels of the first "
-        f"model are taken ({counts}), {summary['expected_accuracy']:.1%} sure on average{known}."
+        f"model are accepted ({counts}), with a mean probability of "
+        f"{summary['expected_accuracy']:.1%}{known}."
     )
 
 
 def concatenate(first: Examples, second: Examples) -> Examples:
-    """Returns both, with what both have: that of which one has nothing is left out.
+    """Returns both together; a field that is missing in one of them is dropped.
 
     Raises:
         ValueError: an id is in both.

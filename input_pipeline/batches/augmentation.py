@@ -3,9 +3,8 @@
 Here: the order of the ops that config.augmentation asks for, in the TensorFlow graph on a batch of
 texts. Not here: what they do to arrays (augmentation_ops.py), the checks and tables behind them
 (augmentation_tables.py), the draw of a segmentation (template.py), or anything random in the
-model. Called by pipeline.py and inspection.py while they build their graphs. What happens to a text
-is a function of (seed, epoch, example id) and of the corpus alone: the batch, its size and order, a
-restart and the number of hosts change nothing.
+model. What happens to a text is a function of (seed, epoch, example id) and of the corpus alone:
+the batch, its size and order, a restart and the number of hosts change nothing.
 
 Ops that move, drop or insert leave spans whole: what stands in a span stays, and the span moves
 with it. Only `entity` changes what a span spells, for another mention of its label. Masks, sounds
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.batches import augmentation_ops as ops_lib
 from input_pipeline.batches import augmentation_tables as tables_lib
-from input_pipeline.batches.augmentation_ops import Draws, Items, uniforms
+from input_pipeline.batches.augmentation_ops import Draws, Items
 from input_pipeline.batches.augmentation_tables import (
     CHARACTER_OPS,
     IN_PLACE_OPS,
@@ -29,9 +28,16 @@ from input_pipeline.batches.augmentation_tables import (
 )
 from input_pipeline.batches.template import Sampling
 from input_pipeline.examples import Examples
+from input_pipeline.hashing import numpy_keys, numpy_unit, stream
 from input_pipeline.lazy import tf
 
-__all__ = ["Augmented", "Augmenter", "segmentation_draws", "uniforms"]
+_SIMPLE_OPS = {
+    "cutoff": ops_lib.cut,
+    "swap": ops_lib.swap,
+    "deletion": ops_lib.delete,
+    "word_swap": ops_lib.swap,
+    "word_deletion": ops_lib.delete,
+}
 
 
 class Augmented(NamedTuple):
@@ -50,28 +56,25 @@ class Augmented(NamedTuple):
 
 
 def segmentation_draws(
-    augmentation: ConfigDict, *, seed: int, epochs_B: np.ndarray, ids_B: np.ndarray
+    augmentation: ConfigDict, seed: int, epochs_B: np.ndarray, ids_B: np.ndarray
 ) -> dict[str, Sampling]:
     """Returns the draws of segmentations of examples in an epoch, by 'text' and 'pair'."""
     if not augmentation.sampling_rate:
         return {}
 
     def draw(name: str) -> np.ndarray:
-        return uniforms(seed, epochs_B, ids_B, name)
+        return numpy_unit(numpy_keys(seed, epochs_B, ids_B, name))
 
-    def sampling(side: str) -> Sampling:
-        return Sampling(
+    return {
+        side: Sampling(
             (draw("share") < augmentation.share)
-            & (draw(f"sampling{side}") < augmentation.sampling_rate),
-            draw(f"segmentation{side}"),
+            & (draw(f"sampling{of}") < augmentation.sampling_rate),
+            draw(f"segmentation{of}"),
             augmentation.sampling_size,
             augmentation.sampling_alpha,
         )
-
-    apart = " of the pair" if augmentation.pair == "apart" else ""
-    sides = {"text": sampling(""), "pair": sampling(apart)}
-    only = augmentation.pair
-    return {only: sides[only]} if only in sides else sides
+        for side, of in (("text", ""), ("pair", " of the pair"))
+    }
 
 
 class _Spans(NamedTuple):
@@ -95,15 +98,13 @@ class _Batch(NamedTuple):
     Attributes:
         indices_B: int64, which examples.
         texts_R: int64, which texts of the corpus.
-        keys_R: uint64, of the examples.
-        sides_R: uint64, 1 for second texts that have draws of their own.
+        keys_R: uint64, of the examples; those of second texts differ in the lowest bit.
         active_R: bool, texts that are augmented; None is all.
     """
 
     indices_B: "tf.Tensor"
     texts_R: "tf.Tensor"
     keys_R: "tf.Tensor"
-    sides_R: "tf.Tensor"
     active_R: "tf.Tensor | None"
 
     def bounds(self, splits: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
@@ -119,7 +120,6 @@ class Augmenter:
 
     Attributes:
         ops: names of the ops that are on, in the order applied.
-        active: whether there is any.
     """
 
     def __init__(self, examples: Examples, augmentation: ConfigDict, *, seed: int):
@@ -136,19 +136,17 @@ class Augmenter:
         """
         tables_lib.check(examples, augmentation)
         self.ops = tables_lib.active_ops(augmentation)
-        self.active = bool(self.ops)
         self._config, self._seed = augmentation, seed
         self._num_examples, self._has_pairs = len(examples), examples.pairs_N is not None
         self._span_splits = None
         if examples.spans is not None:
             self._span_values = tf.constant(examples.spans.values.reshape(-1, 3), tf.int64)
             self._span_splits = tf.constant(examples.spans.splits_N1, tf.int64)
-        if self.active:
+        if self.ops:
             self._ids_N = tf.constant(examples.ids_N, tf.int64)
             self._tables = tables_lib.build(examples, augmentation)
         else:
-            sides = [examples.texts_N, examples.pairs_N][: 1 + self._has_pairs]
-            self._texts = tf.constant(np.concatenate(sides), tf.string)
+            self._texts = tf.constant(tables_lib.texts_of(examples), tf.string)
 
     def __call__(
         self,
@@ -164,12 +162,11 @@ class Augmenter:
             epochs_B: int64, the epochs that they are drawn in.
             ops: only these of `self.ops`, for inspection; what an op draws stays the same.
         """
-        size = tf.size(indices_B, tf.int64)
-        texts_R = indices_B
+        size, texts_R = tf.size(indices_B, tf.int64), indices_B
         if self._has_pairs:
             texts_R = tf.concat([indices_B, indices_B + self._num_examples], 0)
         spans = None if self._span_splits is None else self._spans_of(indices_B)
-        if self.active:
+        if self.ops:
             batch = self._batch(indices_B, epochs_B, texts_R)
             output_R, spans = self._run(batch, spans, self.ops if ops is None else ops)
         else:
@@ -183,29 +180,25 @@ class Augmenter:
 
     def _batch(self, indices_B: "tf.Tensor", epochs_B: "tf.Tensor", texts_R: "tf.Tensor") -> _Batch:
         """Prepares the draws."""
-        keys_B = ops_lib.example_keys(self._seed, epochs_B, tf.gather(self._ids_N, indices_B))
-        active_R, sides_R = None, tf.zeros_like(keys_B)
+        keys_R = ops_lib.example_keys(self._seed, epochs_B, tf.gather(self._ids_N, indices_B))
+        active_R = None
         if self._config.share < 1:
-            share_B = ops_lib.unit(ops_lib.mix(keys_B ^ ops_lib.stream("share")))
-            active_R = share_B < self._config.share
-        if not self._has_pairs:
-            return _Batch(indices_B, texts_R, keys_B, sides_R, active_R)
-        kind = self._config.pair
-        sides_R = tf.concat([sides_R, sides_R if kind == "alike" else tf.ones_like(keys_B)], 0)
-        if kind in ("text", "pair"):
-            some_B = tf.ones_like(keys_B, tf.bool) if active_R is None else active_R
-            none_B = tf.zeros_like(some_B)
-            active_R = tf.concat([some_B, none_B] if kind == "text" else [none_B, some_B], 0)
-        elif active_R is not None:
-            active_R = tf.tile(active_R, [2])
-        return _Batch(indices_B, texts_R, tf.tile(keys_B, [2]), sides_R, active_R)
+            active_R = ops_lib.unit(ops_lib.mix(keys_R ^ stream("share"))) < self._config.share
+        if self._has_pairs:
+            keys_R = tf.concat([keys_R, keys_R ^ 1], 0)
+            active_R = None if active_R is None else tf.tile(active_R, [2])
+        return _Batch(indices_B, texts_R, keys_R, active_R)
 
-    def _draws(
-        self, name: str, batch: _Batch, splits: "tf.Tensor", protected: "tf.Tensor | None"
-    ) -> Draws:
-        """Returns the draws of an op for the items that `splits` shares among the texts."""
-        keys_R = ops_lib.mix(batch.keys_R ^ (batch.sides_R + ops_lib.stream(name)))
-        first_R, _ = batch.bounds(splits)
+    def _draws(self, name: str, batch: _Batch) -> Draws:
+        """Returns the draws of an op for the items of its kind."""
+        tables, splits, protected = self._tables, self._tables.splits, None
+        if name in WORD_OPS:
+            splits, protected = tables.words.splits, tables.words.covered
+        elif name in CHARACTER_OPS and tables.spans is not None:
+            protected = tables.spans.covered
+        elif name == "entity":
+            splits, protected = self._span_splits, tables.spans.entangled_S
+        keys_R, (first_R, _) = ops_lib.mix(batch.keys_R ^ stream(name)), batch.bounds(splits)
         return Draws(keys_R, first_R, batch.active_R, protected, self._config[f"{name}_rate"])
 
     def _run(
@@ -216,23 +209,20 @@ class Augmenter:
         splits = tables.splits if words is None else words.splits
         stretches = tuple(bound_R[:, None] for bound_R in batch.bounds(splits))
         if "mixing" in ops:
-            stretches = self._mix(self._draws("mixing", batch, splits, None), batch, *stretches)
+            stretches = self._mix(batch, splits, stretches)
         items = ops_lib.items_of(*stretches)
         if words is not None:
             for name in (op for op in WORD_OPS if op in ops):
-                draws = self._draws(name, batch, words.splits, words.covered)
-                items = self._word_op(name, items, draws, batch)
+                items = self._apply(name, items, batch)
             items = self._spell(items)
-        covered = None if tables.spans is None else tables.spans.covered
         for name in (op for op in CHARACTER_OPS if op in ops):
-            draws = self._draws(name, batch, tables.splits, covered)
-            items = self._character_op(name, items, draws)
+            items = self._apply(name, items, batch)
         if spans is not None:
             spans = self._follow(spans, items, batch)
             if "entity" in ops:
                 items, spans = self._replace_entities(items, spans, batch)
         for name in (op for op in IN_PLACE_OPS if op in ops):
-            items = self._replace(name, items, self._draws(name, batch, tables.splits, None))
+            items = self._apply(name, items, batch)
         if spans is not None:
             first_S = tf.gather(items.splits, spans.rows_S)
             starts_S, stops_S = spans.starts_S - first_S, spans.stops_S - first_S
@@ -242,16 +232,16 @@ class Augmenter:
         return tf.strings.unicode_encode(ragged, "UTF-8"), spans
 
     def _mix(
-        self, draws: Draws, batch: _Batch, starts_Rx1: "tf.Tensor", limits_Rx1: "tf.Tensor"
+        self, batch: _Batch, splits: "tf.Tensor", stretches: Sequence["tf.Tensor"]
     ) -> tuple["tf.Tensor", "tf.Tensor"]:
         """Returns the stretches [R, 2] of a text's first half and another's second half."""
-        labels, tables = self._tables.labels, self._tables
+        draws, (starts_Rx1, limits_Rx1) = self._draws("mixing", batch), stretches
+        labels = self._tables.labels
         count_R = tf.gather(labels.counts_N, batch.indices_B)
         place_R = tf.gather(labels.firsts_N, batch.indices_B) + ops_lib.below(draws.keys_R, count_R)
         # A masked example has no others of its label, and its place may be behind the last.
         place_R = tf.minimum(place_R, tf.size(labels.members, tf.int64) - 1)
         partners = batch._replace(texts_R=tf.gather(labels.members, place_R))
-        splits = tables.splits if tables.words is None else tables.words.splits
         other_Rx1, other_limit_Rx1 = (bound_R[:, None] for bound_R in partners.bounds(splits))
         hit_Rx1 = (draws.rows_hit() & (count_R > 0))[:, None]
         half_Rx1 = tf.where(hit_Rx1, (starts_Rx1 + limits_Rx1 + 1) // 2, limits_Rx1)
@@ -259,57 +249,47 @@ class Augmenter:
         starts_Rx2 = tf.concat([starts_Rx1, other_Rx1], 1)
         return starts_Rx2, tf.concat([half_Rx1, other_limit_Rx1], 1)
 
-    def _word_op(self, name: str, items: Items, draws: Draws, batch: _Batch) -> Items:
-        """Applies one of WORD_OPS to words."""
-        if name == "word_swap":
-            return ops_lib.swap(items, draws)
-        if name == "word_deletion":
-            return ops_lib.delete(items, draws)
-        words = self._tables.words
-        at_K, bits_K = draws.at(items, moving=True)
+    def _apply(self, name: str, items: Items, batch: _Batch) -> Items:
+        """Applies one of WORD_OPS to words, or another op to characters."""
+        draws = self._draws(name, batch)
+        if name in _SIMPLE_OPS:
+            return _SIMPLE_OPS[name](items, draws)
+        tables, words = self._tables, self._tables.words
+        at_K, bits_K = draws.at(items, moving=name not in IN_PLACE_OPS)
+        refs_K = tf.gather(items.refs, at_K)
         if name == "synonym":
-            refs_K = tf.gather(items.refs, at_K)
-            kinds_K = tf.cast(tf.gather(words.kinds, refs_K), tf.int64)
+            kinds_K = tf.gather(words.kinds, refs_K)
             return ops_lib.substitute(items, at_K, words.synonyms.draw(kinds_K, bits_K, refs_K))
-        texts_K = tf.gather(batch.texts_R, tf.gather(items.rows, at_K))
+        if name in ("homophone", "shape"):
+            codes_K = tf.gather(tables.codes, refs_K)
+            drawn_K = tables.choices[name].draw(codes_K, bits_K, refs_K)
+            return ops_lib.substitute(items, at_K, drawn_K)
+        if name == "mask":
+            return ops_lib.substitute(items, at_K, tf.fill(tf.shape(at_K), ~tables.mask))
+        if name == "punctuation":
+            marks_K = ~(tables.marks + ops_lib.below(bits_K, len(PUNCTUATION)))
+            return ops_lib.insert(items, at_K, marks_K)
+        rows_K = tf.gather(items.rows, at_K)
+        if name == "insertion":
+            place_K, _ = ops_lib.pick(items.splits, rows_K, bits_K)
+            return ops_lib.insert(items, at_K, ~ops_lib.index_of(tf.gather(items.refs, place_K)))
+        # A synonym of one of the text's words, before another of them.
+        texts_K = tf.gather(batch.texts_R, rows_K)
         place_K, some_K = ops_lib.pick(words.known_splits, texts_K, bits_K)
         some_K = ops_lib.where(some_K)
         at_K, bits_K, place_K = (tf.gather(x, some_K) for x in (at_K, bits_K, place_K))
-        kinds_K = tf.cast(tf.gather(words.known_kinds, place_K), tf.int64)
+        kinds_K = tf.gather(words.known_kinds, place_K)
         more_K = tf.bitwise.right_shift(bits_K, tf.constant(20, tf.uint64))  # bits not used so far
-        refs_K = words.synonyms.draw(kinds_K, more_K, kinds_K)
-        return ops_lib.insert(items, at_K, refs_K)
+        none_K = tf.zeros_like(at_K)  # each of these has synonyms
+        return ops_lib.insert(items, at_K, words.synonyms.draw(kinds_K, more_K, none_K))
 
     def _spell(self, items: Items) -> Items:
         """Returns the characters of words."""
-        words = self._tables.words
-        index = ops_lib.index_of(items.refs)
-        starts, lengths = ops_lib.unpack(tf.gather(words.stretches, index))
+        words, index = self._tables.words, ops_lib.index_of(items.refs)
+        starts, lengths = tf.gather(words.starts, index), tf.gather(words.lengths, index)
         places = ops_lib.stretches(starts, starts + lengths)
         refs = tf.where(places < self._tables.size, places, ~places)
         return Items(refs, tf.gather(ops_lib.cumulative(lengths), items.splits))
-
-    def _character_op(self, name: str, items: Items, draws: Draws) -> Items:
-        """Applies one of CHARACTER_OPS."""
-        simple = {"cutoff": ops_lib.cut, "swap": ops_lib.swap, "deletion": ops_lib.delete}
-        if name in simple:
-            return simple[name](items, draws)
-        at_K, bits_K = draws.at(items, moving=True)
-        if name == "punctuation":
-            refs_K = ~(self._tables.marks + ops_lib.below(bits_K, len(PUNCTUATION)))
-            return ops_lib.insert(items, at_K, refs_K)
-        place_K, _ = ops_lib.pick(items.splits, tf.gather(items.rows, at_K), bits_K)
-        return ops_lib.insert(items, at_K, ~ops_lib.index_of(tf.gather(items.refs, place_K)))
-
-    def _replace(self, name: str, items: Items, draws: Draws) -> Items:
-        """Applies one of IN_PLACE_OPS."""
-        at_K, bits_K = draws.at(items, moving=False)
-        if name == "mask":
-            return ops_lib.substitute(items, at_K, tf.fill(tf.shape(at_K), ~self._tables.mask))
-        refs_K = tf.gather(items.refs, at_K)
-        codes_K = tf.cast(tf.gather(self._tables.codes, refs_K), tf.int64)
-        drawn_K = self._tables.choices[name].draw(codes_K, bits_K, refs_K)
-        return ops_lib.substitute(items, at_K, drawn_K)
 
     def _spans_of(self, indices_B: "tf.Tensor") -> _Spans:
         """Returns the spans of examples, with their places in their own texts."""
@@ -341,11 +321,8 @@ class Augmenter:
         """Puts mentions of the same label in the place of spans that overlap no other."""
         size, tables = tf.size(batch.indices_B), self._tables.spans
         active_B = None if batch.active_R is None else batch.active_R[:size]
-        texts = _Batch(
-            batch.indices_B, batch.indices_B, batch.keys_R[:size], batch.sides_R[:size], active_B
-        )
-        draws = self._draws("entity", texts, self._span_splits, tables.entangled_S)
-        at_K, bits_K = draws.at(spans.items, moving=True)
+        texts = _Batch(batch.indices_B, batch.indices_B, batch.keys_R[:size], active_B)
+        at_K, bits_K = self._draws("entity", texts).at(spans.items, moving=True)
         labels_K = tf.gather(self._span_values[:, 2], tf.gather(spans.items.refs, at_K))
         mention_K, _ = ops_lib.pick(tables.label_splits, labels_K, bits_K)
         items, places = ops_lib.replace(

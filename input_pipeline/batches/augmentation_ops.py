@@ -3,14 +3,13 @@
 Here: draws by hashing, and the ops on flat integer arrays. An item, a character or a word, is a
 reference: 0 or more is its index in the corpus; below, `~reference` is an index into a table of
 what ops put in, which no later op changes. Not here: which ops, on which texts, and the tables
-(augmentation.py, which calls this).
+(augmentation.py, augmentation_tables.py).
 
 Draws are SplitMix64 hashes (Steele, Lea, Flood, OOPSLA 2014) of the seed, the epoch, the example's
 id, the op and the place of the item in its source text. R is the number of texts of the batch, I
 that of items, K that of the items that an op changes.
 """
 
-import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,19 +17,6 @@ import numpy as np
 
 from input_pipeline.hashing import FIRST, GAMMA, SECOND, numpy_mix
 from input_pipeline.lazy import tf
-
-
-def stream(name: str) -> int:
-    """Returns the number that sets the draws called `name` apart from all others."""
-    return zlib.crc32(name.encode()) << 1  # the lowest bit tells the second text from the first
-
-
-def uniforms(seed: int, epochs_B: np.ndarray, ids_B: np.ndarray, name: str) -> np.ndarray:
-    """Returns what the graph draws under `name` for examples: float64 [B] in [0, 1)."""
-    keys_B = numpy_mix(np.full(len(ids_B), seed % 2**64, np.uint64))
-    for part_B in (epochs_B, ids_B, np.full(len(ids_B), stream(name))):
-        keys_B = numpy_mix(keys_B ^ np.asarray(part_B).astype(np.uint64))
-    return (keys_B >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def mix(x: "tf.Tensor") -> "tf.Tensor":
@@ -70,7 +56,7 @@ class Items(NamedTuple):
     """The items of R texts end to end.
 
     Attributes:
-        refs: int64 [I], references as the module says.
+        refs: int64 [I], references; see the module.
         splits: int64 [R + 1], where the texts start, and the last one stops.
         whole: whether they are all items of their texts, in order, as no op has touched them.
     """
@@ -172,8 +158,8 @@ class Choices(NamedTuple):
     def draw(
         self, keys_K: "tf.Tensor", bits_K: "tf.Tensor", otherwise_K: "tf.Tensor"
     ) -> "tf.Tensor":
-        """Returns a reference for each key, or what it has `otherwise` where there is no entry."""
-        keys_K = tf.minimum(keys_K, tf.size(self.splits, tf.int64) - 2)
+        """Returns a reference for each key, or that of `otherwise_K` where it has no entry."""
+        keys_K = tf.minimum(tf.cast(keys_K, tf.int64), tf.size(self.splits, tf.int64) - 2)
         entry_K, some_K = pick(self.splits, keys_K, bits_K)
         if self.order is not None:
             entry_K = tf.cast(tf.gather(self.order, entry_K), tf.int64)
@@ -195,7 +181,7 @@ def bounds(ordered: "tf.Tensor", values: "tf.Tensor") -> "tf.Tensor":
 def pick(
     splits: "tf.Tensor", rows_K: "tf.Tensor", bits_K: "tf.Tensor"
 ) -> tuple["tf.Tensor", "tf.Tensor"]:
-    """Draws an item of each row, int64 [K], and says whether it has any, bool [K]."""
+    """Draws an item of each row, int64 [K]; also returns whether it has any, bool [K]."""
     low_K = tf.gather(splits, rows_K)
     count_K = tf.gather(splits, rows_K + 1) - low_K
     return low_K + below(bits_K, count_K), count_K > 0
@@ -221,17 +207,6 @@ def stretches(starts: "tf.Tensor", limits: "tf.Tensor") -> "tf.Tensor":
     return tf.ragged.range(starts, limits).values
 
 
-def pack(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Returns stretches as one number each, since a gather costs more than taking it apart."""
-    return starts * 2**24 + lengths
-
-
-def unpack(packed: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-    """Returns the starts and lengths that `pack` packed."""
-    starts = tf.bitwise.right_shift(packed, tf.constant(24, tf.int64))
-    return starts, tf.bitwise.bitwise_and(packed, tf.constant(2**24 - 1, tf.int64))
-
-
 def delete(items: Items, draws: Draws) -> Items:
     """Drops items; of each text at least one stays."""
     hit, _ = draws.hits(items, moving=True)
@@ -246,7 +221,7 @@ def delete(items: Items, draws: Draws) -> Items:
 def swap(items: Items, draws: Draws) -> Items:
     """Exchanges items with their neighbours.
 
-    A text is taken in pairs, from its first or second item on, as drawn; the rate is that of a pair
+    Items are paired from the first or second of a text on, as drawn; the rate is that of a pair
     to be exchanged, and so of an item, but for an odd one at either end.
     """
     hit, _ = draws.hits(items, moving=True)

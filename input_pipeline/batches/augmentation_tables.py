@@ -1,11 +1,9 @@
 """What augmentation has to know of the examples: checks, and tables as TensorFlow constants.
 
 Here: what config.augmentation may ask of which examples, and the corpus as code points with all
-that ops put in. Not here: the draws and the ops (augmentation_ops.py). Called by augmentation.py
-once per run.
+that ops put in. Not here: the draws and the ops (augmentation_ops.py).
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,11 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.batches import dictionaries
-from input_pipeline.batches.augmentation_ops import Choices, pack
+from input_pipeline.batches.augmentation_ops import Choices
 from input_pipeline.examples import Examples, Ragged
 from input_pipeline.lazy import tf
 
 PUNCTUATION = ("，", "。", "；", "：", "？", "！")
+MASK = "□"
 WORD_OPS = ("synonym", "word_insertion", "word_swap", "word_deletion")
 CHARACTER_OPS = ("cutoff", "swap", "insertion", "punctuation", "deletion")
 IN_PLACE_OPS = ("homophone", "shape", "mask")
@@ -46,7 +45,7 @@ class WordTables(NamedTuple):
 
     Attributes:
         splits: int64, of the texts.
-        stretches: int64, packed, of words and synonyms: where they are among the code points.
+        starts, lengths: int64, of words and synonyms among the code points.
         kinds: int32, of each word: a key of `synonyms`, 0 where it has none.
         synonyms: references to what can stand for a kind.
         known_kinds: int32, the kinds of those words alone that have synonyms.
@@ -55,7 +54,8 @@ class WordTables(NamedTuple):
     """
 
     splits: "tf.Tensor"
-    stretches: "tf.Tensor"
+    starts: "tf.Tensor"
+    lengths: "tf.Tensor"
     kinds: "tf.Tensor"
     synonyms: Choices
     known_kinds: "tf.Tensor"
@@ -83,7 +83,7 @@ class Tables(NamedTuple):
         codes: int32 code points: texts, second texts, and what ops put in.
         splits: int64, the texts and second texts in it.
         size: code points of the corpus; from there on is what ops put in.
-        marks, mask: where PUNCTUATION and the mask are; int64.
+        marks, mask: where PUNCTUATION and MASK are; int64.
         choices: of 'homophone' and 'shape', by code point.
         spans, words, labels: what the ops that are on need.
     """
@@ -104,6 +104,11 @@ def active_ops(augmentation: ConfigDict) -> tuple[str, ...]:
     return tuple(name for name in OPS if augmentation[f"{name}_rate"])
 
 
+def texts_of(examples: Examples) -> list[str]:
+    """Returns the texts, and behind them the second texts."""
+    return [*examples.texts_N, *(() if examples.pairs_N is None else examples.pairs_N)]
+
+
 def build(examples: Examples, augmentation: ConfigDict) -> Tables:
     """Makes the tables for what `check` has passed.
 
@@ -111,14 +116,12 @@ def build(examples: Examples, augmentation: ConfigDict) -> Tables:
         ValueError: a package is missing, a lexicon is no lexicon, or no op can change anything.
         FileNotFoundError: no lexicon of synonyms.
     """
-    ops = active_ops(augmentation)
-    sides = [examples.texts_N, examples.pairs_N][: 1 if examples.pairs_N is None else 2]
-    texts = [text for side in sides for text in side]
+    ops, texts = active_ops(augmentation), texts_of(examples)
     splits = splits_of([len(text) for text in texts])
     size = int(splits[-1])
-    parts = [*texts, *PUNCTUATION, augmentation.mask_character]
+    parts = [*texts, *PUNCTUATION, MASK]
     sources = {"homophone": dictionaries.homophones, "shape": dictionaries.similar_shapes}
-    choices, first = {}, size + len(PUNCTUATION) + len(augmentation.mask_character)
+    choices, first = {}, size + len(PUNCTUATION) + 1
     for name in (name for name in sources if name in ops):
         candidates = sources[name]()
         counts = np.zeros(max(map(ord, candidates)) + 2, np.int64)  # the last one has none
@@ -129,21 +132,25 @@ def build(examples: Examples, augmentation: ConfigDict) -> Tables:
     spans = words = labels = covered = None
     if examples.spans is not None:
         spans, covered = _spans(examples.spans, splits)
-        if len(sides) == 1 or augmentation.pair == "text":
-            _check_room(augmentation, covered[: splits[len(examples)]])
+        sparing = [op for op in ops if op in WORD_OPS + CHARACTER_OPS]
+        if examples.pairs_N is None and sparing and len(covered) and covered.all():
+            raise ValueError(
+                f"augmentation.{sparing[0]}_rate={augmentation[f'{sparing[0]}_rate']} can change "
+                "nothing: it spares spans, which cover these texts from end to end; set it to 0, "
+                "or choose entity_rate, homophone_rate, shape_rate or mask_rate"
+            )
     if set(ops) & set(WORD_OPS):
-        rows = [examples.words, examples.pair_words][: len(sides)]
         lexicon = {}
         if {"synonym", "word_insertion"} & set(ops):
             lexicon = dictionaries.synonyms(augmentation.synonyms)
+        rows = [side for side in (examples.words, examples.pair_words) if side is not None]
         words, synonyms = _words(rows, texts, lexicon, covered, first=first)
         parts += synonyms
     if "mixing" in ops:
         labels = _labels(examples.labels_N)
     codes = tf.constant(np.frombuffer("".join(parts).encode("utf-32-le"), np.int32))
-    marks, mask = size, tf.constant(size + len(PUNCTUATION), tf.int64)
-    splits = tf.constant(splits)
-    return Tables(codes, splits, size, marks, mask, choices, spans, words, labels)
+    mask = tf.constant(size + len(PUNCTUATION), tf.int64)
+    return Tables(codes, tf.constant(splits), size, size, mask, choices, spans, words, labels)
 
 
 def splits_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -184,13 +191,11 @@ def _words(
     starts = np.concatenate([[0], stops[:-1]])[: len(stops)]
     starts[splits[:-1][counts > 0]] = 0
     numbers = {word: number for number, word in enumerate(lexicon, start=1)}
-    spelled = (
-        text[i:j]
-        for text, low, high in zip(texts, splits[:-1].tolist(), splits[1:].tolist(), strict=True)
-        for i, j in itertools.pairwise([0, *stops[low:high].tolist()])
-    )
     kinds = np.zeros(len(stops), np.int32)
     if lexicon:
+        columns = (np.repeat(np.arange(len(texts)), counts), starts, stops)
+        words = zip(*(column.tolist() for column in columns), strict=True)
+        spelled = (texts[row][start:stop] for row, start, stop in words)
         kinds = np.fromiter((numbers.get(word, 0) for word in spelled), np.int32, len(stops))
     used, kinds = np.unique(np.append(kinds, 0), return_inverse=True)
     kinds = kinds[:-1].astype(np.int32)  # 0 stays 0; a small table is a fast one
@@ -198,8 +203,7 @@ def _words(
     candidates = [candidates[number - 1] for number in used[1:].tolist()]
     places_of: dict[str, int] = {}  # each synonym stands in the table once
     entries = [places_of.setdefault(o, len(places_of)) for others in candidates for o in others]
-    synonyms = list(places_of)
-    sizes = np.array([len(synonym) for synonym in synonyms], np.int64)
+    sizes = np.array([len(synonym) for synonym in places_of], np.int64)
     corpus = splits_of(stops - starts)
     lengths = np.concatenate([stops - starts, sizes])
     places = np.concatenate([corpus[:-1], first + splits_of(sizes)[:-1]])
@@ -210,8 +214,8 @@ def _words(
     entries = tf.constant([*entries, 0], tf.int32)  # never empty
     choices = Choices(tf.constant(splits_of(counts)), len(stops), entries)
     known = (kinds[kinds > 0], splits_of(kinds > 0)[splits])
-    constants = map(tf.constant, (splits, pack(places, lengths), kinds))
-    return WordTables(*constants, choices, *map(tf.constant, known), covered), synonyms
+    constants = map(tf.constant, (splits, places, lengths, kinds))
+    return WordTables(*constants, choices, *map(tf.constant, known), covered), list(places_of)
 
 
 def _labels(labels_N: np.ndarray) -> LabelTables:
@@ -220,68 +224,25 @@ def _labels(labels_N: np.ndarray) -> LabelTables:
     low_N, high_N = (
         np.searchsorted(labels_N[members], labels_N, side=side) for side in ("left", "right")
     )
-    return LabelTables(
-        *map(tf.constant, (members, low_N, np.where(labels_N < 0, 0, high_N - low_N)))
-    )
+    counts_N = np.where(labels_N < 0, 0, high_N - low_N)
+    return LabelTables(*map(tf.constant, (members, low_N, counts_N)))
 
 
 def check(examples: Examples, augmentation: ConfigDict) -> None:
-    """Checks the knobs against the examples.
-
-    Raises:
-        ValueError: an op that these examples do not allow.
-    """
-    _check_needs(examples, augmentation, active_ops(augmentation))
-    if examples.spans is not None:
-        _check_spans(examples, examples.spans)
-
-
-def _check_needs(examples: Examples, augmentation: ConfigDict, ops: tuple[str, ...]) -> None:
     """Raises ValueError for an op that needs what the examples do not have."""
-
-    def refuse(op: str, why: str) -> None:
-        raise ValueError(f"augmentation.{op}_rate={augmentation[f'{op}_rate']} {why}")
-
-    paired = examples.pairs_N is not None
-    if augmentation.pair == "pair" and not paired and ops:
-        raise ValueError(
-            "augmentation.pair='pair' augments second texts alone, which these examples do not "
-            "have: set data.pair_column, or augmentation.pair='apart'"
-        )
-    without_words = examples.words is None or (paired and examples.pair_words is None)
-    for op in (name for name in WORD_OPS if name in ops and without_words):
-        refuse(op, "needs the boundaries of words, which are not stored: set data.words='jieba'")
-    if "entity" in ops and (examples.spans is None or not len(examples.spans.values)):
-        refuse("entity", "replaces spans, which these examples do not have: set it to 0")
-    if "mixing" in ops:
-        if examples.spans is not None or paired:
-            what = "pairs of texts" if paired else "spans"
-            refuse("mixing", f"joins halves of two texts, which does not suit {what}: set it to 0")
-        if examples.labels_N is None or not (examples.labels_N >= 0).any():
-            refuse("mixing", "joins texts of one label, but these have no labels: set it to 0")
-
-
-def _check_spans(examples: Examples, spans: Ragged) -> None:
-    """Raises ValueError for a span that is empty or outside its text."""
-    values = spans.values.reshape(-1, 3)
-    rows = np.repeat(np.arange(len(examples)), np.diff(spans.splits_N1))
-    lengths = np.fromiter(map(len, examples.texts_N), np.int64, len(examples))[rows]
-    wrong = (values[:, 0] < 0) | (values[:, 1] <= values[:, 0]) | (values[:, 1] > lengths)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise ValueError(
-            f"span {values[first, :2].tolist()} of training example {examples.ids_N[rows[first]]} "
-            f"is empty or outside its text of {lengths[first]} characters: prepare the data anew"
-        )
-
-
-def _check_room(augmentation: ConfigDict, covered: np.ndarray) -> None:
-    """Raises ValueError if spans leave nothing for the ops that spare them."""
-    ops = [op for op in active_ops(augmentation) if op in WORD_OPS + CHARACTER_OPS]
-    if ops and len(covered) and covered.all():
-        key = f"augmentation.{ops[0]}_rate"
-        raise ValueError(
-            f"{key}={augmentation[f'{ops[0]}_rate']} can change nothing: it spares what stands in "
-            f"spans, and here spans cover all texts from end to end; set it to 0, and rather "
-            "augmentation.entity_rate, homophone_rate, shape_rate or mask_rate"
-        )
+    ops, paired = active_ops(augmentation), examples.pairs_N is not None
+    spanned = examples.spans is not None and len(examples.spans.values) > 0
+    labelled = examples.labels_N is not None and (examples.labels_N >= 0).any()
+    problems = {}
+    if examples.words is None or (paired and examples.pair_words is None):
+        words = "needs the boundaries of words, which are not stored: set data.words='jieba'"
+        problems = dict.fromkeys(WORD_OPS, words)
+    if not spanned:
+        problems["entity"] = "replaces spans, which these examples do not have: set it to 0"
+    if not labelled:
+        problems["mixing"] = "joins texts of one label, but these have no labels: set it to 0"
+    if examples.spans is not None or paired:
+        what = "pairs of texts" if paired else "spans"
+        problems["mixing"] = f"joins halves of two texts, which does not suit {what}: set it to 0"
+    for op in (op for op in ops if op in problems):
+        raise ValueError(f"augmentation.{op}_rate={augmentation[f'{op}_rate']} {problems[op]}")

@@ -3,8 +3,8 @@
 Here: data.template around a prompt and its answer, what a chat template writes around messages, and
 what keeps a text that holds a special piece's name from becoming that piece: what a template writes
 is tokenised with its special pieces, what people wrote is tokenised as plain text. Not here: Jinja
-(chat_templates.py), messages in files (columns.py), what the loss makes of the answers. Called by
-tasks/generation.py. Imports no TensorFlow.
+(chat_templates.py), what does not fit the model (conversations.py), messages in files (columns.py),
+what the loss makes of the answers. Imports no TensorFlow.
 """
 
 import functools
@@ -22,6 +22,7 @@ from input_pipeline.tokenizers.tokenization import Tokenizer
 
 _SPOKEN = ("user", "assistant")
 _Piece = tuple[str | tuple[int, ...] | None, bool]  # text, ids or a break; and whether it counts
+_Row = tuple[list[int], list[int]]  # ids, and 1 for those that count
 
 
 def pack_messages(messages: Messages) -> str:
@@ -39,23 +40,15 @@ class _Stretch(NamedTuple):
 
     Attributes:
         ids: None where there is text.
-        parts: the text, in parts that count or not.
-        counts: whether `ids` count.
+        counts: runs of ids or characters: how many, and whether they count.
+        text: '' for ids.
         starts: whether the text is tokenised as one that nothing stands before.
     """
 
     ids: tuple[int, ...] | None
-    parts: tuple[tuple[str, bool], ...] = ()
-    counts: bool = False
+    counts: tuple[tuple[int, bool], ...]
+    text: str = ""
     starts: bool = True
-
-    @property
-    def text(self) -> str:
-        return "".join(text for text, _ in self.parts)
-
-    @property
-    def is_mixed(self) -> bool:
-        return len({counts for _, counts in self.parts}) > 1
 
 
 class ChatEncoder:
@@ -66,7 +59,7 @@ class ChatEncoder:
     that is a prompt.
 
     Attributes:
-        fields: as of Encoder.
+        fields: see Encoder.
         max_length: tokens of an example.
         room: tokens that are left for a prompt and its answer.
         stop_ids: each of them ends an answer.
@@ -110,32 +103,28 @@ class ChatEncoder:
                 "the tokeniser has no piece that ends a text (eos), so that no answer would end: "
                 "set config.tokenizer.model to one that has"
             )
-        self._chat, self._words = None, ("", "", "")
+        self._chat = None
         if is_chat:
             ids = {role: getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad", "unk")}
-            names = {
-                f"{role}_token": tokenizer.piece(i) if i >= 0 else "" for role, i in ids.items()
-            }
+            names = {f"{r}_token": tokenizer.piece(i) if i >= 0 else "" for r, i in ids.items()}
             self._chat = ChatTemplate(template, names)
-        elif FIELD.findall(template) == ["text", "pair"]:
-            self._words = tuple(FIELD.split(template)[::2])
-        else:
+        elif FIELD.findall(template) != ["text", "pair"]:
             raise ValueError(
-                f"data.template={template!r} must hold {{text}}, the prompt, and behind it "
-                "{pair}, the answer, such as '{text}\\n{pair}'; or set "
-                "config.generation.chat_template"
+                f"data.template={template!r} must hold {{text}}, the prompt, and behind it the "
+                "answer, {pair}, as '{text}\\n{pair}' does; or set config.generation.chat_template"
             )
+        self._words = tuple(FIELD.split(template)[::2])  # around the fields of data.template
         self._parse = functools.cache(self._parsed)
         example = [("user", "?"), ("assistant", "!")]
         self.tail, _ = self._end(self._layout(_SPOKEN).around[-1], "")
-        last = next(s for s in reversed(self._stretches(example)) if s.ids and s.counts)
+        last = next(s for s in reversed(self._stretches(example)) if s.ids and s.counts[0][1])
         self.stop_ids = tuple(sorted({last.ids[-1], self._ends[-1]}))
         self.max_length = max_length
         self.room = max_length - len(self.encode([example])[0][0]) + 2
         if self.room < 2:
             raise ValueError(
-                f"layout.max_length={max_length} leaves no room for a prompt and its answer: the "
-                f"template takes {max_length - self.room} tokens; raise layout.max_length"
+                f"layout.max_length={max_length} leaves no room for a prompt and its answer beside "
+                f"the template's {max_length - self.room} tokens: raise it"
             )
 
     def __call__(
@@ -143,7 +132,6 @@ class ChatEncoder:
         texts: Sequence[str] | Sequence[bytes],
         pairs: None = None,
         *,
-        choices: None = None,
         num_threads: int | None = None,
         sampling: Mapping[str, Sampling] = NO_SAMPLING,
         offsets: bool = False,
@@ -152,25 +140,20 @@ class ChatEncoder:
 
         Args:
             texts: of `pack_messages`, str or UTF-8 bytes.
-            pairs: there are none, as there are no choices.
-            choices: as said.
-            num_threads: as of Tokenizer.encode_batch.
-            sampling: not possible, as offsets are not.
-            offsets: as said.
+            pairs: conversations have none.
+            num_threads: see Tokenizer.encode_batch.
+            sampling: not possible.
+            offsets: conversations have none.
 
         Returns:
-            Encoded, whose fields are 1 at tokens that count, 0 at those of other text that is at
-            least in part a message, and -1 of the template.
+            Encoded, whose fields are 1 at tokens that count, else 0.
 
         Raises:
             ValueError: a conversation is longer than `max_length`, the template refuses or changes
-                it, or something is asked for that there is not.
+                it, or segmentations are to be drawn.
         """
-        if pairs is not None or choices is not None or sampling or offsets:
-            raise ValueError(
-                "conversations have no second texts, choices, offsets, or segmentations that are "
-                "drawn: set augmentation.sampling_rate to 0"
-            )
+        if sampling:
+            raise ValueError("augmentation.sampling_rate: not for conversations, set it to 0")
         rows = self.encode([unpack_messages(text) for text in texts], num_threads=num_threads)
         lengths_B = np.array([len(ids) for ids, _ in rows], np.int64)
         if lengths_B.max(initial=0) > self.max_length:
@@ -179,27 +162,29 @@ class ChatEncoder:
                 f"than layout.max_length={self.max_length}, the longest has {lengths_B.max()} "
                 "tokens: raise it"
             )
-        count = int(lengths_B.sum())
-        tokens = np.fromiter((i for ids, _ in rows for i in ids), np.int32, count)
-        fields = np.fromiter((field for _, found in rows for field in found), np.int8, count)
+        tokens, fields = (
+            np.fromiter((i for row in rows for i in row[k]), dtype, lengths_B.sum())
+            for k, dtype in enumerate((np.int32, np.int8))
+        )
         return Encoded(tokens, np.zeros_like(tokens), lengths_B, np.zeros(len(rows), bool), fields)
 
     def encode(
         self, conversations: Sequence[Messages], *, num_threads: int | None = None
-    ) -> list[tuple[list[int], list[int]]]:
-        """Returns ids and fields of conversations of any length."""
+    ) -> list[_Row]:
+        """Returns ids of conversations of any length, and 1 for each that counts, else 0."""
         return self._rows([self._stretches(row) for row in conversations], num_threads)
 
     def prompts(self, conversations: Sequence[Messages]) -> list[list[int]]:
         """Returns the ids of conversations up to the last answer, which is left out."""
-        stretches = [self._stretches([*row[:-1], ("assistant", "")]) for row in conversations]
-        return [ids for ids, _ in self._rows(stretches, None)]
+        return [
+            ids for ids, _ in self.encode([[*c[:-1], ("assistant", "")] for c in conversations])
+        ]
 
     def without_start(self, messages: Messages) -> list[tuple[str, str]] | None:
         """Returns a conversation whose start is cut, so that it has `max_length` tokens.
 
         The messages of user and assistant lose their first characters, the first of them first. The
-        template, what the system says and the last answer stay whole: None if these are too long.
+        template, the system message and the last answer stay whole: None if these are too long.
         """
         messages = list(messages)
         for k, (role, content) in enumerate(messages[:-1]):
@@ -217,31 +202,29 @@ class ChatEncoder:
 
     def _rows(
         self, conversations: Sequence[Sequence[_Stretch]], num_threads: int | None
-    ) -> list[tuple[list[int], list[int]]]:
+    ) -> list[_Row]:
         """Tokenises each different stretch once, and joins."""
         stretches = {s for row in conversations for s in row}
-        known = {
-            s: (s.ids, [1 if s.counts else -1] * len(s.ids)) for s in stretches if s.ids is not None
-        }
+        known = {s: (s.ids, [int(s.counts[0][1])] * len(s.ids)) for s in stretches if s.ids}
         for starts, tokenizer in ((True, self._tokenizer), (False, self._following)):
-            plain = [
-                s for s in stretches if s.ids is None and s.starts == starts and not s.is_mixed
-            ]
-            found = tokenizer.encode_batch([s.text for s in plain], num_threads=num_threads)
-            for s, ids in zip(plain, found, strict=True):
-                known[s] = ids, [int(s.parts[0][1])] * len(ids)
-            mixed = [s for s in stretches if s.starts == starts and s.is_mixed]
-            for s, (ids, offsets) in zip(
-                mixed, tokenizer.encode_with_offsets([s.text for s in mixed]), strict=True
-            ):
-                known[s] = ids, _fields(s.parts, offsets)
+            texts = [s for s in stretches if s.text and s.starts == starts]
+            # Characters that all count or do not need no offsets, which take longer.
+            alike = [s for s in texts if len({counts for _, counts in s.counts}) == 1]
+            ids = tokenizer.encode_batch([s.text for s in alike], num_threads=num_threads)
+            for s, row in zip(alike, ids, strict=True):
+                known[s] = row, [int(s.counts[0][1])] * len(row)
+            mixed = [s for s in texts if s not in known]
+            pairs = tokenizer.encode_with_offsets([s.text for s in mixed])
+            for s, (row, offsets) in zip(mixed, pairs, strict=True):
+                known[s] = row, _counted(s.counts, offsets)
         rows = []
         for row in conversations:
-            ids, fields = [*self._prefix], [-1] * len(self._prefix)
+            ids, counts = [*self._prefix], [0] * len(self._prefix)
             for s in row:
-                ids += known[s][0]
-                fields += known[s][1]
-            rows.append((ids, fields))
+                row_ids, row_counts = known[s]
+                ids += row_ids
+                counts += row_counts
+            rows.append((ids, counts))
         return rows
 
     def _layout(self, roles: tuple[str, ...]) -> Layout:
@@ -250,8 +233,7 @@ class ChatEncoder:
         if roles != _SPOKEN:
             raise ValueError(
                 f"data.template is for a prompt and its answer, found messages of "
-                f"{', '.join(roles)}: set config.generation.chat_template to 'checkpoint', or to a "
-                "chat template"
+                f"{', '.join(roles)}: set config.generation.chat_template"
             )
         return Layout(self._words, (0, 1))
 
@@ -283,37 +265,36 @@ class ChatEncoder:
 
     def _template(self, text: str, *, counts: bool = False) -> list[_Piece]:
         """Returns what the template writes, in pieces."""
-        if self._chat is None:
-            return [(self._parse(text), counts)] if text else []
-        return [(piece, counts) for piece in self._parse(text)]
+        return [(piece, counts) for piece in self._parse(text) if piece]
 
-    def _parsed(self, text: str) -> tuple:
+    def _parsed(self, text: str) -> list[str | tuple[int, ...]]:
         """Returns ids of a text of data.template, or by turns text and ids of special pieces."""
         if self._chat is None:
-            return tuple(self._tokenizer.encode_batch([text], num_threads=1)[0])
+            return [tuple(self._tokenizer.encode_batch([text], num_threads=1)[0])] if text else []
         special = self._tokenizer.special_pieces
         parts = self._marks((text,)).split(text)
-        return tuple((special[part],) if k % 2 else part for k, part in enumerate(parts))
+        return [(special[part],) if k % 2 else part for k, part in enumerate(parts)]
 
     @functools.cache  # noqa: B019, as long as the run
     def _marks(self, around: tuple[str, ...]) -> re.Pattern:
         """Returns what finds the special pieces that the template writes, the longest first."""
         special = self._tokenizer.special_pieces if self._chat is not None else ()
-        found = [piece for piece in special if any(piece in text for text in around)]
-        found.sort(key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, found)) or '(?!)'})")
+        written = [piece for piece in special if any(piece in text for text in around)]
+        written.sort(key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, written)) or '(?!)'})")
 
     def _content(self, text: str, marks: re.Pattern, counts: bool) -> Iterator[_Piece]:
         """Yields a message, broken within what would be read as a special piece."""
-        apart = self._chat is None  # from the template's words, whatever the message
-        yield (None if apart else ""), counts
+        # A message within data.template is tokenised apart from the template's words.
+        edges = [(None, counts)] * (self._chat is None)
+        yield from edges
         place = 0
         for match in marks.finditer(text):
             yield text[place : match.start() + 1], counts
             yield None, counts
             place = match.start() + 1
         yield text[place:], counts
-        yield (None if apart else ""), counts
+        yield from edges
 
     def _end(self, after: str, final: str) -> tuple[str, str]:
         """Returns what follows an answer before its end, and the special piece that is its end.
@@ -330,25 +311,26 @@ class ChatEncoder:
 
     def _joined(self, pieces: Sequence[_Piece]) -> list[_Stretch]:
         """Joins texts up to the next ids or break: they are tokenised as one."""
-        stretches, parts, starts = [], [], True
-        for value, counts in [*pieces, (None, False)]:
+        stretches, text, counts, starts = [], "", (), True
+        for value, is_counted in [*pieces, (None, False)]:
             if isinstance(value, str):
-                parts += [(value, counts)] * bool(value)
+                text += value
+                counts += ((len(value), is_counted),) * bool(value)
                 continue
-            if parts:
-                stretches.append(_Stretch(None, tuple(parts), starts=starts))
+            if text:
+                stretches.append(_Stretch(None, counts, text, starts))
             if value:
-                stretches.append(_Stretch(value, counts=counts))
-            if parts or value:
+                stretches.append(_Stretch(value, ((len(value), is_counted),)))
+            if text or value:
                 starts = self._chat is None
-            parts = []
+            text, counts = "", ()
         return stretches
 
 
-def _fields(parts: Sequence[tuple[str, bool]], offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """Returns 1 for each token with a character that counts; an empty one is of the next one's."""
-    counts = np.repeat([counts for _, counts in parts], [len(text) for text, _ in parts])
+def _counted(runs: Sequence[tuple[int, bool]], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Returns 1 for tokens with a character that counts; an empty one takes the next character."""
+    lengths, counts = zip(*runs, strict=True)
+    counts = np.repeat(counts, lengths)
     before = np.concatenate([[0], np.cumsum(counts), [counts.sum()]])
     starts_T, stops_T = np.array(offsets, np.int64).reshape(-1, 2).T
-    stops_T = np.maximum(stops_T, starts_T + 1)
-    return (before[stops_T] > before[starts_T]).astype(int).tolist()
+    return (before[np.maximum(stops_T, starts_T + 1)] > before[starts_T]).astype(int).tolist()

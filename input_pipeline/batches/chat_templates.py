@@ -1,8 +1,8 @@
 """Chat templates in Jinja: what they write around messages, and what of it people wrote.
 
 A template is rendered once with a placeholder for each message, for each sequence of roles, and cut
-at these. That it does not change what the messages say, but for white space at their ends, is
-checked with each conversation. Called by chat.py. Imports no TensorFlow.
+at these. Each conversation is checked: a template may not change its messages, but for white space
+at their ends. Imports no TensorFlow.
 """
 
 import datetime
@@ -52,9 +52,7 @@ class ChatTemplate:
         """
         self._source, self._special = source, special
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_Generation, jinja2.ext.loopcontrols],
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _to_json
         environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
@@ -71,8 +69,7 @@ class ChatTemplate:
         layout = Layout(tuple(parts[::2]), tuple(map(int, parts[1::2])))
         if layout.order[-1:] != (len(roles) - 1,):
             raise self._error(
-                f"leaves out the last of the messages {', '.join(roles)}: use one that writes them "
-                "all, in their order"
+                f"leaves out the last of the messages {', '.join(roles)}: use one that writes all"
             )
         return layout
 
@@ -83,23 +80,21 @@ class ChatTemplate:
             ValueError: the template refuses these messages, or changes them otherwise.
         """
         around, order = self.layout(tuple(role for role, _ in messages))
-        rendered = self._render(messages)
-        place, contents = len(around[0]), []
-        whole = rendered.startswith(around[0])
+        rendered, place, contents = self._render(messages), len(around[0]), []
         for message, after in zip(order, around[1:], strict=True):
             content = messages[message][1]
             forms = (content, content.strip(), content.lstrip(), content.rstrip())
             form = next((f for f in forms if rendered.startswith(f + after, place)), None)
             if form is None:
-                whole = False
                 break
             contents.append(form)
             place += len(form) + len(after)
-        if not whole or place < len(rendered):
+        is_whole = len(contents) == len(order) and place == len(rendered)
+        if not is_whole or not rendered.startswith(around[0]):
             content = messages[order[min(len(contents), len(order) - 1)]][1]
             raise self._error(
-                f"changes what a message says ({content[:_SHOWN]!r}), so that it cannot be told "
-                "what of the result is template: use another template, or change the message"
+                f"changes what a message says ({content[:_SHOWN]!r}), so that its place is "
+                "unknown: use another template, or change the message"
             )
         return contents
 

@@ -1,7 +1,6 @@
 """Examples as conversations: a prompt, the messages before it and the answer, that fit the model.
 
-Here: what is dropped, cut or refused. Not here: tokens (chat.py). Called by
-tasks/generation.py.
+Here: what is dropped, cut or refused. Not here: tokens (chat.py).
 """
 
 import numpy as np
@@ -20,7 +19,7 @@ def messages_of(examples: Examples, index: int) -> list[tuple[str, str]]:
 
 
 def name_of(examples: Examples, index: int) -> str:
-    """Returns by what people find an example."""
+    """Returns what identifies an example to people."""
     name = "" if examples.names_N is None else f"{examples.names_N[index]} "
     return f"{name}(id {examples.ids_N[index]}): {examples.texts_N[index][:40]!r}"
 

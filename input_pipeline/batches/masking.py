@@ -2,7 +2,7 @@
 
 Pure functions of numpy arrays over whole batches, without a loop over examples. What is drawn is a
 function of (seed, epoch, example id) alone: the batch, its order, a restart and the number of hosts
-change nothing. Not here: tokens (template.py), losses. Called by tasks/language_modelling.py.
+change nothing. Not here: tokens (template.py), losses.
 """
 
 import re
@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.batches.augmentation_ops import stream
 from input_pipeline.batches.template import Encoded
 from input_pipeline.examples import Ragged
-from input_pipeline.hashing import numpy_mix
+from input_pipeline.hashing import numpy_keys, numpy_mix, numpy_unit
 from input_pipeline.tokenizers.tokenization import Tokenizer
 
 _SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")
@@ -35,14 +34,8 @@ class Draws(NamedTuple):
 
     def bits(self, name: str, rows_I: np.ndarray, places_I: np.ndarray) -> np.ndarray:
         """Returns 64 bits for each item, uint64: of the `name` of a draw, example and place."""
-        keys_B = numpy_mix(np.full(len(self.ids_B), self.seed % 2**64, np.uint64))
-        for part_B in (self.epochs_B, self.ids_B, np.full(len(self.ids_B), stream(name))):
-            keys_B = numpy_mix(keys_B ^ np.asarray(part_B).astype(np.uint64))
+        keys_B = numpy_keys(self.seed, self.epochs_B, self.ids_B, name)
         return numpy_mix(keys_B[rows_I] ^ numpy_mix(places_I.astype(np.uint64)))
-
-    def uniforms(self, name: str, rows_I: np.ndarray, places_I: np.ndarray) -> np.ndarray:
-        """Returns likewise float64 in [0, 1)."""
-        return (self.bits(name, rows_I, places_I) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def word_of_tokens(encoded: Encoded, words: Ragged) -> np.ndarray:
@@ -55,19 +48,17 @@ def word_of_tokens(encoded: Encoded, words: Ragged) -> np.ndarray:
         encoded: with offsets.
         words: stops of the words of each text.
     """
-    rows_P = _rows(encoded.lengths_B)
+    rows_P, splits = _rows(encoded.lengths_B), words.splits_N1
     # All texts end to end, so that one search serves them; each takes one place more than it has
     # characters, for a token may stand behind its last one.
     stops_B = np.zeros(len(encoded.lengths_B), np.int64)
-    filled_B = np.diff(words.splits_N1) > 0
-    stops_B[filled_B] = words.values[words.splits_N1[1:][filled_B] - 1]
+    filled_B = np.diff(splits) > 0
+    stops_B[filled_B] = words.values[splits[1:][filled_B] - 1]
     bases_B = np.cumsum(stops_B + 1) - stops_B - 1
-    owners_W = np.repeat(np.arange(len(stops_B)), np.diff(words.splits_N1))
-    all_stops_W = words.values + bases_B[owners_W]
-    found_P = np.searchsorted(all_stops_W, encoded.offsets[:, 0] + bases_B[rows_P], side="right")
-    last_P = np.maximum(words.splits_N1[1:] - 1, words.splits_N1[:-1])[rows_P]
-    found_P = np.minimum(found_P, last_P) - words.splits_N1[:-1][rows_P]
-    return np.where(encoded.fields == 0, found_P, 0)
+    all_stops_W = words.values + np.repeat(bases_B, np.diff(splits))
+    words_P = np.searchsorted(all_stops_W, encoded.offsets[:, 0] + bases_B[rows_P], side="right")
+    last_P = np.maximum(splits[1:] - 1, splits[:-1])[rows_P]
+    return np.where(encoded.fields == 0, np.minimum(words_P, last_P) - splits[:-1][rows_P], 0)
 
 
 def mask_tokens(
@@ -113,7 +104,7 @@ def mask_tokens(
     asked = places[asked_M]
     rows_A = rows_M[asked_M]
     places_A = asked - (np.cumsum(lengths_B) - lengths_B)[rows_A]
-    fate_A = draws.uniforms("fate", rows_A, places_A)
+    fate_A = numpy_unit(draws.bits("fate", rows_A, places_A))
     pieces_A = draws.bits("piece", rows_A, places_A) % np.uint64(vocab_size)
     targets, masked = np.zeros_like(tokens), tokens.copy()
     targets[asked] = tokens[asked] + 1
@@ -141,27 +132,25 @@ def _fill(
         taken_U[waiting[fits]] = True
         left_B -= np.bincount(rows[fits], sizes_U[waiting[fits]], len(left_B)).astype(left_B.dtype)
         waiting = waiting[~fits]
-    # Where every unit is larger than what is wanted, the first one is taken.
+    # Where every unit is larger than what is wanted, take the first one.
     none_B = (left_B == wanted_B) & (wanted_B > 0)
     taken_U[order[first_B[none_B]]] = True
     return taken_U
 
 
 def sentinels(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the ids of T5's sentinels, <extra_id_0> first, int32; none where there are none."""
-    found = {}
-    for token_id in range(tokenizer.vocab_size):
-        if match := _SENTINEL.fullmatch(tokenizer.piece(token_id)):
-            found[int(match[1])] = token_id
-    return np.array([found[number] for number in sorted(found)], np.int32)
+    """Returns the ids of T5's sentinels, <extra_id_0> first, int32; empty without any."""
+    pieces = ((_SENTINEL.fullmatch(tokenizer.piece(i)), i) for i in range(tokenizer.vocab_size))
+    ids = sorted((int(match[1]), token_id) for match, token_id in pieces if match)
+    return np.array([token_id for _, token_id in ids], np.int32)
 
 
 def span_counts(
     lengths_B: np.ndarray, *, share: float, mean_span: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how many tokens of texts are corrupted, and in how many spans; int64 each.
+    """Returns how many tokens of texts are corrupted, and in how many spans; int64 both.
 
-    At least one token is, and at least one stays, of texts that have two.
+    At least one token is corrupted, and of texts that have two at least one stays.
     """
     noise_B = np.clip(_round(share * lengths_B), 1, np.maximum(lengths_B - 1, 1))
     noise_B = np.where(lengths_B > 0, noise_B, 0)
@@ -193,7 +182,7 @@ def corrupt_spans(
         is_text_P: which may be corrupted.
         share: of the text.
         mean_span: tokens of a span.
-        sentinel_ids: as of `sentinels`; at least as many as `span_counts` gives.
+        sentinel_ids: see `sentinels`; at least as many as `span_counts` gives.
         end_id: ends a target.
         draws: what they are a function of.
 

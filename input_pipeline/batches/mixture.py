@@ -2,11 +2,12 @@
 
 Here: the configs of the members, examples of all of them under one numbering, which step is of
 which member, and a pipeline with the interface of TextPipeline that hands out batches of one member
-at a time. Not here: making batches (pipeline.py) and tasks (tasks/multi_task.py). Called by
-training/ and tasks/multi_task.py. Imports no TensorFlow.
+at a time. Not here: making batches (pipeline.py) and tasks (tasks/multi_task.py). Imports no
+TensorFlow.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.common import TASK_GROUPS
 from input_pipeline.batches.stream import random_words
 from input_pipeline.batches.template import Encoder
 from input_pipeline.examples import Examples
@@ -21,9 +23,8 @@ from input_pipeline.examples import Examples
 MARKER = "member_"  # a batch of the member 'x' holds an array 'member_x'
 
 # What a member's config decides; all else is the run's.
-_OWN = ("task", "data", "augmentation", "classification", "tagging", "reading", "language")
-_OWN += ("generation",)
-_OWN_HEAD = ("head", "pooling", "head_bias", "label_words", "dropout")  # of config.model
+_GROUPS = ("task", "data", "augmentation", *TASK_GROUPS)
+_HEAD = ("head", "pooling", "head_bias", "label_words", "dropout")  # of config.model
 _NAME = re.compile("[a-z][a-z0-9_]*")
 _STRIDE = 1 << 40  # ids of one member lie below; a split has fewer examples
 _STEPS = 4096  # whose members are looked up at once
@@ -40,29 +41,28 @@ def member_configs(config: ConfigDict) -> dict[str, ConfigDict]:
         ValueError: fewer than two members, a name that cannot be one, a member of several tasks, or
             features.
     """
-    members = config.multi.members
-    if len(members) < 2:
+    if len(config.multi.members) < 2:
         raise ValueError(
-            f"config.multi.members holds {list(members)}: config.task='multi_task' needs two or "
-            "more, as in configs/multi.py"
+            f"config.multi.members holds {list(config.multi.members)}: config.task='multi_task' "
+            "needs two or more, see configs/multi.py"
         )
     if config.features.use != "none":
         raise ValueError("config.features.use: with several tasks only 'none' is possible")
-    made = {}
-    for name, own in members.items():
-        if not _NAME.fullmatch(name) or own.task == "multi_task":
+    configs = {}
+    for name, given in config.multi.members.items():
+        if not _NAME.fullmatch(name) or given.task == "multi_task":
             raise ValueError(
-                f"config.multi.members.{name} (task {own.task!r}): expected a name of lower-case "
-                "letters, digits and _, and a task that is not 'multi_task' itself"
+                f"config.multi.members.{name} (task {given.task!r}): expected a name of lower-case "
+                "letters, digits and _, and another task than 'multi_task'"
             )
         member = config.copy_and_resolve_references().unlock()
         member.multi.members = ConfigDict()
-        member.update({key: own[key] for key in _OWN})
-        member.model.update({key: own.model[key] for key in _OWN_HEAD})
+        member.update({key: given[key] for key in _GROUPS})
+        member.model.update({key: given.model[key] for key in _HEAD})
         member.data.batch_size = config.data.batch_size
-        member.data.prepared_dir = own.data.prepared_dir or config.data.prepared_dir
-        made[name] = member
-    return made
+        member.data.prepared_dir = given.data.prepared_dir or config.data.prepared_dir
+        configs[name] = member
+    return configs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Mixture:
 
     Attributes:
         parts: member -> its examples, each with ids of its own. Ids of the whole are unique: those
-            of the second member lie above all of the first's, and so on, whatever is taken.
+            of the second member lie above all of the first's, and so on, in every selection.
     """
 
     parts: Mapping[str, Examples]
@@ -87,12 +87,12 @@ class Mixture:
     @property
     def pairs_N(self) -> np.ndarray | None:
         """The second texts of those that have some; fewer than N where not all have."""
-        found = [part.pairs_N for part in self.parts.values() if part.pairs_N is not None]
-        return np.concatenate(found) if found else None
+        pairs = [part.pairs_N for part in self.parts.values() if part.pairs_N is not None]
+        return np.concatenate(pairs) if pairs else None
 
     @property
     def ids_N(self) -> np.ndarray:
-        """Ids that tell members apart."""
+        """Ids that are unique over all members."""
         return self._joined([part.ids_N for part in self.parts.values()])
 
     @property
@@ -147,10 +147,10 @@ def member_of(batch: Mapping[str, Any]) -> str:
     Raises:
         ValueError: it is of none or of several.
     """
-    found = [name.removeprefix(MARKER) for name in batch if name.startswith(MARKER)]
-    if len(found) != 1:
-        raise ValueError(f"a batch is of exactly one member; this one says {found}")
-    return found[0]
+    names = [name.removeprefix(MARKER) for name in batch if name.startswith(MARKER)]
+    if len(names) != 1:
+        raise ValueError(f"a batch is of exactly one member, found {names}")
+    return names[0]
 
 
 class Schedule:
@@ -191,12 +191,12 @@ def mixing_rates(multi: ConfigDict, sizes: Mapping[str, int]) -> dict[str, float
         ValueError: more or fewer rates than members.
     """
     if multi.mixing == "rates":
-        rates = dict(zip(sizes, multi.rates, strict=False))
         if len(multi.rates) != len(sizes):
             raise ValueError(
                 f"config.multi.rates={tuple(multi.rates)}: expected a number for each of "
                 f"{', '.join(sizes)}, in this order"
             )
+        rates = dict(zip(sizes, multi.rates, strict=True))
     else:
         largest = max(sizes.values())
         rates = {name: (size / largest) ** (1 / multi.temperature) for name, size in sizes.items()}
@@ -211,13 +211,8 @@ class MixturePlan:
     plans: Mapping[str, Any]
     rates: Mapping[str, float]
 
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The batch shapes of all members, one after the other."""
-        return tuple(shape for plan in self.plans.values() for shape in plan.shapes)
-
     def prose(self) -> str:
-        """Says it for the start-up log."""
+        """Describes it for the start-up log."""
         return "\n".join(
             f"Member {name!r} gets {self.rates[name]:.1%} of the steps. {plan.prose()}"
             for name, plan in self.plans.items()
@@ -242,27 +237,9 @@ class MixturePipeline:
     A batch is the member's own with an array `member_<name>` more: int32 [1], in training [M, 1].
     """
 
-    def __init__(
-        self,
-        pipelines: Mapping[str, Any],
-        *,
-        multi: ConfigDict,
-        batch_size: int,
-        microbatches: int,
-        seed: int,
-    ):
-        """Takes the parts.
-
-        Args:
-            pipelines: the TextPipeline of each member, all with the same batch size.
-            multi: config.multi.
-            batch_size: examples per step.
-            microbatches: parts that a step is computed in.
-            seed: config.seed.
-        """
-        self.pipelines = dict(pipelines)
-        self._multi, self._seed = multi, seed
-        self._batch_size, self._microbatches = batch_size, microbatches
+    def __init__(self, pipelines: Mapping[str, Any], config: ConfigDict):
+        """Takes the TextPipeline of each member, and the config of the run."""
+        self.pipelines, self._config = dict(pipelines), config
 
     @property
     def encoder(self) -> dict[str, Encoder]:
@@ -292,7 +269,7 @@ class MixturePipeline:
             batch_size: of the steps since; 0 takes the present one.
         """
         first, seen = since or (0, {})
-        schedule, size = self._schedule(examples), batch_size or self._batch_size
+        schedule, size = self._schedule(examples), batch_size or self._config.data.batch_size
         counts = zip(schedule.names, schedule.before(step, since=first).tolist(), strict=True)
         return Position(step, {n: seen.get(n, 0) + count * size for n, count in counts})
 
@@ -309,38 +286,32 @@ class MixturePipeline:
             first_example: step * batch_size to go on after `step` steps like those to come.
             position: to go on after others; takes the place of `first_example`.
         """
-        schedule = self._schedule(examples)
-        position = position or self.seen(examples, first_example // self._batch_size)
-        step = position.step
+        schedule, config = self._schedule(examples), self._config
+        position = position or self.seen(examples, first_example // config.data.batch_size)
         streams = {
-            name: self.pipelines[name].train(
-                examples.parts[name], first_example=position.seen.get(name, 0)
-            )
-            for name in schedule.names
+            name: self.pipelines[name].train(part, first_example=position.seen.get(name, 0))
+            for name, part in examples.parts.items()
         }
-        marker = np.ones((self._microbatches, 1), np.int32)
-        while True:
+        for step in itertools.count(position.step, _STEPS):
             for member in schedule.at(step, _STEPS).tolist():
                 name = schedule.names[member]
-                batch = next(streams[name])
-                yield _marked(batch, member, name, marker)
-            step += _STEPS
+                yield _marked(next(streams[name]), member, name, config.train.microbatches, 1)
 
     def evaluate(self, examples: Mixture) -> Iterator[dict[str, np.ndarray]]:
         """Yields every example once, member by member, as TextPipeline.evaluate does."""
-        marker = np.ones(1, np.int32)
         for member, (name, part) in enumerate(examples.parts.items()):
             for batch in self.pipelines[name].evaluate(part):
-                yield _marked(batch, member, name, marker)
+                yield _marked(batch, member, name, 1)
 
     def _schedule(self, examples: Mixture) -> Schedule:
-        return Schedule(self._rates(examples), seed=self._seed)
+        return Schedule(self._rates(examples), seed=self._config.seed)
 
     def _rates(self, examples: Mixture) -> dict[str, float]:
-        return mixing_rates(self._multi, {n: len(part) for n, part in examples.parts.items()})
+        return mixing_rates(self._config.multi, {n: len(p) for n, p in examples.parts.items()})
 
 
 def _marked(
-    batch: Mapping[str, np.ndarray], member: int, name: str, marker: np.ndarray
+    batch: Mapping[str, np.ndarray], member: int, name: str, *shape: int
 ) -> dict[str, np.ndarray]:
-    return {**batch, "ids_B": global_ids(member, batch["ids_B"]), MARKER + name: marker}
+    ids_B = global_ids(member, batch["ids_B"])
+    return {**batch, "ids_B": ids_B, MARKER + name: np.ones(shape, np.int32)}

@@ -1,9 +1,9 @@
 """The same examples with their texts changed as they may come when a model is in use.
 
 Here: the changes of config.eval.robustness, drawn by seed, on the host. They keep labels of whole
-texts; where the answer is a place in the text or is to be written, it would move: `supports` tells.
-Not here: augmentation of training examples (augmentation.py), whose tables of sounds and shapes are
-used, and what a model makes of all this (workflows/robustness.py, which calls this).
+texts; where the answer is a place in the text or is to be written, it would change: see tasks/.
+Not here: augmentation of training examples (augmentation.py), which draws its replacements from the
+same tables (dictionaries.py); what a model predicts of changed texts (workflows/robustness.py).
 
     homophones           a share of the characters, for others of their sound; tones apart
     similar_shapes       a share of the characters that have such, for others in one component
@@ -16,8 +16,7 @@ used, and what a model makes of all this (workflows/robustness.py, which calls t
     repeated             the text twice
     first_half, last_half, first_characters
 
-Where a text has the blank of a cloze question, it stays, and what is before and behind it is
-changed as a text of its own.
+The blank of a cloze question stays: what is before and behind it is changed as a text of its own.
 """
 
 import dataclasses
@@ -29,11 +28,11 @@ from functools import partial
 import numpy as np
 
 from input_pipeline.batches import dictionaries
-from input_pipeline.batches.augmentation_ops import stream
 from input_pipeline.corpus.clue_formats import BLANK
 from input_pipeline.corpus.normalization import Normalizer
 from input_pipeline.corpus.words import word_stops
 from input_pipeline.examples import Examples, Ragged, object_array
+from input_pipeline.hashing import stream
 
 # Of the characters that can be replaced or dropped; at least one of every text. Not measured on any
 # source of errors: more than careful people leave, and still read without effort.
@@ -41,18 +40,10 @@ REPLACED = 0.1
 DROPPED = 0.1
 FIRST = 32  # characters, such as a preview shows
 
-_TASKS = ("classification", "multiple_choice")
 _ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _WIDE = "".join(chr(ord(character) + 0xFEE0) for character in _ALPHANUMERIC)
 _OTHER_WIDTH = str.maketrans(_ALPHANUMERIC + _WIDE, _WIDE + _ALPHANUMERIC)
 _MORE_MARKS = "~～"  # which Unicode takes for mathematics
-
-_Change = Callable[[str, np.random.Generator], str]
-
-
-def supports(task: str) -> bool:
-    """Returns whether the answers of a task (config.task) stay true of changed texts."""
-    return task in _TASKS
 
 
 def perturb(
@@ -68,38 +59,29 @@ def perturb(
             are predicted on: what it undoes does not reach the model.
 
     Returns:
-        The same examples in the same order, with words anew and features yet to be made. A text
+        The same examples in the same order, with new words and features yet to be made. A text
         of which nothing would be left is not changed.
 
     Raises:
         ValueError: no such perturbation, or the examples have spans, which would move.
     """
     if name not in _CHANGES:
-        raise ValueError(
-            f"there is no perturbation {name!r}: choose from {', '.join(PERTURBATIONS)}"
-        )
+        raise ValueError(f"no perturbation {name!r}: choose from {', '.join(PERTURBATIONS)}")
     if examples.spans is not None:
         raise ValueError(
-            f"the perturbation {name!r} changes texts, and these examples have spans, which would "
-            f"be somewhere else then: perturb those of the tasks {', '.join(_TASKS)}"
+            f"the perturbation {name!r} would move the spans of these examples: perturb examples "
+            "whose labels are of whole texts"
         )
-    normalizer = Normalizer(normalization)
-
-    def changed(texts_N: np.ndarray, side: int) -> np.ndarray:
-        return object_array(
-            [
-                _changed(text, name, [seed % 2**64, stream(name) + side, id_], normalizer)
-                for text, id_ in zip(texts_N, examples.ids_N.tolist(), strict=True)
-            ]
-        )
-
-    found = {"texts_N": changed(examples.texts_N, 0)}
-    if examples.pairs_N is not None:
-        found["pairs_N"] = changed(examples.pairs_N, 1)
-    for words, texts in (("words", "texts_N"), ("pair_words", "pairs_N")):
-        if getattr(examples, words) is not None:
-            found[words] = Ragged.of([word_stops(text) for text in found[texts]])
-    return dataclasses.replace(examples.without_features(), **found)
+    normalizer, parts = Normalizer(normalization), {}
+    for side, (texts, words) in enumerate((("texts_N", "words"), ("pairs_N", "pair_words"))):
+        if getattr(examples, texts) is not None:
+            rows = zip(getattr(examples, texts), examples.ids_N.tolist(), strict=True)
+            key = [seed % 2**64, stream(name) + side]
+            changed = [_changed(text, name, [*key, id_], normalizer) for text, id_ in rows]
+            parts[texts] = object_array(changed)
+            if getattr(examples, words) is not None:
+                parts[words] = Ragged.of([word_stops(text) for text in changed])
+    return dataclasses.replace(examples.without_features(), **parts)
 
 
 def differ(examples: Examples, others: Examples) -> np.ndarray:
@@ -121,7 +103,7 @@ def _changed(text: str, name: str, key: Sequence[int], normalizer: Normalizer) -
 
 def _drawn(places: Sequence[int], share: float, rng: np.random.Generator) -> list[int]:
     """Draws a share of places, at least one; none of none."""
-    count = max(round(share * len(places)), 1) if len(places) else 0
+    count = max(round(share * len(places)), 1) if places else 0
     return rng.choice(places, count, replace=False).tolist() if count else []
 
 
@@ -132,62 +114,56 @@ def _replaced(
     candidates, characters = table(), list(text)
     places = [place for place, character in enumerate(text) if character in candidates]
     for place in _drawn(places, REPLACED, rng):
-        others = candidates[text[place]]
-        characters[place] = others[rng.integers(len(others))]
+        choices = candidates[text[place]]
+        characters[place] = choices[rng.integers(len(choices))]
     return "".join(characters)
 
 
 def _characters_dropped(text: str, rng: np.random.Generator) -> str:
-    gone = set(_drawn(range(len(text)), DROPPED, rng))
-    return "".join([character for place, character in enumerate(text) if place not in gone])
+    dropped = set(_drawn(range(len(text)), DROPPED, rng))
+    return "".join([character for place, character in enumerate(text) if place not in dropped])
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] == "P" or character in _MORE_MARKS
 
 
 def _punctuation_dropped(text: str, rng: np.random.Generator) -> str:
-    del rng
     padded = f" {text} "
-    return "".join(
-        [
-            character
-            for left, character, right in zip(padded, text, padded[2:], strict=False)
-            if not (unicodedata.category(character)[0] == "P" or character in _MORE_MARKS)
-            or (left in _ALPHANUMERIC and right in _ALPHANUMERIC)
-        ]
-    )
+    kept = [
+        character
+        for left, character, right in zip(padded, text, padded[2:], strict=False)
+        if not _is_mark(character) or (left in _ALPHANUMERIC and right in _ALPHANUMERIC)
+    ]
+    return "".join(kept)
 
 
 def _recoded(there: Sequence[str], back: Sequence[str], text: str, rng: np.random.Generator) -> str:
     """Applies ops of normalisation, or those that lead back if these change more characters."""
-    del rng
-    found = [Normalizer(ops).text(text) for ops in (there, back)]
-    return max(found, key=lambda changed: sum(map(operator.ne, text, changed)))
+    recoded = [Normalizer(ops).text(text) for ops in (there, back)]
+    return max(recoded, key=lambda changed: sum(map(operator.ne, text, changed)))
 
 
-_CHANGES: dict[str, tuple[str, _Change]] = {
-    "homophones": (
-        f"{100 * REPLACED:g} % homophones",
-        partial(_replaced, dictionaries.homophones),
-    ),
-    "similar_shapes": (
-        f"{100 * REPLACED:g} % similar shapes",
-        partial(_replaced, dictionaries.similar_shapes),
-    ),
-    "punctuation_width": (
-        "punctuation in the other width",
-        partial(_recoded, ["halfwidth_punctuation"], ["fullwidth_punctuation"]),
-    ),
+_homophones = partial(_replaced, dictionaries.homophones)
+_similar_shapes = partial(_replaced, dictionaries.similar_shapes)
+_punctuation_width = partial(_recoded, ["halfwidth_punctuation"], ["fullwidth_punctuation"])
+_script = partial(_recoded, ["traditional", "variants"], ["simplified"])
+
+# What tables call the perturbations, and functions of a text and a generator.
+_CHANGES: dict[str, tuple[str, Callable[[str, np.random.Generator], str]]] = {
+    "homophones": (f"{100 * REPLACED:g} % homophones", _homophones),
+    "similar_shapes": (f"{100 * REPLACED:g} % similar shapes", _similar_shapes),
+    "punctuation_width": ("punctuation in the other width", _punctuation_width),
     "punctuation_dropped": ("no punctuation", _punctuation_dropped),
     "width": (
         "letters and digits in the other width",
-        lambda text, rng: text.translate(_OTHER_WIDTH),
+        lambda text, _: text.translate(_OTHER_WIDTH),
     ),
-    "script": (
-        "the other script (simplified, traditional)",
-        partial(_recoded, ["traditional", "variants"], ["simplified"]),
-    ),
+    "script": ("the other script (simplified, traditional)", _script),
     "characters_dropped": (f"{100 * DROPPED:g} % of characters dropped", _characters_dropped),
-    "repeated": ("the text twice", lambda text, rng: 2 * text),
-    "first_half": ("first half", lambda text, rng: text[: (len(text) + 1) // 2]),
-    "last_half": ("last half", lambda text, rng: text[len(text) // 2 :]),
-    "first_characters": (f"first {FIRST} characters", lambda text, rng: text[:FIRST]),
+    "repeated": ("the text twice", lambda text, _: 2 * text),
+    "first_half": ("first half", lambda text, _: text[: (len(text) + 1) // 2]),
+    "last_half": ("last half", lambda text, _: text[len(text) // 2 :]),
+    "first_characters": (f"first {FIRST} characters", lambda text, _: text[:FIRST]),
 }
-PERTURBATIONS = {name: title for name, (title, _) in _CHANGES.items()}  # what tables call them
+PERTURBATIONS = {name: title for name, (title, _) in _CHANGES.items()}

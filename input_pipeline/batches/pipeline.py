@@ -3,14 +3,13 @@
 Here: the tf.data graph of training (order, texts, augmentation, then tokens, targets and layout),
 the plan of batch shapes, and the batches of evaluation and prediction. Not here: reading and
 splitting data (preparation.py), what each stage does (stream.py, augmentation.py, template.py,
-layout.py), what a task asks of an example (its `targets`). Called by training/, evaluation/ and
-main.py. Every stage works on whole batches.
+layout.py), what a task asks of an example (its `targets`). Every stage works on whole batches.
 
 A batch is a dict of tokens_RxL, positions_RxL, segments_RxL (int32; segment = 1 + index of the
-sequence, 0 is padding), types_RxL (int32; 1 in second texts, where a family tells them apart),
+sequence, 0 is padding), types_RxL (int32; 1 in second texts, where a family marks them),
 weights_B (float32; 0 for padding and masked examples), ids_B (int64; -1 for padding), features_BxK
 (float32) where examples have features, and what the task adds. An example has one sequence or, of
-choices, as many as the task says, one after the other: sequence k of example b is b * K + k.
+choices, as many as task.sequences, one after the other: sequence k of example b is b * K + k.
 Training batches have a leading axis M of microbatches.
 """
 
@@ -37,6 +36,7 @@ _POSITIONS = ("positions_RxL", "segments_RxL", "tokens_RxL", "types_RxL")
 _SIMULATED = 16_384  # examples of the stream that the shapes are chosen from
 _CHUNK = 256  # examples per pass through the stages: several steps at once, where they are small
 _MEAN_TOKENS = 16  # evaluation's B: what its rows hold at this mean length
+_NO_SPANS = (np.zeros((0, 3), np.int32), np.zeros(0, np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ShapePlan:
     tokens_per_example: float
 
     def prose(self) -> str:
-        """Says it for the start-up log."""
+        """Describes it for the start-up log."""
         shapes = ", ".join(f"{rows}x{length}" for rows, length in self.shapes)
         return (
             f"Layout {self.kind!r} puts {self.num_examples} examples in rows x positions {shapes}, "
@@ -68,65 +68,57 @@ class ShapePlan:
 
 
 class TextPipeline:
-    """Turns examples into batches for one task and one configuration."""
+    """Turns examples into batches for one task and one configuration.
+
+    Attributes:
+        encoder: texts to tokens.
+    """
 
     def __init__(
         self,
         task: Task,
+        config: ConfigDict,
         *,
-        template: str,
-        layout: ConfigDict,
-        augmentation: ConfigDict,
-        batch_size: int,
-        microbatches: int,
-        row_multiple: int,
-        seed: int,
-        eval_rows: int,
+        row_multiple: int = 1,
         prefix_ids: Sequence[int] = (),
     ):
         """Checks the configuration.
 
         Args:
             task: what it asks of an example.
-            template: config.data.template.
-            layout: config.layout.
-            augmentation: config.augmentation.
-            batch_size: examples per step.
-            microbatches: equal parts that a step is computed in.
+            config: of the run.
             row_multiple: R is a multiple of this; the number of devices.
-            seed: config.seed.
-            eval_rows: rows per evaluation batch, rounded up to a multiple of `row_multiple`.
             prefix_ids: put before every example: the virtual tokens of prompt tuning.
 
         Raises:
             ValueError: a value that cannot work, naming its key.
         """
-        _check(layout, batch_size, microbatches)
-        self._task = task
-        self._encoder = task.encoder(template, max_length=layout.max_length, prefix_ids=prefix_ids)
-        self._columns = (*_POSITIONS, *(n for n in task.POSITIONS if n not in _POSITIONS))
-        self._layout = layout
-        self._augmentation = augmentation
-        self._batch_size = batch_size
-        self._microbatches = microbatches
-        self._step_shape = (microbatches, batch_size // microbatches * task.sequences)
-        self._row_multiple = row_multiple
-        self._seed = seed
-        self._eval_rows = -(-eval_rows // row_multiple) * row_multiple
+        layout, size, count = config.layout, config.data.batch_size, config.train.microbatches
+        if layout.kind != "pad" and layout.row_length < layout.max_length:
+            raise ValueError(
+                f"layout.row_length={layout.row_length} is shorter than layout.max_length="
+                f"{layout.max_length}: raise it, so that an example fits into a row"
+            )
+        if size % count:
+            raise ValueError(f"data.batch_size={size} is no multiple of train.microbatches={count}")
+        self._task, self._config, self._row_multiple = task, config, row_multiple
+        self.encoder: Encoder = task.encoder(
+            config.data.template, max_length=layout.max_length, prefix_ids=prefix_ids
+        )
+        self._columns = (*_POSITIONS, *(n for n in task.positions if n not in _POSITIONS))
+        self._batch_size, self._step_shape = size, (count, size // count * task.sequences)
         self._plan: ShapePlan | None = None
         # Its tables take seconds to make, and both `plan` and `train` want it.
-        self._augmenter = functools.lru_cache(maxsize=1)(self._make_augmenter)
-
-    @property
-    def encoder(self) -> Encoder:
-        """Texts to tokens."""
-        return self._encoder
+        self._augmenter = functools.lru_cache(maxsize=1)(
+            lambda examples: Augmenter(examples, config.augmentation, seed=config.seed)
+        )
 
     def plan(self, examples: Examples) -> ShapePlan:
         """Chooses the shapes of training from the stream that `train` will draw from `examples`.
 
         It tokenises the first positions of that very stream, augmentation included.
         """
+        kind, microbatches = self._config.layout.kind, self._step_shape[0]
         steps = -(-_SIMULATED // (self._batch_size * self._task.sequences))
         total = steps * self._batch_size
         chunks = self._texts(examples, first_example=0, count=_CHUNK).take(-(-total // _CHUNK))
@@ -134,23 +126,11 @@ class TextPipeline:
         lengths = np.concatenate([chunk.lengths_B for chunk in encoded])
         lengths = lengths[: total * self._task.sequences]
         lengths_SxMxB = lengths.reshape(steps, *self._step_shape)
-        shapes = layouts.choose_shapes(
-            self._layout.kind,
-            lengths_SxMxB,
-            max_length=self._layout.max_length,
-            row_length=self._layout.row_length,
-            max_shapes=self._layout.max_shapes,
-            row_multiple=self._row_multiple,
-        )
+        shapes = layouts.choose_shapes(self._config.layout, lengths_SxMxB, self._row_multiple)
         used = [self._place(lengths_MxB, shapes)[0] for lengths_MxB in lengths_SxMxB]
-        positions = self._microbatches * sum(rows * length for rows, length in used)
-        self._plan = ShapePlan(
-            kind=self._layout.kind,
-            shapes=shapes,
-            num_examples=self._batch_size // self._microbatches,
-            fill=float(lengths.sum() / positions),
-            tokens_per_example=float(lengths.sum() / total),
-        )
+        positions = microbatches * sum(rows * length for rows, length in used)
+        fill, mean = float(lengths.sum() / positions), float(lengths.sum() / total)
+        self._plan = ShapePlan(kind, shapes, self._batch_size // microbatches, fill, mean)
         return self._plan
 
     def train(
@@ -170,7 +150,6 @@ class TextPipeline:
             ValueError: what a stage finds wrong, while iterating.
         """
         shapes = (self._plan or self.plan(examples)).shapes
-        steps = max(1, _CHUNK // self._batch_size)
         failures: list[ValueError] = []
 
         def finish(*chunk: np.ndarray) -> list[np.ndarray]:
@@ -180,7 +159,8 @@ class TextPipeline:
                 failures.append(error)
                 raise
 
-        chunks = self._texts(examples, first_example=first_example, count=steps * self._batch_size)
+        count = max(1, _CHUNK // self._batch_size) * self._batch_size
+        chunks = self._texts(examples, first_example=first_example, count=count)
         names, arrays = self._lay_out(examples, shapes, *next(_iterate(chunks.take(1), [])))
         dtypes = [tf.as_dtype(array.dtype) for array in arrays]
         chunks = chunks.map(
@@ -189,16 +169,12 @@ class TextPipeline:
             deterministic=True,
         )
         for arrays, shapes_Sx2, *values in _iterate(chunks.prefetch(tf.data.AUTOTUNE), failures):
-            start = 0
-            for step, (rows, length) in enumerate(shapes_Sx2.tolist()):
-                end = start + self._microbatches * rows * length
-                shape = (self._microbatches, rows, length)
-                batch = {
-                    name: array[start:end].reshape(shape)
-                    for name, array in zip(self._columns, arrays, strict=True)
-                }
-                yield batch | {n: value[step] for n, value in zip(names, values, strict=True)}
-                start = end
+            sizes = self._step_shape[0] * shapes_Sx2.prod(axis=1)
+            for step, columns in enumerate(np.split(arrays, np.cumsum(sizes)[:-1], axis=1)):
+                shape = (self._step_shape[0], *shapes_Sx2[step])
+                rows = (column.reshape(shape) for column in columns)  # each a view, not a copy
+                batch = dict(zip(self._columns, rows, strict=True))
+                yield batch | {n: v[step] for n, v in zip(names, values, strict=True)}
 
     def evaluate(self, examples: Examples) -> Iterator[Batch]:
         """Yields every example once, in batches of one shape.
@@ -216,41 +192,46 @@ class TextPipeline:
         """
         if not len(examples):
             return
-        length, per_row = self._layout.row_length, self._layout.row_length // _MEAN_TOKENS
-        if self._layout.kind == "pad":
-            length, per_row = self._layout.max_length, 1
-        per_row, count = max(1, per_row), self._task.sequences
+        layout, count = self._config.layout, self._task.sequences
+        length, per_row = layout.row_length, max(1, layout.row_length // _MEAN_TOKENS)
+        if layout.kind == "pad":
+            length, per_row = layout.max_length, 1
         # Choices of one example stay together, and must find room whatever their lengths.
-        most = -(-count // max(1, min(per_row, length // self._layout.max_length)))
-        rows = -(-max(self._eval_rows, most) // self._row_multiple) * self._row_multiple
+        most = -(-count // max(1, min(per_row, length // layout.max_length)))
+        rows = max(self._config.eval.rows, most)
+        rows = -(-rows // self._row_multiple) * self._row_multiple
         size = rows * per_row // count
-        flat_KxP, lengths_NxK, targets = self._encode_all(examples)
+        parts = [self._arrays(examples, *c, training=False) for c in self._stored(examples)]
+        flat_KxP = np.concatenate([flat for flat, _, _ in parts], axis=1)
+        lengths_NxK = np.concatenate([lengths for _, lengths, _ in parts]).reshape(-1, count)
+        values = {n: np.concatenate([part[n] for *_, part in parts]) for n in parts[0][2]}
         starts_NxK = (np.cumsum(lengths_NxK) - lengths_NxK.reshape(-1)).reshape(-1, count)
         place = layouts.pack_alone if count == 1 else layouts.pack_together
         for chosen, rows_S, offsets_S in place(lengths_NxK, rows, length, per_row):
-            lengths_S = lengths_NxK[chosen].reshape(-1)
-            firsts_S = starts_NxK[chosen].reshape(-1)
-            parts = [flat_KxP[:, a : a + n] for a, n in zip(firsts_S, lengths_S, strict=True)]
+            lengths_S, firsts_S = lengths_NxK[chosen].reshape(-1), starts_NxK[chosen].reshape(-1)
+            columns = [flat_KxP[:, a : a + n] for a, n in zip(firsts_S, lengths_S, strict=True)]
             arrays = layouts.fill(
-                np.concatenate(parts, axis=1),
+                np.concatenate(columns, axis=1),
                 lengths_S,
                 rows_S * length + offsets_S,
                 np.arange(1, len(lengths_S) + 1),
                 size=rows * length,
-            )
-            arrays = arrays.reshape(-1, rows, length)
+            ).reshape(-1, rows, length)
             batch = dict(zip(self._columns, arrays, strict=True))
-            yield batch | {n: _padded(value[chosen], size, n) for n, value in targets.items()}
+            for name, value in values.items():
+                padding = [(0, size - len(chosen))] + [(0, 0)] * (value.ndim - 1)
+                fill = -1 if name == "ids_B" else 0
+                batch[name] = np.pad(value[chosen], padding, constant_values=fill)
+            yield batch
 
     def encoded(self, examples: Examples) -> Iterator[Encoded]:
         """Yields the tokens of the first examples, at most 16,384, as evaluation reads them."""
         for first in range(0, min(len(examples), _SIMULATED), _CHUNK):
             part = examples.take(np.arange(first, min(first + _CHUNK, len(examples))))
-            pairs = part.pairs_N if "pair" in self._encoder.fields else None
-            yield self._sequences(part.texts_N, pairs, part.choices_N)
+            yield self._sequences(part.texts_N, part.pairs_N, part.choices_N)
 
     def seen(self, examples: Examples, step: int, **options: Any) -> None:
-        """Returns None: of a single task, the number of examples says where its stream stands."""
+        """Returns None: of a single task, the number of examples gives the stream's position."""
         del examples, step, options
 
     def preview(self, examples: Examples, *, count: int, epoch: int) -> tuple[Encoded, Targets]:
@@ -258,20 +239,16 @@ class TextPipeline:
         indices = np.arange(min(count, len(examples)))
         epochs_B = np.full(len(indices), epoch)
         augmented = self._augmenter(examples)(tf.constant(indices), tf.constant(epochs_B))
-        none = np.zeros((0, 3), np.int32), np.zeros(0, np.int64)
         pairs = None if augmented.pairs_B is None else augmented.pairs_B.numpy()
-        spans = [part.numpy() for part in augmented.spans] if augmented.spans else none
+        spans = [part.numpy() for part in augmented.spans] if augmented.spans else _NO_SPANS
         return self._encode(examples, augmented.texts_B.numpy(), pairs, indices, epochs_B, *spans)
-
-    def _make_augmenter(self, examples: Examples) -> Augmenter:
-        return Augmenter(examples, self._augmentation, seed=self._seed)
 
     def _texts(self, examples: Examples, *, first_example: int, count: int) -> "tf.data.Dataset":
         """Returns the endless data set of what `_encode` takes, `count` examples at a time."""
         lengths_N = np.fromiter(map(len, examples.texts_N), np.int64, len(examples))
         if examples.pairs_N is not None:
             lengths_N += np.fromiter(map(len, examples.pairs_N), np.int64, len(examples))
-        stream = Stream(lengths_N, seed=self._seed)
+        stream = Stream(lengths_N, seed=self._config.seed)
         augmenter = self._augmenter(examples)
 
         def order(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -282,17 +259,25 @@ class TextPipeline:
             indices, epochs = (tf.ensure_shape(part, [count]) for part in drawn)
             augmented = augmenter(indices, epochs)
             pairs = tf.constant("") if augmented.pairs_B is None else augmented.pairs_B
-            none = tf.zeros([0, 3], tf.int32), tf.zeros([0], tf.int64)
-            return augmented.texts_B, pairs, indices, epochs, *(augmented.spans or none)
+            spans = augmented.spans or map(tf.constant, _NO_SPANS)
+            return augmented.texts_B, pairs, indices, epochs, *spans
 
         chunks = tf.data.Dataset.range(np.iinfo(np.int64).max)
         return chunks.map(select, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _stored(self, examples: Examples) -> Iterator[tuple]:
+        """Yields what `_encode` takes of all examples as they are, outside training."""
+        for first in range(0, len(examples), _CHUNK):
+            indices = np.arange(first, min(first + _CHUNK, len(examples)))
+            pairs = None if examples.pairs_N is None else examples.pairs_N[indices]
+            spans = _NO_SPANS if examples.spans is None else examples.spans.take(indices)
+            yield examples.texts_N[indices], pairs, indices, np.zeros_like(indices), *spans
 
     def _encode(
         self,
         examples: Examples,
         texts: np.ndarray,
-        pairs: np.ndarray,
+        pairs: np.ndarray | None,
         indices: np.ndarray,
         epochs: np.ndarray,
         spans_Sx3: np.ndarray,
@@ -301,33 +286,23 @@ class TextPipeline:
         num_threads: int | None = None,
         training: bool = True,
     ) -> tuple[Encoded, Targets]:
-        """Tokenises what `_texts` selected, and asks the task for its targets."""
-        sampling = NO_SAMPLING
+        """Tokenises what `_texts` or `_stored` gives, and asks the task for its targets."""
+        config, sampling = self._config, NO_SAMPLING
         if training:
             ids_B = examples.ids_N[indices]
-            sampling = segmentation_draws(
-                self._augmentation, seed=self._seed, epochs_B=epochs, ids_B=ids_B
-            )
+            sampling = segmentation_draws(config.augmentation, config.seed, epochs, ids_B)
         encoded = self._sequences(
             texts,
-            None if examples.pairs_N is None or "pair" not in self._encoder.fields else pairs,
+            None if examples.pairs_N is None else pairs,
             None if examples.choices_N is None else examples.choices_N[indices],
             num_threads=num_threads,
             sampling=sampling,
-            offsets=self._task.OFFSETS,
+            offsets=self._task.offsets,
         )
-        targets = self._task.targets(
-            encoded,
-            Chunk(
-                examples=examples,
-                indices_B=indices,
-                epochs_B=epochs,
-                texts_B=[t.decode() if isinstance(t, bytes) else t for t in texts],
-                spans=None if examples.spans is None else Ragged(spans_Sx3, span_splits),
-                seed=self._seed,
-                training=training,
-            ),
-        )
+        strings = [t.decode() if isinstance(t, bytes) else t for t in texts]
+        spans = None if examples.spans is None else Ragged(spans_Sx3, span_splits)
+        chunk = Chunk(examples, indices, epochs, strings, spans, config.seed, training)
+        targets = self._task.targets(encoded, chunk)
         if "lengths_B" in targets.examples:
             lengths_B, tokens = targets.examples.pop("lengths_B"), targets.positions["tokens_RxL"]
             encoded = dataclasses.replace(
@@ -344,26 +319,38 @@ class TextPipeline:
     ) -> Encoded:
         """Tokenises K sequences an example; those of absent choices have no tokens."""
         count = self._task.sequences
+        if "pair" not in self.encoder.fields:
+            pairs = None
         if count == 1 or choices_B is None:
-            return self._encoder(texts, pairs, **options)
-        found_B = np.array([len(choices) for choices in choices_B])
-        encoded = self._encoder(
-            np.repeat(texts, found_B),
-            None if pairs is None else np.repeat(pairs, found_B),
+            return self.encoder(texts, pairs, **options)
+        counts_B = np.array([len(choices) for choices in choices_B])
+        encoded = self.encoder(
+            np.repeat(texts, counts_B),
+            None if pairs is None else np.repeat(pairs, counts_B),
             choices=[choice for choices in choices_B for choice in choices],
             **options,
         )
-        there_BxK = np.arange(count) < found_B[:, None]
-        lengths_BxK, cut_BxK = np.zeros(there_BxK.shape, np.int64), np.zeros(there_BxK.shape, bool)
-        lengths_BxK[there_BxK], cut_BxK[there_BxK] = encoded.lengths_B, encoded.cut_B
+        exists_BxK = np.arange(count) < counts_B[:, None]
+        lengths_BxK, cut_BxK = np.zeros(exists_BxK.shape, int), np.zeros(exists_BxK.shape, bool)
+        lengths_BxK[exists_BxK], cut_BxK[exists_BxK] = encoded.lengths_B, encoded.cut_B
         return dataclasses.replace(
             encoded, lengths_B=lengths_BxK.reshape(-1), cut_B=cut_BxK.reshape(-1)
         )
 
-    def _flat(self, encoded: Encoded, targets: Targets) -> np.ndarray:
-        """Returns the columns behind positions and segments, flat: int32 [K, P]."""
+    def _arrays(
+        self, examples: Examples, *chunk: np.ndarray, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray, Batch]:
+        """Returns the columns behind positions and segments of a chunk, flat, int32 [K, P]; the
+        lengths of its sequences; and what a batch holds for each example."""
+        encoded, targets = self._encode(examples, *chunk, **options)
         columns = {"tokens_RxL": encoded.tokens, "types_RxL": encoded.types} | targets.positions
-        return np.stack([np.asarray(columns[name], np.int32) for name in self._columns[2:]])
+        flat_KxP = np.stack([np.asarray(columns[name], np.int32) for name in self._columns[2:]])
+        indices_B = chunk[2]
+        values = {"ids_B": examples.ids_N[indices_B]}
+        values["weights_B"] = np.ones(len(indices_B), np.float32)
+        if examples.features_NxK is not None:
+            values["features_BxK"] = examples.features_NxK[indices_B]
+        return flat_KxP, encoded.lengths_B, values | targets.examples
 
     def _lay_out(
         self, examples: Examples, shapes: tuple[layouts.Shape, ...], *chunk: np.ndarray
@@ -375,8 +362,8 @@ class TextPipeline:
             end, int32 [K, positions]; the shape of each step, int64 [S, 2]; and the last ones, of
             examples, [S, M, B, ...].
         """
-        encoded, targets = self._encode(examples, *chunk, num_threads=1)
-        lengths_SxMxB = encoded.lengths_B.reshape(-1, *self._step_shape)
+        flat_KxP, lengths_S, values = self._arrays(examples, *chunk, num_threads=1)
+        lengths_SxMxB = lengths_S.reshape(-1, *self._step_shape)
         chosen, starts, size = [], [], 0
         for lengths_MxB in lengths_SxMxB:
             (rows, length), places = self._place(lengths_MxB, shapes)
@@ -384,52 +371,21 @@ class TextPipeline:
             for rows_B, offsets_B in places:
                 starts.append(size + rows_B * length + offsets_B)
                 size += rows * length
-        arrays = layouts.fill(
-            self._flat(encoded, targets),
-            encoded.lengths_B,
-            np.concatenate(starts),
-            1 + np.arange(len(encoded.lengths_B)) % self._step_shape[1],
-            size=size,
-        )
-        steps, microbatches, sequences = lengths_SxMxB.shape
-        shape = (steps, microbatches, sequences // self._task.sequences)
-        by_example = _of_examples(examples, chunk[2], targets)
-        by_step = [t.reshape(*shape, *t.shape[1:]) for t in by_example.values()]
-        return list(by_example), [arrays, np.array(chosen), *by_step]
+        segments = 1 + np.arange(len(lengths_S)) % self._step_shape[1]
+        arrays = layouts.fill(flat_KxP, lengths_S, np.concatenate(starts), segments, size=size)
+        shape = (*lengths_SxMxB.shape[:2], self._step_shape[1] // self._task.sequences)
+        by_step = [value.reshape(*shape, *value.shape[1:]) for value in values.values()]
+        return list(values), [arrays, np.array(chosen), *by_step]
 
     def _place(
         self, lengths_MxB: np.ndarray, shapes: tuple[layouts.Shape, ...]
     ) -> tuple[layouts.Shape, list[tuple[np.ndarray, np.ndarray]]]:
         """Returns the first shape that fits all microbatches, and the places in each."""
         for shape in shapes:
-            places = [layouts.place(self._layout.kind, row, shape) for row in lengths_MxB]
+            places = [layouts.place(self._config.layout.kind, row, shape) for row in lengths_MxB]
             if None not in places:
                 return shape, places
         raise ValueError(f"no shape of {shapes} holds examples of {lengths_MxB.tolist()} tokens")
-
-    def _encode_all(self, examples: Examples) -> tuple[np.ndarray, np.ndarray, dict]:
-        """Returns `_flat` and the lengths [N, K] of all examples, and what is of examples."""
-        flat, lengths, by_example = [], [], []
-        for first in range(0, len(examples), _CHUNK):
-            indices = np.arange(first, min(first + _CHUNK, len(examples)))
-            spans = Ragged(np.zeros((0, 3), np.int32), np.zeros(0, np.int64))
-            if examples.spans is not None:
-                spans = examples.spans.take(indices)
-            encoded, targets = self._encode(
-                examples,
-                examples.texts_N[indices],
-                None if examples.pairs_N is None else examples.pairs_N[indices],
-                indices,
-                np.zeros_like(indices),
-                *spans,
-                training=False,
-            )
-            flat.append(self._flat(encoded, targets))
-            lengths.append(encoded.lengths_B)
-            by_example.append(_of_examples(examples, indices, targets))
-        targets = {n: np.concatenate([part[n] for part in by_example]) for n in by_example[0]}
-        lengths_NxK = np.concatenate(lengths).reshape(-1, self._task.sequences)
-        return np.concatenate(flat, axis=1), lengths_NxK, targets
 
 
 def _iterate(dataset: "tf.data.Dataset", failures: list[ValueError]) -> Iterator[Any]:
@@ -451,33 +407,3 @@ def _iterate(dataset: "tf.data.Dataset", failures: list[ValueError]) -> Iterator
     # for the interpreter's lock, for ever. Finalisers run before that.
     weakref.finalize(generator, iterators.clear)
     return generator
-
-
-def _of_examples(examples: Examples, members_B: np.ndarray, targets: Targets) -> Batch:
-    """Returns what a batch holds for each example."""
-    arrays = {"ids_B": examples.ids_N[members_B], "weights_B": np.ones(len(members_B), np.float32)}
-    if examples.features_NxK is not None:
-        arrays["features_BxK"] = examples.features_NxK[members_B]
-    return arrays | targets.examples
-
-
-def _padded(values: np.ndarray, size: int, name: str) -> np.ndarray:
-    """Returns values of `size` examples: zeros behind those given, for ids -1."""
-    padded = np.zeros((size, *values.shape[1:]), values.dtype)
-    if name == "ids_B":
-        padded -= 1
-    padded[: len(values)] = values
-    return padded
-
-
-def _check(layout: ConfigDict, batch_size: int, microbatches: int) -> None:
-    """Raises ValueError, naming the keys, where values do not fit each other."""
-    if layout.kind != "pad" and layout.row_length < layout.max_length:
-        raise ValueError(
-            f"layout.row_length={layout.row_length} is shorter than layout.max_length="
-            f"{layout.max_length}: an example must fit into a row; raise row_length"
-        )
-    if batch_size % microbatches:
-        raise ValueError(
-            f"data.batch_size={batch_size} must be a multiple of train.microbatches={microbatches}"
-        )

@@ -1,18 +1,17 @@
 """Spans of characters to tags of tokens and back.
 
 Here: which tokens a span is of, BIOES tags, and which characters a run of tokens stands for; for
-one text at a time, in numpy. Not here: heads, losses, windows (windows.py). Called by
-tasks/tagging.py, and by its baselines with characters for tokens.
+one text at a time, in numpy. Not here: heads, losses, windows (windows.py).
 
 A token is of a span if they share characters; of several, of the one with which it shares most, of
 equals the first. So a border within a token cannot be kept, and of two names in one token only one
 is. Back again a run of tokens stands for all the characters from its first to its last, but not for
 white space at its ends (pieces hold the space before a word), nor for what the run before it holds
-(a character may be several tokens). Which spans survive both ways is what `representable` says.
+(a character may be several tokens). `representable` returns which spans survive both ways.
 
 Tags are 0 outside and 1 + 4 * label + one of BEGIN, INSIDE, END, SINGLE. BIOES rather than BIO:
-every token says whether a name ends with it, which a segmentation is made of, and the last
-character of a Chinese name or word (市, 公司) tells more than the next one's lack of it.
+every tag holds whether a name ends with its token, which is what a segmentation consists of, and
+the last character of a Chinese name or word (市, 公司) is stronger evidence than the one behind it.
 """
 
 import itertools
@@ -23,12 +22,12 @@ BEGIN, INSIDE, END, SINGLE = range(4)
 
 
 def num_tags(num_labels: int) -> int:
-    """Returns how many tags there are."""
+    """Returns the number of tags."""
     return 1 + 4 * num_labels
 
 
 def allowed(labels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Says which tags may follow, start and end: bool [C, C] (from, to), [C] and [C]."""
+    """Returns which tags may follow, start and end: bool [C, C] (from, to), [C] and [C]."""
     kinds_C = np.arange(-1, 4 * labels) % 4
     of_C = np.arange(3, 4 * labels + 4) // 4  # 0 outside, else 1 + label
     is_open_C = (of_C > 0) & ((kinds_C == BEGIN) | (kinds_C == INSIDE))  # more has to come
@@ -117,7 +116,7 @@ def to_characters(
 def representable(
     spans_Sx3: np.ndarray, offsets_Tx2: np.ndarray, text: str, *, flat: bool
 ) -> np.ndarray:
-    """Says which spans come back from their tokens as they were, bool [S]."""
+    """Returns which spans come back from their tokens as they were, bool [S]."""
     shared_SxT, owners_T = tokens_of(offsets_Tx2, spans_Sx3)
     if flat:
         runs_Sx3 = from_tags(to_tags(owners_T, spans_Sx3[:, 2]))
@@ -141,6 +140,6 @@ def runs_of(shared_SxT: np.ndarray, labels_S: np.ndarray) -> np.ndarray:
 
 
 def overlapping(spans_Sx3: np.ndarray) -> bool:
-    """Says whether two spans share a character."""
+    """Returns whether two spans share a character."""
     ordered = sorted(spans_Sx3[:, :2].tolist())
     return any(first[1] > second[0] for first, second in itertools.pairwise(ordered))

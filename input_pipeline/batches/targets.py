@@ -1,7 +1,7 @@
 """What passes between the pipeline and a task: examples on their way, and what the task asks.
 
 Here: the types alone, and the part of a task that the pipeline calls. Not here: the tasks, which
-are in tasks/. Called by pipeline.py and tasks/.
+are in tasks/.
 """
 
 from collections.abc import Sequence
@@ -54,8 +54,8 @@ class Targets(NamedTuple):
 class Task(Protocol):
     """What the pipeline calls of tasks.task.Task."""
 
-    POSITIONS: tuple[str, ...]
-    OFFSETS: bool
+    positions: tuple[str, ...]
+    offsets: bool
     sequences: int
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:

@@ -1,28 +1,28 @@
 """Texts in a template to token ids: what the model reads of an example.
 
 Here: the template's fields, the marks around and between them, cutting to the longest length, and
-type ids. Not here: tokenisers (tokenization.py), how examples share rows (layout.py). Called by
-pipeline.py and inspection.py. Imports no TensorFlow.
+type ids. Not here: tokenisers (tokenization.py), how examples share rows (layout.py). Imports no
+TensorFlow.
 """
 
 import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from input_pipeline.tokenizers.tokenization import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(NamedTuple):
     """A draw of segmentations (subword regularisation, 1804.10959).
 
     Attributes:
         chosen_B: bool, which texts are drawn.
         uniforms_B: float64 in [0, 1), their draws.
-        size, alpha: as of SentencePieceTokenizer.sample_batch.
+        size, alpha: see SentencePieceTokenizer.sample_batch.
     """
 
     chosen_B: np.ndarray
@@ -97,8 +97,8 @@ class Encoder:
         self.fields = tuple(FIELD.findall(template))
         if "text" not in self.fields or len(set(self.fields)) < len(self.fields):
             raise ValueError(
-                f"data.template must hold {{text}} exactly once, and {{pair}} and {{choice}} at "
-                f"most once, found {template!r}: write for example '评论：{{text}}'"
+                f"data.template={template!r} must hold {{text}} exactly once, {{pair}} and "
+                "{choice} at most once, as '评论：{text}' does"
             )
         around = [_words(tokenizer, words) for words in FIELD.split(template)[::2]]
         around[0] = [*prefix_ids, *tokenizer.start_ids, *around[0]]
@@ -111,8 +111,8 @@ class Encoder:
         self.room = max_length - sum(map(len, around))  # tokens for the fields together
         if self.room < len(self.fields):
             raise ValueError(
-                f"layout.max_length={max_length} leaves no room for a text: the template and its "
-                f"marks take {max_length - self.room} tokens; raise layout.max_length"
+                f"layout.max_length={max_length} leaves no room for a text beside the template's "
+                f"{max_length - self.room} tokens: raise it"
             )
 
     def __call__(
@@ -131,9 +131,9 @@ class Encoder:
             texts: str, or UTF-8 bytes.
             pairs: the second texts.
             choices: a choice for each text.
-            num_threads: as of Tokenizer.encode_batch.
-            sampling: by field, 'text' or 'pair': draws a segmentation, else the best is taken.
-            offsets: also say which characters a token is of; slower, and not of a drawn
+            num_threads: see Tokenizer.encode_batch.
+            sampling: by field, 'text' or 'pair': draws a segmentation; without it the best one.
+            offsets: also return which characters a token is of; slower, and not of a drawn
                 segmentation.
 
         Raises:
@@ -141,20 +141,25 @@ class Encoder:
                 a field of the template that the data do not have, or the other way round.
         """
         given = {"text": texts, "pair": pairs, "choice": choices}
-        self._check_fields({name for name, part in given.items() if part is not None})
+        present = {name for name, part in given.items() if part is not None}
+        if present != set(self.fields):
+            names = " and ".join(sorted(present - {"text"})) or "no second text"
+            raise ValueError(
+                f"the data have {names}, but data.template is for {' and '.join(self.fields)}: "
+                "change it, or data.pair_column or data.choices_column"
+            )
         if offsets and sampling:
             raise ValueError(
-                "augmentation.sampling_rate draws segmentations, whose characters are not known; "
-                "this task needs them: set it to 0"
+                "augmentation.sampling_rate: the characters of drawn segmentations, which this "
+                "task needs, are not known: set it to 0"
             )
-        encoded = []
-        for name in self.fields:
-            encoded.append(
-                self._with_offsets(given[name])
-                if offsets
-                else self._encode(given[name], num_threads, sampling.get(name))
-            )
-        lengths_FxB = np.array([[len(part) for part in parts] for parts, _ in encoded], np.int64)
+        spots_F: list[list] = []  # of each field the characters of each text's tokens
+        if offsets:
+            rows_F = [self._with_offsets(given[name]) for name in self.fields]
+            ids_F, spots_F = ([[row[i] for row in rows] for rows in rows_F] for i in (0, 1))
+        else:
+            ids_F = [self._encode(given[n], num_threads, sampling.get(n)) for n in self.fields]
+        lengths_FxB = np.array([[len(ids) for ids in rows] for rows in ids_F], np.int64)
         kept_FxB = self._cut(lengths_FxB)
         lengths_B = self.max_length - self.room + kept_FxB.sum(axis=0)
         if not lengths_B.all():
@@ -163,34 +168,20 @@ class Encoder:
                 "token: remove empty texts, or set config.tokenizer.marks to 'bos' or 'eos'"
             )
         stretches: list[list[int]] = []
-        ids = (parts for parts, _ in encoded)
-        for *parts, kept in zip(*ids, kept_FxB.T.tolist(), strict=True):
+        for *parts, kept in zip(*ids_F, kept_FxB.T.tolist(), strict=True):
             stretches.append(self.around[0])
-            for part, count, after in zip(parts, kept, self.around[1:], strict=True):
-                stretches += part[:count], after
+            for ids, count, after in zip(parts, kept, self.around[1:], strict=True):
+                stretches += ids[:count], after
         tokens = np.fromiter(itertools.chain.from_iterable(stretches), np.int32, lengths_B.sum())
-        fields = self._fields(kept_FxB)
-        types = self._types(kept_FxB, lengths_B)
-        places = None
+        fields, places = self._fields(kept_FxB), None
         if offsets:
             places = np.zeros((len(tokens), 2), np.int32)
-            for name, (_, spots), kept_B in zip(self.fields, encoded, kept_FxB, strict=True):
-                found = [spot[:count] for spot, count in zip(spots, kept_B, strict=True)]
-                of_field = fields == FIELDS.index(name)
-                places[of_field] = np.array(
-                    list(itertools.chain.from_iterable(found)), np.int32
-                ).reshape(-1, 2)
+            for name, spots, kept_B in zip(self.fields, spots_F, kept_FxB, strict=True):
+                rows = (row[:count] for row, count in zip(spots, kept_B, strict=True))
+                of_field = np.array([*itertools.chain.from_iterable(rows)], np.int32)
+                places[fields == FIELDS.index(name)] = of_field.reshape(-1, 2)
         cut_B = (kept_FxB < lengths_FxB).any(axis=0)
-        return Encoded(tokens, types, lengths_B, cut_B, fields, places)
-
-    def _check_fields(self, given: set[str]) -> None:
-        if given != set(self.fields):
-            found = sorted(given - {"text"}) or ["no second text"]
-            raise ValueError(
-                f"the data have {' and '.join(found)}, but data.template is for "
-                f"{' and '.join(self.fields)}: write {{text}}, and {{pair}} or {{choice}} where "
-                "they belong, and set data.pair_column or data.choices_column"
-            )
+        return Encoded(tokens, self._types(kept_FxB, lengths_B), lengths_B, cut_B, fields, places)
 
     def _fields(self, kept_FxB: np.ndarray) -> np.ndarray:
         """Returns Encoded.fields."""
@@ -210,59 +201,48 @@ class Encoder:
             types[place >= np.repeat(first_B, lengths_B)] = self._tokenizer.second_type
         return types
 
-    def _with_offsets(self, texts: Sequence) -> tuple[list[list[int]], list[list]]:
+    def _with_offsets(self, texts: Sequence) -> list[tuple[list[int], list]]:
         """Returns ids and offsets of texts."""
         strings = [text.decode() if isinstance(text, bytes) else text for text in texts]
-        pairs = self._tokenizer.encode_with_offsets(strings)
-        return [ids for ids, _ in pairs], [offsets for _, offsets in pairs]
+        return self._tokenizer.encode_with_offsets(strings)
 
     def _encode(
         self, texts: Sequence, num_threads: int | None, sampling: Sampling | None
-    ) -> tuple[list[list[int]], None]:
+    ) -> list[list[int]]:
+        """Returns ids of texts."""
         if sampling is None or not sampling.chosen_B.any():
-            return self._tokenizer.encode_batch(texts, num_threads=num_threads), None
-        ids: list[list[int]] = [[]] * len(texts)
-        others, chosen = (np.flatnonzero(sampling.chosen_B == chosen) for chosen in (False, True))
-        best = self._tokenizer.encode_batch([texts[i] for i in others], num_threads=num_threads)
-        drawn = self._tokenizer.sample_batch(
-            [texts[i] for i in chosen],
-            sampling.uniforms_B[chosen],
+            return self._tokenizer.encode_batch(texts, num_threads=num_threads)
+        best, drawn = (np.flatnonzero(sampling.chosen_B == chosen) for chosen in (False, True))
+        ids = self._tokenizer.encode_batch([texts[i] for i in best], num_threads=num_threads)
+        ids += self._tokenizer.sample_batch(
+            [texts[i] for i in drawn],
+            sampling.uniforms_B[drawn],
             size=sampling.size,
             alpha=sampling.alpha,
         )
-        for i, tokens in zip([*others, *chosen], best + drawn, strict=True):
-            ids[i] = tokens
-        return ids, None
+        return [ids[i] for i in np.argsort(np.concatenate([best, drawn]))]
 
     def _cut(self, lengths_FxB: np.ndarray) -> np.ndarray:
         """Returns how many tokens of each field stay: the longest are cut to one length."""
-        kept_FxB = lengths_FxB.copy()
-        level_FxB = np.sort(lengths_FxB, axis=0)[::-1]  # the longest first
-        for count in range(1, len(level_FxB) + 1):  # how many fields are cut
-            others_B = level_FxB[count:].sum(axis=0)
-            room_B = np.maximum(self.room - others_B, 0)
-            following_B = level_FxB[count] if count < len(level_FxB) else 0
-            # Cut to one length, which lies between those of the last that is cut and of the next.
-            fits_B = (lengths_FxB.sum(axis=0) > self.room) & (room_B // count >= following_B)
-            fits_B &= (kept_FxB == lengths_FxB).all(axis=0)
-            if not fits_B.any():
-                continue
-            order_FxB = np.argsort(-lengths_FxB, axis=0, kind="stable")
-            rank_FxB = np.argsort(order_FxB, axis=0, kind="stable")
-            is_cut_FxB = (rank_FxB < count) & fits_B
-            # What the division leaves over goes to the first fields of the template.
-            turn_FxB = np.cumsum(is_cut_FxB, axis=0) - 1
-            share_FxB = room_B // count + (turn_FxB < room_B % count)
-            kept_FxB = np.where(is_cut_FxB, np.minimum(share_FxB, lengths_FxB), kept_FxB)
-        return kept_FxB
+        ordered_FxB = np.sort(lengths_FxB, axis=0)
+        shorter_FxB = np.cumsum(ordered_FxB, axis=0) - ordered_FxB
+        num_cut_Fx1 = np.arange(len(lengths_FxB), 0, -1)[:, None]
+        # With the k shortest whole, the others have at most the k-th of these lengths; for any
+        # other k than the right one that is too careful.
+        length_B = ((self.room - shorter_FxB) // num_cut_Fx1).max(axis=0)
+        kept_FxB = np.minimum(lengths_FxB, length_B)
+        # What the division leaves over goes to the first fields of the template.
+        is_cut_FxB = kept_FxB < lengths_FxB
+        spare_B = self.room - kept_FxB.sum(axis=0)
+        return kept_FxB + (is_cut_FxB & (np.cumsum(is_cut_FxB, axis=0) <= spare_B))
 
 
 def _words(tokenizer: Tokenizer, words: str) -> list[int]:
     """Returns the ids of a stretch of the template."""
     if MASK in words and tokenizer.mask_id < 0:
         raise ValueError(
-            f"data.template holds {MASK}, but the tokeniser has no mask: use a masked language "
-            "model, or model.pooling='last' with the label word at the end"
+            f"data.template holds {MASK}, but the tokeniser has no mask: take a masked language "
+            "model, or model.pooling='last' and a label word at the end"
         )
     parts = tokenizer.encode_batch(words.split(MASK), num_threads=1)
     return [*parts[0], *(i for part in parts[1:] for i in (tokenizer.mask_id, *part))]

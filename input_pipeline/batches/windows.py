@@ -2,8 +2,7 @@
 
 Here: where a text is cut, and what of its spans and words each window keeps. Not here: tokens
 (template.py encodes windows as it does texts), and putting predictions of windows together, which
-is the tasks'. Called by the `windows` hook of tasks that predict something about places in a text.
-Imports no TensorFlow.
+is the tasks'. Imports no TensorFlow.
 """
 
 import dataclasses
@@ -44,17 +43,21 @@ def split(examples: Examples, tokenizer: Tokenizer, *, room: int, overlap: int) 
     if examples.pairs_N is not None:
         rooms_N -= token_counts(examples.pairs_N, tokenizer)
     long = np.flatnonzero(lengths_N > rooms_N)
-    if len(long) and overlap >= room:
-        raise ValueError(
-            f"config.data.overlap={overlap}: expected 0 to {room - 1}, since windows hold {room} "
-            "tokens of text beside the template; lower it, or raise config.layout.max_length"
+    tight = long[rooms_N[long] <= overlap]  # in which windows could not advance
+    if len(tight):
+        row = int(tight[np.argmin(rooms_N[tight])])
+        pair = (
+            "" if examples.pairs_N is None else f" beside its pair {examples.pairs_N[row][:40]!r}"
         )
-    _check_rooms(examples, rooms_N, long, overlap=overlap)
+        raise ValueError(
+            f"config.data.overlap={overlap}, but a window of example {examples.ids_N[row]} has "
+            f"{max(rooms_N[row], 0)} tokens{pair}: lower it, or raise config.layout.max_length"
+        )
     windows: list[list[_Window]] = [[(0, len(text))] for text in examples.texts_N]
     for first in range(0, len(long), _BATCH):
         rows = long[first : first + _BATCH]
-        found = _cut(list(examples.texts_N[rows]), tokenizer, rooms_N[rows].tolist(), overlap)
-        for row, windows_of_row in zip(rows.tolist(), found, strict=True):
+        cut = _cut(list(examples.texts_N[rows]), tokenizer, rooms_N[rows].tolist(), overlap)
+        for row, windows_of_row in zip(rows.tolist(), cut, strict=True):
             windows[row] = windows_of_row
     return _examples_of(examples, windows)
 
@@ -65,19 +68,6 @@ def token_counts(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     for first in range(0, len(texts), _BATCH):
         counts += map(len, tokenizer.encode_batch(list(texts[first : first + _BATCH])))
     return np.array(counts, np.int64)
-
-
-def _check_rooms(examples: Examples, rooms_N: np.ndarray, long: np.ndarray, *, overlap: int):
-    """Refuses pairs beside which windows could not advance."""
-    tight = long[rooms_N[long] <= overlap]
-    if len(tight):
-        row = int(tight[np.argmin(rooms_N[tight])])
-        raise ValueError(
-            f"example {examples.ids_N[row]}: its pair leaves {max(rooms_N[row], 0)} tokens for a "
-            f"window of its text, but windows overlap by {overlap} (so with {len(tight)} examples "
-            f"of {len(examples)}); raise config.layout.max_length, lower config.data.overlap, or "
-            f"shorten the pair: {examples.pairs_N[row][:40]!r}"
-        )
 
 
 def _cut(
@@ -96,8 +86,11 @@ def _cut(
             windows[i] = _plan(*cuts[i], budget=budgets[i], overlap=overlap)
         counts = token_counts([texts[i][a:b] for i in todo for a, b in windows[i]], tokenizer)
         bounds = np.cumsum([len(windows[i]) for i in todo])[:-1]
-        most = [int(part.max()) for part in np.split(counts, bounds)]
-        excess = {i: count - rooms[i] for i, count in zip(todo, most, strict=True)}
+        # A cut can change the tokenisation: what is too long gets smaller windows.
+        excess = {
+            i: int(part.max()) - rooms[i]
+            for i, part in zip(todo, np.split(counts, bounds), strict=True)
+        }
         todo = [i for i in todo if excess[i] > 0]
         for i in todo:
             budgets[i] -= excess[i]
@@ -143,9 +136,9 @@ def _plan(
 
 def _examples_of(examples: Examples, windows: list[list[_Window]]) -> Examples:
     """Returns the windows as examples."""
-    counts = np.array([len(found) for found in windows], np.int64)
+    counts = np.array([len(of_text) for of_text in windows], np.int64)
     rows_W = np.repeat(np.arange(len(examples)), counts)
-    bounds_Wx2 = np.array([window for found in windows for window in found], np.int64)
+    bounds_Wx2 = np.array([window for of_text in windows for window in of_text], np.int64)
     starts_W, stops_W = bounds_Wx2.reshape(-1, 2).T
     repeated = examples.take(rows_W)
     cut = np.flatnonzero(np.repeat(counts > 1, counts)).tolist()
@@ -157,17 +150,16 @@ def _examples_of(examples: Examples, windows: list[list[_Window]]) -> Examples:
         owners_S = np.repeat(np.arange(len(rows_W)), np.diff(repeated.spans.splits_N1))
         spans_Sx3 = repeated.spans.values
         whole_S = (spans_Sx3[:, 0] >= starts_W[owners_S]) & (spans_Sx3[:, 1] <= stops_W[owners_S])
-        moved_Sx3 = spans_Sx3[whole_S].copy()
-        moved_Sx3[:, :2] -= starts_W[owners_S[whole_S], None].astype(moved_Sx3.dtype)
-        kept["spans"] = Ragged(moved_Sx3, _splits(owners_S[whole_S], len(rows_W)))
+        owners_S, moved_Sx3 = owners_S[whole_S], spans_Sx3[whole_S].copy()
+        moved_Sx3[:, :2] -= starts_W[owners_S, None].astype(moved_Sx3.dtype)
+        splits = np.searchsorted(owners_S, np.arange(len(rows_W) + 1)).astype(np.int64)
+        kept["spans"] = Ragged(moved_Sx3, splits)
     if examples.words is not None:
         rows = [repeated.words.row(i) for i in range(len(rows_W))]
-        for i in cut:
-            rows[i] = _words(rows[i], int(starts_W[i]), int(stops_W[i]))
-        kept["words"] = Ragged(
-            np.concatenate([examples.words.values[:0], *rows]),
-            np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
-        )
+        for i in cut:  # the words tile a window, at whose edges they are cut
+            inside = rows[i][(rows[i] > starts_W[i]) & (rows[i] < stops_W[i])]
+            rows[i] = np.append(inside, stops_W[i]) - starts_W[i]
+        kept["words"] = Ragged.of(rows, examples.words.values.dtype)
     return dataclasses.replace(
         repeated,
         texts_N=object_array(texts),
@@ -176,14 +168,3 @@ def _examples_of(examples: Examples, windows: list[list[_Window]]) -> Examples:
         starts_N=starts_W,
         **kept,
     )
-
-
-def _words(stops: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Returns the stops of words within a window, which they tile; at its edges they are cut."""
-    inside = stops[(stops > start) & (stops < stop)]
-    return np.append(inside, stop).astype(stops.dtype) - stops.dtype.type(start)
-
-
-def _splits(rows: np.ndarray, count: int) -> np.ndarray:
-    """Returns Ragged.splits_N1 of values whose rows are given, ascending."""
-    return np.searchsorted(rows, np.arange(count + 1)).astype(np.int64)

@@ -1,10 +1,10 @@
 """Finds validation and test examples that have a copy, or nearly one, in another split.
 
-Here: the search, its report, and the refusal. Not here: how near-duplicates are found
-(near_duplicates.py), and the metric without them (evaluation/). Called by preparation.py.
+Here: the search, its report, and stopping at leaks. Not here: how near-duplicates are found
+(near_duplicates.py), and the metric without them (evaluation/).
 
 A model that has seen a test example in training is not tested by it. Copies within a split are
-none of the audit's business: cleaning.py drops those.
+left to cleaning.py.
 """
 
 from collections import Counter, defaultdict
@@ -35,62 +35,20 @@ class Leak(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """What an audit found.
+    """The leaks across splits; all is empty if the audit is off.
 
     Attributes:
         leaks: the leaks of validation and test, the most similar first.
         leaked: for validation and test a bool array [N]: which of its examples leak.
-        shared: for validation and test, the number of examples that share one of their two texts
-            with train but do not leak: the same premise with another hypothesis.
-        splits: the records that were searched; none, as all above, if the audit is off.
+        report: for validation and test, ready for JSON: the number of examples and of leaks; of
+            these, the exact ones, those per split of the copy, and those whose copy has other
+            labels; how many examples share one of their two texts with train but do not leak (the
+            same premise with another hypothesis); up to 5 leaks, the most similar first.
     """
 
     leaks: list[Leak]
     leaked: dict[str, np.ndarray]
-    shared: dict[str, int]
-    splits: Mapping[str, Sequence[Record]]
-
-    def report(self) -> dict[str, Any]:
-        """Returns counts and the worst examples of validation and test, ready for JSON.
-
-        Of each: the number of examples and of leaks; of these, the exact ones, those per split of
-        the copy, and those whose copy has other labels; the `shared` ones; up to 5 examples.
-        """
-        return {name: self._report(name) for name in self.leaked}
-
-    def _report(self, name: str) -> dict[str, Any]:
-        leaks = [leak for leak in self.leaks if leak.split == name]
-        return {
-            "examples": len(self.splits[name]),
-            "leaked": len(leaks),
-            "exact": sum(_form(a, True) == _form(b, True) for a, b in map(self._records, leaks)),
-            "copies_in": dict(Counter(leak.other_split for leak in leaks)),
-            "other_labels": sum(not self._agree(leak) for leak in leaks),
-            "shared_text": self.shared[name],
-            "worst": [self._describe(leak) for leak in leaks[:_EXAMPLES]],
-        }
-
-    def _records(self, leak: Leak) -> tuple[Record, Record]:
-        return (
-            self.splits[leak.split][leak.index],
-            self.splits[leak.other_split][leak.other_index],
-        )
-
-    def _agree(self, leak: Leak) -> bool:
-        record, other = self._records(leak)
-        return (set(record.labels), record.number) == (set(other.labels), other.number)
-
-    def _describe(self, leak: Leak) -> dict[str, Any]:
-        record, other = self._records(leak)
-        return {
-            "similarity": round(leak.similarity, 4),
-            "where": record.where,
-            "text": _snippet(record),
-            "copy_split": leak.other_split,
-            "copy_where": other.where,
-            "copy_text": _snippet(other),
-            "labels_agree": self._agree(leak),
-        }
+    report: dict[str, Any]
 
 
 def audit(splits: Mapping[str, Sequence[Record]], audit: ConfigDict) -> Audit:
@@ -107,36 +65,70 @@ def audit(splits: Mapping[str, Sequence[Record]], audit: ConfigDict) -> Audit:
     Raises:
         ValueError: to stop at a leak that is not looked for.
     """
-    if audit.kind == "off" and audit.on_leak == "stop":
-        raise ValueError(
-            "config.data.audit.on_leak='stop' with config.data.audit.kind='off' would find nothing "
-            "to stop at: set kind to 'exact' or 'near'"
-        )
+    result = Audit([], {}, {})
     if audit.kind == "off":
-        return Audit([], {}, {}, {})
+        if audit.on_leak == "stop":
+            found = "config.data.audit.on_leak='stop' with config.data.audit.kind='off'"
+            remedy = "set kind to 'exact' or 'near'"
+            raise ValueError(f"{found} would find nothing to stop at: {remedy}")
+        return result
     paired = any(record.pair for records in splits.values() for record in records)
     forms = {name: [_form(r, paired) for r in records] for name, records in splits.items()}
     best = _matches(forms, audit.threshold if audit.kind == "near" else None)
-    found = Audit([], {}, {}, splits)
+    trained = {text for form in forms["train"] for text in form}
     for name, earlier in _SEEN_BEFORE.items():
-        found.leaked[name] = np.zeros(len(forms[name]), bool)
+        result.leaked[name] = np.zeros(len(forms[name]), bool)
+        leaks, shared = [], 0
         for index, form in enumerate(forms[name]):
             matches = [best[form, other] for other in earlier if (form, other) in best]
             if matches:
-                found.leaks.append(Leak(name, index, *max(matches, key=lambda match: match[-1])))
-                found.leaked[name][index] = True
-        found.shared[name] = (
-            _count_shared(forms[name], forms["train"], found.leaked[name]) if paired else 0
-        )
-    found.leaks.sort(key=lambda leak: -leak.similarity)
-    return found
+                leaks.append(Leak(name, index, *max(matches, key=lambda match: match[-1])))
+                result.leaked[name][index] = True
+            elif paired:
+                shared += not trained.isdisjoint(form)
+        leaks.sort(key=lambda leak: -leak.similarity)
+        result.leaks.extend(leaks)
+        result.report[name] = _report(leaks, splits, len(forms[name]), shared)
+    result.leaks.sort(key=lambda leak: -leak.similarity)
+    return result
+
+
+def _report(
+    leaks: Sequence[Leak], splits: Mapping[str, Sequence[Record]], examples: int, shared: int
+) -> dict[str, Any]:
+    rows = []
+    for leak in leaks:
+        record, copy = splits[leak.split][leak.index], splits[leak.other_split][leak.other_index]
+        agree = (set(record.labels), record.number) == (set(copy.labels), copy.number)
+        rows.append((leak, record, copy, agree))
+    worst = [
+        {
+            "similarity": round(leak.similarity, 4),
+            "where": record.where,
+            "text": _snippet(record),
+            "copy_split": leak.other_split,
+            "copy_where": copy.where,
+            "copy_text": _snippet(copy),
+            "labels_agree": agree,
+        }
+        for leak, record, copy, agree in rows[:_EXAMPLES]
+    ]
+    return {
+        "examples": examples,
+        "leaked": len(rows),
+        "exact": sum(_form(record, True) == _form(copy, True) for _, record, copy, _ in rows),
+        "copies_in": dict(Counter(leak.other_split for leak in leaks)),
+        "other_labels": sum(not agree for *_, agree in rows),
+        "shared_text": shared,
+        "worst": worst,
+    }
 
 
 def stop_on_leak(report: Mapping[str, Any]) -> None:
     """Refuses to go on with splits that leak: what config.data.audit.on_leak='stop' asks for.
 
     Args:
-        report: `Audit.report()`.
+        report: `Audit.report`.
 
     Raises:
         ValueError: if there is a leak, with counts, the two worst examples, and what to do.
@@ -155,10 +147,9 @@ def stop_on_leak(report: Mapping[str, Any]) -> None:
         for e in worst[:2]
     )
     raise ValueError(
-        f"{counts} have a copy in a split seen before: {shown}. Drop copies with "
-        "config.data.cleaning.near_duplicates='drop', keep what belongs together on one side with "
-        "config.data.split.kind='group', or go on with config.data.audit.on_leak='report', which "
-        "reports the metric without them too"
+        f"{counts} have a copy in a split seen before: {shown}. Drop copies with config.data."
+        "cleaning.near_duplicates='drop', keep groups on one side with config.data.split.kind="
+        "'group', or report the metric with and without them by config.data.audit.on_leak='report'"
     )
 
 
@@ -174,8 +165,8 @@ def _matches(
 ) -> dict[tuple[Form, str], tuple[str, int, float]]:
     """Returns the best match of a form in a split: (split, index, similarity), where it has one.
 
-    A form that stands in several splits is looked for as of the first of them: it is a leak of the
-    others anyway.
+    A form that is in several splits is compared with other forms from the first of them only: it
+    is a leak of the later ones anyway.
     """
     first: dict[Form, dict[str, int]] = defaultdict(dict)  # split -> index, in order of the splits
     for name in _ORDER:
@@ -190,26 +181,18 @@ def _matches(
     if threshold is None:
         return best
     distinct = sorted(first)
-    found = near_duplicates.near_duplicates(
+    near = near_duplicates.near_duplicates(
         distinct,
         threshold=threshold,
         sides_N=np.array([_ORDER.index(next(iter(first[form]))) for form in distinct]),
         either_order=True,
     )
-    for (i, j), similarity in zip(found.pairs_Px2.tolist(), found.similarity_P, strict=True):
+    for (i, j), similarity in zip(near.pairs_Px2.tolist(), near.similarity_P, strict=True):
         for form, other in ((distinct[i], distinct[j]), (distinct[j], distinct[i])):
             for name, index in first[other].items():
                 if similarity > best.get((form, name), ("", 0, 0.0))[-1]:
                     best[form, name] = (name, index, float(similarity))
     return best
-
-
-def _count_shared(forms: Sequence[Form], train: Sequence[Form], leaked_N: np.ndarray) -> int:
-    known = {text for form in train for text in form}
-    return sum(
-        not leaked and not known.isdisjoint(form)
-        for form, leaked in zip(forms, leaked_N.tolist(), strict=True)
-    )
 
 
 def _snippet(record: Record) -> str:

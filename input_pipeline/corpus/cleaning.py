@@ -1,13 +1,13 @@
-"""Decides which records are fit to learn from, and counts the others by reason.
+"""Decides which records are fit to learn from, and counts the rest by reason.
 
 Here: stripping, and what is dropped for its length, script, garbage, template, contradiction or
 repetition. Not here: changing characters inside a text (normalization.py), or copies of a text in
-other splits (audit.py). Called by preparation.py.
+other splits (audit.py).
 """
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,27 +16,21 @@ from ml_collections import ConfigDict
 from input_pipeline.corpus import near_duplicates
 from input_pipeline.records import Record, Span
 
-REASONS = (
-    "empty",
-    "too_short",
-    "too_long",
-    "not_chinese",
-    "repetitive",
-    "template",
-    "contradictory",
-    "duplicate",
-    "near_duplicate",
-)
+REASONS = ("empty", "too_short", "too_long", "not_chinese", "repetitive", "template")
+REASONS += ("contradictory", "duplicate", "near_duplicate")
 _EXAMPLES = 3  # shown of each reason
 _SHOWN = 40  # characters of them
 _HAN = re.compile(
     "[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\U00030000-\U000323af]"
 )
 _LETTER = re.compile(r"[^\W\d_]")
-# What decoding leaves behind that went wrong: replacement characters and the characters that stand
-# for them when they are read as GBK; controls, private use and lone surrogates.
+# What wrong decoding leaves behind: replacement characters and the characters that replace
+# them when they are read as GBK; controls, private use and lone surrogates.
 _BROKEN = re.compile("[\ufffd\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff]|锟斤拷")
 _DIGITS = re.compile(r"\d+")
+
+
+_Verdict = tuple[str, Record | None]  # why a record is dropped, '' if it is not; what it copies
 
 
 class Cleaned(NamedTuple):
@@ -46,7 +40,7 @@ class Cleaned(NamedTuple):
         kept: the records kept, stripped, in their order.
         dropped: for each of REASONS, the `where` of those dropped.
         examples: for each reason that occurred, up to 3 as a dict of 'where', 'text' (its first 40
-            characters), and 'kept', where the one stands that is kept, or 'found', the labels.
+            characters), and 'kept', the `where` of the one that is kept, or 'found', the labels.
         copies: how many of the dropped are copies across splits that the source gives, by the split
             of the copy and that of the one kept.
     """
@@ -61,7 +55,7 @@ def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
     """Strips white space and drops what cannot be learned from, or would be learned twice.
 
     A record's identity is its text, pair, choices and history. The reasons, of which the first that
-    applies counts; where there are pairs, those on one text hold if they hold for either text. The
+    applies counts; where there are pairs, reasons on one text apply if either text has them. The
     pair of a record without labels, number or spans is no second text to read but an answer to
     write: it may be as short as it is, and its task counts those that are empty. In splits that the
     source gives, labels may contradict each other across splits (audit.py counts those), and of
@@ -87,16 +81,11 @@ def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
     stripped = [strip(record) for record in records]
     paired = any(record.pair for record in stripped)
     report = _Report()
-    fit = []
-    for record in stripped:
-        reason = _unfit(record, cleaning, paired=paired)
-        if reason:
-            report.drop(reason, record)
-        else:
-            fit.append(record)
+    fit = report.sift(stripped, lambda record: (_unfit(record, cleaning, paired=paired), None))
     if cleaning.max_template:
         fit = _drop_templates(fit, cleaning.max_template, report)
-    fit = _drop_contradictions(fit, cleaning.label_conflicts, report)
+    if cleaning.label_conflicts != "keep":
+        fit = _drop_contradictions(fit, cleaning.label_conflicts, report)
     kept = _drop_duplicates(fit, report)
     if cleaning.near_duplicates == "drop":
         both = paired or any(record.choices for record in kept)
@@ -154,20 +143,31 @@ class _Report:
         self.examples: dict[str, list[dict[str, Any]]] = {}
         self.copies: Counter[tuple[str, str]] = Counter()
 
-    def drop(self, reason: str, record: Record, **details: str) -> None:
+    def sift(self, records: Iterable[Record], judge: Callable[[Record], _Verdict]) -> list[Record]:
+        """Returns the records without a reason to be dropped, and counts the rest."""
+        kept = []
+        for record in records:
+            reason, original = judge(record)
+            if reason:
+                self._drop(reason, record, original)
+            else:
+                kept.append(record)
+        return kept
+
+    def _drop(self, reason: str, record: Record, original: Record | None) -> None:
         self.dropped[reason].append(record.where)
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
-            examples.append({"where": record.where, "text": record.text[:_SHOWN], **details})
-
-    def drop_copy(self, reason: str, record: Record, *, kept: Record) -> None:
-        self.drop(reason, record, kept=kept.where)
-        if record.split != kept.split:
-            self.copies[record.split, kept.split] += 1
+            example = {"where": record.where, "text": record.text[:_SHOWN]}
+            example |= {"kept": original.where} if original else {}
+            example |= {"found": _described(record)} if reason == "contradictory" else {}
+            examples.append(example)
+        if original and record.split != original.split:
+            self.copies[record.split, original.split] += 1
 
 
 def _unfit(record: Record, cleaning: ConfigDict, *, paired: bool) -> str:
-    """Returns why a record is unfit, whatever the others are; '' if it is fit."""
+    """Returns why a record by itself is unfit; '' if it is fit."""
     labelled = record.labels or record.spans or record.number is not None
     texts = [record.text.strip()] + ([record.pair.strip()] if paired and labelled else [])
     shortest, longest = min(map(len, texts)), max(map(len, texts))
@@ -177,8 +177,7 @@ def _unfit(record: Record, cleaning: ConfigDict, *, paired: bool) -> str:
         return "too_short"
     if 0 < cleaning.max_characters < longest:
         return "too_long"
-    least = cleaning.min_chinese_share
-    if least > 0 and min(map(chinese_share, texts)) < least:
+    if cleaning.min_chinese_share and min(map(chinese_share, texts)) < cleaning.min_chinese_share:
         return "not_chinese"
     if cleaning.max_repetition < 1 and max(map(repetition, texts)) > cleaning.max_repetition:
         return "repetitive"
@@ -190,45 +189,34 @@ def _drop_templates(records: list[Record], most: int, report: _Report) -> list[R
         return tuple(_DIGITS.sub("0", text) for text in identity)
 
     counts = Counter(map(mask, {record.identity for record in records}))
-    fit = []
-    for record in records:
-        if counts[mask(record.identity)] > most:
-            report.drop("template", record)
-        else:
-            fit.append(record)
-    return fit
+    return report.sift(
+        records, lambda record: ("template" if counts[mask(record.identity)] > most else "", None)
+    )
 
 
 def _drop_contradictions(records: list[Record], policy: str, report: _Report) -> list[Record]:
-    if policy == "keep":
-        return records
     outcomes: dict[Hashable, Counter] = defaultdict(Counter)
     for record in records:
         outcomes[record.split, *record.identity][outcome(record)] += 1
-    fit = []
-    for record in records:
-        votes = outcomes[record.split, *record.identity]
-        (winner, most), *others = votes.most_common(2)
-        agreed = not others or (policy == "majority" and most > others[0][1])
-        if agreed and outcome(record) == winner:
-            fit.append(record)
-        else:
-            report.drop("contradictory", record, found=_described(record))
-    return fit
+
+    def judge(record: Record) -> _Verdict:
+        (winner, most), *rest = outcomes[record.split, *record.identity].most_common(2)
+        agreed = not rest or (policy == "majority" and most > rest[0][1])
+        return "" if agreed and outcome(record) == winner else "contradictory", None
+
+    return report.sift(records, judge)
 
 
 def _drop_duplicates(records: list[Record], report: _Report) -> list[Record]:
     first: dict[Hashable, Record] = {}
     for record in sorted(records, key=_rank):
         first.setdefault((record.identity, outcome(record)), record)
-    kept = []
-    for record in records:
-        copy = first[record.identity, outcome(record)]
-        if copy is record:
-            kept.append(record)
-        else:
-            report.drop_copy("duplicate", record, kept=copy)
-    return kept
+
+    def judge(record: Record) -> _Verdict:
+        original = first[record.identity, outcome(record)]
+        return "" if original is record else "duplicate", original
+
+    return report.sift(records, judge)
 
 
 def _rank(record: Record) -> int:
@@ -256,11 +244,9 @@ def _drop_near_duplicates(
     )
     identities = list(first)
     kept_by = {key: identities[i] for key, i in zip(first, keepers.tolist(), strict=True)}
-    kept = []
-    for record in records:
+
+    def judge(record: Record) -> _Verdict:
         keeper = kept_by[record.identity]
-        if keeper == record.identity:
-            kept.append(record)
-        else:
-            report.drop_copy("near_duplicate", record, kept=first[keeper])
-    return kept
+        return "" if keeper == record.identity else "near_duplicate", first[keeper]
+
+    return report.sift(records, judge)

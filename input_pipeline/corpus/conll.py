@@ -1,16 +1,16 @@
 """CoNLL files to rows: the text of each sentence's tokens and the spans of their tags.
 
 Here: which columns hold the token and the tag, comments, counters, and joining tokens. Not here:
-bytes to characters (encodings.py). Called by formats.py.
+bytes to characters (encodings.py).
 
-The tag is the last column and the token the first that says something: columns that count the
-tokens (CoNLL-X, CoNLL-U) or name the sentence or document are not read, which is said.
+The tag is the last column and the token the first that carries text: columns that count the tokens
+(CoNLL-X, CoNLL-U) or name the sentence or document are not read, which is reported.
 """
 
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ def read_rows(
 
     Args:
         path: a file with a token a line, gzipped if it ends in .gz.
-        encoding: as encodings.resolve returns it.
+        encoding: what encodings.resolve returned.
         annotated: False reads no tags.
         notes: collect what is not read.
 
@@ -51,20 +51,17 @@ def read_rows(
             read in two ways.
     """
     sentences = _without_comments(_sentences(path, encoding), path, annotated, notes)
-    sentences = _from_tokens(sentences, path, annotated, notes)
-    for first, *others in sentences:
-        for line in others:
-            if len(line.columns) != len(first.columns):
-                raise ValueError(
-                    f"{path}:{line.number}: found {len(line.columns)} columns, but line "
-                    f"{first.number} of the same sentence has {len(first.columns)}; a token that "
-                    "holds a blank needs tabs between the columns of the whole file"
-                )
-    tokens = [line.columns[0] for sentence in sentences for line in sentence]
+    sentences = _without_counters(sentences, path, annotated, notes)
+    _check_columns(sentences, path, annotated)
     numbered = bool(sentences) and all(map(_is_numbered, sentences))
-    apart = not numbered and any(len(token) > 1 for token in tokens)
+    # Where each token is a character, Latin words have no spaces between them.
+    apart = not numbered and any(len(line.columns[0]) > 1 for line in _lines(sentences))
     for sentence in sentences:
         yield sentence[0].number, _row(sentence, path, annotated, numbered, apart)
+
+
+def _lines(sentences: Iterable[_Sentence]) -> Iterator[_Line]:
+    return itertools.chain.from_iterable(sentences)
 
 
 def _sentences(path: Path, encoding: str) -> list[_Sentence]:
@@ -91,12 +88,10 @@ def _without_comments(
     sentences: list[_Sentence], path: Path, annotated: bool, notes: Notes
 ) -> list[_Sentence]:
     """Leaves out lines before a sentence that begin with # and are no token."""
-    lines = [line for sentence in sentences for line in sentence]
-    widths = Counter(len(line.columns) for line in lines if line.columns[0][:1] != "#")
+    starts = [line.columns[0][:1] for line in _lines(sentences)]
+    widths = Counter(len(line.columns) for line in _lines(sentences) if line.columns[0][:1] != "#")
     width = max(widths, key=widths.__getitem__, default=0)
-    counted = bool(widths) and all(
-        line.columns[0][:1] == "#" or line.columns[0][:1].isdecimal() for line in lines
-    )
+    counted = bool(widths) and all(start == "#" or start.isdecimal() for start in starts)
 
     def is_comment(line: _Line) -> bool:
         if line.columns[0][:1] != "#" or width < 2:
@@ -105,57 +100,62 @@ def _without_comments(
         return counted or len(line.columns) != width or not tagged
 
     kept = [list(itertools.dropwhile(is_comment, sentence)) for sentence in sentences]
-    left_out = len(lines) - sum(map(len, kept))
-    if left_out:
-        first = next(line for line in lines if is_comment(line))
-        said = "{count} comments of CoNLL files are not read"
-        notes.count(said, f"{path}:{first.number}", count=left_out)
+    if dropped := len(starts) - sum(map(len, kept)):
+        first = next(filter(is_comment, _lines(sentences)))
+        sentence = "{count} comments of CoNLL files are not read"
+        notes.count(sentence, f"{path}:{first.number}", count=dropped)
     return [sentence for sentence in kept if sentence]
 
 
-def _from_tokens(
+def _without_counters(
     sentences: list[_Sentence], path: Path, annotated: bool, notes: Notes
 ) -> list[_Sentence]:
-    """Leaves out the columns before the tokens, and lines of CoNLL-U that are no words.
-
-    Raises:
-        ValueError: a column may be a counter or the tokens, or the tags come first.
-    """
+    """Leaves out the columns before the tokens, and lines of CoNLL-U that are no words."""
     least, skipped = 2 if annotated else 1, 0
-    while sentences and all(len(line.columns) > least for s in sentences for line in s):
+    while sentences and all(len(line.columns) > least for line in _lines(sentences)):
         words = [[line for line in s if not _RANGE.fullmatch(line.columns[0])] for s in sentences]
         words = [sentence for sentence in words if sentence] or sentences
-        following = {line.columns[1] for sentence in words for line in sentence}
-        if all(map(_TAG.fullmatch, following)) or not _says_nothing(words, path, least):
+        following = {line.columns[1] for line in _lines(words)}
+        if all(map(_TAG.fullmatch, following)) or not _is_idle(words, path, least):
             break
-        ranges = sum(map(len, sentences)) - sum(map(len, words))
-        if ranges:
-            said = "{count} lines of CoNLL files stand for several words or none and are not read"
-            notes.count(said, f"{path}:{sentences[0][0].number}", count=ranges)
+        if ranges := sum(map(len, sentences)) - sum(map(len, words)):
+            sentence = "{count} lines of CoNLL files cover several words or none and are not"
+            notes.count(f"{sentence} read", f"{path}:{sentences[0][0].number}", count=ranges)
         sentences = [[_Line(n, columns[1:]) for n, columns in sentence] for sentence in words]
         skipped += 1
     if skipped:
         what = "column counts" if skipped == 1 else f"{skipped} columns count"
         notes.decide(str(path), f"the first {what} tokens or sentences, not read")
-    for sentence in sentences:
-        for line in sentence:
-            if annotated and len(line.columns) < 2:
-                raise ValueError(
-                    f"{path}:{line.number}: found {' '.join(line.columns)!r}; expected a token and "
-                    "its tag with a tab or blanks between them, and an empty line after each "
-                    "sentence"
-                )
-    lines = [line.columns for sentence in sentences for line in sentence]
-    tags_first = bool(lines) and all(len(c) > 1 and _TAG.fullmatch(c[0]) for c in lines)
-    if tags_first and not all(_TAG.fullmatch(columns[-1]) for columns in lines):
-        raise ValueError(
-            f"{path}:{sentences[0][0].number}: the tags stand before the tokens; write the token "
-            "first and the tag last"
-        )
     return sentences
 
 
-def _says_nothing(sentences: Sequence[_Sentence], path: Path, least: int) -> bool:
+def _check_columns(sentences: list[_Sentence], path: Path, annotated: bool) -> None:
+    """Raises for a line without a tag, tags before tokens, and sentences of uneven columns."""
+    for line in _lines(sentences):
+        if annotated and len(line.columns) < 2:
+            expected = "a token and its tag with a tab or blanks between them"
+            raise ValueError(
+                f"{path}:{line.number}: found {' '.join(line.columns)!r}; expected {expected}, and "
+                "an empty line after each sentence"
+            )
+    lines = [line.columns for line in _lines(sentences)]
+    tags_first = bool(lines) and all(len(c) > 1 and _TAG.fullmatch(c[0]) for c in lines)
+    if tags_first and not all(_TAG.fullmatch(columns[-1]) for columns in lines):
+        remedy = "write the token first and the tag last"
+        raise ValueError(
+            f"{path}:{sentences[0][0].number}: the tags come before the tokens; {remedy}"
+        )
+    for first, *rest in sentences:
+        for line in rest:
+            if len(line.columns) != len(first.columns):
+                raise ValueError(
+                    f"{path}:{line.number}: found {len(line.columns)} columns, but line "
+                    f"{first.number} of the same sentence has {len(first.columns)}; a token that "
+                    "holds a blank needs tabs between the columns of the whole file"
+                )
+
+
+def _is_idle(sentences: Sequence[_Sentence], path: Path, least: int) -> bool:
     """Returns whether the first column counts, or is the same in each sentence.
 
     Args:
@@ -166,11 +166,11 @@ def _says_nothing(sentences: Sequence[_Sentence], path: Path, least: int) -> boo
     Raises:
         ValueError: it counts, but not throughout, or no column after it can be the tokens.
     """
-    shortest = min(len(line.columns) for sentence in sentences for line in sentence)
-    others = range(1, shortest - least + 1)
-    spoken = not all(_is_constant(sentences, column) for column in others)
+    shortest = min(len(line.columns) for line in _lines(sentences))
+    later = range(1, shortest - least + 1)
+    text_follows = not all(_is_constant(sentences, column) for column in later)
     if _is_constant(sentences, 0) and sum(len(sentence) > 1 for sentence in sentences) > 1:
-        return spoken
+        return text_follows
     steps = pairs = counted = 0
     faults: list[_Line] = []
     for sentence in sentences:
@@ -185,17 +185,17 @@ def _says_nothing(sentences: Sequence[_Sentence], path: Path, least: int) -> boo
                 faults.append(line)
             before = value
     lines = sum(map(len, sentences))
-    firsts, seconds = ({line.columns[i] for s in sentences for line in s} for i in (0, 1))
+    firsts, seconds = ({line.columns[i] for line in _lines(sentences)} for i in (0, 1))
     if lines == len(sentences) and firsts in ({"0"}, {"1"}) and len(seconds) > 1:
         return True  # sentences of one token
     if not steps or steps < pairs / 2 or counted < lines / 2:
         return False
-    if faults or not spoken:
+    if faults or not text_follows:
         place = faults[0].number if faults else sentences[0][0].number
+        found = f"here it is {faults[0].columns[0]!r}" if faults else "no other differs"
+        remedy = "correct it (an empty line ends each sentence), or leave that column out"
         raise ValueError(
-            f"{path}:{place}: the first column counts tokens in most lines, but "
-            + (f"here it is {faults[0].columns[0]!r}" if faults else "no other differs")
-            + "; correct it (an empty line ends each sentence), or leave that column out"
+            f"{path}:{place}: the first column counts tokens in most lines, but {found}; {remedy}"
         )
     return True
 
@@ -230,9 +230,9 @@ def _row(
         if apart and _is_latin(text[-1:]) and _is_latin(token[:1]):
             text += " "
         if not _TAG.fullmatch(tag):
+            expected = f"O, or a letter of {'-, '.join(_TAGS)}- and a label, such as B-PER"
             raise ValueError(
-                f"{path}:{number}: the tag is {tag!r}; expected O, or a letter of "
-                f"{'-, '.join(_TAGS)}- and a label, such as B-PER, in the last column"
+                f"{path}:{number}: the tag is {tag!r}; expected {expected}, in the last column"
             )
         prefix, _, label = tag.partition("-")
         start, stop = len(text), len(text) + len(token)

@@ -1,7 +1,7 @@
 """Bytes of text files to characters: which encoding a file is in, and its lines in that encoding.
 
 Here: detection, decoding in bounded memory (gzip included), and naming the line of a byte that does
-not fit. Not here: what the lines mean (formats.py). Called by formats.py and sources.py.
+not fit. Not here: what the lines mean (formats.py).
 
 Detection prefers UTF-8 whenever the whole file decodes. Otherwise each candidate is judged by the
 bits that its decoding would take under a crude model of Chinese text: the encoding in which the
@@ -19,17 +19,13 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 MAX_CHARACTERS = 10_000_000  # of one line: more is a file without line ends, not a text
 
 _BLOCK = 1 << 20  # bytes read at a time
 _SAMPLE = 1 << 16  # bytes judged
-_BOMS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 # cp950 and big5hkscs hold what Windows and Hong Kong added to Big5; they serve where it fails.
 _BYTEWISE = ("utf-8", "gb18030", "big5", "cp950", "big5hkscs")
 _WIDE = ("utf-16-le", "utf-16-be")
@@ -42,11 +38,9 @@ _FREQUENT = frozenset(
 _MAX_FOREIGN_BITS = 13  # per non-ASCII character: Chinese takes 7 to 11, noise 17 and more
 
 
-class _DoesNotDecode(ValueError):
-    """The place of the first byte that is not in an encoding."""
-
-    def __init__(self, offset: int, line: int, byte: int):
-        self.offset, self.line, self.byte = offset, line, byte
+def suffix_of(path: Path) -> str:
+    """Returns the suffix in lower case, without its dot and before .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix.removeprefix(".")
 
 
 def resolve(path: Path, declared: str) -> str:
@@ -72,57 +66,34 @@ def lines(path: Path, encoding: str, *, newline: str = "\n") -> Iterator[tuple[i
 
     Args:
         path: a text file, gzipped if it ends in .gz.
-        encoding: as `resolve` returns it.
+        encoding: what `resolve` returned.
         newline: what ends lines: '\n' or '\r' alone, or '' for any of '\r', '\n' and '\r\n'.
 
     Raises:
         ValueError: naming file and line, for bytes that are not in `encoding`, for a line of more
             than MAX_CHARACTERS, and for a damaged gzip file.
     """
+    with _opened_text(path, encoding, newline) as text:
+        read = functools.partial(text.readline, MAX_CHARACTERS + 1)
+        for number, line in enumerate(iter(read, ""), start=1):
+            if len(line) > MAX_CHARACTERS:
+                raise ValueError(
+                    f"{path}:{number}: the line has more than {MAX_CHARACTERS:,} characters; "
+                    "expected one example a line: restore the line ends, or split the text"
+                )
+            yield number, line.removeprefix("\ufeff") if number == 1 else line
+
+
+def read_text(path: Path, encoding: str, *, size: int = -1) -> str:
+    """Returns the first `size` characters of a file, or all, without a BOM; raises as `lines`."""
+    with _opened_text(path, encoding, "") as text:
+        return text.read(size).removeprefix("\ufeff")
+
+
+def read_bytes(path: Path, size: int = -1) -> bytes:
+    """Returns the first `size` bytes of a file, or all, unpacked if it ends in .gz."""
     with _opened(path) as file:
-        text = io.TextIOWrapper(file, encoding=encoding, newline=newline)
-        try:
-            for number, line in enumerate(
-                iter(functools.partial(text.readline, MAX_CHARACTERS + 1), ""), start=1
-            ):
-                if len(line) > MAX_CHARACTERS:
-                    raise ValueError(
-                        f"{path}:{number}: the line has more than {MAX_CHARACTERS:,} characters; "
-                        "expected one example a line: restore the line ends, or split the text"
-                    )
-                yield number, line.removeprefix("\ufeff") if number == 1 else line
-        except UnicodeDecodeError:
-            raise _damage(path, encoding) from None
-        except UnicodeError as error:  # UTF-16 or 32 without its BOM
-            raise _without_bom(path, encoding, error) from None
-
-
-def read_text(path: Path, encoding: str) -> str:
-    """Returns the whole text of a file without its BOM. Errors are those of `lines`."""
-    try:
-        return "".join(_decoded(path, encoding)).removeprefix("\ufeff")
-    except _DoesNotDecode:
-        raise _damage(path, encoding) from None
-
-
-def head(path: Path, encoding: str) -> str:
-    """Returns the beginning of a text, without its BOM. Errors are those of `lines`."""
-    try:
-        return next(_decoded(path, encoding)).removeprefix("\ufeff")
-    except _DoesNotDecode:
-        raise _damage(path, encoding) from None
-
-
-def first_bytes(path: Path) -> bytes:
-    """Returns up to 8 bytes of a file, unpacked if it ends in .gz."""
-    with _opened(path) as file:
-        return file.read(8)
-
-
-def read_bytes(path: Path) -> bytes:
-    """Returns the whole content of a file, unpacked if it ends in .gz."""
-    with _opened(path) as file:
-        return file.read()
+        return file.read(size)
 
 
 @contextlib.contextmanager
@@ -136,11 +107,23 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         ) from None
 
 
-def _decoded(path: Path, encoding: str) -> Iterator[str]:
-    """Yields the text of a file in blocks.
+@contextlib.contextmanager
+def _opened_text(path: Path, encoding: str, newline: str) -> Iterator[TextIO]:
+    try:
+        with _opened(path) as file:
+            try:
+                yield io.TextIOWrapper(file, encoding=encoding, newline=newline)
+            except UnicodeDecodeError:
+                raise _damage(path, encoding) from None
+    except UnicodeError as error:  # UTF-16 or 32 without its BOM
+        remedy = f"pass --config.data.encoding={encoding}-le, -be, or auto"
+        raise ValueError(f"{path}: {error}; {remedy}") from None
 
-    Raises:
-        _DoesNotDecode: at the first byte that does not fit.
+
+def _first_misfit(path: Path, encoding: str, *, nul: bool = True) -> tuple[int, int, int] | None:
+    """Returns line, offset and value of the first byte that is not in `encoding`, None without.
+
+    With `nul` False, the first block that holds a NUL counts as one.
     """
     decoder = codecs.getincrementaldecoder(encoding)()
     offset, feeds, returns = 0, 0, 0
@@ -151,42 +134,33 @@ def _decoded(path: Path, encoding: str) -> Iterator[str]:
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:  # its object is what was pending, and the block
-                place = offset - len(error.object) + error.start
                 sound = error.object[: error.start].decode(encoding, errors="ignore")
                 # Lines end at either, or at both together.
                 line = max(feeds + sound.count("\n"), returns + sound.count("\r"))
-                raise _DoesNotDecode(place, 1 + line, error.object[error.start]) from None
-            except UnicodeError as error:
-                raise _without_bom(path, encoding, error) from None
-            feeds, returns = feeds + text.count("\n"), returns + text.count("\r")
-            yield text
+                place = offset - len(error.object) + error.start
+                return 1 + line, place, error.object[error.start]
+            if not nul and "\0" in text:
+                return 1, 0, 0
             if not block:
-                return
-
-
-def _decodes(path: Path, encoding: str, *, nul: bool) -> bool:
-    """Returns whether the whole file is in `encoding`, and without a NUL unless `nul` allows it."""
-    try:
-        return all(nul or "\0" not in text for text in _decoded(path, encoding))
-    except _DoesNotDecode:
-        return False
+                return None
+            feeds, returns = feeds + text.count("\n"), returns + text.count("\r")
 
 
 @functools.lru_cache(maxsize=4096)
 def _detect(path: Path, size: int, changed: int) -> str:
     """Returns the encoding of a file; its size and time of change key the cache."""
     del size, changed
-    with _opened(path) as file:
-        start = file.read(3)
-    encoding = next((name for bom, name in _BOMS.items() if start.startswith(bom)), None)
-    if encoding is None and _decodes(path, "utf-8", nul=False):  # UTF-16 is full of NULs
-        encoding = "utf-8"
-    if encoding is None:
-        likely = _likely(path)
-        encoding = next((name for name in likely if _decodes(path, name, nul=True)), None)
-        if encoding is None:
-            raise _undetected(path, "".join(likely[:1]))
-    return encoding
+    start = read_bytes(path, 3)
+    for bom, encoding in _BOMS.items():
+        if start.startswith(bom):
+            return encoding
+    if _first_misfit(path, "utf-8", nul=False) is None:  # UTF-16 is full of NULs
+        return "utf-8"
+    likely = _likely(path)
+    for encoding in likely:
+        if _first_misfit(path, encoding) is None:
+            return encoding
+    raise _damage(path, likely[0] if likely else "utf-8")
 
 
 def _likely(path: Path) -> list[str]:
@@ -222,11 +196,11 @@ def _bits(raw: bytes, encoding: str) -> tuple[float, float]:
     What is cut off at the end costs nothing.
     """
     text = codecs.getincrementaldecoder(encoding)("replace").decode(raw)
-    costs = [(_cost(c), count, c.isascii()) for c, count in Counter(text).items()]
-    foreign = [(cost, count) for cost, count, ascii in costs if not ascii]
-    total = sum(cost * count for cost, count, _ in costs)
-    mean = sum(c * n for c, n in foreign) / max(1, sum(n for _, n in foreign))
-    return total, mean
+    counts = Counter(text)
+    costs = {character: _cost(character) * count for character, count in counts.items()}
+    foreign = [character for character in counts if not character.isascii()]
+    mean = sum(map(costs.get, foreign)) / max(1, sum(map(counts.get, foreign)))
+    return sum(costs.values()), mean
 
 
 def _cost(character: str) -> int:
@@ -250,49 +224,21 @@ def _lead(character: str, encoding: str) -> int:
     return character.encode(encoding, errors="ignore")[:1].ljust(1, b"\0")[0]
 
 
-def _first_misfit(path: Path, encoding: str) -> _DoesNotDecode | None:
-    try:
-        for _ in _decoded(path, encoding):
-            pass
-    except _DoesNotDecode as error:
-        return error
-    return None
-
-
-def _without_bom(path: Path, encoding: str, error: UnicodeError) -> ValueError:
-    return ValueError(f"{path}: {error}; pass --config.data.encoding={encoding}-le, -be, or auto")
-
-
 def _damage(path: Path, encoding: str) -> ValueError:
-    """Returns what is wrong with a file that is not in the encoding it was declared to be in."""
-    likely = "".join(_likely(path)[:1])
-    if not likely:
-        remedy = "convert it to UTF-8, or pass what it is in as --config.data.encoding=NAME"
-    elif codecs.lookup(likely) == codecs.lookup(encoding):
-        remedy = f"it seems to be damaged {likely}; repair that line"
-    else:
-        remedy = f"it seems to be {likely}: pass --config.data.encoding={likely}"
-    misfit = _first_misfit(path, encoding)
-    if misfit is None:
-        return ValueError(f"{path}: it changed while it was read; start again")
-    return ValueError(
-        f"{path}:{misfit.line}: not {encoding}, found byte 0x{misfit.byte:02x} at offset "
-        f"{misfit.offset}; {remedy}"
-    )
-
-
-def _undetected(path: Path, likely: str) -> ValueError:
-    """Returns why no encoding fits a file; `likely` is the one it seems to be in, or ''."""
-    misfit = _first_misfit(path, likely or "utf-8")
+    """Returns what is wrong with a file that is not in an encoding, and what may help."""
+    misfit, likely = _first_misfit(path, encoding), "".join(_likely(path)[:1])
     if misfit is None:
         return ValueError(
-            f"{path}: it holds NUL characters and reads as no Chinese; remove them, or name its "
-            "encoding with --config.data.encoding=utf-8 or another"
+            f"{path}: it holds NUL characters and reads as no Chinese, or it has just changed; "
+            "remove them, or name its encoding with --config.data.encoding=utf-8 or another"
         )
-    remedy = "convert the file to UTF-8, or name its encoding with --config.data.encoding=NAME"
-    if likely:
+    if not likely:
+        remedy = "convert it to UTF-8, or name its encoding with --config.data.encoding=NAME"
+    elif codecs.lookup(likely) == codecs.lookup(encoding):
         remedy = f"it seems to be damaged {likely}: repair that line"
+    else:
+        remedy = f"it seems to be {likely}: pass --config.data.encoding={likely}"
+    line, offset, byte = misfit
     return ValueError(
-        f"{path}:{misfit.line}: byte 0x{misfit.byte:02x} at offset {misfit.offset} is not "
-        f"{likely or 'utf-8'}, and no other encoding fits; {remedy}"
+        f"{path}:{line}: byte 0x{byte:02x} at offset {offset} is not {encoding}; {remedy}"
     )

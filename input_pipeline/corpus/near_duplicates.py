@@ -1,8 +1,7 @@
-"""Finds texts that say nearly the same, by MinHash on character 3-grams.
+"""Finds texts that are nearly the same, by MinHash on character 3-grams.
 
 Here: the form in which texts are compared, the pairs whose similarity reaches a threshold, and
-which text to keep of them. Not here: what becomes of the others. Called by cleaning.py and
-audit.py.
+which text to keep of them. Not here: what becomes of the rest (cleaning.py, audit.py).
 
 The similarity of two texts is Jaccard's, of the sets of 3-grams of their comparison forms.
 Candidates come from locality-sensitive hashing (Mining of Massive Datasets, chapter 3): texts whose
@@ -49,7 +48,7 @@ class Matches(NamedTuple):
 def comparison_form(text: str) -> str:
     """Returns the text without what makes no difference: NFKC, lower case, no space, no marks.
 
-    A text of nothing but marks stands for itself.
+    A text of nothing but marks stays as it is.
     """
     text = unicodedata.normalize("NFKC", text).lower()
     return _IGNORED.sub("", text) or text
@@ -80,10 +79,8 @@ def originals(
     forms = list(zip(*(map(comparison_form, part) for part in parts), strict=True))
     order = list(zip(ranks, *parts, strict=True))
     first: dict[Form, int] = {}  # of several with one form, the one that comes first in this order
-    for index, form in enumerate(forms):
-        if form not in first or order[index] < order[first[form]]:
-            first[form] = index
-
+    for index in sorted(range(len(forms)), key=order.__getitem__):
+        first.setdefault(forms[index], index)
     distinct = sorted(first, key=lambda form: (ranks[first[form]], form))
     kept_by = list(range(len(distinct)))
     pairs_Px2 = near_duplicates(distinct, threshold=threshold).pairs_Px2
@@ -107,7 +104,7 @@ def near_duplicates(
     A pair just at the threshold is missed with a probability under 0.5%, a more similar one less
     often. Where more than 16 texts agree in a band, as those of a template do, each is compared
     with the first 16 of them only, so that the time does not grow with their square; some pairs of
-    such a family are missed for it.
+    that family are missed for it.
 
     Args:
         forms: N different ones, sorted where the result shall not depend on their order: either
@@ -123,38 +120,29 @@ def near_duplicates(
         raise ValueError(f"a similarity threshold of {threshold}: expected above 0 and up to 1")
     if not forms:
         return Matches(np.zeros((0, 2), np.int64), np.zeros(0))
+    starts = range(0, len(forms), _CHUNK_TEXTS)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        starts = range(0, len(forms), _CHUNK_TEXTS)
-        parts = [
-            scipy.sparse.vstack(
-                list(pool.map(lambda s, part=part: _grams(part[s : s + _CHUNK_TEXTS]), starts)),
-                format="csr",
-            )
-            for part in zip(*forms, strict=True)
-        ]
+        parts = []
+        for texts in zip(*forms, strict=True):
+            chunks = (texts[start : start + _CHUNK_TEXTS] for start in starts)
+            parts.append(scipy.sparse.vstack([*pool.map(_grams, chunks)], format="csr"))
         grams = parts[0] if len(parts) == 1 else _union(*parts)
-        _, rows = bands(threshold)
-        chunks = (grams[s : s + _CHUNK_TEXTS] for s in starts)
-        hashed = pool.map(lambda c: _bands(c, rows), chunks)
+        chunks = (grams[start : start + _CHUNK_TEXTS] for start in starts)
+        hashed = pool.map(functools.partial(_bands, rows=bands(threshold)[1]), chunks)
         bands_BxN = np.concatenate([*track(hashed, len(starts), "Hashing 3-grams")], axis=1)
         compare = functools.partial(_similarity, parts, either_order)
 
-        def similarity(pairs_Cx2: np.ndarray) -> np.ndarray:
-            chunks = range(0, len(pairs_Cx2), _CHUNK_PAIRS)
-            parts_C = pool.map(
-                compare, (pairs_Cx2[start : start + _CHUNK_PAIRS] for start in chunks)
-            )
-            return np.concatenate([np.zeros(0), *parts_C])
+        def similarity(packed_C: np.ndarray) -> np.ndarray:
+            pairs_Cx2 = np.stack(np.divmod(packed_C, len(forms)), axis=1)
+            starts = range(0, len(packed_C), _CHUNK_PAIRS)
+            chunks = (pairs_Cx2[start : start + _CHUNK_PAIRS] for start in starts)
+            return np.concatenate([np.zeros(0), *pool.map(compare, chunks)])
 
-        found = np.zeros(0, np.int64)  # sorted pairs, as i * N + j
+        near = np.zeros(0, np.int64)  # sorted pairs, as i * N + j
         for band_N in track(bands_BxN, len(bands_BxN), "Comparing texts, by band"):
-            proposed = _candidates(band_N, sides_N)
-            known_C = np.searchsorted(found, proposed) < np.searchsorted(found, proposed, "right")
-            proposed = proposed[~known_C]
-            near_C = similarity(np.stack(np.divmod(proposed, len(forms)), axis=1)) >= threshold
-            found = np.sort(np.concatenate([found, proposed[near_C]]))
-        pairs_Px2 = np.stack(np.divmod(found, len(forms)), axis=1)
-        return Matches(pairs_Px2, similarity(pairs_Px2))
+            proposed = np.setdiff1d(_candidates(band_N, sides_N), near, assume_unique=True)
+            near = np.sort(np.concatenate([near, proposed[similarity(proposed) >= threshold]]))
+        return Matches(np.stack(np.divmod(near, len(forms)), axis=1), similarity(near))
 
 
 def _grams(texts: Sequence[str]) -> scipy.sparse.csr_array:
@@ -250,23 +238,22 @@ def _candidates(band_N: np.ndarray, sides_N: np.ndarray | None) -> np.ndarray:
         sides = [order[sides_N[order] == side] for side in np.unique(sides_N)]
         meetings = [_meet(a, b, band_N) for a in sides for b in sides if a is not b]
     pairs_2xC = np.sort(np.concatenate([np.zeros((2, 0), np.int64), *meetings], axis=1), axis=0)
-    packed = np.sort(pairs_2xC[0] * len(band_N) + pairs_2xC[1])
-    return packed[np.diff(packed, prepend=-1) > 0]
+    return np.unique(pairs_2xC[0] * len(band_N) + pairs_2xC[1])
 
 
 def _meet(these: np.ndarray, those: np.ndarray, band_N: np.ndarray) -> np.ndarray:
     """Pairs each of `these` with the first of `those` that have its hash; both sorted by hash."""
     hashes, position = band_N[those], np.searchsorted(band_N[those], band_N[these])
-    found = [np.zeros((2, 0), np.int64)]
+    meetings = [np.zeros((2, 0), np.int64)]
     for _ in range(_REPRESENTATIVES):
         hit = position < len(those)
         hit[hit] = hashes[position[hit]] == band_N[these[hit]]
         these, position = these[hit], position[hit]
         if not len(these):
             break
-        found.append(np.stack([these, those[position]]))
+        meetings.append(np.stack([these, those[position]]))
         position = position + 1
-    pairs_2xC = np.concatenate(found, axis=1)
+    pairs_2xC = np.concatenate(meetings, axis=1)
     return pairs_2xC[:, pairs_2xC[0] != pairs_2xC[1]]
 
 

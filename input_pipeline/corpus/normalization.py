@@ -2,7 +2,7 @@
 
 Here: the ops that config.data.normalization may name, in the order they are to be applied, and
 what they did to a corpus, for its manifest. Not here: the normaliser inside a tokeniser
-(silent_loss.py meters it), and dropping whole texts (cleaning.py). Called by preparation.py.
+(silent_loss.py measures it), and dropping whole texts (cleaning.py).
 
     control               drops control characters but \\n and \\t, byte order marks, soft hyphens,
                           directional marks, and variation selectors and tags outside emoji
@@ -120,7 +120,7 @@ def _charset(characters: Iterable[str]) -> str:
 
 @cache
 def _all_characters() -> str:
-    """Every code point that Unicode's data say something about, without surrogates."""
+    """Returns every code point that Unicode's data describe, without surrogates."""
     return "".join(map(chr, (*range(0xD800), *range(0xE000, 0x32400), *range(0xE0000, 0xE0200))))
 
 
@@ -145,13 +145,13 @@ def _fullwidth_punctuation() -> _Step:
     pairs, beside = re.compile(r"\([^()（）\n]*\)"), re.compile(chinese)
 
     def edits(text: str) -> list[Edit]:
-        found = []
+        wide = []
         for match in pairs.finditer(text):
             start, stop = match.span()
             if beside.search(text[max(0, start - 1) : start + 2] + text[stop - 2 : stop + 1]):
-                found += Edit(start, start + 1, "（"), Edit(stop - 1, stop, "）")
-        # Behind the parentheses, character for character: (好:) holds no emoticon.
-        return sorted([*found, *marks.edits(apply_edits(text, sorted(found)))])
+                wide += Edit(start, start + 1, "（"), Edit(stop - 1, stop, "）")
+        # After the parentheses, character for character: (好:) holds no emoticon.
+        return sorted([*wide, *marks.edits(apply_edits(text, sorted(wide)))])
 
     return _Step(lambda text: apply_edits(text, edits(text)), edits)
 
@@ -166,7 +166,7 @@ def _load_opencc(config: str) -> Callable[[str], str]:
 
 
 def _converted(convert: Callable[[str], str], source: str, target: str, at: int) -> Iterator[Edit]:
-    """Cuts source = text[at:...] into the least parts whose conversions, joined, are `target`.
+    """Cuts source = text[at:...] into the smallest parts whose conversions, joined, are `target`.
 
     OpenCC reports no offsets. But it matches the longest entries from the left, so that the ends
     of its entries are cuts of this kind; halving a text at the cut nearest to its middle finds
@@ -203,7 +203,7 @@ def _opencc_phrases(config: str, script: str = "") -> _Step:
     """Converts words too, each of which keeps one range: 打印机 to 印表機.
 
     With `script`, the conversion that finds nothing to do in a text of the wanted script already,
-    such a text is left alone.
+    that text is left alone.
     """
     convert = _load_opencc(config)
     to_script = _load_opencc(script) if script else lambda text: None
@@ -227,18 +227,14 @@ def _variants() -> _Step:
 
 
 def _compatibility() -> _Step:
+    def is_folded(c: str) -> bool:
+        if unicodedata.category(c)[0] == "P" or unicodedata.east_asian_width(c) in "FH":
+            return False
+        hangul_letter = "\u3131" <= c <= "\u318e"
+        return not hangul_letter and (" " not in folds[c] or unicodedata.category(c) == "Zs")
+
     folds = {c: unicodedata.normalize("NFKC", c) for c in _all_characters()}
-    return _each(
-        {
-            c: folded
-            for c, folded in folds.items()
-            if c != folded
-            and unicodedata.category(c)[0] != "P"
-            and unicodedata.east_asian_width(c) not in "FH"
-            and not "\u3131" <= c <= "\u318e"  # Hangul letters
-            and (" " not in folded or unicodedata.category(c) == "Zs")
-        }
-    )
+    return _each({c: f for c, f in folds.items() if c != f and is_folded(c)})
 
 
 def _nfc() -> _Step:
@@ -375,38 +371,21 @@ class Normalizer:
 
         Returns:
             The record without the spans of which nothing is left, and how many those are.
-
-        Raises:
-            ValueError: a span outside its text.
         """
         pair, _ = self._recoded(record.pair, record.where)
         text, alignment = self._recoded(record.text, record.where)
-        length, spans = len(record.text), []
-        for start, stop, label in record.spans:
-            if not 0 <= start < stop <= length:
-                raise ValueError(
-                    f"{record.where}: span [{start}, {stop}, {label!r}] is not within its text of "
-                    f"{length} characters: correct the span or drop the example"
-                )
-            start, stop = alignment.to_normalized(start, stop) if alignment else (start, stop)
-            if start < stop:
-                spans.append(Span(start, stop, label))
+        spans = record.spans
+        if alignment:
+            spans = (Span(*alignment.to_normalized(a, b), label) for a, b, label in spans)
+            spans = tuple(span for span in spans if span.start < span.stop)
         choices = (self._recoded(choice, record.where)[0] for choice in record.choices)
-        history = record.history and json.dumps(
-            [
-                (role, self._recoded(content, record.where)[0])
-                for role, content in json.loads(record.history)
-            ],
-            ensure_ascii=False,
+        turns = json.loads(record.history or "[]")
+        turns = [(role, self._recoded(content, record.where)[0]) for role, content in turns]
+        history = json.dumps(turns, ensure_ascii=False) if turns else ""
+        recoded = record._replace(
+            text=text, pair=pair, spans=spans, choices=tuple(choices), history=history
         )
-        kept = record._replace(
-            text=text, pair=pair, spans=tuple(spans), choices=tuple(choices), history=history
-        )
-        return kept, len(record.spans) - len(spans)
-
-    def report(self) -> dict[str, Any]:
-        """Returns `counts`, which is ready for JSON."""
-        return self.counts
+        return recoded, len(record.spans) - len(spans)
 
     def _recoded(self, text: str, where: str | None) -> tuple[str, Alignment | None]:
         """Returns `text` recoded, counted if it is somewhere, and its alignment if it changed."""

@@ -1,12 +1,20 @@
-"""What reading decides and counts, collected over all files and printed once for each command.
+"""What reading decides, counts and rejects: sentences for people, and rows that do not fit.
 
-Here: the sentences' grouping and counting. Not here: what is decided (tables.py, conll.py,
-columns.py, sources.py add it). Called by sources.py, which has them said.
+Here: grouping and counting, and printing each sentence once for each command. Not here: what is
+decided or rejected (tables.py, conll.py, columns.py, sources.py).
 """
 
 import warnings
 
-_SAID: set[str] = set()  # a command reads the same files more than once
+_PRINTED: set[str] = set()  # a command reads the same files more than once
+
+
+class Misfit(ValueError):
+    """A row whose parts do not fit each other; it is dropped and counted under `reason`."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 class Notes:
@@ -21,35 +29,32 @@ class Notes:
         self._decided.setdefault(path, []).append(decision)
 
     def count(self, sentence: str, where: str, *, warn: bool = False, count: int = 1) -> None:
-        """Counts one more case of a sentence, which holds {count}; the first place goes with it.
+        """Adds `count` cases of a sentence; the first place goes with it.
 
         Args:
-            sentence: with {count}, without a full stop.
-            where: file and line.
+            sentence: holds {count}, and has no full stop.
+            where: 'file:line'.
             warn: the sentence is a warning: something may be wrong.
             count: how many cases.
         """
         cases, first = self._counted.get((sentence, warn), (0, where))
         self._counted[sentence, warn] = cases + count, first
 
-    def say(self) -> None:
+    def report(self) -> None:
         """Prints what was decided and counted since the last call, and warns."""
         alike: dict[str, list[str]] = {}
         for path, decisions in self._decided.items():
             alike.setdefault(", ".join(decisions), []).append(path)
         for decisions, paths in alike.items():
-            others = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
-            _once(f"Read {paths[0]}{others}: {decisions}.", warn=False)
+            more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+            _print_once(f"Read {paths[0]}{more}: {decisions}.")
         for (sentence, warn), (count, first) in self._counted.items():
-            _once(f"{sentence.format(count=f'{count:,}')}, the first at {first}.", warn=warn)
+            _print_once(f"{sentence.format(count=f'{count:,}')}, the first at {first}.", warn=warn)
         self._decided.clear()
         self._counted.clear()
 
 
-def _once(line: str, *, warn: bool) -> None:
-    if line not in _SAID:
-        _SAID.add(line)
-        if warn:
-            warnings.warn(line, stacklevel=4)
-        else:
-            print(line)
+def _print_once(line: str, *, warn: bool = False) -> None:
+    if line not in _PRINTED:
+        _PRINTED.add(line)
+        warnings.warn(line, stacklevel=4) if warn else print(line)

@@ -1,18 +1,19 @@
 """Splits records into train, validation and test.
 
 Here: the kinds of splits and k-fold, the stored order, and the fingerprint of a split. Not here:
-finding copies across splits (audit.py), or writing them. Called by preparation.py.
+finding copies across splits (audit.py), or writing them.
 
 Whatever is drawn is drawn by a hash of the seed and the text, or group: nothing depends on the
 order of the records, and new data moves few of the old.
 """
 
+import functools
 import hashlib
+import itertools
 import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +32,8 @@ Splits = dict[str, list[Record]]
 def split(records: Iterable[Record], split: ConfigDict) -> Splits:
     """Returns the records of 'train', 'validation' and 'test'.
 
-    The test split is taken first, so that it depends neither on the size of validation nor on the
-    fold. Sizes below 1 are shares of the records, others are counts, 0 is none. The kinds:
+    The test split comes first, so that it depends neither on the size of validation nor on the
+    fold. Sizes below 1 are shares of the records, larger ones are counts, 0 is none. The kinds:
 
     - 'stratified': within each label, the lowest hashes of the text are the test split, then comes
       validation, each label with as many as its share is, rounded up or down so that the shares
@@ -40,7 +41,7 @@ def split(records: Iterable[Record], split: ConfigDict) -> Splits:
       rare sets form one stratum. Records without labels form one.
     - 'group': in the order of their hash, groups go to the test split, or leave it again, where
       that brings its counts of all labels closer to what they should be; then to validation. So
-      sizes and shares of labels are met as far as groups allow; `imbalance` says how far.
+      sizes and shares of labels are met as far as groups allow; `imbalance` reports how far.
     - 'time': the newest are the test split, then comes validation. What is of one time stays
       together, so that sizes are met as closely as times allow.
     - 'given': by `Record.split`. What is missing is taken from 'train', by group if all have one.
@@ -74,10 +75,10 @@ def split(records: Iterable[Record], split: ConfigDict) -> Splits:
         asked = name == "train" or split[name] > 0 or (split.folds and name == "validation")
         if asked and not splits[name]:
             what = {"group": "group", "time": "time"}.get(split.kind, "labels")
-            found = len({getattr(record, what) for record in records})
+            count = len({getattr(record, what) for record in records})
+            found = f"{len(records)} examples of {count} {what.rstrip('s')}s are too few"
             raise ValueError(
-                f"the {name} split is empty: {len(records)} examples of {found} "
-                f"{what.rstrip('s')}s are too few for {_named(split)}; add data or change these"
+                f"the {name} split is empty: {found} for {_named(split)}; add data or change these"
             )
     return {name: sorted(splits[name], key=_stored_order(split.seed)) for name in SPLITS}
 
@@ -88,20 +89,17 @@ def fingerprint(records: Iterable[Record]) -> str:
     Whatever else they have counts where there is some, so that texts with one label have the
     fingerprint that they had before there was more.
     """
-    digest = hashlib.sha256()
     lines = []
     for record in records:
         labels, more = sorted(record.labels), [record.choices, record.number, record.history]
-        content = [record.text, labels, record.pair, sorted(record.spans)]
+        order = (record.text, labels, record.pair, sorted(record.spans))
+        content = list(order)
         if any(part not in ((), None, "") for part in more):
             content += more
         elif len(labels) == 1 and not record.pair and not record.spans:
             content = [record.text, labels[0]]
-        order = (record.text, labels, record.pair, sorted(record.spans))
         lines.append((order, json.dumps(content)))
-    for _, line in sorted(lines):
-        digest.update(line.encode() + b"\n")
-    return digest.hexdigest()
+    return hashlib.sha256("".join(f"{line}\n" for _, line in sorted(lines)).encode()).hexdigest()
 
 
 def imbalance(splits: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, float]]:
@@ -147,32 +145,37 @@ def _named(split: ConfigDict) -> str:
 
 
 def _check(split: ConfigDict, total: int, *, grouped: bool) -> None:
-    sizes = [split.test] if split.folds else [split.validation, split.test]
+    key, sizes = "config.data.split", [split.test]
+    sizes += [] if split.folds else [split.validation]
     if sum(size if size < 1 else size / max(total, 1) for size in sizes) >= 1:
-        raise ValueError(
-            f"{_named(split)}: expected shares or counts that leave some of the {total} examples "
-            "for training"
-        )
+        expected = f"shares or counts that leave some of the {total} examples for training"
+        raise ValueError(f"{_named(split)}: expected {expected}")
     if split.fold and not split.folds:
-        raise ValueError(
-            f"config.data.split.fold={split.fold} means nothing without config.data.split.folds"
-        )
+        raise ValueError(f"{key}.fold={split.fold} means nothing without {key}.folds")
     if split.folds and split.fold >= split.folds:
-        raise ValueError(
-            f"config.data.split.fold={split.fold}: expected one of "
-            f"config.data.split.folds={split.folds}, counted from 0"
-        )
+        expected = f"expected one of {key}.folds={split.folds}, counted from 0"
+        raise ValueError(f"{key}.fold={split.fold}: {expected}")
     divided = any(sizes) or split.folds
     if grouped and divided and split.kind in ("stratified", "time"):
         raise ValueError(
-            f"config.data.split.kind={split.kind!r} would put one group on several sides: pass "
+            f"{key}.kind={split.kind!r} would put one group on several sides: pass "
             "--config.data.split.kind=group, or --config.data.group_column= if groups don't matter"
         )
     if split.folds and split.kind == "time":
         raise ValueError(
-            "config.data.split.folds has no meaning with config.data.split.kind='time': a fold "
-            "would be trained on what came after it; set folds to 0"
+            f"{key}.folds has no meaning with {key}.kind='time': a fold would be trained on what "
+            "came after it; set folds to 0"
         )
+
+
+def _required(record: Record, name: str) -> str:
+    """Returns a record's group or time."""
+    if not getattr(record, name):
+        raise ValueError(
+            f"{record.where}: no {name}, which config.data.split.kind={name!r} needs; name the "
+            f"column that has it in config.data.{name}_column, and fill or remove the row"
+        )
+    return getattr(record, name)
 
 
 def _hash(seed: int, key: str) -> bytes:
@@ -195,16 +198,11 @@ def _units(records: Iterable[Record], key: Callable[[Record], str], seed: int) -
     together: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         together[key(record)].append(record)
-    return sorted(_Unit(_hash(seed, key), key, found) for key, found in together.items())
+    return sorted(_Unit(_hash(seed, key), key, same) for key, same in together.items())
 
 
-def _group(record: Record) -> str:
-    if not record.group:
-        raise ValueError(
-            f"{record.where}: no group, which config.data.split.kind='group' needs; name the "
-            "column that has it in config.data.group_column, and fill or remove the row"
-        )
-    return record.group
+_group = functools.partial(_required, name="group")
+_time = functools.partial(_required, name="time")
 
 
 def _strata(units: Iterable[_Unit], seed: int) -> list[_Stratum]:
@@ -253,19 +251,19 @@ def _allot(size: float, strata: Sequence[_Stratum], taken: Sequence[int]) -> lis
 
 def _by_label(records: Sequence[Record], sizes: Mapping[str, float], seed: int) -> Splits:
     strata = _strata(_units(records, _identity, seed), seed)
-    splits: Splits = {"train": []}
-    starts = [0] * len(strata)
+    starts, splits = [0] * len(strata), {}
     for name, size in sizes.items():
         allotted = _allot(size, strata, starts)
         stops = [start + count for start, count in zip(starts, allotted, strict=True)]
-        cuts = zip(strata, starts, stops, strict=True)
-        splits[name] = [
-            r for stratum, a, b in cuts for unit in stratum.units[a:b] for r in unit.records
-        ]
+        splits[name] = _cut(strata, starts, stops)
         starts = stops
-    for stratum, start in zip(strata, starts, strict=True):
-        splits["train"] += [record for unit in stratum.units[start:] for record in unit.records]
-    return splits
+    return splits | {"train": _cut(strata, starts, [len(stratum.units) for stratum in strata])}
+
+
+def _cut(strata: Sequence[_Stratum], starts: Sequence[int], stops: Sequence[int]) -> list[Record]:
+    """Returns the records of a range of units of each stratum."""
+    cuts = zip(strata, starts, stops, strict=True)
+    return [r for stratum, a, b in cuts for unit in stratum.units[a:b] for r in unit.records]
 
 
 def _label_counts(units: Sequence[_Unit]) -> np.ndarray:
@@ -275,9 +273,8 @@ def _label_counts(units: Sequence[_Unit]) -> np.ndarray:
     counts_GxL1 = np.zeros((len(units), len(labels) + 1))
     for row, unit in zip(counts_GxL1, units, strict=True):
         row[-1] = len(unit.records)
-        for record in unit.records:
-            for label in record.labels:
-                row[column[label]] += 1
+        for label in itertools.chain.from_iterable(record.labels for record in unit.records):
+            row[column[label]] += 1
     return counts_GxL1
 
 
@@ -289,13 +286,11 @@ def _by_group(records: Sequence[Record], sizes: Mapping[str, float], seed: int) 
     for name, size in sizes.items():
         wanted_L1 = totals_L1 * (size if size < 1 else size / max(len(records), 1))
         inside_G = _choose_groups(counts_GxL1, wanted_L1, totals_L1)
-        splits[name] = [
-            r for unit, inside in zip(units, inside_G, strict=True) if inside for r in unit.records
-        ]
-        units = [unit for unit, inside in zip(units, inside_G, strict=True) if not inside]
+        chosen = itertools.compress(units, inside_G)
+        splits[name] = [record for unit in chosen for record in unit.records]
+        units = list(itertools.compress(units, ~inside_G))
         counts_GxL1 = counts_GxL1[~inside_G]
-    splits["train"] = [record for unit in units for record in unit.records]
-    return splits
+    return splits | {"train": [record for unit in units for record in unit.records]}
 
 
 def _choose_groups(
@@ -304,7 +299,7 @@ def _choose_groups(
     """Returns which groups have the wanted counts of labels, and of all, as nearly as groups allow.
 
     Many small labels, of each of which a part of an example is wanted, outweigh the size of the
-    split. Where that misses it, size counts more and more, and the choice nearest to it is taken.
+    split. Where that misses it, size counts more and more, and the choice nearest to it wins.
 
     Args:
         counts_GxL1: records of each group by label, and all of them.
@@ -339,16 +334,11 @@ def _choose_groups(
 
 def _by_time(records: Sequence[Record], sizes: Mapping[str, float], seed: int) -> Splits:
     del seed  # nothing is drawn
-    for record in records:
-        if not record.time:
-            raise ValueError(
-                f"{record.where}: no time, which config.data.split.kind='time' needs; name the "
-                "column that has it in config.data.time_column, and fill or remove the row"
-            )
-    newest = sorted(records, key=lambda record: record.time, reverse=True)
-    cuts = [0]
-    for _, same in groupby(newest, key=lambda record: record.time):
-        cuts.append(cuts[-1] + len(list(same)))
+    newest = sorted(records, key=_time, reverse=True)
+    cuts = [
+        0,
+        *itertools.accumulate(len(list(same)) for _, same in itertools.groupby(newest, _time)),
+    ]
     splits: Splits = {}
     start = 0
     for name, size in sizes.items():
@@ -356,18 +346,17 @@ def _by_time(records: Sequence[Record], sizes: Mapping[str, float], seed: int) -
         stop = max(start, min(cuts, key=lambda cut, wanted=wanted: (abs(cut - wanted), cut)))
         splits[name] = newest[start:stop]
         start = stop
-    splits["train"] = newest[start:]
-    return splits
+    return splits | {"train": newest[start:]}
 
 
 def _as_given(records: Sequence[Record], sizes: Mapping[str, float], split: ConfigDict) -> Splits:
     splits: Splits = {name: [] for name in SPLITS}
     for record in records:
         if record.split not in SPLITS:
+            expected = f"config.data.split.kind='given' expects one of {SPLITS}"
             raise ValueError(
-                f"{record.where}: split {record.split!r}, where config.data.split.kind='given' "
-                f"expects one of {SPLITS}; name the files of each split in config.data.files, "
-                "validation_files and test_files, or choose another kind"
+                f"{record.where}: split {record.split!r}, where {expected}; name the files of each "
+                "in config.data.files, validation_files and test_files, or choose another kind"
             )
         splits[record.split].append(record)
     if split.folds:

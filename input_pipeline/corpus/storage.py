@@ -1,9 +1,9 @@
 """Prepared data on disk: a TFDS folder that `tfds.builder_from_directory` and `tfds.load` read.
 
 Here: writing splits of records and loading them into memory. Not here: what the records are and
-where the folder lies (preparation.py, the only caller). The features of the folder are those that
-the data have: always text and where (file:line); name, pair, history, choices, label or labels,
-number, spans, words, pair_words, group, time, values and leaked where they exist.
+where the folder is (preparation.py). The features of the folder are those that the data have:
+always text and where (file:line); name, pair, history, choices, label or labels, number, spans,
+words, pair_words, group, time, values and leaked where they exist.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.corpus.manifest import prose
 from input_pipeline.corpus.words import word_stops
 from input_pipeline.eta import track
 from input_pipeline.examples import Examples, Ragged, object_array
@@ -25,54 +26,48 @@ _BATCH = 4096
 def write(
     folder: Path,
     splits: Mapping[str, Sequence[Record]],
-    *,
-    config_name: str,
-    version: str,
-    description: str,
-    labels: Sequence[str],
-    span_labels: Sequence[str],
-    words: bool,
     leaked: Mapping[str, np.ndarray],
+    manifest: Mapping[str, Any],
+    name: str,
+    *,
+    words: bool,
 ) -> None:
     """Writes the splits that hold records, in their order.
 
     Args:
         folder: an existing empty folder.
         splits: split name -> records.
-        config_name: of the TFDS config.
-        version: of the TFDS data set.
-        description: what it is.
-        labels: class names in order; a record with several labels makes 'labels' of 'label'.
-        span_labels: likewise of spans; () stores no spans.
-        words: whether to store word boundaries.
         leaked: split name -> bool [N] for splits that were audited.
+        manifest: of the data set. Its 'labels' are the class names in order; a record with several
+            makes 'labels' of 'label'. Its 'span_labels' are those of spans; () stores no spans.
+        name: of the TFDS config.
+        words: whether to store word boundaries.
     """
     # TFRecord, since tfds.load cannot read ArrayRecord. This writer keeps the order.
     records = [record for rows in splits.values() for record in rows]
-    features = _features(records, labels=labels, span_labels=span_labels, words=words)
+    features = _features(records, manifest["labels"], manifest["span_labels"], words=words)
     if leaked:
         features["leaked"] = tfds.features.Scalar(dtype=np.bool_)
     identity = tfds.core.dataset_info.DatasetIdentity(
         name="weitiao",
-        config_name=config_name,
-        version=tfds.core.Version(version),
+        config_name=name,
+        version=tfds.core.Version(manifest["version"]),
         data_dir=str(folder),
         module_name="",
     )
     info = tfds.core.DatasetInfo(
         builder=identity,
-        description=description,
+        description=prose(manifest),
         features=tfds.features.FeaturesDict(features),
         supervised_keys=("text", "label") if "label" in features else None,
     )
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=_SHARD_EXAMPLES)
-    filled = {name: rows for name, rows in splits.items() if rows}
+    filled = {split: rows for split, rows in splits.items() if rows}
     writer.initialize_splits(list(filled))
-    for name, rows in filled.items():
-        flags = leaked.get(name, np.zeros(len(rows), bool))
-        pairs = track(zip(rows, flags, strict=True), len(rows), f"Writing {name}")
-        examples = (_example(record, flag, features) for record, flag in pairs)
-        writer.add_examples({name: examples})
+    for split, rows in filled.items():
+        flags = leaked.get(split, np.zeros(len(rows), bool))
+        pairs = track(zip(rows, flags, strict=True), len(rows), f"Writing {split}")
+        writer.add_examples({split: (_example(record, flag, features) for record, flag in pairs)})
     writer.close_all()
 
 
@@ -85,7 +80,6 @@ def load(folder: Path, split: str, count: int) -> Examples:
     columns: dict[str, list] = {}
     try:
         builder = tfds.builder_from_directory(folder)
-        features = builder.info.features
         batches = ()
         if count:  # TFDS has no split without examples
             reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
@@ -96,39 +90,35 @@ def load(folder: Path, split: str, count: int) -> Examples:
             for name, part in (batch | spans).items():
                 columns.setdefault(name, []).append(part)
     except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
-        raise ValueError(
-            f"{folder} is damaged: {error.message}; delete it, and it is made again"
-        ) from None
-    return _examples(columns, features, count)
+        remedy = "delete it, and it is made again"
+        raise ValueError(f"{folder} is damaged: {error.message}; {remedy}") from None
+    return _examples(columns, builder.info.features, count)
 
 
 def _features(
-    records: Sequence[Record], *, labels: Sequence[str], span_labels: Sequence[str], words: bool
+    records: Sequence[Record], labels: Sequence[str], span_labels: Sequence[str], *, words: bool
 ) -> dict[str, Any]:
     """Returns the TFDS feature of each column that the records fill."""
-    features: dict[str, Any] = {name: tfds.features.Text() for name in ("text", "where")}
-    for name in ("name", "pair", "history", "group", "time"):
-        if any(getattr(record, name) for record in records):
-            features[name] = tfds.features.Text()
+    of, text = tfds.features, tfds.features.Text()
+    optional = ("name", "pair", "history", "group", "time")
+    filled = [name for name in optional if any(getattr(record, name) for record in records)]
+    features: dict[str, Any] = dict.fromkeys(("text", "where", *filled), text)
     if any(record.choices for record in records):
-        features["choices"] = tfds.features.Sequence(tfds.features.Text())
+        features["choices"] = of.Sequence(text)
     if any(record.number is not None for record in records):
-        features["number"] = tfds.features.Scalar(dtype=np.float32)
+        features["number"] = of.Scalar(dtype=np.float32)
     if labels:
-        label = tfds.features.ClassLabel(names=list(labels))
+        label = of.ClassLabel(names=list(labels))
         several = any(len(record.labels) != 1 for record in records)
-        features |= {"labels": tfds.features.Sequence(label)} if several else {"label": label}
-    offset = tfds.features.Scalar(dtype=np.int32)
+        features |= {"labels": of.Sequence(label)} if several else {"label": label}
     if span_labels:
-        kinds = tfds.features.ClassLabel(names=list(span_labels))
-        features["spans"] = tfds.features.Sequence(
-            {"start": offset, "stop": offset, "label": kinds}
-        )
+        offset, kind = of.Scalar(dtype=np.int32), of.ClassLabel(names=list(span_labels))
+        features["spans"] = of.Sequence({"start": offset, "stop": offset, "label": kind})
     if words:  # a tensor: a sequence of scalars is written item by item
-        stops = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+        stops = of.Tensor(shape=(None,), dtype=np.int32)
         features |= {"words": stops} | ({"pair_words": stops} if "pair" in features else {})
     if count := max((len(record.values) for record in records), default=0):
-        features["values"] = tfds.features.Tensor(shape=(count,), dtype=np.float32)
+        features["values"] = of.Tensor(shape=(count,), dtype=np.float32)
     return features
 
 
@@ -158,16 +148,13 @@ def _examples(columns: Mapping[str, list], features: Mapping[str, Any], count: i
         parts = [part.numpy().astype(dtype) for part in columns.get(name, ())]
         return np.concatenate([empty, *parts])
 
-    def texts(name: str) -> np.ndarray | None:
+    def objects(name: str) -> np.ndarray | None:
         if name not in features:
             return None
-        return object_array([t.decode() for part in columns.get(name, ()) for t in part.numpy()])
-
-    def choices() -> np.ndarray | None:
-        if "choices" not in features:
-            return None
-        rows = [row for part in columns.get("choices", ()) for row in part.to_list()]
-        return object_array([tuple(choice.decode() for choice in row) for row in rows])
+        rows = [row for part in columns.get(name, ()) for row in part.numpy()]
+        return object_array(
+            [t.decode() if isinstance(t, bytes) else tuple(map(bytes.decode, t)) for t in rows]
+        )
 
     def ragged(*names: str) -> Ragged | None:
         if names[0].split("/")[0] not in features:
@@ -180,15 +167,15 @@ def _examples(columns: Mapping[str, list], features: Mapping[str, Any], count: i
 
     spans = ragged("spans/start", "spans/stop", "spans/label")
     return Examples(
-        texts_N=texts("text"),
+        texts_N=objects("text"),
         labels_N=dense("label", np.int32),
         ids_N=np.arange(count, dtype=np.int64),
-        names_N=texts("name"),
-        pairs_N=texts("pair"),
+        names_N=objects("name"),
+        pairs_N=objects("pair"),
         label_sets=ragged("labels"),
         numbers_N=dense("number", np.float32),
-        choices_N=choices(),
-        histories_N=texts("history"),
+        choices_N=objects("choices"),
+        histories_N=objects("history"),
         spans=spans,
         span_labels=() if spans is None else tuple(features["spans"]["label"].names),
         words=ragged("words"),

@@ -1,8 +1,7 @@
 """Tables of characters, .csv and .tsv alike, to rows: one decision on delimiter, quotes and lines.
 
 Here: what pandas, Excel, `datasets`, R and Python's csv module write, and files written without
-quotes. Not here: bytes to characters (encodings.py), nor what the columns mean (sources.py). Called
-by formats.py, and by evaluation/label_issues.py for a review that went through a spreadsheet.
+quotes. Not here: bytes to characters (encodings.py), nor what the columns mean (sources.py).
 
 What is decided, over the whole file:
 
@@ -14,6 +13,7 @@ What is decided, over the whole file:
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +33,6 @@ _JSON = re.compile(r'\s*(?:\[\s*)?\{\s*"')
 _SHOWN = 6  # names of columns
 
 Lines = Iterable[tuple[int, str]]
-Records = Iterator[tuple[int, list[str]]]
 
 
 class Dialect(NamedTuple):
@@ -54,11 +53,7 @@ class Dialect(NamedTuple):
 
 
 class _Fault(ValueError):
-    """A record that is not quoted as RFC 4180 has it, and the line that it begins in."""
-
-    def __init__(self, line: int, reason: str):
-        super().__init__(reason)
-        self.line, self.reason = line, reason
+    """A record that is not quoted as RFC 4180 has it: the line that it begins in, and why."""
 
 
 def read_rows(
@@ -71,7 +66,7 @@ def read_rows(
 
     Args:
         path: a table with a header, gzipped if it ends in .gz.
-        encoding: as encodings.resolve returns it.
+        encoding: what encodings.resolve returned.
         notes: collect what is decided.
         keep_empty: keeps the rows at the end.
 
@@ -87,7 +82,7 @@ def read_rows(
 def _rows(
     path: Path, encoding: str, dialect: Dialect, notes: Notes, keep_empty: bool
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    columns, empty = len(dialect.header), []
+    empty: list[int] = []  # rows that are dropped if no other follows them
     named = [(i, name) for i, name in enumerate(dialect.header) if name]
     blank = {name: "" for _, name in named}
     lines = encodings.lines(path, encoding, newline=dialect.newline)
@@ -96,36 +91,33 @@ def _rows(
             if number <= dialect.first:
                 continue
             if not "".join(fields).strip():
-                if fields:
-                    empty.append(number)
+                empty += [number] if fields else []
                 continue
-            if len(fields) != columns and not _fits(fields, dialect):
+            if not _fits(fields, dialect):
                 raise _ragged(f"{path}:{number}", fields, dialect)
-            for place in empty:
-                yield place, dict(blank)
+            yield from ((place, dict(blank)) for place in empty)
             empty.clear()
             if dialect.quoted:
                 _count_swallowed(fields, dialect, f"{path}:{number}", notes)
             yield number, {name: fields[i] for i, name in named}
     except _Fault as fault:
-        raise ValueError(
-            f"{path}:{fault.line}: {fault.reason}; close it, or double each quote inside a quoted "
-            'field, as in "他说""好""的"'
-        ) from None
+        line, reason = fault.args
+        remedy = 'close it, or double each quote inside a quoted field, as in "他说""好""的"'
+        raise ValueError(f"{path}:{line}: {reason}; {remedy}") from None
     if keep_empty:
         yield from ((place, dict(blank)) for place in empty)
     elif empty:
-        said = "{count} rows at the end of tables are empty and left out"
-        notes.count(said, f"{path}:{empty[0]}", count=len(empty))
+        sentence = "{count} rows at the end of tables are empty and left out"
+        notes.count(sentence, f"{path}:{empty[0]}", count=len(empty))
 
 
 def _dialect(path: Path, encoding: str, notes: Notes) -> Dialect:
     """Decides how a table is written: lines and delimiter by its beginning, quotes by all of it."""
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    start = encodings.head(path, encoding)
+    start = encodings.read_text(path, encoding, size=_HEAD)
     ends = next((match[1] for match in _END.finditer(start) if match[1]), "\n")
     if _JSON.match(start):
         raise ValueError(f"{path}: it is JSON: name it .json, or pass --config.data.format=json")
+    default = "\t" if encodings.suffix_of(path) == "tsv" else ","
     best, most = Dialect("", False, "", (), 0), -1.0
     for newline in ("\r" if ends == "\r" else "\n", ""):  # '' ends them at all of \r, \n and \r\n
         head, size = [], 0
@@ -133,13 +125,12 @@ def _dialect(path: Path, encoding: str, notes: Notes) -> Dialect:
             head.append((number, line))
             if (size := size + len(line)) > _HEAD:
                 break
-        dialect, share = _delimiter(head, newline, "\t" if suffix == ".tsv" else ",")
+        dialect, share = _delimiter(head, newline, default)
         if share > most:
             best, most = dialect._replace(ends=ends), share
         if most == 1 or "\r" not in start:
             break
-    twice = [name for name in best.header if name and best.header.count(name) > 1]
-    if twice:
+    if twice := [name for name in best.header if name and best.header.count(name) > 1]:
         raise ValueError(
             f"{path}:{best.first}: two columns are named {twice[0]!r}; rename one, or, if that "
             "line is a row, put a line with the columns' names before it"
@@ -164,36 +155,25 @@ def _delimiter(head: Lines, newline: str, default: str) -> tuple[Dialect, float]
 
 def _judge(head: Lines, dialect: Dialect) -> tuple[Dialect, float]:
     """Returns the dialect with its header, and the share of the rows that fit it."""
-    header, rows, faults = [], [], 0
+    rows, faults = [], 0
     try:
         for number, fields in _records(head, dialect):
-            if "".join(fields).strip():
-                if header:
-                    rows.append(fields)
-                else:
-                    header = [field.strip() for field in fields]
-                    dialect = dialect._replace(header=tuple(header), first=number)
+            if not "".join(fields).strip():
+                continue
+            if dialect.first:
+                rows.append(fields)
+            else:
+                header = tuple(field.strip() for field in fields)
+                dialect = dialect._replace(header=header, first=number)
     except _Fault:
         faults = 1  # also of a record that the head cuts off
-    firsts = {fields[0] for fields in rows if len(fields) == len(header) + 1}
+    firsts = {fields[0] for fields in rows if len(fields) == len(dialect.header) + 1}
     if rows and len(firsts) == len(rows) and all(map(str.isdecimal, firsts)):
         # R and index_label=False of pandas name all columns but the first, which numbers the rows.
-        dialect = dialect._replace(header=("", *header))
+        dialect = dialect._replace(header=("", *dialect.header))
     if not rows:
         return dialect, 0.0 if faults else 0.5
     return dialect, sum(_fits(row, dialect) for row in rows) / (len(rows) + faults)
-
-
-class _Quotes(NamedTuple):
-    """What the quotes of a table are like, read as characters."""
-
-    needed: int = 0  # fields in quotes that double a quote, or are empty
-    idle: int = 0  # fields in quotes that need none
-    misread: int = 0  # fields that begin with a quote, and do not end as a quoted one does
-    escaped: int = 0  # lines in which a backslash stands before a quote
-    commas: int = 0  # of the needed, those that hold nothing but a comma that calls for quotes
-    ragged: int = 0  # the first line that does not fit the header
-    places: tuple[str, ...] = ()  # of the first needed, idle, misread and escaped
 
 
 def _with_quotes(dialect: Dialect, path: Path, encoding: str, notes: Notes) -> Dialect:
@@ -201,13 +181,15 @@ def _with_quotes(dialect: Dialect, path: Path, encoding: str, notes: Notes) -> D
     quotes = _count_quotes(dialect, path, encoding)
     if quotes is None:  # who quotes the names quotes all that is text
         return dialect._replace(quoted=True)
-    needed, idle, misread, escaped, only_commas, ragged, places = quotes
-    if escaped:
-        said = (
-            '{count} lines of tables hold \\", whose backslash is read as a character of the text; '
-            'if it is not, write the table again with quotes doubled ("")'
+    counts, places, ragged = quotes
+    needed, idle, misread = counts["needed"], counts["idle"], counts["misread"]
+    needless = counts["comma"]  # of the needed
+    if counts["escaped"]:
+        sentence = (
+            '{count} lines of tables hold \\", whose backslash is read as a character of the '
         )
-        notes.count(said, places[3], warn=True, count=escaped)
+        sentence += 'text; if it is not, write the table again with quotes doubled ("")'
+        notes.count(sentence, places["escaped"], warn=True, count=counts["escaped"])
     if not needed + idle + misread:
         return dialect._replace(quoted=False)
     commas = dialect.delimiter in ",;"  # where quotes without need are quotes by custom
@@ -216,65 +198,79 @@ def _with_quotes(dialect: Dialect, path: Path, encoding: str, notes: Notes) -> D
         fault = _first_misfit(path, encoding, dialect._replace(quoted=True))
     if ragged:
         quoted = not fault or fault > ragged or (fault == ragged and commas)
-    elif misread and fault:  # a damaged table of quoted fields is refused there
-        quoted = misread <= needed - only_commas + (idle if commas else 0)
+    elif misread and fault:  # a damaged table of quoted fields is rejected there
+        quoted = misread <= needed - needless + (idle if commas else 0)
     else:
         quoted = commas or (bool(needed) and not misread)
+    kinds = [kind for kind in ("misread", "idle", "needed") if kind in places]
     if quoted:
-        if needed and needed == only_commas and not ragged:
-            said = "{count} fields of tables stand in quotes that only a comma calls for; they are "
-            notes.count(said + "read without", places[0], warn=True, count=needed)
+        if needed and needed == needless and not ragged:
+            sentence = "{count} fields of tables are in quotes that only a comma calls for; they"
+            notes.count(f"{sentence} are read without", places["needed"], warn=True, count=needed)
         return dialect._replace(quoted=True)
     if needed or not misread or not fault:
-        said = (
-            "{count} fields of tables stand in quotes that are read as characters of the text; if "
-            "they are not, put the names of the columns in quotes as well"
-        )
-        place = next(filter(None, places))
-        notes.count(said, place, warn=True, count=needed + idle + misread)
+        sentence = "{count} fields of tables are in quotes that are read as characters of the "
+        sentence += "text; if they are not, put the names of the columns in quotes as well"
+        notes.count(sentence, places[kinds[-1]], warn=True, count=needed + idle + misread)
     elif commas:
-        said = (
-            "{count} fields of tables begin with a quote that does not end them, so that quotes "
-            "are read as characters of the text"
-        )
-        notes.count(said, places[2], warn=True, count=misread)
-    return dialect._replace(quoted=False, characters=places[2] or places[1] or places[0])
+        sentence = "{count} fields of tables begin with a quote that does not end them, so that "
+        sentence += "quotes are read as characters of the text"
+        notes.count(sentence, places["misread"], warn=True, count=misread)
+    return dialect._replace(quoted=False, characters=places[kinds[0]])
 
 
-def _count_quotes(dialect: Dialect, path: Path, encoding: str) -> _Quotes | None:
-    """Returns what the quotes of all lines are like, None if those around names are quotes."""
-    counts, places, ragged, bare = [0] * 5, [""] * 5, 0, dialect.delimiter != "\t"
+def _count_quotes(
+    dialect: Dialect, path: Path, encoding: str
+) -> tuple[Counter[str], dict[str, str], int] | None:
+    """Returns what the quotes of all lines are like, None if those around names are quotes.
+
+    Returns:
+        The count of each kind, the first place of each, and the first line that does not
+        fit the header, 0 if all do. The kinds: 'needed' fields in quotes double a quote, or are
+        empty; of these, 'comma' ones hold nothing but a comma that calls for quotes; 'idle' ones
+        need none; 'misread' ones begin with a quote, and do not end as a quoted one does; in
+        'escaped' lines a backslash comes before a quote.
+    """
+    counts: Counter[str] = Counter()
+    places: dict[str, str] = {}
+    ragged, bare = 0, dialect.delimiter != "\t"
     literal, separators = dialect._replace(quoted=False), len(dialect.header) - 1
     for number, line in encodings.lines(path, encoding, newline=dialect.newline):
         if '"' not in line and line.count(dialect.delimiter) == separators:
             bare = bare or "," in line
             continue
         fields = _content(line).split(dialect.delimiter)
+        if number == dialect.first and any(map(_OPENING.match, fields)):
+            return None
         if number <= dialect.first:
-            if number == dialect.first and any(map(_OPENING.match, fields)):
-                return None
             continue
         kinds = []
         for field in fields:
             if not _OPENING.match(field):
                 bare = bare or "," in field
             elif (match := _QUOTED.fullmatch(field)) is None:
-                kinds.append(2)
+                kinds.append("misread")
+            elif not match[1] or '""' in match[1] or "\r" in match[1]:
+                kinds.append("needed")
             else:
-                needed = not match[1] or '""' in match[1] or "\r" in match[1]
-                kinds.append(0 if needed else 4 if "," in field else 1)
+                kinds.append("comma" if "," in field else "idle")
         # Empty columns at the end must not make room for what the split has cut in two.
-        cut = 2 in kinds and len(fields) != len(dialect.header)
+        cut = "misread" in kinds and len(fields) != len(dialect.header)
         if not ragged and line.strip() and (cut or not _fits(fields, literal)):
             ragged = number
         if any(_ESCAPED.search(field) for field in fields if field[:1] not in ("[", "{")):  # JSON
-            kinds.append(3)
+            kinds.append("escaped")
+        counts.update(kinds)
         for kind in kinds:
-            counts[kind] += 1
-            places[kind] = places[kind] or f"{path}:{number}"
-    kind = 1 if bare else 0  # Excel puts all that holds a comma in quotes, between tabs as well
-    counts[kind], places[kind] = counts[kind] + counts[4], places[kind] or places[4]
-    return _Quotes(*counts[:4], 0 if bare else counts[4], ragged, tuple(places[:4]))
+            places.setdefault(kind, f"{path}:{number}")
+    # Excel puts all that holds a comma in quotes, between tabs as well, unless another one is bare.
+    kind = "idle" if bare else "needed"
+    counts[kind] += counts["comma"]
+    if "comma" in places:
+        places.setdefault(kind, places["comma"])
+    if bare:
+        del counts["comma"]
+    return counts, places, ragged
 
 
 def _first_misfit(path: Path, encoding: str, dialect: Dialect) -> int:
@@ -286,7 +282,7 @@ def _first_misfit(path: Path, encoding: str, dialect: Dialect) -> int:
             if is_row and not _fits(fields, dialect):
                 return number
     except _Fault as fault:
-        return fault.line
+        return fault.args[0]
     return 0
 
 
@@ -296,7 +292,7 @@ def _fits(fields: Sequence[str], dialect: Dialect) -> bool:
     return dialect.width <= len(fields) and not "".join(beyond).strip()
 
 
-def _records(lines: Lines, dialect: Dialect) -> Records:
+def _records(lines: Lines, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     """Yields the first line and the fields of each record, none for a blank line.
 
     Python's csv module ends a record at a bare carriage return, which pandas leaves unquoted.
@@ -335,12 +331,11 @@ def _quoted(number: int, line: str, more: Iterator[tuple[int, str]], delimiter: 
         text = "".join((*parts, closing[0].rstrip(" ")[:-1]))
         fields.append(text.replace('""', '"'))
         place = closing.end()
-        if line.startswith(delimiter, place):
-            place += 1
-        elif _content(line[place:]):
+        if not line.startswith(delimiter, place):
+            if not _content(line[place:]):
+                return fields
             raise _Fault(number, f"a quoted field goes on with {line[place]!r} after its quote")
-        else:
-            return fields
+        place += 1
 
 
 def _content(line: str) -> str:
@@ -349,53 +344,52 @@ def _content(line: str) -> str:
 
 
 def _ragged(where: str, fields: Sequence[str], dialect: Dialect) -> ValueError:
-    columns, name = len(dialect.header), _NAMES.get(dialect.delimiter, repr(dialect.delimiter))
+    columns, name = len(dialect.header), _name(dialect)
     if columns == 1:
         remedy = "if another line names the columns, remove those before it; else put each text in "
         remedy += "quotes" + ", or, where it has no quotes, name the file .tsv" * (name == "comma")
     elif len(fields) < columns:
         remedy = "restore what is missing; a text that holds a line end must be in quotes"
     elif dialect.characters:
-        remedy = (
-            f"replace the {name} inside a field, or put all fields in quotes and double those "
-            f"inside: here quotes are characters, as {dialect.characters} shows"
-        )
+        remedy = f"replace the {name} inside a field, or put all fields in quotes and double those "
+        remedy += f"inside: here quotes are characters, as {dialect.characters} shows"
     else:
         remedy = f"a field that holds a {name} must be in quotes, with quotes inside it doubled"
     if len(fields) == columns + 1 > 2:
         remedy += f", and a first column without a name needs a {name} before the other names"
     names = [*dialect.header[:_SHOWN], *["…"] * (columns > _SHOWN)]
-    return ValueError(
-        f"{where}: found {len(fields)} fields, but the header has {columns}, separated by {name}: "
-        f"{names}; {remedy}"
+    found = (
+        f"found {len(fields)} fields, but the header has {columns}, separated by {name}: {names}"
     )
+    return ValueError(f"{where}: {found}; {remedy}")
 
 
 def _count_swallowed(fields: Sequence[str], dialect: Dialect, where: str, notes: Notes) -> None:
     """Counts a field of several lines, all but the ends of which look like rows themselves."""
-    if not any("\n" in field or "\r" in field for field in fields):
-        return
-    inner = [line for field in fields for line in re.split(r"\r\n|\n|\r", field)[1:-1]]
+    long = (field for field in fields if "\n" in field or "\r" in field)
+    inner = [line for field in long for line in re.split(r"\r\n|\n|\r", field)[1:-1]]
     wide = [line for line in inner if line.count(dialect.delimiter) == len(dialect.header) - 1]
     if wide and len(dialect.header) > 1 and (len(wide) == len(inner) or dialect.delimiter == "\t"):
-        said = "{count} lines inside quoted fields look like rows; if they are, close the quote "
-        notes.count(said + "before them", where, warn=True, count=len(wide))
+        sentence = "{count} lines inside quoted fields look like rows; if they are, close the quote"
+        notes.count(f"{sentence} before them", where, warn=True, count=len(wide))
+
+
+def _name(dialect: Dialect) -> str:
+    return _NAMES.get(dialect.delimiter, repr(dialect.delimiter))
 
 
 def _prose(dialect: Dialect, encoding: str) -> str:
     """Returns the decision as a line."""
-    name = _NAMES.get(dialect.delimiter, repr(dialect.delimiter))
     named = [column for column in dialect.header if column]
     shown = ", ".join([*named[:_SHOWN], *["…"] * (len(named) > _SHOWN)])
     quotes = "quoted fields" if dialect.quoted else "no quotes"
     parts = [
-        name if len(dialect.header) > 1 else "one column",
+        _name(dialect) if len(dialect.header) > 1 else "one column",
         "quotes are characters" if dialect.characters else quotes,
         f"{dialect.ends!r} line ends".replace("'", ""),
         *([encoding] if not encoding.startswith("utf-8") else []),
         f"{len(named)} column{'s' * (len(named) != 1)} ({shown})",
     ]
-    unnamed = len(dialect.header) - len(named)
-    if unnamed:
+    if unnamed := len(dialect.header) - len(named):
         parts.append(f"{unnamed} without a name not read")
     return ", ".join(parts)

@@ -1,7 +1,7 @@
 """TFDS data sets to rows: dicts from column names to plain values.
 
 Here: finding and preparing a set of TFDS, and its batches as Python values. Not here: what the
-columns and splits mean (sources.py, which calls this).
+columns and splits mean (sources.py).
 """
 
 import importlib
@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from input_pipeline import locking
 from input_pipeline.lazy import tfds
-from input_pipeline.locking import in_use
 
 
 def open_builder(data: ConfigDict, built_in: Iterable[str]) -> Any:
@@ -22,39 +21,40 @@ def open_builder(data: ConfigDict, built_in: Iterable[str]) -> Any:
     Raises:
         ValueError: if TFDS knows no such data set, or cannot prepare it.
     """
-    for module in built_in:  # imported to be known by name
+    for module in built_in:  # an import makes it known by name
         importlib.import_module(f"input_pipeline.corpus.datasets.{module}")
     name = data.source.removeprefix("tfds:")
+    what = f"config.data.source={data.source!r}: TFDS"
     try:
         if Path(name).expanduser().is_absolute():
             return tfds.builder_from_directory(Path(name).expanduser())
         builder = tfds.builder(name, data_dir=data.prepared_dir or None)
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"config.data.source={data.source!r}: TFDS finds no such data set ({_first(error)}); "
-            "expected a name that it knows, 'name/config:version' of a set that is prepared in "
-            f"{data.prepared_dir or 'its data_dir'}, or the absolute path of a folder with "
-            "dataset_info.json"
+            f"{what} finds no such data set ({_first_line(error)}); expected a name that it knows, "
+            f"'name/config:version' of a set prepared in {data.prepared_dir or 'its data_dir'}, or "
+            "the absolute path of a folder with dataset_info.json"
         ) from None
-    if not builder.is_prepared():
-        print(f"{name} is not prepared: TFDS prepares it now")
-        try:
-            _prepare(builder)
-        except (OSError, AssertionError, tfds.download.DownloadError) as error:
-            raise ValueError(
-                f"config.data.source={data.source!r}: TFDS cannot prepare it ({_first(error)}); "
-                f"prepare it where there is a network (tfds build {name}), copy its folder to "
-                f"{builder.data_path}, or convert it to JSONL for config.data.source='files'"
-            ) from None
-        builder = tfds.builder(name, data_dir=data.prepared_dir or None)  # with what is there now
-    return builder
+    if builder.is_prepared():
+        return builder
+    print(f"{name} is not prepared: TFDS prepares it now")
+    try:
+        _prepare(builder)
+    except (OSError, AssertionError, tfds.download.DownloadError) as error:
+        raise ValueError(
+            f"{what} cannot prepare it ({_first_line(error)}); prepare it where there is a network "
+            f"(tfds build {name}), copy its folder to {builder.data_path}, or convert it to JSONL "
+            "for config.data.source='files'"
+        ) from None
+    return tfds.builder(name, data_dir=data.prepared_dir or None)  # with what is there now
 
 
 def _prepare(builder: Any) -> None:
     """Prepares a data set of TFDS while no other process of this program does."""
     folder = Path(builder.data_path).parent
-    killed = (folder / locking.FILE).exists()  # without it, what is incomplete may be another's
-    with in_use(folder, wait="which prepares the same data") as locked:
+    # Without a lock's file, what is incomplete may belong to another program.
+    killed = (folder / locking.FILE).exists()
+    with locking.in_use(folder, wait="which prepares the same data") as locked:
         if builder.is_prepared():
             return
         if killed and locked:
@@ -62,7 +62,7 @@ def _prepare(builder: Any) -> None:
         builder.download_and_prepare()
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -87,12 +87,12 @@ def _plain(value: Any, feature: Any) -> list[Any]:
         return [dict(zip(feature, row, strict=True)) for row in zip(*columns, strict=True)]
     is_class = isinstance(feature, tfds.features.ClassLabel)
 
-    def named(item: Any) -> Any:
+    def plain(item: Any) -> Any:
         item = item.tolist() if hasattr(item, "tolist") else item
         if isinstance(item, list):
-            return [named(inner) for inner in item]
+            return [plain(inner) for inner in item]
         if is_class:
             return feature.int2str(item) if item >= 0 else None
         return item.decode() if isinstance(item, bytes) else item
 
-    return named(value)
+    return plain(value)

@@ -1,19 +1,20 @@
 """Numbers read off a text: lengths, scripts, punctuation, lexicon hits, pinyin, radicals, overlap.
 
-Here: the raw, dense statistics, which learn nothing. features.py adds TF-IDF, fits on the training
-split what has to be fitted, and is the only caller.
+Here: the raw, dense statistics, which learn nothing. features.py adds TF-IDF and fits on the
+training split what has to be fitted.
 
 Nearly all are shares of characters of some class, which is one sparse product: a text's bag of
 characters times the membership of each character of the alphabet in each class.
 """
 
-import dataclasses
 import functools
 import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -22,6 +23,7 @@ from input_pipeline.examples import Examples, Ragged
 
 DENSE = ("lengths", "characters", "punctuation", "lexicon", "pinyin", "radicals", "values")
 
+Resources = Mapping[str, Mapping[str, Any]]
 Columns = dict[str, np.ndarray]  # name of a feature -> its value for each text, float64 [N]
 
 _SCRIPTS = (
@@ -45,82 +47,81 @@ _INITIALS = (
 _UNIFIED = range(0x4E00, 0x9FA6)  # ideographs of Unicode 1.1, in the order of their radicals
 
 
-@dataclasses.dataclass(frozen=True)
-class Resources:
-    """What extractors look up. It is stored with the fitted features: results never change later.
-
-    Attributes:
-        lexicon: word -> categories.
-        pinyin: character -> syllable and tone, such as 'hao3'.
-    """
-
-    lexicon: Mapping[str, Sequence[str]]
-    pinyin: Mapping[str, str]
+RADICALS = "".join(unicodedata.normalize("NFKC", chr(0x2F00 + index)) for index in range(214))
+_RANGES = {
+    "han": "\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af",
+    "kana": "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9d",
+    "hangul": "\uac00-\ud7a3\u1100-\u11ff\u3131-\u318e",
+    "emoji": "\U0001f000-\U0001faff\u2600-\u27bf\u2b50\ufe0f",
+}
+_SCRIPT = re.compile("|".join(f"(?P<{name}>[{ranges}])" for name, ranges in _RANGES.items()))
 
 
 def load_resources(kinds: Sequence[str], *, lexicon: str) -> Resources:
-    """Reads what the extractors `kinds` look up; `lexicon` is config.features.lexicon.
+    """Returns what the extractors `kinds` look up, by kind.
+
+    It is stored with the fitted features, so that results never change later: the categories of
+    each word of the lexicon, and the syllable and tone of each character, such as 'hao3'.
+
+    Args:
+        kinds: config.features.extractors.
+        lexicon: config.features.lexicon.
 
     Raises:
         FileNotFoundError: there is no such lexicon.
         ValueError: none is named, it is wrong, or the package pypinyin is not installed.
     """
-    return Resources(
-        read_lexicon(lexicon) if "lexicon" in kinds else {},
-        _read_pinyin() if "pinyin" in kinds else {},
-    )
+    return {
+        "lexicon": read_lexicon(lexicon) if "lexicon" in kinds else {},
+        "pinyin": _read_pinyin() if "pinyin" in kinds else {},
+    }
 
 
-def extract(
-    examples: Examples,
-    kinds: Sequence[str],
-    *,
-    resources: Resources,
-    words: bool,
-    value_names: Sequence[str],
-) -> Columns:
-    """Returns the features of `kinds` in a fixed order, those of the second text behind 'pair/'.
+def extract(examples: Examples, settings: Mapping[str, Any]) -> Columns:
+    """Returns the features in a fixed order, those of the second text behind 'pair/'.
 
     Args:
         examples: with `pairs_N`, statistics of the overlap of both texts are added.
-        kinds: some of DENSE; others are ignored.
-        resources: see `load_resources`.
-        words: whether 'lengths' counts words too.
-        value_names: of the columns of `values_NxK`.
+        settings: 'extractors', of which those in DENSE are made; 'resources', see `load_resources`;
+            'words', whether 'lengths' counts words too; 'value_names', of the columns of
+            `values_NxK`.
 
     Raises:
         ValueError: `examples` lack words or values, or one is not a number.
     """
-    first = Characters(examples.texts_N)
-    columns = _of_one_text(first, kinds, resources, examples.words if words else None)
+    texts = [("", examples.texts_N, examples.words)]
     if examples.pairs_N is not None:
-        second = Characters(examples.pairs_N)
-        pair = _of_one_text(second, kinds, resources, examples.pair_words if words else None)
-        columns |= {f"pair/{name}": values_N for name, values_N in pair.items()}
-        columns |= overlap(first, second)
-    if "values" in kinds:
-        columns |= _values(examples, value_names)
+        texts.append(("pair/", examples.pairs_N, examples.pair_words))
+    both, columns = [], {}
+    for prefix, texts_N, words in texts:
+        both.append(Characters(texts_N))
+        made = _of_one_text(both[-1], settings, words if settings["words"] else None)
+        columns |= {prefix + name: values_N for name, values_N in made.items()}
+    if len(both) == 2:
+        columns |= overlap(*both)
+    if "values" in settings["extractors"]:
+        columns |= _values(examples, settings["value_names"])
     return columns
 
 
 def _of_one_text(
-    characters: "Characters", kinds: Sequence[str], resources: Resources, words: Ragged | None
+    characters: "Characters", settings: Mapping[str, Any], words: Ragged | None
 ) -> Columns:
-    columns = {}
-    for kind in (kind for kind in DENSE if kind in kinds and kind != "values"):
-        found = {
-            "lengths": lambda: lengths(characters, words),
-            "characters": lambda: characters.shares(_SCRIPTS, _scripts),
-            "punctuation": lambda: punctuation(characters),
-            "lexicon": lambda: lexicon_hits(characters, resources.lexicon),
-            "pinyin": lambda: sounds(characters, resources.pinyin),
-            "radicals": lambda: characters.shares(
-                [chr(code) for code in radical_starts()],
-                lambda char: [radical] if (radical := radical_of(char)) else [],
-            ),
-        }[kind]()
-        columns |= {f"{kind}/{name}": values_N for name, values_N in found.items()}
-    return columns
+    resources = settings["resources"]
+    makers: dict[str, Callable[[], Columns]] = {  # in the order of DENSE
+        "lengths": lambda: lengths(characters, words),
+        "characters": lambda: characters.shares(_SCRIPTS, _scripts),
+        "punctuation": lambda: punctuation(characters),
+        "lexicon": lambda: lexicon_hits(characters, resources["lexicon"]),
+        "pinyin": lambda: sounds(characters, resources["pinyin"]),
+        "radicals": lambda: characters.shares(RADICALS, radical_of),
+    }
+    return {
+        f"{kind}/{name}": values_N
+        for kind, make in makers.items()
+        if kind in settings["extractors"]
+        for name, values_N in make().items()
+    }
 
 
 class Characters:
@@ -148,17 +149,14 @@ class Characters:
         shape = (len(texts_N), len(codes_U))
         self.bag_NxU = csr_matrix((ones, self.index_P, splits), shape)
 
-    def counts(self, names: Sequence[str], names_of: Callable[[str], Iterable[str]]) -> Columns:
-        """Counts for each name the characters that `names_of` puts under it."""
+    def shares(self, names: Sequence[str], names_of: Callable[[str], Iterable[str]]) -> Columns:
+        """Returns for each name the share of the characters that `names_of` puts under it."""
         column = {name: index for index, name in enumerate(names)}
         member_UxK = np.zeros((len(self.alphabet), len(names)))
         for row, char in enumerate(self.alphabet):
             member_UxK[row, [column[name] for name in names_of(char)]] = 1
-        return dict(zip(names, (self.bag_NxU @ member_UxK).T, strict=True))
-
-    def shares(self, names: Sequence[str], names_of: Callable[[str], Iterable[str]]) -> Columns:
-        """Returns the counts divided by the text's length."""
-        return {n: count_N / self.lengths_N for n, count_N in self.counts(names, names_of).items()}
+        shares_NxK = (self.bag_NxU @ member_UxK) / self.lengths_N[:, None]
+        return dict(zip(names, shares_NxK.T, strict=True))
 
     def among(self, chars: Iterable[str]) -> np.ndarray:
         """Returns bool [P]: whether each character is one of `chars`."""
@@ -196,21 +194,17 @@ def lengths(characters: Characters, words: Ragged | None) -> Columns:
 
 def punctuation(characters: Characters) -> Columns:
     """Returns the share of each mark, of repeated ones, and what the text ends with."""
-    marks_P = [_MARK_OF.get(char, "") for char in characters.alphabet]
-    places = {mark: index for index, mark in enumerate(_MARKS, 1)}
-    mark_P = np.array([places.get(mark, 0) for mark in marks_P], np.int64)[characters.index_P]
-    before_P = np.concatenate([[0], mark_P[:-1]])
-    before_P[np.diff(characters.rows_P, prepend=-1) != 0] = 0
-    shares = characters.shares(list(_MARKS), lambda char: filter(None, [_MARK_OF.get(char)]))
+    shares = characters.shares(list(_MARKS), lambda char: _MARK_OF.get(char, ""))
     columns = {"all": sum(shares.values()), **shares}
     columns["kinds"] = np.sum([share_N > 0 for share_N in shares.values()], axis=0)
     for mark in _REPEATED:
-        again_P = (mark_P == places[mark]) & (before_P == places[mark])
+        marks_P = characters.among(_MARKS[mark])
+        again_P = marks_P & ~characters.starts(marks_P)
         columns[f"repeated_{mark}"] = characters.sum(again_P) / characters.lengths_N
-    last_N = [_MARK_OF.get(text.rstrip()[-1:], "") for text in characters.texts_N]
-    columns["ends_with_mark"] = np.array([mark != "" for mark in last_N], np.float64)
+    last_N = np.array([_MARK_OF.get(text.rstrip()[-1:], "") for text in characters.texts_N], "U1")
+    columns["ends_with_mark"] = (last_N != "").astype(np.float64)
     for mark in _REPEATED:
-        columns[f"ends_with_{mark}"] = np.array([other == mark for other in last_N], np.float64)
+        columns[f"ends_with_{mark}"] = (last_N == mark).astype(np.float64)
     return columns
 
 
@@ -219,36 +213,30 @@ def lexicon_hits(characters: Characters, lexicon: Mapping[str, Sequence[str]]) -
 
     Hits don't overlap; where several words start, the longest is the hit.
     """
-    categories = sorted({category for found in lexicon.values() for category in found})
+    categories = sorted(set(chain.from_iterable(lexicon.values())))
     names = [name for category in categories for name in (category, f"not_{category}")]
     column = {name: index for index, name in enumerate(names)}
-    sizes: dict[str, list[int]] = {}
-    for word in sorted(lexicon, key=len, reverse=True):
-        if len(word) not in sizes.setdefault(word[0], []):
-            sizes[word[0]].append(len(word))
+    sizes: dict[str, list[int]] = {}  # of the words with each first character, the longest first
+    for first, size in sorted({(word[0], -len(word)) for word in lexicon}):
+        sizes.setdefault(first, []).append(-size)
     hits_NxK = np.zeros((len(characters.texts_N), len(names)))
     for row, text in enumerate(characters.texts_N):
         place = 0
         while place < len(text):
-            for size in sizes.get(text[place], ()):
-                if found := lexicon.get(text[place : place + size]):
-                    negated = _NEGATION.search(text[max(place - 2, 0) : place])
-                    prefix = "not_" if negated else ""
-                    for category in found:
-                        hits_NxK[row, column[prefix + category]] += 1
-                    place += size
-                    break
-            else:
-                place += 1
+            stops = (place + size for size in sizes.get(text[place], ()))
+            stop = next((stop for stop in stops if text[place:stop] in lexicon), None)
+            if stop:
+                negated = _NEGATION.search(text[max(place - 2, 0) : place])
+                for category in lexicon[text[place:stop]]:
+                    hits_NxK[row, column[f"not_{category}" if negated else category]] += 1
+            place = stop or place + 1
     return dict(zip(names, (100 * hits_NxK / characters.lengths_N[:, None]).T, strict=True))
 
 
 def sounds(characters: Characters, pinyin: Mapping[str, str]) -> Columns:
     """Returns shares of tones, initials and finals, each character read in its usual way."""
-    names = {part: None for syllable in pinyin.values() for part in _parts(syllable)}
-    return characters.shares(
-        sorted(names), lambda char: _parts(pinyin[char]) if char in pinyin else ()
-    )
+    names = sorted({part for syllable in pinyin.values() for part in _parts(syllable)})
+    return characters.shares(names, lambda char: _parts(pinyin[char]) if char in pinyin else ())
 
 
 def overlap(first: Characters, second: Characters) -> Columns:
@@ -287,11 +275,10 @@ def _row_sums(matrix_NxV: csr_matrix) -> np.ndarray:
 def _values(examples: Examples, names: Sequence[str]) -> Columns:
     values_NxK = examples.values_NxK
     if values_NxK is None or values_NxK.shape[1] != len(names):
-        found = "none" if values_NxK is None else values_NxK.shape[1]
         raise ValueError(
-            f"config.features.extractors has 'values': found {found} columns of numbers, expected "
-            f"{len(names) or 'at least one'}. Name them in config.data.value_columns, or leave "
-            "'values' out"
+            "config.features.extractors has 'values', but the examples have "
+            f"{0 if values_NxK is None else values_NxK.shape[1]} columns of numbers, expected "
+            f"{len(names) or 'some'}: name them in config.data.value_columns, or leave it out"
         )
     bad = np.argwhere(~np.isfinite(values_NxK))
     if len(bad):
@@ -299,8 +286,7 @@ def _values(examples: Examples, names: Sequence[str]) -> Columns:
         raise ValueError(
             f"config.features: example {examples.ids_N[row]} ({examples.texts_N[row][:20]!r}) has "
             f"{values_NxK[row, column]} in column {names[column]!r} of config.data.value_columns, "
-            f"and {len(bad) - 1} other values are no numbers either. Fill them in in the source, "
-            "or leave the column out"
+            f"and {len(bad) - 1} other values are no numbers either: fill them in, or leave it out"
         )
     return {f"values/{name}": values_NxK[:, i].astype(float) for i, name in enumerate(names)}
 
@@ -328,16 +314,14 @@ def read_lexicon(path: str) -> dict[str, tuple[str, ...]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 ({error}): convert it") from error
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         parts = [part.strip() for part in line.split("\t" if "\t" in line else None)]
-        if len(parts) != 2 or not all(parts):
+        if line.strip() and (len(parts) != 2 or not all(parts)):
             raise ValueError(
                 f"{file}:{number}: found {line!r}, expected a word and a category with a tab or a "
                 "space between"
             )
-        word, category = parts
-        lexicon[word] = tuple(dict.fromkeys((*lexicon.get(word, ()), category)))
+        if line.strip():
+            lexicon[parts[0]] = tuple(dict.fromkeys((*lexicon.get(parts[0], ()), parts[1])))
     if not lexicon:
         raise ValueError(f"{file}: no words; expected a word and a category a line")
     return lexicon
@@ -354,8 +338,8 @@ def _read_pinyin() -> dict[str, str]:
         ) from None
     chars = [chr(code) for code in _UNIFIED]
     options = {"style": Style.TONE3, "neutral_tone_with_five": True, "errors": lambda _: [""]}
-    readings = pinyin(chars, **options)
-    return {char: found[0] for char, found in zip(chars, readings, strict=True) if found[0]}
+    readings = zip(chars, pinyin(chars, **options), strict=True)
+    return {char: usual for char, (usual, *_) in readings if usual}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -366,40 +350,26 @@ def _parts(syllable: str) -> tuple[str, ...]:
     return f"initial_{initial}", f"final_{sound[len(initial) :]}", f"tone_{tone}"
 
 
-@functools.cache
-def radical_starts() -> tuple[int, ...]:
-    """Returns the code points at which the characters of each of the 214 Kangxi radicals begin.
+def radical_of(char: str) -> str:
+    """Returns the Kangxi radical, 心 for 情; '' of what is no ideograph of Unicode 1.1.
 
     The block of unified ideographs is sorted by radical, and each radical's section begins with the
     character that is the radical, which the Kangxi Radicals block is compatible with.
     """
-    return tuple(ord(unicodedata.normalize("NFKC", chr(0x2F00 + index))) for index in range(214))
-
-
-def radical_of(char: str) -> str:
-    """Returns the Kangxi radical, 心 for 情; '' of what is no ideograph of Unicode 1.1."""
-    if ord(char) not in _UNIFIED:
-        return ""
-    return chr(radical_starts()[bisect_right(radical_starts(), ord(char)) - 1])
+    return RADICALS[bisect_right(RADICALS, char) - 1] if ord(char) in _UNIFIED else ""
 
 
 def _scripts(char: str) -> Iterable[str]:
     """Yields the classes of a character: one script, and any of the last five."""
-    code, category = ord(char), unicodedata.category(char)
-    if 0xFF01 <= code <= 0xFF5E or code == 0x3000:
+    match, category = _SCRIPT.match(char), unicodedata.category(char)
+    if "\uff01" <= char <= "\uff5e" or char == "\u3000":
         yield "full_width"
         char = unicodedata.normalize("NFKC", char)
     if category == "Lu":
         yield "upper_case"
-    if 0x3400 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x323AF:
-        yield "han"
-        yield from _variant(char)
-    elif 0x3041 <= code <= 0x30FF or 0x31F0 <= code <= 0x31FF or 0xFF66 <= code <= 0xFF9D:
-        yield "kana"
-    elif 0xAC00 <= code <= 0xD7A3 or 0x1100 <= code <= 0x11FF or 0x3131 <= code <= 0x318E:
-        yield "hangul"
-    elif 0x1F000 <= code <= 0x1FAFF or 0x2600 <= code <= 0x27BF or code in (0x2B50, 0xFE0F):
-        yield "emoji"
+    if match:
+        yield match.lastgroup
+        yield from _variant(char) if match.lastgroup == "han" else ()
     elif category == "Nd":
         yield "digit"
     elif char.isspace():
@@ -411,7 +381,7 @@ def _scripts(char: str) -> Iterable[str]:
 
 
 def _variant(char: str) -> Iterable[str]:
-    """Tells traditional from simplified characters by the national standards that hold them.
+    """Yields whether a character is traditional, simplified or rare, by the standards that hold it.
 
     GB 2312 is the simplified one; Big5's level 1 the 5,401 frequent traditional characters. Of
     them, 2,073 are in Big5 alone, 92 % of which OpenCC would change.

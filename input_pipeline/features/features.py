@@ -2,7 +2,7 @@
 
 Dense statistics come from extractors.py, TF-IDF from scikit-learn; then transformation (of the
 dense statistics), selection and scaling, all fitted by scikit-learn. Not here: where the features
-join the encoder (models/heads.py). Called by training/ before the first step.
+join the encoder (models/heads.py).
 
 What is stored is neither a pickle, whose reading may run any code, nor a tree of scikit-learn's
 objects (skops takes 23 MB and 5 s for 20,000 terms, with other bytes each time), but the fitted
@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -39,12 +40,16 @@ from sklearn.preprocessing import (
 )
 
 from input_pipeline.examples import Examples, Ragged
-from input_pipeline.features import extractors
+from input_pipeline.features.extractors import extract, load_resources
 from input_pipeline.features.selection import Matrix, column_edges, columns_of, select
 
 TFIDF = ("character_tfidf", "word_tfidf")
 _VERSION = 1  # of the stored form and of what the extractors compute
-_PER_FEATURE = ("kept_K", "low_K", "high_K", "center_K", "scale_K")
+_SCALERS = {  # what is subtracted, and what is divided by
+    "standard": (StandardScaler, "mean_", "scale_"),
+    "min_max": (MinMaxScaler, "data_min_", "data_range_"),
+    "robust": (RobustScaler, "center_", "scale_"),
+}
 _MAX_BYTES = 2 << 30  # of the features of one split
 
 
@@ -75,14 +80,13 @@ class FeaturePipeline:
             ValueError: the examples lack what the training split had: pairs, words, values.
         """
         _check_size(len(examples), len(self.names))
-        dense_NxD = _stack(_extract(examples, self.settings), len(examples))
-        dense_NxD = _transformed(self.settings["transformation"], self.arrays, dense_NxD)
-        blocks = [dense_NxD]
+        _, dense_NxD = _extract(examples, self.settings)
+        blocks = [_transformed(self.settings["transformation"], self.arrays, dense_NxD)]
         for kind, terms in self.settings["terms"].items():
             weigh = _vectoriser(kind, vocabulary=terms)
             weigh.idf_ = self.arrays[f"{kind}.idf_V"]
-            weights = weigh.transform(_documents(kind, examples, pair=self.settings["pair"]))
-            blocks += _reduced(kind, weights, self.arrays, pair=self.settings["pair"])
+            weights = weigh.transform(_documents(kind, examples))
+            blocks += _term_columns(kind, terms, weights, self.arrays, examples)[1]
         kept_NxK = columns_of(blocks, self.arrays["kept_K"])
         kept_NxK = np.clip(kept_NxK, self.arrays["low_K"], self.arrays["high_K"])
         return ((kept_NxK - self.arrays["center_K"]) / self.arrays["scale_K"]).astype(np.float32)
@@ -106,21 +110,16 @@ class FeaturePipeline:
         return safetensors.numpy.save({**content, "sha256": _digest(content)})
 
 
-def load(path: str | Path, *, fingerprint: str = "") -> FeaturePipeline:
+def load(path: str | Path) -> FeaturePipeline:
     """Reads what `FeaturePipeline.save` wrote; runs no code from it, whatever it holds.
-
-    Args:
-        path: the file.
-        fingerprint: expected, such as a checkpoint's; '' takes any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not such a file, was damaged or changed, or is another's.
+        ValueError: it is not such a file, or was damaged or changed.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no fitted features at {path}: train with config.features first")
-    remedy = "Restore the file from the run that wrote it, or train again"
     try:
         content = safetensors.numpy.load(path.read_bytes())
         digest = content.pop("sha256")
@@ -129,23 +128,15 @@ def load(path: str | Path, *, fingerprint: str = "") -> FeaturePipeline:
         settings = json.loads(content.pop("settings").tobytes())
         if settings["version"] != _VERSION:
             raise ValueError(f"version {settings['version']}, expected {_VERSION}")
-        if any(len(content[name]) != len(settings["names"]) for name in _PER_FEATURE):
-            raise ValueError("arrays and names differ in length")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no fitted features: {error}. {remedy}") from error
-    pipeline = FeaturePipeline(settings, content)
-    found = pipeline.fingerprint
-    if fingerprint and found != fingerprint:
         raise ValueError(
-            f"{path} has the fingerprint {found[:12]}, expected {fingerprint[:12]}: these features "
-            f"were fitted for another run. {remedy}"
-        )
-    return pipeline
+            f"{path} holds no fitted features: {error}. Restore the file from the run that wrote "
+            "it, or train again"
+        ) from error
+    return FeaturePipeline(settings, content)
 
 
-def fit(
-    train: Examples, features: ConfigDict, *, value_names: Sequence[str] = ()
-) -> FeaturePipeline:
+def fit(train: Examples, features: ConfigDict, *, value_names: Sequence[str]) -> FeaturePipeline:
     """Fits everything that `features` (config.features) asks for on the training split alone.
 
     Args:
@@ -160,16 +151,13 @@ def fit(
         ValueError: a setting that is unknown or does not fit the examples, or no feature is left.
         FileNotFoundError: there is no such lexicon.
     """
-    if not value_names and train.values_NxK is not None:
-        value_names = [str(column) for column in range(train.values_NxK.shape[1])]
-    resources = extractors.load_resources(features.extractors, lexicon=features.lexicon)
     settings: dict[str, Any] = {
         "version": _VERSION,
         "extractors": list(features.extractors),
         "pair": train.pairs_N is not None,
         "words": train.words is not None and "lengths" in features.extractors,
         "value_names": list(value_names),
-        "resources": dataclasses.asdict(resources),
+        "resources": load_resources(features.extractors, lexicon=features.lexicon),
         "transformation": features.transformation,
         "terms": {},
     }
@@ -184,8 +172,8 @@ def fit(
     if not len(kept_K):
         raise ValueError(
             f"config.features: none of {len(names)} features is left: {constant} are constant in "
-            f"the {len(train)} training examples, and selection {features.selection!r} keeps none "
-            "of the others. Choose other extractors, or selection 'none'"
+            f"the {len(train)} training examples, selection {features.selection!r} keeps no other: "
+            "choose other extractors, or selection 'none'"
         )
     _check_size(len(train), len(kept_K))
     center_K, scale_K = _fit_scaling(features.scaling, columns_of(blocks, kept_K))
@@ -206,16 +194,15 @@ def _fit_blocks(
     Returns:
         The names of all A columns, the columns in blocks, and the arrays to store.
     """
-    dense = _extract(train, settings)
-    names, dense_NxD = list(dense), _stack(dense, len(train))
+    names, dense_NxD = _extract(train, settings)
     arrays = _fit_transformation(features.transformation, dense_NxD)
     blocks = [_transformed(features.transformation, arrays, dense_NxD)]
     for kind in (kind for kind in TFIDF if kind in features.extractors):
         terms, weights, fitted = _fit_terms(kind, train, features)
         settings["terms"][kind] = terms
         arrays |= fitted
-        blocks += _reduced(kind, weights, arrays, pair=settings["pair"])
-        names += _term_names(kind, terms, arrays, pair=settings["pair"])
+        more_names, more_blocks = _term_columns(kind, terms, weights, arrays, train)
+        names, blocks = names + more_names, blocks + more_blocks
     return names, blocks, arrays
 
 
@@ -228,38 +215,31 @@ def _check_size(examples: int, features: int) -> None:
         )
 
 
-def _extract(examples: Examples, settings: Mapping[str, Any]) -> extractors.Columns:
-    """Returns the dense statistics, checked against what the training split had."""
+def _extract(examples: Examples, settings: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
+    """Returns names and values of the D dense statistics, checked against the training split's."""
+    has = ("no second texts", "second texts")
     if (examples.pairs_N is not None) != settings["pair"]:
-        has = ("no second texts", "second texts")
         raise ValueError(
-            f"config.features: these examples have {has[examples.pairs_N is not None]}, the "
-            f"training split has {has[settings['pair']]}: check config.data.pair_column"
+            f"config.features: these examples have {has[not settings['pair']]}, the training split "
+            f"has {has[settings['pair']]}: check config.data.pair_column"
         )
     if settings["words"] and examples.words is None:
         raise ValueError(
             "config.features: these examples have no words, the training split has: check "
             "config.data.words"
         )
-    return extractors.extract(
-        examples,
-        settings["extractors"],
-        resources=extractors.Resources(**settings["resources"]),
-        words=settings["words"],
-        value_names=settings["value_names"],
-    )
+    columns = extract(examples, settings)
+    values = list(columns.values())
+    return list(columns), np.stack(values, axis=1) if values else np.zeros((len(examples), 0))
 
 
-def _stack(columns: extractors.Columns, count: int) -> np.ndarray:
-    return np.stack(list(columns.values()), axis=1) if columns else np.zeros((count, 0))
-
-
-def _documents(kind: str, examples: Examples, *, pair: bool) -> Sequence[str] | list[list[str]]:
+def _documents(kind: str, examples: Examples) -> Sequence[str] | list[list[str]]:
     """Returns what TF-IDF counts in: the texts, behind them their pairs, cut into words or not."""
+    pairs_N = [] if examples.pairs_N is None else examples.pairs_N
     if kind == "character_tfidf":
-        return [*examples.texts_N, *examples.pairs_N] if pair else examples.texts_N
+        return [*examples.texts_N, *pairs_N]
     documents = _words(examples.texts_N, examples.words)
-    return documents + _words(examples.pairs_N, examples.pair_words) if pair else documents
+    return documents + _words(pairs_N, examples.pair_words) if len(pairs_N) else documents
 
 
 def _words(texts_N: np.ndarray, words: Ragged | None) -> list[list[str]]:
@@ -268,11 +248,8 @@ def _words(texts_N: np.ndarray, words: Ragged | None) -> list[list[str]]:
             "config.features.extractors has 'word_tfidf' but the examples have no words: set "
             "config.data.words='jieba'"
         )
-    rows = ([0, *words.row(index)] for index in range(len(texts_N)))
-    return [
-        [text[start:stop] for start, stop in pairwise(row)]
-        for text, row in zip(texts_N, rows, strict=True)
-    ]
+    rows = (pairwise([0, *words.row(index)]) for index in range(len(texts_N)))
+    return [[text[i:j] for i, j in row] for text, row in zip(texts_N, rows, strict=True)]
 
 
 def _vectoriser(kind: str, **options: Any) -> TfidfVectorizer:
@@ -286,7 +263,7 @@ def _fit_terms(
     kind: str, train: Examples, features: ConfigDict
 ) -> tuple[list[str], csr_matrix, dict[str, np.ndarray]]:
     """Returns terms, their weights in the training texts, and the arrays to store."""
-    documents = _documents(kind, train, pair=train.pairs_N is not None)
+    documents = _documents(kind, train)
     least = 2 if len(documents) >= 100 else 1  # few texts may share nothing
     vectoriser = _vectoriser(kind, min_df=least, max_features=features.tfidf_terms)
     try:
@@ -305,34 +282,31 @@ def _fit_terms(
     return vectoriser.get_feature_names_out().tolist(), weights, arrays
 
 
-def _reduced(
-    kind: str, weights: csr_matrix, arrays: Mapping[str, np.ndarray], *, pair: bool
-) -> list[Matrix]:
-    """Returns the blocks that come of TF-IDF weights, in the order of `_term_names`."""
+def _term_columns(
+    kind: str,
+    terms: Sequence[str],
+    weights: csr_matrix,
+    arrays: Mapping[str, np.ndarray],
+    examples: Examples,
+) -> tuple[list[str], list[Matrix]]:
+    """Returns names and blocks of the features that TF-IDF weights of `_documents` become."""
+    columns, names = weights, [f"{kind}/{term}" for term in terms]
     components_SxV = arrays.get(f"{kind}.components_SxV")
-    columns = weights if components_SxV is None else weights @ components_SxV.T
-    if not pair:
-        return [columns]
-    count = weights.shape[0] // 2
+    if components_SxV is not None:
+        columns = weights @ components_SxV.T
+        names = [f"{kind}/svd_{i}" for i in range(len(components_SxV))]
+    if examples.pairs_N is None:
+        return names, [columns]
+    count = len(examples)
     cosine_N = np.asarray(weights[:count].multiply(weights[count:]).sum(axis=1)).ravel()
-    return [columns[:count], columns[count:], cosine_N[:, None].astype(np.float64)]
-
-
-def _term_names(
-    kind: str, terms: Sequence[str], arrays: Mapping[str, np.ndarray], *, pair: bool
-) -> list[str]:
-    components_SxV = arrays.get(f"{kind}.components_SxV")
-    ends = terms if components_SxV is None else [f"svd_{i}" for i in range(len(components_SxV))]
-    names = [f"{kind}/{end}" for end in ends]
-    return [*names, *(f"pair/{name}" for name in names), f"overlap/{kind}"] if pair else names
+    names = [*names, *(f"pair/{name}" for name in names), f"overlap/{kind}"]
+    return names, [columns[:count], columns[count:], cosine_N[:, None].astype(np.float64)]
 
 
 def _fit_transformation(kind: str, dense_NxD: np.ndarray) -> dict[str, np.ndarray]:
-    if not dense_NxD.shape[1]:
-        return {}
-    if kind == "power":
+    if kind == "power" and dense_NxD.size:
         return {"lambdas_D": PowerTransformer(standardize=False).fit(dense_NxD).lambdas_}
-    if kind == "quantile":
+    if kind == "quantile" and dense_NxD.size:
         options = {"n_quantiles": min(100, len(dense_NxD)), "output_distribution": "normal"}
         fitted = QuantileTransformer(**options, subsample=None).fit(dense_NxD)
         return {"quantiles_QxD": fitted.quantiles_}
@@ -373,30 +347,21 @@ def _labels(train: Examples, selection: str) -> np.ndarray:
 
 def _fit_scaling(kind: str, kept_NxK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns what is subtracted and what is divided by, each float64 [K]."""
-    if kind == "standard":
-        scaler = StandardScaler().fit(kept_NxK)
-        return scaler.mean_, scaler.scale_
-    if kind == "min_max":
-        scaler = MinMaxScaler().fit(kept_NxK)
-        return scaler.data_min_, scaler.data_range_
-    if kind == "robust":
-        scaler = RobustScaler().fit(kept_NxK)
-        return scaler.center_, scaler.scale_
-    return np.zeros(kept_NxK.shape[1]), np.ones(kept_NxK.shape[1])
+    if kind == "none":
+        return np.zeros(kept_NxK.shape[1]), np.ones(kept_NxK.shape[1])
+    make, center, scale = _SCALERS[kind]
+    scaler = make().fit(kept_NxK)
+    return getattr(scaler, center), getattr(scaler, scale)
 
 
 def _report(features: ConfigDict, settings: Mapping[str, Any], total: int, constant: int) -> str:
-    names = settings["names"]
-    groups: dict[str, int] = {}
-    for name in names:
-        group = name.removeprefix("pair/").split("/")[0]
-        groups[group] = groups.get(group, 0) + 1
-    terms = [f"{len(found):,} terms in {kind}" for kind, found in settings["terms"].items()]
+    groups = Counter(name.removeprefix("pair/").split("/")[0] for name in settings["names"])
+    parts = [f"{count} {group}" for group, count in groups.items()]
+    parts += [f"{len(terms):,} terms in {kind}" for kind, terms in settings["terms"].items()]
     return (
-        f"Features: {len(names)} of {total}, {constant} being constant in the training split ("
-        + ", ".join([f"{count} {group}" for group, count in groups.items()] + terms)
-        + f"); transformation {features.transformation}, selection {features.selection}, scaling "
-        f"{features.scaling}."
+        f"Features: {len(settings['names'])} of {total}, {constant} being constant in the training "
+        f"split ({', '.join(parts)}); transformation {features.transformation}, selection "
+        f"{features.selection}, scaling {features.scaling}."
     )
 
 

@@ -1,16 +1,15 @@
 """Which features to keep: scores of columns, and the best of them.
 
-Here: matrices alone. features.py, the only caller, knows what their columns mean.
+Here: matrices alone. features.py knows what their columns mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix, hstack, issparse
 from sklearn.feature_selection import chi2, mutual_info_classif
 from sklearn.svm import LinearSVC
 
-SELECTIONS = ("variance", "chi2", "mutual_information", "model")
 _NEIGHBOUR_ROWS = 5_000  # mutual information of 17,000 takes 0.1 s a column
 
 Matrix = np.ndarray | csr_matrix  # sparse ones hold weights of terms: zeros and above
@@ -28,13 +27,17 @@ def column_edges(blocks: Sequence[Matrix]) -> tuple[np.ndarray, np.ndarray]:
 
 def columns_of(blocks: Sequence[Matrix], kept_K: np.ndarray) -> np.ndarray:
     """Returns columns of blocks side by side, float64 [N, K]; `kept_K` ascends."""
-    parts, start = [], 0
+    parts = [part.toarray() if issparse(part) else part for part in _parts(blocks, kept_K)]
+    return np.concatenate(parts, axis=1, dtype=np.float64)
+
+
+def _parts(blocks: Sequence[Matrix], kept_K: np.ndarray) -> Iterator[Matrix]:
+    """Yields the columns `kept_K` of blocks side by side, block by block."""
+    start = 0
     for block in blocks:
         stop = start + block.shape[1]
-        part = block[:, kept_K[(kept_K >= start) & (kept_K < stop)] - start]
-        parts.append(part.toarray() if issparse(part) else part)
+        yield block[:, kept_K[(kept_K >= start) & (kept_K < stop)] - start]
         start = stop
-    return np.concatenate(parts, axis=1, dtype=np.float64)
 
 
 def select(
@@ -72,19 +75,16 @@ def select(
 
 def _unit(blocks: Sequence[Matrix], kept_K: np.ndarray) -> tuple[csc_matrix, np.ndarray]:
     """Returns the columns, brought to [0, 1], and which of them were sparse."""
-    parts, sparse, start = [], [], 0
-    for block in blocks:
-        at_K = kept_K[(kept_K >= start) & (kept_K < start + block.shape[1])] - start
-        start += block.shape[1]
-        if not len(at_K):
+    parts, sparse = [], []
+    for part in _parts(blocks, kept_K):
+        if not part.shape[1]:
             continue
-        part = block[:, at_K]
         low_K, high_K = column_edges([part])
         if issparse(part):  # stays so: its zeros are the minimum
             parts.append(part.multiply(1 / high_K).tocsc())
         else:
             parts.append(csc_matrix((part - low_K) / (high_K - low_K)))
-        sparse += [issparse(part)] * len(at_K)
+        sparse += [issparse(part)] * part.shape[1]
     return hstack(parts, format="csc", dtype=np.float64), np.array(sparse)
 
 

@@ -1,8 +1,7 @@
 """The ids of a SentencePiece model: those of XLM-R and T5, and of tokens added to it.
 
 They are put into the model itself, so that SentencePiece gives them and all else (vocabulary.py,
-draws of segmentations) need not know; functions here change a parsed model in place. Called by
-sentencepiece_tokenizer.py.
+draws of segmentations) need not know; functions here change a parsed model in place.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,8 +9,8 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
-from input_pipeline.tokenizers.tokenization import SPACE, json_bytes
-from input_pipeline.tokenizers.tokenizer_files import CONFIG, Token, TokenizerFiles
+from input_pipeline.tokenizers.tokenization import CONFIG, SPACE, json_bytes
+from input_pipeline.tokenizers.tokenizer_files import Token, TokenizerFiles
 
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of XLM-R; <mask> is the last one
@@ -28,23 +27,25 @@ def is_fairseq(pieces: Sequence[str]) -> bool:
 
 def arrange(proto: proto_lib.ModelProto, files: TokenizerFiles) -> bool:
     """Gives a model the ids that its class has; returns whether that changed it."""
-    known, config = {piece.piece for piece in proto.pieces}, files.json(CONFIG)
+    config, first = files.json(CONFIG), tuple(piece.piece for piece in proto.pieces[:4])
     prefix, changed = config.get("add_prefix_space") is not False, False
     if files.kind in ("llama", "t5") and config.get("legacy") is False:
-        # Then transformers puts the space before a text itself, whatever the model says.
+        # Then transformers puts the space before a text itself, whatever the model has.
         changed = proto.normalizer_spec.add_dummy_prefix != prefix
         proto.normalizer_spec.add_dummy_prefix = prefix
-    if files.kind == "xlm-roberta" and not is_fairseq([p.piece for p in proto.pieces[:4]]):
+    if files.kind == "xlm-roberta" and first != _FAIRSEQ:
         _put_fairseq_ids(proto, files.where)
         return True
-    if files.kind == "t5" and not known & {_SENTINEL.format(0), SPACE + _SENTINEL.format(0)}:
-        first = tuple(piece.piece for piece in proto.pieces[:3])
-        if files.is_guessed and first != _T5:
+    known = {piece.piece.removeprefix(SPACE) for piece in proto.pieces}
+    if files.kind == "t5" and _SENTINEL.format(0) not in known:
+        if files.is_guessed and first[:3] != _T5:
             raise ValueError(
-                f"{files.where} begins with {', '.join(first)}, not as T5's models do: which ids "
-                f"its class gives can't be known; name the class in {CONFIG} (tokenizer_class)"
+                f"{files.where} begins with {', '.join(first[:3])}, not as T5's models do, so that "
+                f"its ids can't be inferred: name the class in {CONFIG} (tokenizer_class)"
             )
-        _put_sentinels(proto, config.get("extra_ids", _SENTINELS))
+        # Sentinels stand at the end, counting down; as control pieces no text reaches them.
+        for i in reversed(range(config.get("extra_ids", _SENTINELS))):
+            proto.pieces.add(piece=_SENTINEL.format(i), type=_TYPES.CONTROL)
         return True
     return changed
 
@@ -60,11 +61,10 @@ def add_tokens(proto: proto_lib.ModelProto, tokens: Sequence[Token]) -> tuple[bo
         if token["id"] == len(proto.pieces):
             proto.pieces.add(piece=token["content"])
         piece = proto.pieces[token["id"]]
-        if piece.type != _TYPES.NORMAL:
-            continue
-        # No text reaches control pieces.
-        piece.type = _TYPES.CONTROL if token["special"] else _TYPES.USER_DEFINED
-        changed, cut = True, [*cut, *([] if token["special"] else [token])]
+        if piece.type == _TYPES.NORMAL:
+            # No text reaches control pieces.
+            piece.type = _TYPES.CONTROL if token["special"] else _TYPES.USER_DEFINED
+            changed, cut = True, cut if token["special"] else [*cut, token]
     return changed, cut
 
 
@@ -85,26 +85,17 @@ def cuts_alike(proto: proto_lib.ModelProto, cut: Sequence[Token]) -> bool:
 
 def _put_fairseq_ids(proto: proto_lib.ModelProto, file: str) -> None:
     """Puts XLM-R's first ids in place and <mask> at the end; other pieces move up by one."""
-    first = {
-        piece.piece: _TYPES.FromString(piece.SerializeToString()) for piece in proto.pieces[:3]
-    }
+    first = {p.piece: _TYPES.FromString(p.SerializeToString()) for p in proto.pieces[:3]}
     first["<pad>"] = _TYPES(piece="<pad>", type=_TYPES.CONTROL)
     if absent := [piece for piece in _FAIRSEQ if piece not in first]:
         raise ValueError(
             f"{file} starts with {', '.join(first)}, without {', '.join(absent)}: it is no model "
-            "of an XLMRobertaTokenizer; set config.tokenizer.model to the right file, or correct "
-            f"tokenizer_class in {CONFIG}"
+            f"of an XLMRobertaTokenizer; correct config.tokenizer.model or, in {CONFIG}, its class"
         )
     del proto.pieces[:3]
     for place, piece in enumerate(_FAIRSEQ):
         proto.pieces.insert(place, first[piece])
     proto.pieces.add(piece="<mask>", type=_TYPES.CONTROL)
-
-
-def _put_sentinels(proto: proto_lib.ModelProto, count: int) -> None:
-    """Puts T5's sentinels at the end, counting down; as control pieces no text reaches them."""
-    for i in reversed(range(count)):
-        proto.pieces.add(piece=_SENTINEL.format(i), type=_TYPES.CONTROL)
 
 
 def serialised(proto: proto_lib.ModelProto) -> bytes:

@@ -1,11 +1,9 @@
-"""The silent-loss meter: what of a text a tokeniser does not pass on to the model as it is.
+"""The silent-loss meter: what a tokeniser doesn't pass on to the model as the text has it.
 
 Here: counting, over the texts of a data set, the characters that a tokeniser's own normaliser
-changes or drops, those that its vocabulary does not know, and those that are spelled in bytes. The
-normaliser of XLM-R and mT5, for example, turns ， into , without a word, and BERT's lower-cases and
-takes off accents; this says so at start-up.
-Not here: the recoding that the config asks for (normalization.py counts its own). Called by
-preparation.py and training/experiment.py.
+changes or drops, those that its vocabulary lacks, and those that fall back to bytes. The normaliser
+of XLM-R and mT5, for example, turns ， into , and BERT's lower-cases and strips accents.
+Not here: the recoding that the config asks for (normalization.py counts its own).
 """
 
 import dataclasses
@@ -20,11 +18,12 @@ import numpy as np
 from input_pipeline.tokenizers.tokenization import SPACE, Tokenizer
 
 _BATCH = 10_000  # texts at a time, to bound memory
-_VERBS = {
-    "changed": "changes",
-    "dropped": "drops",
-    "unknown": "does not know",
-    "byte_fallback": "spells in bytes",
+_LISTED = 20  # most frequent losses of each kind
+_KINDS = {
+    "changed": "are changed by the tokeniser",
+    "dropped": "are dropped by the tokeniser",
+    "unknown": "are unknown to the tokeniser",
+    "byte_fallback": "fall back to bytes",
 }
 
 
@@ -70,29 +69,26 @@ class SilentLoss:
     def prose(self) -> str:
         """Returns a sentence for the start-up log, with the five worst characters of each kind."""
         parts = []
-        for what, verb in _VERBS.items():
+        for what, verb in _KINDS.items():
             if count := getattr(self, what):
                 worst = [loss for loss in self.worst if loss.what == what][:5]
-                shown = " ".join(
-                    _visible(loss.character)
-                    + (f"→{_visible(loss.becomes)}" if loss.becomes else "")
-                    + f" ({loss.count:,})"
+                shown = (
+                    f"{_visible(loss.character)}{f'→{_visible(loss.becomes)}' * bool(loss.becomes)}"
+                    f" ({loss.count:,})"
                     for loss in worst
                 )
-                parts.append(f"{verb} {count:,} ({100 * count / self.characters:.3g}%): {shown}")
-        kept = "keeps all as they are"
-        head = f"Of {self.characters:,} characters in {self.texts:,} texts, the tokeniser"
-        return f"{head} {'; '.join(parts) or kept}."
+                share = 100 * count / self.characters
+                parts.append(f"{count:,} ({share:.3g}%) {verb}: {' '.join(shown)}")
+        head = f"Of {self.characters:,} characters in {self.texts:,} texts,"
+        return f"{head} {'; '.join(parts) or 'the tokeniser keeps all as they are'}."
 
     def to_json(self) -> dict[str, Any]:
         """Returns all of it, ready for JSON, with each loss's share of the characters."""
-        shares = {f"{what}_share": getattr(self, what) / max(1, self.characters) for what in _VERBS}
+        shares = {f"{what}_share": getattr(self, what) / max(1, self.characters) for what in _KINDS}
         return dataclasses.asdict(self) | shares
 
 
-def measure(
-    texts: Iterable[str], tokenizer: Tokenizer, *, limit: int = 20, max_texts: int | None = None
-) -> SilentLoss:
+def measure(texts: Iterable[str], tokenizer: Tokenizer) -> SilentLoss:
     """Counts what `tokenizer` does to the characters of `texts`.
 
     That a space becomes U+2581 or only bounds words, and that some are put in, is no loss.
@@ -100,34 +96,30 @@ def measure(
     Args:
         texts: without lone surrogates.
         tokenizer: of the model.
-        limit: how many of the most frequent losses of each kind to list.
-        max_texts: measure the first ones only; None takes all.
     """
-    remaining = islice(texts, max_texts)
+    texts = iter(texts)
     count = characters = 0
     losses: Counter[tuple[str, str, str]] = Counter()  # of (what, character, what it becomes)
-    while batch := list(islice(remaining, _BATCH)):
+    while batch := list(islice(texts, _BATCH)):
         count += len(batch)
         characters += sum(map(len, batch))
         losses += _normalizer_losses(batch, tokenizer)
         losses += _vocabulary_losses(batch, tokenizer)
-    totals: Counter[str] = Counter()
+    totals = dict.fromkeys(_KINDS, 0)
     by_character: Counter[tuple[str, str]] = Counter()
     becomes: dict[tuple[str, str], str] = {}
     for (what, character, result), number in losses.most_common():
         totals[what] += number
         by_character[what, character] += number
         becomes.setdefault((what, character), result)  # the most frequent one comes first
-    ranked = sorted(by_character.items(), key=lambda item: (-item[1], item[0]))
     listed: Counter[str] = Counter()
     worst = []
-    for (what, character), number in ranked:
+    for (what, character), number in sorted(by_character.items(), key=lambda x: (-x[1], x[0])):
         listed[what] += 1
-        if listed[what] <= limit:
-            code, result = _code(character), becomes[what, character]
-            worst.append(Loss(character, code, what, number, result))
-    totals_by_kind = {what: totals[what] for what in _VERBS}
-    return SilentLoss(count, characters, **totals_by_kind, worst=tuple(worst))
+        if listed[what] <= _LISTED:
+            result = becomes[what, character]
+            worst.append(Loss(character, _code(character), what, number, result))
+    return SilentLoss(count, characters, **totals, worst=tuple(worst))
 
 
 def _normalizer_losses(texts: list[str], tokenizer: Tokenizer) -> Counter[tuple[str, str, str]]:
@@ -163,9 +155,7 @@ def _vocabulary_losses(texts: list[str], tokenizer: Tokenizer) -> Counter[tuple[
     rare = np.zeros(tokenizer.vocab_size, bool)
     rare[[i for i in (tokenizer.unk_id, *tokenizer.fragments) if i >= 0]] = True
     ids = tokenizer.encode_batch(texts)
-    found = rare[np.fromiter(chain.from_iterable(ids), np.int64, sum(map(len, ids)))]
-    text_of = np.repeat(np.arange(len(ids)), [len(row) for row in ids])[found]
-    chosen = [texts[i] for i in np.unique(text_of)]
+    chosen = [text for text, row in zip(texts, ids, strict=True) if rare[row].any()]
     losses: Counter[tuple[str, str, str]] = Counter()
     encoded = tokenizer.encode_with_offsets(chosen)
     for text, (text_ids, offsets) in zip(chosen, encoded, strict=True):

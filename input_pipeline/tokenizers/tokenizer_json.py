@@ -1,22 +1,22 @@
-"""How a tokenizer.json comes about where there is none.
+"""Writes a tokenizer.json where there is none.
 
 Here: from BERT's vocab.txt, from the vocab.json and merges.txt of RoBERTa and Qwen, and from a
 SentencePiece model. The last is for what SentencePiece itself can't do: it can't cut added tokens
-out of a text as transformers does, for which each part between two of them is a text of its own,
-with the space before it and without those around it as the model wants. Not here: the tokeniser
-(huggingface_tokenizer.py). Imports no TensorFlow.
+out of a text as transformers does, which tokenises each part between two of them as a text of its
+own, with the space before it and without those around it as the model has it. Not here: the
+tokeniser (huggingface_tokenizer.py). Imports no TensorFlow.
 """
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
-from input_pipeline.tokenizers.tokenization import SPACE
-from input_pipeline.tokenizers.tokenizer_files import CONFIG, MISFITS, TokenizerFiles, pieces_of
+from input_pipeline.tokenizers.tokenization import CONFIG, SPACE
+from input_pipeline.tokenizers.tokenizer_files import MISFITS, TokenizerFiles, pieces_of
 
 Spec = dict[str, Any]  # what a tokenizer.json holds
 
@@ -54,43 +54,32 @@ def vocab_lines(data: bytes, file: str) -> list[str]:
     return [line.rstrip("\n") for line in lines]
 
 
-def of_vocab(
-    data: bytes, names: Mapping[str, str], config: Mapping[str, Any], *, file: str
-) -> Spec:
-    """BERT's tokeniser of a vocab.txt."""
-    vocab = {piece: i for i, piece in enumerate(vocab_lines(data, file))}
+def of_vocab(files: TokenizerFiles, names: Mapping[str, str]) -> tuple[Spec, Mapping[str, str]]:
+    """Returns BERT's tokenizer.json from a vocab.txt, and the special pieces by role."""
+    names, config = BERT | names, files.json(CONFIG)
+    vocab = {p: i for i, p in enumerate(vocab_lines(files.contents[files.main], files.where))}
     if absent := [names[role] for role in ("cls", "sep", "unk") if names[role] not in vocab]:
         raise ValueError(
-            f"{file} has no piece {', '.join(absent)}: it is no vocabulary of a BERT, or "
-            "tokenizer_config.json should name its special pieces"
+            f"{files.where} has no piece {', '.join(absent)}: it is no vocabulary of a BERT, or "
+            f"{CONFIG} should name its special pieces"
         )
     if config.get("do_basic_tokenize") is False or config.get("never_split"):
         raise ValueError(
-            f"{file} is read without do_basic_tokenize=False and never_split, which "
-            "tokenizer_config.json sets: take them out, or put a tokenizer.json beside it"
+            f"{files.where} is read without do_basic_tokenize=False and never_split, which "
+            f"{CONFIG} sets: take them out, or put a tokenizer.json beside it"
         )
     model = {"type": "WordPiece", "unk_token": names["unk"], "continuing_subword_prefix": "##"}
     model |= {"max_input_chars_per_word": 100, "vocab": vocab}
-    spec = EMPTY | {"model": model, "pre_tokenizer": {"type": "BertPreTokenizer"}}
-    spec["normalizer"] = {
-        **{"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True},
-        **{"strip_accents": None, "lowercase": True},
+    normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+    spec = EMPTY | {
+        "model": model,
+        "normalizer": normalizer | {"strip_accents": None, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
     }
-    set_bert_options(spec["normalizer"], config)
-    spec["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
-    special = {names[role] for role in BERT if names[role] in vocab}
-    spec["added_tokens"] = [added_row(piece, spec) for piece in sorted(special, key=vocab.get)]
+    put_added(spec, (names[role] for role in BERT))
     around = [names["cls"], "A", names["sep"], "B", names["sep"]]
-    spec["post_processor"] = post_processor(spec, around, second_type=1)
-    return spec
-
-
-def set_bert_options(normalizer: Spec | None, config: Mapping[str, Any]) -> None:
-    """Takes from tokenizer_config.json what it says, as transformers does."""
-    keys = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
-    keys["tokenize_chinese_chars"] = "handle_chinese_chars"
-    if normalizer and normalizer.get("type") == "BertNormalizer":
-        normalizer |= {ours: config[key] for key, ours in keys.items() if key in config}
+    return put_marks(spec, around, second_type=1), names
 
 
 def byte_level(
@@ -109,18 +98,22 @@ def byte_level(
     split = {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
     spec = EMPTY | {"model": model, "decoder": step}
     spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, step]} if words else step
-    pieces = sorted({piece for piece in special if piece in vocab}, key=vocab.__getitem__)
-    spec["added_tokens"] = [added_row(piece, spec) for piece in pieces]
+    put_added(spec, special)
     return spec
 
 
-def added_row(piece: str, spec: Spec, *, special: bool = True) -> Spec:
-    """Returns the row of added_tokens for a piece of the vocabulary."""
-    return {"id": spec["model"]["vocab"][piece], "content": piece, "special": special, **_FLAGS}
+def put_added(spec: Spec, pieces: Iterable[str], *, special: bool = True) -> None:
+    """Adds pieces of the vocabulary to a tokenizer.json's added tokens, by id."""
+    vocab = spec["model"]["vocab"]
+    rows = [
+        {"id": vocab[piece], "content": piece, "special": special, **_FLAGS}
+        for piece in {*pieces} & vocab.keys()
+    ]
+    spec["added_tokens"] = sorted([*spec["added_tokens"], *rows], key=itemgetter("id"))
 
 
-def post_processor(spec: Spec, around: Sequence[str], *, second_type: int = 0) -> Spec:
-    """The post-processor that puts special pieces around texts 'A' and 'B'."""
+def put_marks(spec: Spec, around: Sequence[str], *, second_type: int = 0) -> Spec:
+    """Returns a tokenizer.json that puts special pieces around texts 'A' and 'B'."""
     items, type_id = [], 0
     for piece in around:
         type_id = second_type if piece == "B" else type_id
@@ -129,26 +122,23 @@ def post_processor(spec: Spec, around: Sequence[str], *, second_type: int = 0) -
     first = around.index("A")
     # One text has the marks before it, and behind it as many as stand at a pair's end.
     behind = len(around) - 1 - around.index("B")
-    single = [*items[: first + 1], *items[first + 1 : first + 1 + behind]]
     known = {piece: i for i, piece in pieces_of(spec).items()}
-    ids = {piece: known[piece] for piece in around if piece not in ("A", "B")}
-    special = {piece: {"id": piece, "ids": [i], "tokens": [piece]} for piece, i in ids.items()}
-    return {
+    marks = dict.fromkeys(piece for piece in around if piece not in ("A", "B"))
+    post_processor = {
         "type": "TemplateProcessing",
-        "single": single,
+        "single": items[: first + 1 + behind],
         "pair": items,
-        "special_tokens": special,
+        "special_tokens": {p: {"id": p, "ids": [known[p]], "tokens": [p]} for p in marks},
     }
+    return spec | {"post_processor": post_processor}
 
 
 def of_merges(files: TokenizerFiles, names: Mapping[str, str]) -> tuple[Spec, Mapping[str, str]]:
-    """RoBERTa's or Qwen's tokeniser of vocab.json and merges.txt, and its special pieces."""
+    """Returns a tokenizer.json of RoBERTa or Qwen from vocab.json and merges.txt, and the roles."""
     is_roberta = files.kind == "roberta"
-    names = (ROBERTA if is_roberta else QWEN) | names
-    config = files.json(CONFIG)
+    names, vocab = (ROBERTA if is_roberta else QWEN) | names, files.json("vocab.json")
     merges = vocab_lines(files.contents["merges.txt"], f"{files.path}/merges.txt")
     merges = [line for line in merges if line and not line.startswith("#version")]
-    vocab = files.json("vocab.json")
     known = {line.replace(" ", "") for line in merges if line.count(" ") == 1}
     known |= {*names.values(), *(token["content"] for token in files.declared.values())}
     lost = sum(len(piece) > 1 and piece not in known for piece in vocab)
@@ -157,19 +147,13 @@ def of_merges(files: TokenizerFiles, names: Mapping[str, str]) -> tuple[Spec, Ma
             f"{files.path}/merges.txt doesn't make {lost:,} of the {len(vocab):,} pieces of "
             "vocab.json: it was cut off, or is of another tokeniser; copy both again"
         )
-    spec = byte_level(
-        vocab,
-        merges,
-        special=names.values(),
-        words="" if is_roberta else WORDS % "",
-        prefix=bool(config.get("add_prefix_space", False)),
-    )
-    if is_roberta:
-        around = [names["cls"], "A", names["sep"], names["sep"], "B", names["sep"]]
-        spec["post_processor"] = post_processor(spec, around)
-    else:
-        spec["normalizer"] = {"type": "NFC"}
-    return spec, names
+    prefix = bool(files.json(CONFIG).get("add_prefix_space", False))
+    words = "" if is_roberta else WORDS % ""
+    spec = byte_level(vocab, merges, special=names.values(), words=words, prefix=prefix)
+    if not is_roberta:
+        return spec | {"normalizer": {"type": "NFC"}}, names
+    around = [names["cls"], "A", names["sep"], names["sep"], "B", names["sep"]]
+    return put_marks(spec, around), names
 
 
 def of_sentencepiece(proto: proto_lib.ModelProto, tokens: Sequence[Spec]) -> Spec:

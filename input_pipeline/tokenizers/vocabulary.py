@@ -1,8 +1,7 @@
-"""Fits a pretrained SentencePiece vocabulary to a corpus: drops pieces, adds pieces.
+"""Learns a SentencePiece vocabulary, or fits a pretrained one to a corpus: drops and adds pieces.
 
 Here: functions from a serialised ModelProto to another, and how the ids of the two correspond. Not
-here: the embeddings that follow (models/pretrained/vocabulary.py), and learning a vocabulary from
-nothing (tokenization.py). Called by training/experiment.py. Imports no TensorFlow.
+here: the embeddings that follow (models/pretrained/vocabulary.py). Imports no TensorFlow.
 
 Dropping is safe for BPE since its merges are local. No merge crosses the bounds of a piece that a
 text ends up with, so that the piece came about as it does when it stands alone; with what it passes
@@ -16,23 +15,70 @@ pieces from all 13,890 training reviews are found in 3 s and make unseen reviews
 """
 
 import heapq
+import io
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain, islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
+from input_pipeline.tokenizers.tokenization import SPACE
+
 _TYPES = proto_lib.ModelProto.SentencePiece  # NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE
 _BPE, _UNIGRAM = proto_lib.TrainerSpec.BPE, proto_lib.TrainerSpec.UNIGRAM
-_SPACE = "\u2581"  # what SentencePiece writes for a space
 _CHUNK = 10_000  # texts encoded at a time
 _LETTERS = re.compile(r"[^\W\d_]+")  # what a new piece consists of: digits stay single, as they are
-_WORD = re.compile(f"{_SPACE}?{_LETTERS.pattern}")  # a space may only stand at its beginning
+_WORD = re.compile(f"{SPACE}?{_LETTERS.pattern}")  # a space may only stand at its beginning
 _BREAK = -1
+
+
+def train_tokenizer(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int) -> None:
+    """Learns a SentencePiece BPE model from `texts` and writes it to `path`.
+
+    Characters stay as they are (identity normalisation), so that full-width ，？；： survive, and
+    what the vocabulary lacks falls back to bytes: every text decodes to itself. The same texts in
+    the same order give the same file.
+
+    Raises:
+        ValueError: the texts are too few for `vocab_size`, or `vocab_size` is too small for the 260
+            fixed pieces and the characters that the texts consist of.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.9995,
+            required_chars=SPACE,  # as bytes it would decode to itself, not to a space
+            normalization_rule_name="identity",
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            bos_piece="<bos>",
+            eos_piece="<eos>",
+            num_threads=1,  # more threads would make ties fall as they like
+            max_sentence_length=1 << 20,  # bytes; longer texts would be left out
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"no tokeniser of tokenizer.vocab_size={vocab_size} can be learned from these texts "
+            f"(SentencePiece: {error}): change tokenizer.vocab_size"
+        ) from None
+    Path(path).write_bytes(model.getvalue())
 
 
 def trim(model: bytes, texts: Iterable[str], *, others: int) -> bytes:
@@ -60,12 +106,11 @@ def trim(model: bytes, texts: Iterable[str], *, others: int) -> bytes:
     """
     proto = _parse(model, (_BPE, _UNIGRAM))
     scores = {i: piece.score for i, piece in enumerate(proto.pieces) if piece.type == _TYPES.NORMAL}
-    used = set().union(*chain.from_iterable(_encode(model, texts)))
+    used = set(chain.from_iterable(_encode(model, texts)))
     kept = used | (set(range(len(proto.pieces))) - scores.keys())
-    has_bytes = proto.trainer_spec.byte_fallback
-    for i in scores:  # the bytes of a space don't decode to one
-        if (piece := proto.pieces[i].piece) == _SPACE or (len(piece) == 1 and not has_bytes):
-            kept.add(i)
+    longest = 0 if proto.trainer_spec.byte_fallback else 1  # without bytes, characters are kept
+    # The bytes of a space don't decode to one.
+    kept |= {i for i in scores if (p := proto.pieces[i].piece) == SPACE or len(p) <= longest}
     if proto.trainer_spec.model_type == _UNIGRAM:
         # The scores of unknown and user-defined pieces derive from these two.
         kept |= {min(scores, key=scores.get), max(scores, key=scores.get)}
@@ -93,8 +138,8 @@ def extend(model: bytes, texts: Iterable[str], *, new_pieces: int) -> bytes:
         ValueError: a model of another kind.
     """
     proto = _parse(model, (_BPE,))
-    rows = chain.from_iterable(_encode(model, texts))
-    flat = np.fromiter(chain.from_iterable((*row, _BREAK) for row in rows), np.int32)
+    rows = ((*row, _BREAK) for row in _encode(model, texts))
+    flat = np.fromiter(chain.from_iterable(rows), np.int32)
     lowest = min((p.score for p in proto.pieces if p.type == _TYPES.NORMAL), default=0.0)
     added = [
         _TYPES(piece=text, score=lowest - 1 - order, type=_TYPES.NORMAL)
@@ -104,7 +149,7 @@ def extend(model: bytes, texts: Iterable[str], *, new_pieces: int) -> bytes:
 
 
 def parts(old: bytes, new: bytes) -> list[list[int]]:
-    """Tells which pieces of `old` each piece of `new` stands for.
+    """Returns which pieces of `old` each piece of `new` stands for.
 
     Args:
         old: the serialised ModelProto that `new` was made from by `trim`, `extend` or both.
@@ -115,15 +160,10 @@ def parts(old: bytes, new: bytes) -> list[list[int]]:
         it, which are the ones it takes the place of in a text.
     """
     bare = proto_lib.ModelProto.FromString(old)
-    bare.normalizer_spec.Clear()  # a piece is spelled as it is: no prefix, nothing escaped
-    bare.normalizer_spec.MergeFrom(
-        proto_lib.NormalizerSpec(
-            name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            escape_whitespaces=False,
-        )
-    )
+    # A piece is spelled as it is: no prefix, nothing escaped.
+    flags = ("add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces")
+    spec = proto_lib.NormalizerSpec(name="identity", **dict.fromkeys(flags, False))
+    bare.normalizer_spec.CopyFrom(spec)
     ids = {piece.piece: i for i, piece in enumerate(bare.pieces)}
     processor = sentencepiece.SentencePieceProcessor(model_proto=bare.SerializeToString())
     pieces = [piece.piece for piece in proto_lib.ModelProto.FromString(new).pieces]
@@ -133,11 +173,11 @@ def parts(old: bytes, new: bytes) -> list[list[int]]:
 def _parse(model: bytes, kinds: Sequence[int]) -> proto_lib.ModelProto:
     proto = proto_lib.ModelProto.FromString(model)
     name = proto_lib.TrainerSpec.ModelType.Name
-    if proto.trainer_spec.model_type not in kinds:
+    if (kind := proto.trainer_spec.model_type) not in kinds:
         raise ValueError(
-            f"the tokeniser is a SentencePiece model of kind {name(proto.trainer_spec.model_type)},"
-            f" expected {' or '.join(map(name, kinds))}: set config.tokenizer.new_pieces=0"
-            + (", config.tokenizer.keep_others=-1" if _UNIGRAM in kinds else "")
+            f"the tokeniser is a SentencePiece model of kind {name(kind)}, expected "
+            f"{' or '.join(map(name, kinds))}: set config.tokenizer.new_pieces=0"
+            f"{', config.tokenizer.keep_others=-1' * (_UNIGRAM in kinds)}"
         )
     return proto
 
@@ -159,12 +199,12 @@ def _serialise(proto: proto_lib.ModelProto, pieces: Sequence[_TYPES]) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _encode(model: bytes, texts: Iterable[str]) -> Iterator[list[list[int]]]:
-    """Yields the ids of the texts, in chunks."""
+def _encode(model: bytes, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yields the ids of each text."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     texts = iter(texts)
     while chunk := list(islice(texts, _CHUNK)):
-        yield processor.encode(chunk, num_threads=-1)
+        yield from processor.encode(chunk, num_threads=-1)
 
 
 def _most_frequent(
@@ -198,21 +238,21 @@ def _passed_through(proto: proto_lib.ModelProto, kept: Iterable[int]) -> set[int
     if proto.trainer_spec.model_type != _BPE:
         return kept
     merged = (_TYPES.NORMAL, _TYPES.USER_DEFINED, _TYPES.UNUSED)
-    found = {p.piece: (i, p.score) for i, p in enumerate(proto.pieces) if p.type in merged}
+    known = {p.piece: (i, p.score) for i, p in enumerate(proto.pieces) if p.type in merged}
     for i in list(kept):
         piece = proto.pieces[i]
         if piece.type not in (_TYPES.NORMAL, _TYPES.UNUSED):
             continue  # matched as a whole
         symbols = list(piece.piece)
-        kept.update(found[symbol][0] for symbol in symbols if symbol in found)
+        kept.update(known[symbol][0] for symbol in symbols if symbol in known)
         while pairs := [
-            (-found[left + right][1], place)
+            (-known[left + right][1], place)
             for place, (left, right) in enumerate(pairwise(symbols))
-            if left + right in found
+            if left + right in known
         ]:
             place = min(pairs)[1]  # the highest score, and of equal ones the first
             symbols[place : place + 2] = ["".join(symbols[place : place + 2])]
-            kept.add(found[symbols[place]][0])
+            kept.add(known[symbols[place]][0])
     return kept
 
 
@@ -233,10 +273,8 @@ def _merge_pairs(proto: proto_lib.ModelProto, flat: np.ndarray, new_pieces: int)
 
     def pairs(places: np.ndarray | slice, following: np.ndarray | slice) -> dict[int, int]:
         left, right = flat[places], flat[following]
-        joined = first[left] & second[right]
-        codes, counts = np.unique(
-            left[joined].astype(np.int64) * size + right[joined], return_counts=True
-        )
+        codes = (left.astype(np.int64) * size + right)[first[left] & second[right]]
+        codes, counts = np.unique(codes, return_counts=True)
         return dict(zip(codes.tolist(), counts.tolist(), strict=True))
 
     counts = pairs(slice(None, -1), slice(1, None))
@@ -246,7 +284,7 @@ def _merge_pairs(proto: proto_lib.ModelProto, flat: np.ndarray, new_pieces: int)
     while heap and len(added) < new_pieces:
         count, code = heapq.heappop(heap)
         if -count != counts[code]:
-            continue  # it has changed, and the present one stands elsewhere in the heap
+            continue  # the count has changed, and the heap holds the present one elsewhere
         left, right = divmod(code, size)
         word = words[left] + words[right]
         if word in reserved:
@@ -276,9 +314,8 @@ def _occurrences(flat: np.ndarray, left: int, right: int) -> np.ndarray:
     """Returns where the pair stands, without overlaps: of aaa only the first two are one."""
     places = np.flatnonzero((flat[:-1] == left) & (flat[1:] == right))
     if left == right:
-        run_starts = np.flatnonzero(np.diff(places, prepend=-2) > 1)
-        offsets = np.arange(len(places)) - np.repeat(
-            run_starts, np.diff(np.append(run_starts, len(places)))
-        )
-        places = places[offsets % 2 == 0]
+        # How far each place is from the start of its run.
+        order = np.arange(len(places))
+        starts = np.where(np.diff(places, prepend=-2) > 1, order, 0)
+        places = places[(order - np.maximum.accumulate(starts)) % 2 == 0]
     return places

@@ -1,16 +1,24 @@
 """Encoder checkpoints: config.json and tensor names of BERT, RoBERTa, ERNIE, ELECTRA and ALBERT.
 
 Hugging Face folders of all of them, and the TensorFlow checkpoints of BERT and ALBERT as Google
-released them. The module itself is models/bert.py. Called through `FAMILY` by models/pretrained/.
+released them. The module itself is models/bert.py.
 """
 
 import re
 from typing import Any
 
 from models.bert import BertConfig
-from models.pretrained.families import Family
 from models.pretrained.fields import Fields
-from models.pretrained.tables import AS_IS, KERNEL, Format, Row, Rows
+from models.pretrained.tables import (
+    AS_IS,
+    KERNEL,
+    OTHER_HEAD,
+    Family,
+    Format,
+    Row,
+    Rows,
+    unreadable,
+)
 
 # `hidden_act` -> key of layers.ACTIVATIONS; the first of several is what is written.
 _ACTIVATIONS = {
@@ -24,7 +32,7 @@ _ACTIVATIONS = {
     "tanh": "tanh",
 }
 _ROBERTAS = ("roberta", "xlm-roberta")
-# Names that hold for the whole family: ours -> of the field in config.json.
+# Names that hold for the whole family: ours -> the field in config.json.
 _SHAPES = {
     "vocab_size": "vocab_size",
     "width": "hidden_size",
@@ -38,7 +46,7 @@ def read_config(fields: Fields) -> BertConfig:
     """Reads config.json, or the bert_config.json of a TensorFlow checkpoint.
 
     Raises:
-        ValueError: naming a field that is missing or asks for what the module doesn't do.
+        ValueError: names a field that is missing or asks for an unimplemented feature.
     """
     model_type = fields.get("model_type", "bert")
     shapes = {ours: fields.take(theirs) for ours, theirs in _SHAPES.items()}
@@ -51,16 +59,15 @@ def read_config(fields: Fields) -> BertConfig:
     fields.expect("position_embedding_type", ("absolute",), default="absolute")
     fields.expect("is_decoder", (False,), default=False)
     fields.expect("tie_word_embeddings", (True,), default=True)
-    activation = _ACTIVATIONS[fields.expect("hidden_act", _ACTIVATIONS.keys(), default="gelu")]
-    offset, distinct, size = 0, num_layers, width
-    if model_type in _ROBERTAS:
-        offset = fields.get("pad_token_id", 1) + 1
+    activation = _ACTIVATIONS[fields.expect("hidden_act", _ACTIVATIONS, default="gelu")]
+    # RoBERTa's positions start behind its padding id.
+    offset = fields.get("pad_token_id", 1) + 1 if model_type in _ROBERTAS else 0
+    distinct = num_layers
     if model_type == "albert":
         fields.expect("inner_group_num", (1,), default=1)
         divisors = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
         distinct = fields.expect("num_hidden_groups", divisors, default=1)
-    if model_type in ("albert", "electra"):
-        size = fields.take("embedding_size")
+    size = fields.take("embedding_size") if model_type in ("albert", "electra") else width
     uses_tasks = model_type == "ernie" and fields.get("use_task_id", False)
     return BertConfig(
         model_type=model_type,
@@ -81,14 +88,13 @@ def read_config(fields: Fields) -> BertConfig:
 
 def write_config(config: BertConfig) -> dict[str, Any]:
     """Returns the contents of config.json, without "architectures"."""
-    written = {theirs: getattr(config, ours) for ours, theirs in _SHAPES.items()}
-    written |= {
+    activations = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}  # the first wins
+    written = {
+        **{theirs: getattr(config, ours) for ours, theirs in _SHAPES.items()},
         "model_type": config.model_type,
         "max_position_embeddings": config.max_length + config.position_offset,
         "type_vocab_size": config.num_types,
-        "hidden_act": next(
-            name for name, ours in _ACTIVATIONS.items() if ours == config.activation
-        ),
+        "hidden_act": activations[config.activation],
         "layer_norm_eps": config.norm_epsilon,
     }
     if config.model_type in _ROBERTAS:
@@ -104,102 +110,80 @@ def write_config(config: BertConfig) -> dict[str, Any]:
 
 
 def table(config: BertConfig, format: Format) -> Rows:
-    """Returns where the parameters of a config are stored.
-
-    Raises:
-        ValueError: these models don't come in this format.
-    """
+    """Returns where the parameters of a config are stored; ValueError for another format."""
     if format == "huggingface":
         return _huggingface(config)
     if format == "tensorflow" and config.model_type in ("bert", "albert"):
         return _tensorflow(config)
-    raise ValueError(
-        f"Checkpoints of {FAMILY.model_types[config.model_type]} in the format {format!r} can't be "
-        "read: use a Hugging Face folder (config.json and model.safetensors or pytorch_model.bin)"
-    )
+    raise unreadable(FAMILY.model_types[config.model_type], format)
 
 
-# Where the parts of a layer, of the input and of the heads are stored: path -> name.
-_BERT_LAYER = {
-    "attention/query": "attention.self.query",
-    "attention/key": "attention.self.key",
-    "attention/value": "attention.self.value",
-    "attention/output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "mlp/up": "intermediate.dense",
-    "mlp/down": "output.dense",
-    "mlp_norm": "output.LayerNorm",
-}
-_ALBERT_LAYER = {
-    "attention/query": "attention.query",
-    "attention/key": "attention.key",
-    "attention/value": "attention.value",
-    "attention/output": "attention.dense",
-    "attention_norm": "attention.LayerNorm",
-    "mlp/up": "ffn",
-    "mlp/down": "ffn_output",
-    "mlp_norm": "full_layer_layer_norm",
-}
-_ALBERT_TENSORFLOW_LAYER = {
-    "attention/query": "attention_1/self/query",
-    "attention/key": "attention_1/self/key",
-    "attention/value": "attention_1/self/value",
-    "attention/output": "attention_1/output/dense",
-    "attention_norm": "LayerNorm",
-    "mlp/up": "ffn_1/intermediate/dense",
-    "mlp/down": "ffn_1/intermediate/output/dense",
-    "mlp_norm": "LayerNorm_1",
-}
+# Parts of a layer: our path, BERT's name, ALBERT's name, ALBERT's name in TensorFlow.
+_LAYER = (
+    ("attention/query", "attention.self.query", "attention.query", "attention_1/self/query"),
+    ("attention/key", "attention.self.key", "attention.key", "attention_1/self/key"),
+    ("attention/value", "attention.self.value", "attention.value", "attention_1/self/value"),
+    ("attention/output", "attention.output.dense", "attention.dense", "attention_1/output/dense"),
+    ("attention_norm", "attention.output.LayerNorm", "attention.LayerNorm", "LayerNorm"),
+    ("mlp/up", "intermediate.dense", "ffn", "ffn_1/intermediate/dense"),
+    ("mlp/down", "output.dense", "ffn_output", "ffn_1/intermediate/output/dense"),
+    ("mlp_norm", "output.LayerNorm", "full_layer_layer_norm", "LayerNorm_1"),
+)
 _TABLES = {
     "embedder": "embeddings.word_embeddings",
     "embedder_positions": "embeddings.position_embeddings",
     "embedder_types": "embeddings.token_type_embeddings",
     "embedder_tasks": "embeddings.task_type_embeddings",
 }
-# Of the masked-language-model head by model_type: dense layer, norm, names of the output's bias.
-_BERT_HEAD = (
-    "cls.predictions.transform.dense",
-    "cls.predictions.transform.LayerNorm",
-    "cls.predictions.bias",
-    "cls.predictions.decoder.bias",
-)
-_ROBERTA_HEAD = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.bias")
+# The masked-language-model head: prefix of its names; dense layer, norm, the output's biases.
+_BERT_HEAD = ("cls.predictions.", "transform.dense", "transform.LayerNorm", "bias", "decoder.bias")
+_ROBERTA_HEAD = ("lm_head.", "dense", "layer_norm", "bias", "decoder.bias")
 _HEADS = {
     "bert": _BERT_HEAD,
     "ernie": _BERT_HEAD,
     "roberta": _ROBERTA_HEAD,
     "xlm-roberta": _ROBERTA_HEAD,
-    "electra": (
-        "generator_predictions.dense",
-        "generator_predictions.LayerNorm",
-        "generator_lm_head.bias",
-    ),
-    "albert": (
-        "predictions.dense",
-        "predictions.LayerNorm",
-        "predictions.bias",
-        "predictions.decoder.bias",
-    ),
+    "electra": ("generator_", "predictions.dense", "predictions.LayerNorm", "lm_head.bias"),
+    "albert": ("predictions.", "dense", "LayerNorm", "bias", "decoder.bias"),
 }
+_HUGGINGFACE_IGNORED = (
+    (r".*embeddings\.(position_ids|token_type_ids)", "constants that old versions saved"),
+    (
+        r"((cls\.)?predictions|lm_head)\.decoder\.weight|generator_lm_head\.weight",
+        "the output's copy of the token embedding, to which it is tied",
+    ),
+    (r"cls\.seq_relationship\..*", "next-sentence prediction, a task of pretraining only"),
+    (r"sop_classifier\..*", "sentence-order prediction, a task of pretraining only"),
+    (r"discriminator_predictions\..*", "replaced-token detection, a task of pretraining only"),
+    (r"(classifier|qa_outputs)\..*", OTHER_HEAD),
+)
+_TENSORFLOW_IGNORED = (
+    (r"global_step", "the step of the pretraining"),
+    (r".*/(adam|lamb)_[mv](_\d+)?", "the optimiser's moments"),
+    (r"(module/)?cls/seq_relationship/.*", "next-sentence prediction, a task of pretraining only"),
+    (r"output_(weights|bias)(/.*)?", OTHER_HEAD),
+)
 
 
 def _huggingface(config: BertConfig) -> Rows:
     model_type = config.model_type
     prefix = "roberta." if model_type in _ROBERTAS else f"{model_type}."
     albert = model_type == "albert"
-    numbered = "encoder.albert_layer_groups.{}.albert_layers.0" if albert else "encoder.layer.{}"
+    layer = "encoder.albert_layer_groups.{}.albert_layers.0" if albert else "encoder.layer.{}"
     projection = "encoder.embedding_hidden_mapping_in" if albert else "embeddings_project"
     modules = {"embedder_norm": "embeddings.LayerNorm", "embedder_projection": projection}
-    # ELECTRA has no pooler.
-    modules |= {} if model_type == "electra" else {"pooler": "pooler" if albert else "pooler.dense"}
-    for path, name in (_ALBERT_LAYER if albert else _BERT_LAYER).items():
-        modules[f"layer_{{}}/{path}"] = f"{numbered}.{name}"
+    if model_type != "electra":  # which has no pooler
+        modules["pooler"] = "pooler" if albert else "pooler.dense"
+    for path, *names in _LAYER:
+        modules[f"layer_{{}}/{path}"] = f"{layer}.{names[1 if albert else 0]}"
     modules = {path: prefix + name for path, name in modules.items()}
-    modules["mlm_head/transform"], modules["mlm_head/norm"], *biases = _HEADS[model_type]
+    of_head, *names = _HEADS[model_type]
+    transform, norm, *biases = (of_head + name for name in names)
+    modules |= {"mlm_head/transform": transform, "mlm_head/norm": norm}
     rows = [Row(f"{path}/embedding", f"{prefix}{name}.weight") for path, name in _TABLES.items()]
     for path, name in modules.items():
-        weight = ("scale", AS_IS) if path.endswith("norm") else ("kernel", KERNEL)
-        rows.append(Row(f"{path}/{weight[0]}", f"{name}.weight", weight[1]))
+        leaf, kind = ("scale", AS_IS) if path.endswith("norm") else ("kernel", KERNEL)
+        rows.append(Row(f"{path}/{leaf}", f"{name}.weight", kind))
         rows.append(Row(f"{path}/bias", f"{name}.bias"))
     rows += [Row("mlm_head/bias", name) for name in biases]
 
@@ -213,25 +197,9 @@ def _huggingface(config: BertConfig) -> Rows:
     return Rows(rows, _HUGGINGFACE_IGNORED, canonical)
 
 
-_HUGGINGFACE_IGNORED = (
-    (r".*embeddings\.(position_ids|token_type_ids)", "constants that old versions saved"),
-    (
-        r"((cls\.)?predictions|lm_head)\.decoder\.weight|generator_lm_head\.weight",
-        "the output's copy of the token embedding, to which it is tied",
-    ),
-    (r"cls\.seq_relationship\..*", "next-sentence prediction, a task of pretraining only"),
-    (r"sop_classifier\..*", "sentence-order prediction, a task of pretraining only"),
-    (r"discriminator_predictions\..*", "replaced-token detection, a task of pretraining only"),
-    (
-        r"(classifier|qa_outputs)\..*",
-        "the head of the task this checkpoint was fine-tuned for; a run has a head of its own",
-    ),
-)
-
-
 def _tensorflow(config: BertConfig) -> Rows:
     albert = config.model_type == "albert"
-    numbered = "encoder/transformer/group_{}/inner_group_0" if albert else "encoder/layer_{}"
+    layer = "encoder/transformer/group_{}/inner_group_0" if albert else "encoder/layer_{}"
     modules = {
         "embedder_norm": "bert/embeddings/LayerNorm",
         "embedder_projection": "bert/encoder/embedding_hidden_mapping_in",
@@ -239,32 +207,18 @@ def _tensorflow(config: BertConfig) -> Rows:
         "mlm_head/transform": "cls/predictions/transform/dense",
         "mlm_head/norm": "cls/predictions/transform/LayerNorm",
     }
-    for path, name in (_ALBERT_TENSORFLOW_LAYER if albert else _BERT_LAYER).items():
-        modules[f"layer_{{}}/{path}"] = f"bert/{numbered}/{name.replace('.', '/')}"
-    rows = [
-        Row(f"{path}/embedding", f"bert/{name.replace('.', '/')}") for path, name in _TABLES.items()
-    ]
+    for path, bert_name, _, albert_name in _LAYER:
+        name = albert_name if albert else bert_name.replace(".", "/")
+        modules[f"layer_{{}}/{path}"] = f"bert/{layer}/{name}"
+    rows = [Row("mlm_head/bias", "cls/predictions/output_bias")]
+    for path, name in _TABLES.items():
+        rows.append(Row(f"{path}/embedding", f"bert/{name.replace('.', '/')}"))
     for path, name in modules.items():
         norm = path.endswith("norm")
-        rows.append(
-            Row(
-                f"{path}/{'scale' if norm else 'kernel'}", f"{name}/{'gamma' if norm else 'kernel'}"
-            )
-        )
-        rows.append(Row(f"{path}/bias", f"{name}/{'beta' if norm else 'bias'}"))
-    rows.append(Row("mlm_head/bias", "cls/predictions/output_bias"))
+        weight, stored, bias = ("scale", "gamma", "beta") if norm else ("kernel", "kernel", "bias")
+        rows += [Row(f"{path}/{weight}", f"{name}/{stored}"), Row(f"{path}/bias", f"{name}/{bias}")]
     return Rows(rows, _TENSORFLOW_IGNORED, lambda name: name.removeprefix("module/"))
 
-
-_TENSORFLOW_IGNORED = (
-    (r"global_step", "the step of the pretraining"),
-    (r".*/(adam|lamb)_[mv](_\d+)?", "the optimiser's moments"),
-    (r"(module/)?cls/seq_relationship/.*", "next-sentence prediction, a task of pretraining only"),
-    (
-        r"output_(weights|bias)(/.*)?",
-        "the head of the task this checkpoint was fine-tuned for; a run has a head of its own",
-    ),
-)
 
 FAMILY = Family(
     config_class=BertConfig,

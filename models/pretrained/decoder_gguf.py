@@ -1,17 +1,15 @@
-"""From the header of a GGUF file to the config of a decoder.
+"""From the header of a GGUF file to the fields of a decoder's config.json.
 
-Bytes are read in gguf.py, names of tensors are in decoder.py. Called by `open_checkpoint` through
-the family in decoder.py.
+gguf.py reads the bytes; decoder.py reads the fields and holds the names of the tensors.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from models.decoder import DecoderConfig
 from models.layers import Rope
+from models.pretrained.fields import Fields
 from models.pretrained.tables import StoredTensor
 
 GGUF_ARCHITECTURES = {
@@ -21,18 +19,28 @@ GGUF_ARCHITECTURES = {
     "qwen2": "Qwen 2 and 2.5",
     "qwen3": "Qwen 3",
 }
+# Keys of all architectures -> fields of config.json: those that a file must have, and may have.
 _REQUIRED = {
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 _OPTIONAL = {
-    "attention.head_count_kv",
-    "attention.key_length",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "context_length": "max_position_embeddings",
+}
+# Keys of single architectures -> fields, likewise.
+_SPECIAL = {
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+# Keys that are read otherwise, or whose value is known from elsewhere.
+_OTHERS = {
     "attention.value_length",
-    "context_length",
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scaling.type",
@@ -41,17 +49,9 @@ _OPTIONAL = {
     "rope.scaling.finetuned",
     "vocab_size",
 }
-# Beyond those above: what an architecture must have, and may have.
+# Beyond those of all: what an architecture must have, and may have.
 _EXTRA: dict[str, tuple[set[str], set[str]]] = {
-    "gemma2": (
-        {
-            "attention.key_length",
-            "attention.sliding_window",
-            "attn_logit_softcapping",
-            "final_logit_softcapping",
-        },
-        set(),
-    ),
+    "gemma2": ({"attention.key_length", *_SPECIAL}, set()),
     "gemma3": (
         {"attention.key_length", "attention.sliding_window", "rope.freq_base"},
         {"rope.freq_base_swa", "final_logit_softcapping"},
@@ -60,16 +60,14 @@ _EXTRA: dict[str, tuple[set[str], set[str]]] = {
     "qwen2": (set(), set()),
     "qwen3": ({"attention.key_length"}, set()),
 }
-# The layers of the one model of each family whose attention scale is of D / H instead of N; the
-# format doesn't tell the scale, and llama.cpp goes by this number too.
+# The number of layers of the one model of each family whose attention scale is of D / H instead of
+# N; the format doesn't hold the scale, and llama.cpp goes by this number too.
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 _EMBEDDING, _FREQUENCIES = "token_embd.weight", "rope_freqs.weight"
 
 
-def read_gguf(
-    metadata: Mapping[str, Any], stored: Mapping[str, StoredTensor], file: str
-) -> DecoderConfig:
-    """Builds the config from GGUF metadata, and from which tensors there are.
+def read_gguf(metadata: Mapping[str, Any], stored: Mapping[str, StoredTensor], file: str) -> Fields:
+    """Returns the fields of config.json for GGUF metadata and the tensors of the file.
 
     Args:
         metadata: of the header; numbers under '<architecture>.'.
@@ -77,74 +75,55 @@ def read_gguf(
         file: for messages.
 
     Raises:
-        ValueError: a key is missing, or one is there that would have to be honoured and is unknown.
+        ValueError: a key is missing, or an unknown one might change what the model computes.
     """
     architecture = metadata["general.architecture"]
     values = _values(metadata, architecture, file)
     if _EMBEDDING not in stored:
         raise ValueError(f"{file} has no tensor {_EMBEDDING}: fetch the file again")
-    width, num_layers = values["embedding_length"], values["block_count"]
-    num_heads = values["attention.head_count"]
-    head_size = values.get("attention.key_length", width // num_heads)
+    keys = _REQUIRED | _OPTIONAL | _SPECIAL
+    fields = {field: values[key] for key, field in keys.items() if key in values}
+    plain_size = fields["hidden_size"] // fields["num_attention_heads"]
+    head_size = fields.setdefault("head_dim", plain_size)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if (found := values.get(key, head_size)) != head_size:
+        if (size := values.get(key, head_size)) != head_size:
             raise ValueError(
-                f"{file}: {architecture}.{key} is {found}, expected the head size {head_size}: "
+                f"{file}: {architecture}.{key} is {size}, expected the head size {head_size}: "
                 "this feature of the architecture is not implemented"
             )
-    gemma, window = architecture.startswith("gemma"), values.get("attention.sliding_window", 0)
-    rope = _rope(values, stored, head_size, file)
-    period = {"gemma2": 2, "gemma3": 6}.get(architecture, num_layers + 1)
-    windows = tuple(window if (layer + 1) % period else 0 for layer in range(num_layers))
-    local = rope
+    model_type, rope = architecture, _rope(values, stored, head_size, file)
+    if architecture == "llama" and "sliding_window" in fields:
+        model_type = "mistral"
     if architecture == "gemma3":
-        local = Rope(base=values.get("rope.freq_base_swa", 1e4))
-    model_type = {"gemma3": "gemma3_text"}.get(architecture, architecture)
-    whole = num_layers == _LAYERS_OF_27B.get(architecture)
-    return DecoderConfig(
-        model_type="mistral" if architecture == "llama" and window else model_type,
-        vocab_size=stored[_EMBEDDING].shape[0],
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=values.get("attention.head_count_kv", num_heads),
-        head_size=head_size,
-        hidden=values["feed_forward_length"],
-        windows=windows,
-        ropes=tuple(local if window else rope for window in windows),
-        attention_scale=(width // num_heads if whole else head_size) ** -0.5,
-        embedding_scale=width**0.5 if gemma else 1.0,
-        max_length=values.get("context_length", 0),
-        norm_epsilon=values["attention.layer_norm_rms_epsilon"],
-        activation="gelu_tanh" if gemma else "silu",
-        query_key_norm=architecture in ("gemma3", "qwen3"),
-        post_norms=gemma,
-        attention_bias="blk.0.attn_q.bias" in stored,
-        output_bias="blk.0.attn_output.bias" in stored,
-        mlp_bias="blk.0.ffn_up.bias" in stored,
-        attention_cap=values.get("attn_logit_softcapping", 0.0),
-        logit_cap=values.get("final_logit_softcapping", 0.0),
-        tied="output.weight" not in stored,
-    )
+        model_type, local = "gemma3_text", {"rope_theta": values.get("rope.freq_base_swa", 1e4)}
+        rope = {"full_attention": rope, "sliding_attention": local}
+    whole = fields["num_hidden_layers"] == _LAYERS_OF_27B.get(architecture)
+    fields |= {
+        "model_type": model_type,
+        "vocab_size": stored[_EMBEDDING].shape[0],
+        "query_pre_attn_scalar": plain_size if whole else head_size,
+        "rope_parameters": rope,
+        "attention_bias": "blk.0.attn_q.bias" in stored,
+        "attention_output_bias": "blk.0.attn_output.bias" in stored,
+        "mlp_bias": "blk.0.ffn_up.bias" in stored,
+        "tie_word_embeddings": "output.weight" not in stored,
+    }
+    return Fields(fields, file)
 
 
 def _values(metadata: Mapping[str, Any], architecture: str, file: str) -> dict[str, Any]:
-    """The numbers of the architecture, all of them known and single."""
+    """Returns the numbers of the architecture, all of them known and single."""
     prefix = f"{architecture}."
-    values = {
-        key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)
-    }
-    required, optional = (
-        general | special
-        for general, special in zip((_REQUIRED, _OPTIONAL), _EXTRA[architecture], strict=True)
-    )
+    values = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
+    more_required, more_optional = _EXTRA[architecture]
+    required = _REQUIRED.keys() | more_required
     missing = sorted(required - values.keys())
-    unknown = sorted(values.keys() - required - optional)
+    unknown = sorted(values.keys() - required - _OPTIONAL.keys() - _OTHERS - more_optional)
     unknown += sorted(key for key in values if isinstance(values[key], list))
     if missing or unknown:
         raise ValueError(
-            f"{file}: metadata of another {GGUF_ARCHITECTURES[architecture]} than those read here. "
-            f"Missing: {missing}; unknown, or different by layer: {unknown} (each under "
+            f"{file}: the metadata are not those of a {GGUF_ARCHITECTURES[architecture]} that can "
+            f"be read. Missing: {missing}; unknown, or different by layer: {unknown} (each under "
             f"{prefix!r}). Use a GGUF of a plain text model, converted by llama.cpp."
         )
     return values
@@ -152,41 +131,30 @@ def _values(metadata: Mapping[str, Any], architecture: str, file: str) -> dict[s
 
 def _rope(
     values: Mapping[str, Any], stored: Mapping[str, StoredTensor], head_size: int, file: str
-) -> Rope:
-    base = values.get("rope.freq_base", 1e4)
-    kind = values.get("rope.scaling.type", "none")
-    factor = values.get("rope.scaling.factor", 1.0)
-    if kind not in ("none", "linear", "yarn"):
-        raise ValueError(f"{file}: rope.scaling.type is {kind!r}, expected none, linear or yarn")
-    if kind == "linear":
-        return Rope(base=base, kind="linear", factor=factor)
-    if kind == "yarn":
-        length = values.get("rope.scaling.original_context_length", values.get("context_length"))
-        if not length:
-            raise ValueError(f"{file} lacks rope.scaling.original_context_length, which yarn needs")
-        amplitude = 0.1 * math.log(max(factor, 1.0)) + 1
-        return Rope(
-            base=base,
-            kind="yarn",
-            factor=factor,
-            original_length=length,
-            slow=1.0,
-            fast=32.0,
-            amplitude=amplitude,
-        )
+) -> dict[str, Any]:
+    """Returns rope_parameters, from the metadata or, for Llama 3, from a tensor."""
+    base, kind = values.get("rope.freq_base", 1e4), values.get("rope.scaling.type", "none")
+    rope = {"rope_theta": base}
+    if kind != "none":
+        rope |= {"rope_type": kind, "factor": values.get("rope.scaling.factor", 1.0)}
+        if kind == "yarn":
+            length = values.get("rope.scaling.original_context_length")
+            rope["original_max_position_embeddings"] = length
+        return rope
     if _FREQUENCIES not in stored:
-        return Rope(base=base)
+        return rope
     # Llama 3.1 and later: the file holds what their rule divides each frequency by. Its numbers
     # other than the factor were the same in all releases.
     divisors = stored[_FREQUENCIES].read()
     plain, factor = Rope(base=base), float(divisors.max())
-    rope = Rope(base=base, kind="llama3", factor=factor, original_length=8192, slow=1.0, fast=4.0)
-    if factor == 1.0:
-        rope = plain
-    expected = plain.frequencies(head_size) / rope.frequencies(head_size)
+    scaled = Rope(base=base, kind="llama3", factor=factor, original_length=8192, fast=4.0)
+    expected = plain.frequencies(head_size) / scaled.frequencies(head_size)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise ValueError(
             f"{file}: tensor {_FREQUENCIES} is {divisors.tolist()}, expected Llama 3's "
             f"{expected.tolist()}: scaling by other rules is not implemented"
         )
+    if factor != 1.0:
+        rope |= {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": 8192}
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     return rope

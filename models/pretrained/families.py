@@ -1,34 +1,24 @@
-"""Which families can be read and written, each a module beside this file.
+"""The families of checkpoints that can be read and written: one table file each, registered here.
 
-A family says how its config.json reads, how it is written, and where each parameter is stored.
-Called by `open_checkpoint`, `write_pretrained` and peft.py.
+A new family is one file beside this one that defines FAMILY, and one entry in FAMILIES.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
-
 from models.backbone import BackboneConfig
-from models.pretrained.fields import Fields
-from models.pretrained.tables import Format, Rows
+from models.pretrained.bert import FAMILY as ENCODERS
+from models.pretrained.decoder import FAMILY as DECODERS
+from models.pretrained.t5 import FAMILY as ENCODER_DECODERS
+from models.pretrained.tables import Family
+
+FAMILIES: tuple[Family, ...] = (ENCODERS, DECODERS, ENCODER_DECODERS)
 
 
-class Family(NamedTuple):
-    """One architecture and the checkpoints that hold it.
+def family_of(config: BackboneConfig) -> Family:
+    """Returns the family that writes checkpoints of a config."""
+    return next(family for family in FAMILIES if isinstance(config, family.config_class))
 
-    Attributes:
-        config_class: of its module.
-        model_types: `model_type` of config.json -> the family's name for people.
-        read_config: fields of config.json -> config.
-        write_config: config -> contents of config.json, without "architectures".
-        table: (config, format) -> rows; ValueError for a format the family doesn't come in.
-        gguf: `general.architecture` of GGUF files -> the name for people.
-        read_gguf: (metadata, stored tensors, file) -> config; None without GGUF files.
-    """
 
-    config_class: type
-    model_types: Mapping[str, str]
-    read_config: Callable[[Fields], BackboneConfig]
-    write_config: Callable[[Any], dict[str, Any]]
-    table: Callable[[Any, Format], Rows]
-    gguf: Mapping[str, str] = {}
-    read_gguf: Callable[..., BackboneConfig] | None = None
+def supported() -> str:
+    """Returns a sentence for messages that lists every checkpoint that can be read."""
+    types = [f"{key} ({name})" for family in FAMILIES for key, name in family.model_types.items()]
+    gguf = [f"{key} ({name})" for family in FAMILIES for key, name in family.gguf.items()]
+    return f"Supported model_type: {', '.join(types)}. Supported GGUF: {', '.join(gguf)}."

@@ -1,7 +1,4 @@
-"""Reading of config.json with errors that name the file and the field.
-
-Called by the families beside this file.
-"""
+"""Reads config.json with errors that name the file and the field."""
 
 import json
 from collections.abc import Collection
@@ -13,35 +10,35 @@ class Fields:
     """The keys of a checkpoint's config.json.
 
     Attributes:
-        found: all of them.
+        values: all of them.
         file: the path, for messages.
     """
 
-    def __init__(self, found: dict[str, Any], file: str):
-        self.found, self.file = found, file
+    def __init__(self, values: dict[str, Any], file: str):
+        self.values, self.file = values, file
 
     @classmethod
     def read(cls, path: Path) -> "Fields":
-        """Reads a config.json; ValueError where it is no JSON object."""
+        """Reads a config.json; ValueError if it holds no JSON object."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not valid JSON ({error}): fetch it again") from None
-        if not isinstance(found, dict):
+        if not isinstance(values, dict):
             raise ValueError(f"{path} holds no JSON object: use the one saved with the weights")
-        return cls(found, str(path))
+        return cls(values, str(path))
 
     def take(self, key: str) -> Any:
-        """Returns the value of a key that must be there."""
-        if key not in self.found:
+        """Returns the value of a required key."""
+        if key not in self.values:
             raise ValueError(
                 f"{self.file} has no field {key!r}: use the config.json saved with the weights"
             )
-        return self.found[key]
+        return self.values[key]
 
     def get(self, key: str, default: Any) -> Any:
-        """Returns a value; `default` is what the reference implementation takes without it."""
-        value = self.found.get(key)
+        """Returns a value; `default` is that of the reference implementation, also for null."""
+        value = self.values.get(key)
         return default if value is None else value
 
     def expect(self, key: str, allowed: Collection, *, default: Any = None) -> Any:

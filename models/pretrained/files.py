@@ -1,23 +1,20 @@
-"""Bytes of checkpoint files: arrays mapped from them, and errors of files that aren't whole.
-
-Nothing here knows a format. Called by the readers beside this file.
-"""
+"""Bytes of checkpoint files of any format: arrays mapped from them, and errors of damaged files."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_BLOCK = 1 << 18  # values looked at in one go, which stay in the cache
+_BLOCK = 1 << 18  # values checked at once, few enough for the cache
 
 
 def mapped(path: Path, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
-    """Returns part of a file as a read-only array whose pages are read when they are touched.
+    """Returns part of a file as a read-only array whose pages are read on access.
 
-    Each call makes a mapping of its own, which goes with its array: what was read of one tensor
-    doesn't stay in memory while the next one is read.
+    Each call makes a separate mapping, which ends with its array, so that the pages of one tensor
+    are released before the next one is read.
     """
-    if 0 in shape:  # nothing can't be mapped
+    if 0 in shape:  # empty arrays can't be mapped
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
 
@@ -29,21 +26,20 @@ def count_not_finite(array: np.ndarray) -> int:
     flat, count = array.reshape(-1), 0
     for start in range(0, len(flat), _BLOCK):
         block = flat[start : start + _BLOCK]
-        # NumPy is 20 times slower with floats of 16 bits than with their bits: without its sign,
-        # what is not finite is at least the infinity.
         if block.itemsize == 2:
-            bits, sign = block.view(np.uint16), np.uint16(0x7FFF)
+            # NumPy is 20 times slower with floats of 16 bits than with their bits: without its
+            # sign, a value that is not finite is at least the infinity.
             infinity = np.array(np.inf, block.dtype).view(np.uint16)
-            if (bits & sign).max() < infinity:
-                continue
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(block.astype(np.float32, copy=False))
-        count += 0 if finite.all() else int(np.sum(~finite))
-    return count
+            count += np.count_nonzero((block.view(np.uint16) & 0x7FFF) >= infinity)
+        else:
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(block.astype(np.float32, copy=False))
+            count += len(block) - np.count_nonzero(finite)
+    return int(count)
 
 
 def truncated(path: Path, *, found: int, expected: int, at_least: bool = False) -> ValueError:
-    """The one error for a file that ends early."""
+    """Returns the error for a file that ends early."""
     return ValueError(
         f"{path} is truncated: found {found:,} bytes, expected {'at least ' * at_least}"
         f"{expected:,}. Delete it and fetch it again."
@@ -51,7 +47,7 @@ def truncated(path: Path, *, found: int, expected: int, at_least: bool = False) 
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raises ValueError for what git leaves where git-lfs wasn't there to fetch the file."""
+    """Raises ValueError if the file is the pointer that git leaves without git-lfs."""
     with path.open("rb") as file:
         if file.read(24) == b"version https://git-lfs.":
             raise ValueError(

@@ -1,10 +1,9 @@
 """Reads GGUF files: metadata, and tensors, dequantised to float32 if they are quantised.
 
 The header is parsed here instead of by gguf.GGUFReader, which takes 8 seconds for a vocabulary of
-262,144 pieces (this takes 0.15) and shows a truncated file as an error from within numpy. Blocks
-are dequantised by the gguf package. What the metadata says of a model is the business of its
-family, what it says of a tokeniser that of input_pipeline/tokenizers/tokenization.py. Called by
-`open_checkpoint`, and for `metadata` by whoever builds that tokeniser.
+262,144 pieces (this takes 0.15) and fails on a truncated file with an error from within numpy.
+Blocks are dequantised by the gguf package. The meaning of the metadata is left to the family
+(decoder_gguf.py) and to the tokeniser (input_pipeline/tokenizers/tokenization.py).
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -30,7 +29,7 @@ _PLAIN = {
     GGMLQuantizationType.F16: np.float16,
     GGMLQuantizationType.BF16: ml_dtypes.bfloat16,
 }
-_BLOCKS = 1 << 13  # dequantised at a time: what that takes in passing stays in the cache
+_BLOCKS = 1 << 13  # dequantised at a time, so that intermediate arrays stay in the cache
 _TOKENS, _EMBEDDING = "tokenizer.ggml.tokens", "token_embd.weight"
 
 
@@ -39,7 +38,7 @@ class _Header:
 
     Attributes:
         data: uint8, the whole file, mapped.
-        num_tensors: how many tensors the header tells of, from `offset` on.
+        num_tensors: how many tensors the header describes, from `offset` on.
         metadata: by key; arrays are lists.
     """
 
@@ -128,11 +127,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
 
     stored, end = {}, start
     for name, (shape, code, offset) in infos.items():
-        kind = _quantisation(path, name, code)
+        kind, first = _quantisation(path, name, code), start + offset
         block, block_bytes = GGML_QUANT_SIZES[kind]
-        first = start + offset
-        last = first + math.prod(shape) // block * block_bytes
-        end = max(end, last)
+        end = max(end, first + math.prod(shape) // block * block_bytes)
         stored[name] = StoredTensor(shape, functools.partial(_read, path, first, kind, shape), path)
     if end > header.size:
         raise truncated(path, found=header.size, expected=end)
@@ -149,7 +146,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
 def _quantisation(path: Path, name: str, code: int) -> GGMLQuantizationType:
     try:
         kind = GGMLQuantizationType(code)
-        # Tried on one block of zeros, so that a refusal comes before minutes of reading.
+        # Tried on one block of zeros, so that an unknown type fails before minutes of reading.
         quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except (ValueError, NotImplementedError):
         raise ValueError(
@@ -169,8 +166,8 @@ def _read(path: Path, first: int, kind: GGMLQuantizationType, shape: tuple[int, 
     values = np.empty((count, block), np.float32)
     for start in range(0, count, _BLOCKS):
         part = slice(start, start + _BLOCKS)
-        # As one row: the gguf package loops over groups of 16. Scales that are not finite are
-        # found where the tensor is used, without NumPy's warning.
+        # As one row: the gguf package loops over groups of 16 rows. Scales that are not finite are
+        # reported where the tensor is used, without NumPy's warning.
         with np.errstate(invalid="ignore", over="ignore"):
             values[part] = quants.dequantize(data[part].reshape(1, -1), kind).reshape(-1, block)
     return values.reshape(shape)

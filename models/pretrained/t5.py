@@ -1,15 +1,14 @@
 """Encoder-decoder checkpoints: config.json and tensor names of T5, mT5, Mengzi-T5 and umT5.
 
-Hugging Face folders of all of them, whole models or the encoder alone. Which of T5's versions it is
-follows from feed_forward_proj and from whether the output layer is tied. The module itself is
-models/t5.py. Called through `FAMILY` by models/pretrained/.
+Hugging Face folders of all of them, whole models or the encoder alone. feed_forward_proj and the
+tying of the output layer determine which of T5's versions a folder holds. The module itself is
+models/t5.py.
 """
 
 from typing import Any
 
-from models.pretrained.families import Family
 from models.pretrained.fields import Fields
-from models.pretrained.tables import KERNEL, Format, Row, Rows
+from models.pretrained.tables import KERNEL, OTHER_HEAD, Family, Format, Row, Rows, unreadable
 from models.t5 import T5Config
 
 # `feed_forward_proj` -> activation, gated. 'gelu' has always meant the tanh form in gated ones.
@@ -23,7 +22,7 @@ _FEED_FORWARDS = {
     "silu": ("silu", False),
     "gated-silu": ("silu", True),
 }
-# Ours -> of the field in config.json: fields that must be there, and those with a default.
+# Ours -> the field in config.json: required fields, and fields with a default.
 _SHAPES = {
     "vocab_size": "vocab_size",
     "width": "d_model",
@@ -38,17 +37,24 @@ _OPTIONS = {
     "norm_epsilon": ("layer_norm_epsilon", 1e-6),
     "pad_id": ("pad_token_id", 0),
 }
+_IGNORED = (
+    (
+        r".*EncDecAttention\.relative_attention_bias\.weight",
+        "old versions saved it; attention to the source never had a bias",
+    ),
+    (r"(classification_head|classifier|qa_outputs)\..*", OTHER_HEAD),
+)
 
 
 def read_config(fields: Fields) -> T5Config:
     """Reads config.json.
 
     Raises:
-        ValueError: naming a field that is missing or asks for what the module doesn't do.
+        ValueError: names a field that is missing or asks for an unimplemented feature.
     """
     model_type = fields.take("model_type")
     default = "relu" if model_type == "t5" else "gated-gelu"
-    kind = fields.expect("feed_forward_proj", _FEED_FORWARDS.keys(), default=default)
+    kind = fields.expect("feed_forward_proj", _FEED_FORWARDS, default=default)
     activation, gated = _FEED_FORWARDS[kind]
     shapes = {ours: fields.take(theirs) for ours, theirs in _SHAPES.items()}
     options = {ours: fields.get(*field) for ours, field in _OPTIONS.items()}
@@ -68,11 +74,11 @@ def read_config(fields: Fields) -> T5Config:
 
 
 def _is_tied(fields: Fields, model_type: str) -> bool:
-    """Says whether logits come from the token table.
+    """Returns whether logits come from the token table.
 
     Up to version 4 transformers said so in tie_word_embeddings. Version 5 always writes True there,
-    whether the file holds an output layer or not. For T5 scale_decoder_outputs tells 1.0 from 1.1
-    then; of mT5 and umT5 no tied checkpoint was released.
+    whether the file holds an output layer or not. For T5 scale_decoder_outputs then distinguishes
+    1.0 from 1.1; no tied checkpoint of mT5 or umT5 was released.
     """
     tied = fields.get("tie_word_embeddings", True)
     if model_type == "t5":
@@ -83,15 +89,13 @@ def _is_tied(fields: Fields, model_type: str) -> bool:
 
 def write_config(config: T5Config) -> dict[str, Any]:
     """Returns the contents of config.json, without "architectures"."""
-    written = {theirs: getattr(config, ours) for ours, theirs in _SHAPES.items()}
-    written |= {theirs: getattr(config, ours) for ours, (theirs, _) in _OPTIONS.items()}
-    feed_forward = (config.activation, config.gated)
-    return written | {
+    kinds = {choice: name for name, choice in reversed(_FEED_FORWARDS.items())}  # the first wins
+    return {
+        **{theirs: getattr(config, ours) for ours, theirs in _SHAPES.items()},
+        **{theirs: getattr(config, ours) for ours, (theirs, _) in _OPTIONS.items()},
         "model_type": config.model_type,
         "num_decoder_layers": config.num_decoder_layers,
-        "feed_forward_proj": next(
-            name for name, ours in _FEED_FORWARDS.items() if ours == feed_forward
-        ),
+        "feed_forward_proj": kinds[config.activation, config.gated],
         "tie_word_embeddings": config.tied,
         "decoder_start_token_id": config.start_id,
         "eos_token_id": config.end_id,
@@ -100,65 +104,38 @@ def write_config(config: T5Config) -> dict[str, Any]:
 
 
 def table(config: T5Config, format: Format) -> Rows:
-    """Returns where the parameters of a config are stored.
-
-    Raises:
-        ValueError: these models don't come in this format.
-    """
+    """Returns where the parameters of a config are stored; ValueError for another format."""
     if format != "huggingface":
-        raise ValueError(
-            f"Checkpoints of {FAMILY.model_types[config.model_type]} in the format {format!r} "
-            "can't be read: use a Hugging Face folder (config.json and model.safetensors or "
-            "pytorch_model.bin)"
-        )
+        raise unreadable(FAMILY.model_types[config.model_type], format)
     # A tied table may be stored under any of its names, or under several.
     names = ["shared", "encoder.embed_tokens", "decoder.embed_tokens"]
     names += ["lm_head"] if config.tied else []
     rows = [Row("embedder/embedding", f"{name}.weight") for name in names]
     rows += [] if config.tied else [Row("lm_head/kernel", "lm_head.weight", KERNEL)]
-    return Rows(
-        rows + _stack(config, "", "encoder") + _stack(config, "decoder/", "decoder"),
-        _IGNORED,
-        lambda name: name.removeprefix("transformer."),
-    )
+    rows += _stack(config, "", "encoder") + _stack(config, "decoder/", "decoder")
+    return Rows(rows, _IGNORED, lambda name: name.removeprefix("transformer."))
 
 
 def _stack(config: T5Config, path: str, name: str) -> list[Row]:
-    """Rows of the encoder (path '') or the decoder (path 'decoder/')."""
+    """Returns the rows of the encoder (path '') or the decoder (path 'decoder/')."""
     layer, block = f"{path}layer_{{}}", f"{name}.block.{{}}.layer"
-    blocks = {"attention": "0.SelfAttention"}
+    attentions = {"q": "query", "k": "key", "v": "value", "o": "output"}
+    maps = {"wi_0": "gate", "wi_1": "up"} if config.gated else {"wi": "up"}
+    # In the order in which a layer of the checkpoint numbers its blocks.
+    blocks = {"attention": ("SelfAttention", attentions)}
     if name == "decoder":
-        blocks["cross_attention"] = "1.EncDecAttention"
-    feed_forward = len(blocks)
+        blocks["cross_attention"] = ("EncDecAttention", attentions)
+    blocks["mlp"] = ("DenseReluDense", maps | {"wo": "down"})
     rows = [Row(f"{path}final_norm/scale", f"{name}.final_layer_norm.weight")]
-    for number, (ours, theirs) in enumerate(blocks.items()):
+    for number, (ours, (theirs, parts)) in enumerate(blocks.items()):
         rows.append(Row(f"{layer}/pre_{ours}_norm/scale", f"{block}.{number}.layer_norm.weight"))
-        for part in ("query", "key", "value", "output"):
-            stored = f"{block}.{theirs}.{part[0]}.weight"
-            rows.append(Row(f"{layer}/{ours}/{part}/kernel", stored, KERNEL))
-    rows.append(Row(f"{layer}/pre_mlp_norm/scale", f"{block}.{feed_forward}.layer_norm.weight"))
-    parts = {"gate": "wi_0", "up": "wi_1"} if config.gated else {"up": "wi"}
-    for ours, theirs in (parts | {"down": "wo"}).items():
-        stored = f"{block}.{feed_forward}.DenseReluDense.{theirs}.weight"
-        rows.append(Row(f"{layer}/mlp/{ours}/kernel", stored, KERNEL))
-    bias = "layer.0.SelfAttention.relative_attention_bias.weight"
-    if config.bias_per_layer:
-        bias_row = Row(f"{layer}/attention/relative_bias/embedding", f"{name}.block.{{}}.{bias}")
-    else:
-        bias_row = Row(f"{path}relative_bias/embedding", f"{name}.block.0.{bias}")
-    return [*rows, bias_row]
+        for stored, part in parts.items():
+            tensor = f"{block}.{number}.{theirs}.{stored}.weight"
+            rows.append(Row(f"{layer}/{ours}/{part}/kernel", tensor, KERNEL))
+    owner, index = (f"{layer}/attention/", "{}") if config.bias_per_layer else (path, "0")
+    bias = f"{name}.block.{index}.layer.0.SelfAttention.relative_attention_bias.weight"
+    return [*rows, Row(f"{owner}relative_bias/embedding", bias)]
 
-
-_IGNORED = (
-    (
-        r".*EncDecAttention\.relative_attention_bias\.weight",
-        "old versions saved it; attention to the source never had a bias",
-    ),
-    (
-        r"(classification_head|classifier|qa_outputs)\..*",
-        "the head of the task this checkpoint was fine-tuned for; a run has a head of its own",
-    ),
-)
 
 FAMILY = Family(
     config_class=T5Config,

@@ -1,9 +1,9 @@
 """Reads TensorFlow checkpoints (bert_model.ckpt.index and .data-*) without TensorFlow.
 
-The index is a table of sorted keys as LevelDB has it, whose values are protocol buffers that tell
-where in the data files a tensor lies; both are simple enough to be parsed here. Tensors are mapped.
+The index is a table of sorted keys in LevelDB's format. Its values are protocol buffers with the
+place of a tensor in the data files. Tensors are mapped.
 Sources: tensorflow/core/protobuf/tensor_bundle.proto and
-https://github.com/google/leveldb/blob/main/doc/table_format.md. Called by folder.py.
+https://github.com/google/leveldb/blob/main/doc/table_format.md.
 """
 
 import functools
@@ -13,6 +13,9 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from models.pretrained.files import mapped, refuse_pointer, truncated
 from models.pretrained.tables import StoredTensor
@@ -44,40 +47,35 @@ def read(index: Path) -> tuple[dict[str, StoredTensor], list[Path]]:
 
     Raises:
         FileNotFoundError: a data file is missing.
-        ValueError: a file is truncated, of another kind, or a tensor is stored in a way that isn't
-            read (slices of partitioned variables).
+        ValueError: a file is truncated or of another format, or a tensor is stored in slices of a
+            partitioned variable.
     """
     data = index.read_bytes()
     if data[-8:] != _MAGIC:
         raise ValueError(
-            f"{index} is no TensorFlow index or truncated: found {len(data):,} bytes that don't "
-            "end as one. Delete it and fetch it again."
+            f"{index} is no TensorFlow index or truncated: found {len(data):,} bytes without its "
+            "end mark. Delete it and fetch it again."
         )
     try:
-        # Keys that start with a zero byte are of slices; the variable's own entry tells of them.
-        entries = {key: value for key, value in _entries(data, index) if key[:1] != b"\0"}
-        header = _fields(entries.pop(b""))
+        # Keys that start with a zero byte are of slices; the variable's entry lists them.
+        entries = {key: _fields(value) for key, value in _entries(data, index) if key[:1] != b"\0"}
+        header = entries.pop(b"")
         files = _data_files(index, header.get(1, [0])[0])
-        sizes = [file.stat().st_size for file in files]
         if header.get(2, [0])[0]:
             raise ValueError(f"{index} was written on a big-endian machine: save it anew")
-        stored = {}
-        for key, value in entries.items():
-            name = key.decode()
-            stored[name] = _tensor(name, _fields(value), files, sizes, index)
-    except (IndexError, KeyError, TypeError, UnicodeDecodeError):
+        names = {key.decode(): entry for key, entry in entries.items()}
+        stored = {name: _tensor(name, entry, files, index) for name, entry in names.items()}
+    except (DecodeError, LookupError, TypeError, UnicodeDecodeError):
         raise ValueError(f"{index} is damaged: delete it and fetch it again") from None
     return stored, files
 
 
-def _tensor(
-    name: str, entry: dict[int, list], files: list[Path], sizes: list[int], index: Path
-) -> StoredTensor:
+def _tensor(name: str, entry: dict[int, list], files: list[Path], index: Path) -> StoredTensor:
     """Reads a BundleEntryProto: dtype 1, shape 2, shard 3, offset 4, size 5, slices 7."""
     if 7 in entry:
         raise ValueError(
-            f"{index}: tensor {name} is stored in slices of a partitioned variable, which isn't "
-            "read: save the checkpoint without partitioning"
+            f"{index}: tensor {name} is stored in slices of a partitioned variable, which can't "
+            "be read: save the checkpoint without partitioning"
         )
     code, shard, offset, size = (entry.get(field, [0])[0] for field in (1, 3, 4, 5))
     dimensions = _fields(entry[2][0]).get(2, []) if 2 in entry else []
@@ -87,10 +85,10 @@ def _tensor(
     dtype = np.dtype(_DTYPES[code])
     if size != math.prod(shape) * dtype.itemsize:
         raise KeyError(name)
-    if offset + size > sizes[shard]:
-        raise truncated(files[shard], found=sizes[shard], expected=offset + size, at_least=True)
-    reader = functools.partial(mapped, files[shard], dtype, shape, offset)
-    return StoredTensor(shape, reader, files[shard])
+    file = files[shard]
+    if offset + size > (found := file.stat().st_size):
+        raise truncated(file, found=found, expected=offset + size, at_least=True)
+    return StoredTensor(shape, functools.partial(mapped, file, dtype, shape, offset), file)
 
 
 def _data_files(index: Path, count: int) -> list[Path]:
@@ -112,7 +110,7 @@ def _refuse(name: str, code: int, index: Path) -> np.ndarray:
 
 
 def _entries(data: bytes, index: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Yields all keys and values of a table: its footer names a block that names the others."""
+    """Yields all keys and values of a table, whose footer holds the place of its list of blocks."""
     footer = data[-_FOOTER:]
     _, position = _handle(footer, 0)  # of the meta index, which is empty
     (offset, size), _ = _handle(footer, position)
@@ -121,9 +119,9 @@ def _entries(data: bytes, index: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _block(data: bytes, offset: int, size: int, index: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the keys and values of a block; a key gives only what it doesn't share with the last.
+    """Yields the keys and values of a block; a stored key leaves out what it shares with the last.
 
-    Behind the entries stand offsets for binary search and, in the last 4 bytes, how many.
+    After the entries come offsets for binary search and, in the last 4 bytes, their number.
     """
     if data[offset + size]:
         raise ValueError(f"{index} is compressed, which TensorFlow doesn't do: save it anew")
@@ -159,17 +157,9 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 def _fields(message: bytes) -> dict[int, list]:
     """Parses a protocol buffer one level deep: numbers, or bytes, by field number."""
-    found: dict[int, list] = {}
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        field, kind = tag >> 3, tag & 7
-        if kind == 0:
-            value, position = _varint(message, position)
-        else:  # 1: 8 bytes, 5: 4 bytes, 2: as many as the number before says
-            length = {1: 8, 5: 4}.get(kind)
-            if length is None:
-                length, position = _varint(message, position)
-            value, position = message[position : position + length], position + length
-        found.setdefault(field, []).append(value)
-    return found
+    # To a message without fields, all fields are unknown ones.
+    unknown = Empty.FromString(message)
+    fields: dict[int, list] = {}
+    for field in UnknownFieldSet(unknown):
+        fields.setdefault(field.field_number, []).append(field.data)
+    return fields

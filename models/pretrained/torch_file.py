@@ -1,11 +1,11 @@
-"""Reads PyTorch's .bin files without PyTorch, and without running what their pickle says.
+"""Reads PyTorch's .bin files without PyTorch, and without running the code in their pickle.
 
 A .bin file is a pickle, that is a program: loading one may run anything. Here the pickle may only
-call what state dicts are made of, a closed list of names to which this module gives its own, inert
-meaning; any other name is refused before a call. Both layouts are read: the zip archive that
-PyTorch writes since 1.6, and the stream of pickles from before, in which most Chinese checkpoints
-of 2019 and 2020 come. Storages aren't copied but mapped from the file.
-Layouts: https://github.com/pytorch/pytorch/blob/main/torch/serialization.py. Called by folder.py.
+call what state dicts are made of, a closed list of names that stand for inert functions of this
+module; any other name is rejected before a call. Both layouts are read: the zip archive that
+PyTorch writes since 1.6, and the older stream of pickles, the layout of most Chinese checkpoints
+of 2019 and 2020. Storages aren't copied but mapped from the file.
+Layouts: https://github.com/pytorch/pytorch/blob/main/torch/serialization.py.
 """
 
 import collections
@@ -22,27 +22,14 @@ import ml_dtypes
 import numpy as np
 
 from models.pretrained.files import mapped, truncated
-from models.pretrained.tables import StoredTensor
+from models.pretrained.tables import StoredTensor, listing
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the old layout
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header, before its name and extra field
-# What pickle and zipfile raise on bytes that aren't theirs.
-_DAMAGES = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
+# What pickle and zipfile raise on damaged bytes.
+_DAMAGES = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, zlib.error)
+_DAMAGES += (AttributeError, EOFError, LookupError, MemoryError, OSError, OverflowError)
+_DAMAGES += (RuntimeError, TypeError, ValueError)
 _STORAGES = {
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -58,11 +45,11 @@ _STORAGES = {
 
 
 class _RefusedError(ValueError):
-    """A user error of this module, which says all that is to be said."""
+    """An error whose message is complete, unlike those of damaged bytes."""
 
 
 class _Storage(NamedTuple):
-    """What the pickle says of a storage: where its bytes are is known later."""
+    """A storage as the pickle describes it; where its bytes are is known later."""
 
     key: str
     dtype: np.dtype
@@ -78,53 +65,46 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _RebuildTensor:
-    """Stands for PyTorch's functions of this name; gradients and hooks say nothing here.
+class _Rebuild:
+    """Replaces PyTorch's functions that build tensors and parameters; gradients and hooks are lost.
 
-    An object without attributes, for a pickle may set those of whatever it gets hold of.
+    An object without attributes, since a pickle may set those of whatever it holds.
     """
 
     __slots__ = ()
 
-    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+    def __call__(self, source: Any, *view: Any) -> _Tensor:
         """Returns a view, after a check that it lies within its storage."""
+        if isinstance(source, _Tensor):
+            return source  # a parameter is its tensor
+        offset, shape, strides, *_ = view
         numbers = (offset, *shape, *strides)
         if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
             raise pickle.UnpicklingError(f"tensor of shape {shape} and strides {strides}")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if 0 not in shape and last >= storage.count:
-            raise pickle.UnpicklingError(f"tensor of {shape} in a storage of {storage.count}")
-        return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-class _RebuildParameter:
-    """Likewise; a parameter is its tensor."""
-
-    __slots__ = ()
-
-    def __call__(self, tensor: Any, *_: Any) -> Any:
-        """Returns the tensor."""
-        return tensor
+        if 0 not in shape and last >= source.count:
+            raise pickle.UnpicklingError(f"tensor of {shape} in a storage of {source.count}")
+        return _Tensor(source, offset, tuple(shape), tuple(strides))
 
 
 _ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": collections.OrderedDict,
     "torch.Size": tuple,
-    "torch._utils._rebuild_tensor": _RebuildTensor(),
-    "torch._utils._rebuild_tensor_v2": _RebuildTensor(),
-    "torch._utils._rebuild_parameter": _RebuildParameter(),
+    "torch._utils._rebuild_tensor": _Rebuild(),
+    "torch._utils._rebuild_tensor_v2": _Rebuild(),
+    "torch._utils._rebuild_parameter": _Rebuild(),
     **{f"torch.{name}": name for name in _STORAGES},
 }
 
 
 class _Unpickler(pickle._Unpickler):
-    """Unpickles a state dict to `_Tensor`s, and refuses everything that isn't part of one.
+    """Unpickles a state dict to `_Tensor`s, and rejects everything that isn't part of one.
 
-    The one in Python: pickles of state dicts are small, and the one in C takes as much memory as a
-    damaged byte tells it to.
+    Derived from the unpickler in Python: pickles of state dicts are small, and the one in C
+    allocates as much memory as a damaged byte asks for.
 
     Attributes:
-        storages: that the pickle named, by key.
+        storages: named by the pickle, by key.
     """
 
     def __init__(self, file: BinaryIO, path: Path):
@@ -133,18 +113,17 @@ class _Unpickler(pickle._Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns this module's meaning of a global."""
-        if (found := f"{module}.{name}") not in _ALLOWED:
+        """Returns what stands for a global here."""
+        if (path := f"{module}.{name}") not in _ALLOWED:
             raise _RefusedError(
-                f"{self._path} is refused: its pickle calls {found}, which no file of weights "
-                "needs and which could run any code. Nothing was run. Get the weights as "
-                "safetensors; if you trust their source, convert them with torch.load and "
-                "safetensors.torch.save_file."
+                f"{self._path} is refused: its pickle calls {path}, which no file of weights needs "
+                "and which could run any code. Nothing was run. Get the weights as safetensors; if "
+                "you trust the source, convert with torch.load and safetensors.torch.save_file."
             )
-        return _ALLOWED[found]
+        return _ALLOWED[path]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Returns a storage; the old layout may name its place in another one, long out of use."""
+        """Returns a storage; views of another storage, long out of use, are rejected."""
         match pid:
             case ("storage", str(kind), str(key), _, int(count), *view) if not any(view):
                 storage = _Storage(key, np.dtype(_STORAGES[kind]), count)
@@ -157,8 +136,8 @@ def read(path: Path) -> dict[str, StoredTensor]:
     """Reads the pickle of one .bin file; returns its tensors by name, still in the file.
 
     Raises:
-        ValueError: the pickle would call what it must not (named), the file is truncated or
-            damaged, no PyTorch file, or holds something else than a dict of tensors.
+        ValueError: the pickle calls a forbidden name, the file is truncated, damaged or no PyTorch
+            file, or it holds something else than a dict of tensors.
     """
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
@@ -178,16 +157,18 @@ def _stored(state: Any, offsets: Mapping[str, int], path: Path) -> dict[str, Sto
     """Turns an unpickled state dict into tensors that can be read."""
     if not isinstance(state, Mapping):
         raise _RefusedError(f"{path} holds no dict of tensors but a {type(state).__name__}")
-    if others := [str(key) for key, value in state.items() if not isinstance(value, _Tensor)]:
+    if rest := [str(key) for key, value in state.items() if not isinstance(value, _Tensor)]:
         raise _RefusedError(
-            f"{path} holds more than tensors: {', '.join(others[:10])}. Save the model's "
-            "state_dict() alone."
+            f"{path} holds more than tensors: {listing(rest)}. Save the model's state_dict() alone."
         )
-    stored = {}
-    for name, tensor in state.items():
-        reader = functools.partial(_read_tensor, path, tensor, offsets[tensor.storage.key])
-        stored[name] = StoredTensor(tensor.shape, reader, path)
-    return stored
+    return {
+        name: StoredTensor(
+            tensor.shape,
+            functools.partial(_read_tensor, path, tensor, offsets[tensor.storage.key]),
+            path,
+        )
+        for name, tensor in state.items()
+    }
 
 
 def _read_zip(file: BinaryIO, path: Path) -> tuple[Any, dict[str, int]]:
@@ -217,7 +198,7 @@ def _read_zip(file: BinaryIO, path: Path) -> tuple[Any, dict[str, int]]:
 
 
 def _read_stream(file: BinaryIO, path: Path) -> tuple[Any, dict[str, int]]:
-    """Reads the layout before 1.6: pickles one behind the other, then the storages' bytes."""
+    """Reads the layout before 1.6: pickles one after the other, then the storages' bytes."""
     magic = _Unpickler(file, path).load()
     if magic != _MAGIC:
         raise pickle.UnpicklingError(f"it starts with {str(magic)[:40]!r}")
@@ -232,14 +213,13 @@ def _read_stream(file: BinaryIO, path: Path) -> tuple[Any, dict[str, int]]:
         offsets[key] = position + 8
         position = offsets[key] + storage.count * storage.dtype.itemsize
         if position > size:
-            more = key != keys[-1]
-            error = truncated(path, found=size, expected=position, at_least=more)
+            error = truncated(path, found=size, expected=position, at_least=key != keys[-1])
             raise _RefusedError(str(error))
     return state, offsets
 
 
 def _read_tensor(path: Path, tensor: _Tensor, start: int) -> np.ndarray:
-    """Maps the elements from the first to the last of a view, and strides over them."""
+    """Maps the elements from the first to the last of a view; strides select among them."""
     dtype, shape = tensor.storage.dtype, tensor.shape
     if 0 in shape:
         return np.zeros(shape, dtype)

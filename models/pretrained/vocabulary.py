@@ -1,7 +1,6 @@
 """Parameters that follow a changed vocabulary, as functions on parameter trees.
 
-Which old pieces a new one stands for is found by input_pipeline/tokenizers/vocabulary.py. Called by
-training/run_tokenizer.py, after loading.
+input_pipeline/tokenizers/vocabulary.py finds which old pieces each new one replaces.
 """
 
 import dataclasses
@@ -9,31 +8,29 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from flax import traverse_util
 
-from models.backbone import BackboneConfig, parameter_shapes, parts_of
-from models.pretrained.tables import flatten
+from models.backbone import BackboneConfig, flatten, parameter_shapes, parts_of, unflatten
 
 
 def follow_vocabulary(
     config: BackboneConfig, params: dict, parts: Sequence[Sequence[int]]
 ) -> tuple[BackboneConfig, dict]:
-    """Rebuilds the token table for another vocabulary, and all else that has an entry a piece.
+    """Rebuilds the token table, and every other parameter with a vocabulary axis.
 
     Args:
         config: of the backbone.
         params: nested dict of numpy arrays, the backbone's tree with any of its parts: biases and
             output layers of language models follow too.
-        parts: for each new id the old ids that it stands for. A single one hands its vector on as
-            it is; several give the mean of theirs, which next to the old segmentation is the least
-            surprising start. Vectors that no part names go, those of padding too.
+        parts: for each new id the old ids that it replaces. A single one keeps its vector; several
+            give their mean, which is closest to the old segmentation. Vectors that no part names
+            are dropped, those of padding too.
 
     Returns:
         The config with the new vocab_size, and the tree with the new token table [V', E]; arrays
         without an axis V are shared.
 
     Raises:
-        ValueError: an old id that the token table has no row for.
+        ValueError: an old id without a row in the token table.
     """
     ids = np.fromiter(itertools.chain.from_iterable(parts), np.int64)
     lengths_V = np.fromiter(map(len, parts), np.int64, len(parts))
@@ -43,26 +40,25 @@ def follow_vocabulary(
             f"embeddings for {config.vocab_size}: leave config.tokenizer.model empty to use its "
             "own tokeniser"
         )
-    starts_V = np.cumsum(lengths_V) - lengths_V
+    first_ids_V = ids[np.cumsum(lengths_V) - lengths_V]
     joined = np.flatnonzero(lengths_V > 1)
 
     def follow(array: np.ndarray, axis: int) -> np.ndarray:
         source = np.moveaxis(array, axis, 0)
-        target = source[ids[starts_V]]
+        target = source[first_ids_V]
         for i in joined:
             target[i] = source[list(parts[i])].mean(0)
         return np.ascontiguousarray(np.moveaxis(target, 0, axis))
 
     axes, flat = _vocabulary_axes(config), flatten(params)
     changed = {path: follow(flat[path], axis) for path, axis in axes.items() if path in flat}
-    tree = traverse_util.unflatten_dict(flat | changed, sep="/")
-    return dataclasses.replace(config, vocab_size=len(parts)), tree
+    return dataclasses.replace(config, vocab_size=len(parts)), unflatten(flat | changed)
 
 
 def _vocabulary_axes(config: BackboneConfig) -> dict[str, int]:
-    """Returns the axis V of each parameter that has one: what grows with the vocabulary."""
+    """Returns the axis V of each parameter that has one: the axis that grows with vocab_size."""
     larger = dataclasses.replace(config, vocab_size=config.vocab_size + 1)
-    now, then = (flatten(parameter_shapes(each, parts_of(each))) for each in (config, larger))
+    now, then = (flatten(parameter_shapes(c, parts_of(c))) for c in (config, larger))
     return {
         path: int(np.flatnonzero(np.not_equal(leaf.shape, then[path].shape))[0])
         for path, leaf in now.items()

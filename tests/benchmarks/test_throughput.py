@@ -6,9 +6,9 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import throughput
-from benchmarks.throughput import FLOAT32, OURS, Block
-from benchmarks.trainers import First, Ours, PyTorch, unpack
+from benchmarks import throughput, timing
+from benchmarks.timing import OURS, PYTORCH
+from benchmarks.trainers import Block, First, Ours, PyTorch, unpack
 
 
 @pytest.fixture
@@ -31,37 +31,38 @@ def test_ours_trains_alike_from_the_pipeline_and_from_a_file_and_counts_every_to
 ):
     live = Ours(config, throughput.read_data(config))
     stored = Ours(config, batches)
-    assert live.first() == stored.first()
-    block = throughput.run_block(live, 3)
+    firsts = [trainer.begin()._replace(head=None) for trainer in (live, stored)]
+    assert firsts[0] == firsts[1]
+    block = live.block(3)
     examples = [ids for ids, _, _ in unpack(batches.batches[1:4])]
     assert block.lengths.tolist() == list(map(len, examples))
     assert block.positions == sum(batch["tokens_RxL"].size for batch in batches.batches[1:4])
-    assert throughput.run_block(stored, 3).lengths.tolist() == block.lengths.tolist()
+    assert stored.block(3).lengths.tolist() == block.lengths.tolist()
 
 
 @pytest.mark.long
 def test_a_process_is_measured_and_shown_without_pytorch(config, batches, monkeypatch, capsys):
-    monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
-    workers = throughput.measure(config, batches, steps=1, repeats=2)
-    throughput.show(workers, "float32")
-    assert len(workers) == 1 and len(workers[0].blocks) == 2
+    monkeypatch.setattr(timing, "find_spec", lambda name: None)
+    workers, blocks = throughput.measure(config, batches, steps=1, repeats=2)
+    throughput.show(workers, blocks, "float32")
+    assert len(workers) == 1 and len(blocks[OURS]) == 2
     assert not workers[0].process.is_alive()
     shown = capsys.readouterr().out
-    assert "No PyTorch rows, for want of torch and transformers" in shown
-    assert "ours float32" in shown
-    row = throughput.summarise(workers[0], workers, "float32")
-    assert row["peak_bytes"] > 50 * 2**20 and row["first_step_seconds"] > 0.5
+    assert "No PyTorch rows without torch and transformers" in shown
+    assert "| ours, float32 |" in shown
+    row = summary(workers[0], workers[0].first.model, blocks)
+    assert row["peak memory, GiB"] > 50 / 2**10 and row["first step after, s"] > 0.5
 
 
 def test_pytorch_begins_with_the_same_loss_and_gradient(config, batches, tiny_checkpoint):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    ours = Ours(config, batches).first()
-    peer = PyTorch(config, batches, checkpoint=tiny_checkpoint, first_ids=ours.ids, autocast=False)
-    theirs = peer.first()
+    ours = Ours(config, batches).begin()
+    peer = PyTorch(config, batches, tiny_checkpoint, ours, frozen="embed_tokens")
+    theirs = peer.begin()
     assert theirs.loss == pytest.approx(ours.loss, abs=1e-4)
     assert theirs.gradient_norm == pytest.approx(ours.gradient_norm, rel=1e-3)
-    assert throughput.run_block(peer, 1).lengths.max() <= config.layout.max_length
+    assert peer.block(1).lengths.max() <= config.layout.max_length
 
 
 def test_another_batch_size_than_the_files_is_refused(config, batches, tmp_path):
@@ -75,34 +76,36 @@ def test_another_batch_size_than_the_files_is_refused(config, batches, tmp_path)
 @pytest.mark.parametrize(("loss", "gradient_norm"), [(0.72, 1.0), (0.7, math.nan), (0.7, 1.1)])
 def test_another_loss_or_gradient_at_the_first_step_is_refused(loss, gradient_norm):
     ours, theirs = First(0.7, 1.0, [0], "cpu"), First(loss, gradient_norm, [0], "cpu")
-    throughput.compare_first(FLOAT32, ours, ours, dtype="float32")
+    throughput.compare_first(PYTORCH, ours, ours, dtype="float32")
     with pytest.raises(ValueError, match="do not train the same model"):
-        throughput.compare_first(FLOAT32, theirs, ours, dtype="float32")
+        throughput.compare_first(PYTORCH, theirs, ours, dtype="float32")
+
+
+def summary(worker, model, blocks, dtype="bfloat16"):
+    numbers = throughput.summarise(worker, model, blocks, dtype)
+    return dict(zip(throughput.COLUMNS, numbers, strict=True))
 
 
 def test_the_numbers_of_a_row_add_up():
     model = {"matmul_params": 100, "attention_width": 0, "windows": (0,)}
 
-    def worker(variant, seconds, positions, device):
-        first = First(0.7, 1.0, [0], device, model, seconds=3.0)
-        lengths = np.array([10, 30])
-        blocks = [Block(second, lengths, positions, 2**20) for second in seconds]
-        return types.SimpleNamespace(variant=variant, first=first, blocks=blocks)
+    def worker(name, device):
+        return types.SimpleNamespace(name=name, first=First(0.7, 1.0, [0], device), seconds=3.0)
 
-    device = "NVIDIA H100 80GB HBM3"
-    workers = [
-        worker(OURS, (1.0, 2.0, 4.0), 50, device),
-        worker(FLOAT32, (3.0, 2.0, 9.0), 80, "cpu"),
-    ]
-    ours, theirs = (throughput.summarise(w, workers, "bfloat16") for w in workers)
-    assert ours["tokens_per_second"] == 20 and ours["examples_per_second"] == 1
-    assert ours["padding_share"] == pytest.approx(0.2)
-    assert theirs["padding_share"] == pytest.approx(0.5)
-    assert ours["ratio"] == pytest.approx(2.25)  # the median of 3, 1 and 2.25
-    assert theirs["ratio"] == 1
+    def blocks_of(seconds, positions):
+        return [Block(second, np.array([10, 30]), positions, 2**20) for second in seconds]
+
+    workers = worker(OURS, "NVIDIA H100 80GB HBM3"), worker(PYTORCH, "cpu")
+    blocks = {OURS: blocks_of((1.0, 2.0, 4.0), 50), PYTORCH: blocks_of((3.0, 2.0, 9.0), 80)}
+    ours, theirs = (summary(worker, model, blocks) for worker in workers)
+    assert ours["real tokens/s"] == 20 and ours["examples/s"] == 1
+    assert ours["padding"] == pytest.approx(0.2)
+    assert theirs["padding"] == pytest.approx(0.5)
+    assert ours["x PyTorch float32"] == pytest.approx(2.25)  # the median of 3, 1 and 2.25
+    assert theirs["x PyTorch float32"] == 1
     assert ours["utilisation"] == pytest.approx(6 * 100 * 40 / 2 / 989e12)
     assert theirs["utilisation"] is None
-    assert throughput.summarise(workers[0], workers[:1], "bfloat16")["ratio"] is None
+    assert summary(workers[0], model, {OURS: blocks[OURS]})["x PyTorch float32"] is None
     assert throughput.peak_flops("NVIDIA L4", bfloat16=True) == 121e12
 
 

@@ -65,6 +65,24 @@ def test_removed_and_renamed_keys_go_by_the_tables(members, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    ("generation", "language", "expected"),
+    [(256, 256, 256), (64, 256, 64), (256, 128, 128), (64, 128, 128), (64, None, 64)],
+)
+def test_two_keys_that_became_one_keep_the_value_that_was_set(
+    members, generation, language, expected
+):
+    saved = saved_of(members)
+    for config in (saved, *saved["multi"]["members"].values()):
+        config["generation"]["chunk"] = generation
+        config["language"]["chunk"] = language
+        if language is None:
+            del config["language"]["chunk"]
+    found = stored.stored_config(saved)
+    assert "generation.chunk" not in found
+    assert found["language.chunk"] == found["multi.members.b.language.chunk"] == expected
+
+
 def test_a_workdir_of_another_version_is_resumed_or_refused_in_one_message(tmp_path, monkeypatch):
     config = common.get_config()
     write_config(tmp_path, config)

@@ -1,20 +1,19 @@
 """Properties of the baselines."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 
 from configs import common
-from evaluation.baselines import (
-    features_logistic_regression,
-    majority,
-    tfidf_logistic_regression,
-)
+from evaluation.baselines import classes, feature_columns, majority, tfidf_columns
 from evaluation.metrics import estimate
 from input_pipeline.examples import Examples
 from tasks.classification import Classification
 
+tfidf_logistic_regression = functools.partial(classes, columns=tfidf_columns)
+features_logistic_regression = functools.partial(classes, columns=feature_columns)
 LIKED, DISLIKED = "好棒赞喜欢满意推荐", "差糟烂讨厌失望退货"
 
 

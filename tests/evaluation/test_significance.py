@@ -136,7 +136,7 @@ def test_the_sentence_says_what_was_found(shares, p_holm, family, parts):
 def test_other_examples_are_refused():
     with pytest.raises(ValueError, match="cannot be paired"):
         significance.bootstrap(accuracy_of([True] * 5), accuracy_of([True] * 6), ACCURACY)
-    with pytest.raises(ValueError, match="5 and 6 examples cannot be averaged"):
+    with pytest.raises(ValueError, match="5 and 6 examples cannot be paired"):
         significance.pooled([accuracy_of([True] * 5), accuracy_of([True] * 6)], "auto")
 
 
@@ -214,7 +214,7 @@ def test_without_a_value_it_is_said_that_nothing_can_be_told():
     assert absent["p_bootstrap"] is absent["p_holm"] is absent["interval"] is None
     assert real["p_holm"] == real["p_bootstrap"] and real["family"] == 1
     text = significance.sentence(absent, ACCURACY, first="A", second="B", split="test")
-    assert text.startswith("On 5 test examples, it cannot be told whether A beats B in accuracy")
+    assert text.startswith("On 5 test examples, A and B cannot be compared in accuracy")
     assert significance.over_seeds([0.5, math.nan])["interval"] is None
 
 

@@ -10,8 +10,9 @@ from configs import common
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, mean, one_each
 from integration import methods
-from integration.candidates import Candidate, Judged, choose, show
+from integration.candidates import Candidate, Judged, choose
 from integration.ensembles import average
+from reporting.report import show_candidates
 
 ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
 LOSS = Metric("loss", "loss", mean, False)
@@ -23,7 +24,7 @@ def candidate(name, kind, right, *, count=20, cost=1):
     statistics = {"accuracy": one_each(values_N), "loss": one_each(~values_N)}
     scores = Scores((ACCURACY, LOSS), np.arange(count), statistics)
     judged = Judged(scores, {}, [right], None)
-    return Candidate(name, kind, judged, dict, 1.0, 2, (name,), cost)
+    return Candidate(name, kind, judged, dict, (name,), cost, 1.0, 2)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
@@ -56,7 +57,7 @@ def test_the_table_shows_value_error_and_costs(capsys):
         [candidate("one", "single", 10), candidate("all", "ensemble", 20, cost=3)],
         metric="accuracy",
     )
-    show(rows, "all", ACCURACY)
+    show_candidates(rows, "all", ACCURACY)
     _, one, all_ = (
         line for line in capsys.readouterr().out.splitlines() if "─" not in line and line.strip()
     )
@@ -70,17 +71,17 @@ def members(*logits, ids=(3, 5)):
 
 def test_an_ensemble_is_the_mean_of_probabilities_not_of_logits():
     logits = np.random.default_rng(0).normal(0, 5, (3, 2, 4))
-    found = average(members(*logits), kind="single")["logits_NxC"]
+    found = average(members(*logits), kind="softmax")["logits_NxC"]
     np.testing.assert_allclose(softmax(found, -1), softmax(logits, -1).mean(0), rtol=1e-9)
-    found = average(members(*logits), kind="multi")["logits_NxC"]
+    found = average(members(*logits), kind="sigmoid")["logits_NxC"]
     np.testing.assert_allclose(expit(found), expit(logits).mean(0), rtol=1e-6)
-    found = average(members(*logits), kind="regression")["logits_NxC"]
+    found = average(members(*logits), kind="numbers")["logits_NxC"]
     np.testing.assert_allclose(found, logits.mean(0))
-    order = average(members(*logits[::-1]), kind="single")["logits_NxC"]
-    np.testing.assert_allclose(order, average(members(*logits), kind="single")["logits_NxC"])
+    order = average(members(*logits[::-1]), kind="softmax")["logits_NxC"]
+    np.testing.assert_allclose(order, average(members(*logits), kind="softmax")["logits_NxC"])
 
 
-@pytest.mark.parametrize("kind", ["single", "multi", "regression"])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "numbers"])
 def test_far_logits_stay_finite_and_an_ensemble_of_equals_is_the_model(kind):
     far = np.array([[800.0, -800.0], [0.0, 1.0]])
     assert np.isfinite(average(members(far, -far), kind=kind)["logits_NxC"]).all()
@@ -92,7 +93,7 @@ def test_far_logits_stay_finite_and_an_ensemble_of_equals_is_the_model(kind):
 def test_predictions_of_other_examples_have_no_average():
     parts = [*members(np.ones((2, 2))), *members(np.ones((2, 2)), ids=(3, 6))]
     with pytest.raises(ValueError, match="2 and 2 examples, 1 of them in both"):
-        average(parts, kind="single")
+        average(parts, kind="softmax")
 
 
 @pytest.mark.parametrize(
@@ -112,11 +113,11 @@ def test_predictions_of_other_examples_have_no_average():
             },
             "'soup' needs the pretrained weights",
         ),
-        ({"integrate.methods": ("ensemble",), "task": "tagging"}, "found 'tagging'"),
+        ({"integrate.methods": ("ensemble",), "task": "tagging"}, "found the task 'tagging'"),
         ({"integrate.targets": "x.jsonl"}, "add 'ensemble' to config.integrate.methods"),
         (
             {"integrate.shifted_files": "x.csv", "integrate.methods": ("soup",)},
-            "add it to config.integrate.methods",
+            "add 'interpolation' to config.integrate.methods",
         ),
     ],
 )

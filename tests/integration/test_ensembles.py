@@ -8,17 +8,16 @@ from configs import common
 from evaluation.evaluate import Predictions
 from integration import methods
 from integration.ensembles import average
+from tasks.multiple_choice import MultipleChoice
 
 
-@pytest.mark.parametrize("kind", ["single", "multi", "regression"])
-def test_choices_are_averaged_as_probabilities_and_absent_ones_stay_absent(kind):
-    """Whatever config.classification.kind is, which is not about them."""
+def test_choices_are_averaged_as_probabilities_and_absent_ones_stay_absent():
     logits_MxNxK = np.random.default_rng(0).normal(0, 5, (3, 2, 4))
     logits_MxNxK[:, 0, 2:] = -1e9
-    members = [Predictions(np.array([3, 5]), {"logits_NxK": logits}) for logits in logits_MxNxK]
-    found = average(members, kind=kind)
-    assert list(found.outputs) == ["logits_NxK"]
-    probabilities_NxK = softmax(found["logits_NxK"], axis=-1)
+    members = [Predictions(np.array([3, 5]), {"logits_NxC": logits}) for logits in logits_MxNxK]
+    found = average(members, kind=MultipleChoice.AVERAGE)
+    assert list(found.outputs) == ["logits_NxC"]
+    probabilities_NxK = softmax(found["logits_NxC"], axis=-1)
     np.testing.assert_allclose(probabilities_NxK, softmax(logits_MxNxK, axis=-1).mean(axis=0))
     assert not probabilities_NxK[0, 2:].any()
 
@@ -30,5 +29,7 @@ def test_models_that_choose_may_be_an_ensemble_and_others_are_refused_by_name():
         config.task = task
         methods.check(config)
     config.task = "generation"
-    with pytest.raises(ValueError, match=r"one of \('classification', 'multiple_choice'\), found"):
+    with pytest.raises(
+        ValueError, match=r"'ensemble': found the task 'generation', .*multiple_choice"
+    ):
         methods.check(config)

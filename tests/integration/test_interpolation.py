@@ -74,14 +74,14 @@ def losses_of(logit):
 
 def test_all_points_share_one_compilation_and_no_two_mixtures_live_at_once():
     pretrained, finetuned = jax.device_put([{"kernel": np.full((7, 11), a)} for a in (0.0, 1.0)])
-    live, before = [], interpolation._mix_compiled._cache_size()
+    live, before = [], interpolation.mixed._cache_size()
 
     def score_fn(params):
         live.append(sum(array.shape == (7, 11) for array in jax.live_arrays()))
         return losses_of(float(params["kernel"][0, 0]))
 
     interpolate(score_fn, pretrained, finetuned, points=11, metric="loss")
-    assert interpolation._mix_compiled._cache_size() - before == 1
+    assert interpolation.mixed._cache_size() - before == 1
     assert live == [3] * 11  # the two ends and one mixture
 
 

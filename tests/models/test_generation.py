@@ -157,11 +157,3 @@ def test_a_wide_beam_finds_the_best_of_all_sequences(seed, penalty):
     found_BxT, scores_B = jax.jit(lambda: generate(step, start, decoding))()
     assert found_BxT[0].tolist() == [*best, *[0] * (length - len(best))]
     np.testing.assert_allclose(scores_B, score(best), rtol=1e-5)
-
-
-def test_decoding_that_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="beams=2 searches, temperature=1.0 draws: choose one"):
-        Decoding(max_tokens=1, end_ids=(8,), beams=2, temperature=1.0)
-    with pytest.raises(ValueError, match="need keys_B"):
-        start = (jnp.zeros((1, 9)), 0)
-        generate(counting(9, 8), start, Decoding(max_tokens=1, end_ids=(8,), temperature=1.0))

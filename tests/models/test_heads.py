@@ -63,11 +63,6 @@ def test_pooling_equals_a_loop(pack, kind):
         np.testing.assert_allclose(pooled[example], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_an_unknown_pooling_is_refused(pack):
-    with pytest.raises(ValueError, match=r"config.model.pooling is 'max'"):
-        pool(jnp.zeros((1, 2, 3)), jnp.ones((1, 2), int), num_examples=1, kind="max")
-
-
 @pytest.mark.parametrize("kind", POOLINGS)
 def test_packed_and_padded_layouts_give_the_same_logits(classifier, pack, kind):
     model, params = classifier

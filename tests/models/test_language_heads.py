@@ -10,10 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from models import adapters
+from models.backbone import flatten, unflatten
 from models.heads import Model
-from models.language_heads import LanguageHead, Seq2SeqHead, log_probabilities, shift_targets
+from models.language_heads import LanguageHead, Seq2SeqHead, log_probabilities
 from models.pretrained import Pretrained, load_pretrained, open_checkpoint
-from models.pretrained.tables import flatten
+from models.t5 import shift_right
 
 FAMILIES = Path(__file__).parents[1] / "fixtures" / "families"
 EXACT = {"rtol": 0, "atol": 2e-4}
@@ -105,7 +106,7 @@ def test_packed_sources_and_targets_equal_the_reference_apart(name):
 def test_targets_between_sources_are_shifted_within_their_segments():
     tokens = jnp.array([[5, 6, 7, 8, 9, 10, 11, 12]])
     target_segments = jnp.array([[1, 1, 0, 2, 2, 3, 0, 0]])
-    shifted = shift_targets(tokens, target_segments, start_id=99)
+    shifted = shift_right(tokens, target_segments, start_id=99)
     np.testing.assert_array_equal(shifted[0, [0, 1, 3, 4, 5]], [99, 5, 99, 8, 99])
 
 
@@ -198,7 +199,6 @@ def test_adapters_and_reduced_weights_act_in_both_passes():
     def folded(added: dict) -> jax.Array:
         return apply(unflatten(adapters.fold(adapt, frozen | added)))
 
-    unflatten = functools.partial(adapters.traverse_util.unflatten_dict, sep="/")
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
     found = jax.jit(jax.value_and_grad(running))(added)
     jax.tree.map(close, found, jax.jit(jax.value_and_grad(folded))(added))

@@ -11,8 +11,9 @@ from flax import traverse_util
 
 from configs.common import get_config
 from models import adapters, pretrained
+from models.backbone import flatten, parameter_shapes
 from models.heads import ClassifierHead, Model
-from models.pretrained import peft, safetensors, tables
+from models.pretrained import peft, safetensors
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 EVERY_OTHER = r".*/(key|value|output|up|down)/kernel"
@@ -36,7 +37,7 @@ def base_of(kind):
     name = CHANGES[kind][0]
     parts = ("pooler",) if name == "bert" else ()
     loaded = pretrained.load_pretrained(FIXTURES / "families" / name, parts=parts)
-    flat = tables.flatten({"backbone": loaded.params})
+    flat = flatten({"backbone": loaded.params})
     return loaded.config, flat, "pooler" if parts else "last"
 
 
@@ -102,7 +103,7 @@ def test_every_family_has_names_for_all_kernels_of_its_layers(family, tmp_path):
     config = pretrained.open_checkpoint(FIXTURES / "families" / family).config
     adapt = get_config().adapt
     adapt.kind = "lora"
-    shapes = tables.flatten({"backbone": pretrained.backbone.parameter_shapes(config)})
+    shapes = flatten({"backbone": parameter_shapes(config)})
     flat = adapters.init(adapt, shapes, jax.random.key(0), params={})
     flat |= {"head/kernel": np.ones((4, 2), np.float32), "head/bias": np.ones(2, np.float32)}
     said = peft.write_peft(tmp_path, config, adapt, flat, pooling="mean")

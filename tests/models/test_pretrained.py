@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from models.decoder import Decoder
 from models.pretrained import (
-    FAMILIES,
     files,
     load_pretrained,
     open_checkpoint,
@@ -23,6 +22,7 @@ from models.pretrained import (
     tables,
     write_pretrained,
 )
+from models.pretrained.families import FAMILIES
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -158,13 +158,12 @@ def test_parts_are_read_where_they_are_asked_for(bert_folder):
         checkpoint.read(["pooler"])
 
 
-def test_headers_tell_special_ids_size_and_format(folder):
+def test_headers_hold_special_ids_and_format(folder):
     change_config(folder, eos_token_id=[1, 106])
     checkpoint = open_checkpoint(folder)
     assert checkpoint.special_ids == {"bos": 2, "eos": 1, "pad": 0}
     assert (checkpoint.format, checkpoint.note) == ("huggingface", "")
-    files = (folder / "config.json", folder / "model.safetensors")
-    assert checkpoint.size_bytes == sum(file.stat().st_size for file in files)
+    assert checkpoint.files == (folder / "config.json", folder / "model.safetensors")
 
 
 def test_place_gets_views_of_the_file_in_its_dtype_and_decides_the_leaf(folder, tiny):
@@ -186,8 +185,7 @@ def test_what_was_read_is_no_part_of_the_file(folder):
         assert leaf.flags.c_contiguous and leaf.flags.writeable and type(leaf) is np.ndarray
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
-def test_the_official_library_reads_what_was_written(bert_folder, tmp_path, dtype):
+def test_the_official_library_reads_what_was_written(bert_folder, tmp_path):
     checkpoint = open_checkpoint(bert_folder)
     params = checkpoint.read(checkpoint.parts)
     write_pretrained(
@@ -195,7 +193,6 @@ def test_the_official_library_reads_what_was_written(bert_folder, tmp_path, dtyp
         checkpoint.config,
         params,
         architectures=["BertForMaskedLM"],
-        dtype=dtype,
         fields={"id2label": {"0": "差"}},
     )
     expected = tables.tensors_from(
@@ -204,18 +201,12 @@ def test_the_official_library_reads_what_was_written(bert_folder, tmp_path, dtyp
     found = official.load_file(tmp_path / "new" / "model.safetensors")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == dtype
-        np.testing.assert_array_equal(found[name], tensor.astype(dtype))
+        np.testing.assert_array_equal(found[name], tensor.astype(np.float32), strict=True)
     with official.safe_open(tmp_path / "new" / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert config["architectures"] == ["BertForMaskedLM"] and config["id2label"] == {"0": "差"}
-    assert (config["model_type"], config["dtype"]) == ("bert", np.dtype(dtype).name)
-
-
-def test_a_dtype_that_holds_no_weights_is_not_written(tiny, tmp_path):
-    with pytest.raises(ValueError, match="float32, bfloat16 or float16, not int8"):
-        write_pretrained(tmp_path, tiny.config, tiny.params, dtype=np.int8)
+    assert (config["model_type"], config["dtype"]) == ("bert", "float32")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +298,7 @@ def test_a_misfit_names_tensor_shapes_and_remedy(folder):
 
 
 @pytest.mark.parametrize("keep", [0, 6, 40, 900, -1])
-def test_a_truncated_file_gives_one_error_with_both_sizes(folder, keep):
+def test_a_truncated_file_gives_one_error_with_its_size(folder, keep):
     path = folder / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:keep])
@@ -316,9 +307,7 @@ def test_a_truncated_file_gives_one_error_with_both_sizes(folder, keep):
     message = str(error.value)
     assert str(path) in message and f"found {len(data[:keep]):,} bytes" in message
     assert "expected" in message and "Delete it and fetch it again" in message
-    if keep == -1:
-        assert f"expected {len(data):,}." in message
-    assert error.value.__cause__ is None and error.value.__context__ is None
+    assert error.value.__cause__ is None and error.value.__suppress_context__
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from models.pretrained import open_checkpoint, place_on, tables
+from models.pretrained import open_checkpoint, place_on
+from models.backbone import flatten
 
 mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 for name in ("bert", "gemma3", "t5_v1_1"):
     checkpoint = open_checkpoint(Path(sys.argv[1]) / name)
-    expected = tables.flatten(checkpoint.read(checkpoint.parts))
+    expected = flatten(checkpoint.read(checkpoint.parts))
 
     def sharding_of(path):
         shape = expected[path].shape
@@ -28,7 +29,7 @@ for name in ("bert", "gemma3", "t5_v1_1"):
         return jnp.float32 if path.endswith(("scale", "bias")) else jnp.bfloat16
 
     place = place_on(sharding_of, dtype_of=dtype_of)
-    found = tables.flatten(checkpoint.read(checkpoint.parts, place=place))
+    found = flatten(checkpoint.read(checkpoint.parts, place=place))
     assert found.keys() == expected.keys()
     num_split = 0
     for path, leaf in found.items():

@@ -16,13 +16,14 @@ from evaluation.baselines import TFIDF
 from evaluation.metrics import class_counts, estimate, paired_difference
 from input_pipeline.corpus.preparation import prepare
 from input_pipeline.files import write_json, write_jsonl
-from reporting import comparison, report
+from reporting import report
 from reporting.html_report import data_counts, write_html
 from reporting.model_card import write_model_card
 from reporting.stored_scores import write_scores
 from tasks.classification import ACCURACY, Classification
 from training.data import RunData, SeveralData
 from training.workdir import write_config
+from workflows import report as comparison
 
 pytestmark = pytest.mark.usefixtures("figures")
 BROWSER = next(

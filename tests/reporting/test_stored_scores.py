@@ -8,16 +8,11 @@ import pytest
 from evaluation import generated_text, surprisal
 from evaluation.metrics import Scores, estimate, mean
 from reporting.stored_scores import _name, read_scores, write_scores
-from tasks import KINDS, multi_task, task_class
+from tasks import all_classes, multi_task
 from tasks.classification import ACCURACY, LOSS
-from tasks.hierarchical import Hierarchical
-from tasks.multi_label import MultiLabel
-from tasks.ordinal import Ordinal
-from tasks.regression import Regression
 
-CLASSES = [task_class(kind) for kind in KINDS if kind != "multi_task"]
-CLASSES += [MultiLabel, Regression, Ordinal, Hierarchical]
-ALL = {metric.name: metric for kind in CLASSES for metric in kind.METRICS}
+CLASSES = [kind for name, kind in all_classes().items() if name != "multi_task"]
+ALL = {metric.name: metric for kind in CLASSES for metric in kind.metrics}
 ALL |= {
     metric.name: metric
     for metric in (*surprisal.BITS, surprisal.PERPLEXITY, *generated_text.METRICS)
@@ -61,7 +56,7 @@ def test_a_file_names_no_function_of_others(tmp_path):
     for function in ("os:system", "evaluation.metrics:gone"):
         header["row"]["metrics"][0]["value"] = {"function": function}
         np.savez(tmp_path / "other.npz", **arrays | {"header": np.array(json.dumps(header))})
-        with pytest.raises(ValueError, match="write them anew with --mode=test"):
+        with pytest.raises(ValueError, match="write them again with --mode=test"):
             read_scores(tmp_path / "other.npz")
     (tmp_path / "torn.npz").write_bytes((tmp_path / "scores.npz").read_bytes()[:100])
     with pytest.raises(ValueError, match="does not hold scores"):

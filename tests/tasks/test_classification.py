@@ -1,5 +1,6 @@
 """Properties of classification into one of C labels: its loss and the reading of predictions."""
 
+import dataclasses
 import json
 
 import jax
@@ -14,7 +15,7 @@ from configs import common
 from evaluation.evaluate import Predictions
 from evaluation.metrics import estimate, summarise
 from input_pipeline.examples import Examples, object_array
-from tasks.classification import Classification
+from tasks import task_class
 
 LABELS = ("差", "中", "好")
 
@@ -23,7 +24,7 @@ def make_task(labels=LABELS, *, model=None, **options):
     config = common.get_config()
     config.classification.update(options)
     config.model.update(model or {})
-    return Classification(config, labels, tokenizer=None, backbone=None)
+    return task_class(config)(config, labels, tokenizer=None, backbone=None)
 
 
 def loss_of(logits_BxC, batch, **options):
@@ -263,18 +264,18 @@ def make_validation(count, *, absent=None):
 def make_calibrated(kind, examples, predictions):
     task = make_task()
     task.config.eval.calibration = kind
-    task.fitted = json.loads(json.dumps(task.fit(predictions, examples)))
-    return task
+    fitted = json.loads(json.dumps(task.fit(predictions, examples)))
+    return task, dataclasses.replace(predictions, fitted=fitted)
 
 
 def test_what_is_fitted_acts_on_scores_and_descriptions_alike():
     examples, predictions = make_validation(400)
-    before, *others = (
+    (before, uncalibrated), *others = (
         make_calibrated(kind, examples, predictions) for kind in ("none", "temperature", "bias")
     )
-    assert before.fitted == {}
-    losses = [estimate(before.score(predictions, examples), "loss")["value"]]
-    for task in others:
+    assert uncalibrated.fitted == {}
+    losses = [estimate(before.score(uncalibrated, examples), "loss")["value"]]
+    for task, predictions in others:
         scores = task.score(predictions, examples)
         losses.append(estimate(scores, "loss")["value"])
         records = list(task.describe(predictions, examples))
@@ -283,22 +284,22 @@ def test_what_is_fitted_acts_on_scores_and_descriptions_alike():
         wrong = np.mean([record["wrong"] for record in records])
         assert wrong == pytest.approx(1 - estimate(scores, "accuracy")["value"])
     assert losses == sorted(losses, reverse=True)
-    found = [estimate(task.score(predictions, examples), "accuracy")["value"] for task in others]
-    assert found[0] == estimate(before.score(predictions, examples), "accuracy")["value"] < found[1]
+    found = [estimate(task.score(p, examples), "accuracy")["value"] for task, p in others]
+    expected = estimate(before.score(uncalibrated, examples), "accuracy")["value"]
+    assert found[0] == expected < found[1]
 
 
 @pytest.mark.parametrize("absent", [None, 1])
 def test_calibration_is_told_before_and_after_even_where_a_class_is_masked(absent):
     examples, predictions = make_validation(400, absent=absent)
-    task = make_calibrated("temperature", examples, predictions)
+    task, predictions = make_calibrated("temperature", examples, predictions)
     found = task.calibration(predictions, examples)
     assert found == json.loads(json.dumps(found))
     assert found["after"]["ece"] < found["before"]["ece"] - 0.05
     assert found["after"]["count"] == len(predictions)
-    assert (found["temperature"], found["bias"]) == (task.fitted["temperature"], [0, 0, 0])
+    assert (found["temperature"], found["bias"]) == (predictions.fitted["temperature"], [0, 0, 0])
     assert found["temperature"] > 1.5
-    task.fitted = {}
-    found = task.calibration(predictions, examples)
+    found = task.calibration(dataclasses.replace(predictions, fitted={}), examples)
     assert (found["before"], found["temperature"]) == (found["after"], 1)
 
 
@@ -310,6 +311,7 @@ def test_only_kinds_with_probabilities_of_classes_are_calibrated(kind):
     found = task.calibration(predictions, examples)
     assert (found is not None) == (kind in ("ordinal", "hierarchical"))
     if found:
-        task.fitted = task.fit(predictions, examples)
+        fitted = task.fit(predictions, examples)
+        predictions = dataclasses.replace(predictions, fitted=fitted)
         names = [metric.name for metric in task.metrics]
         assert list(task.score(predictions, examples).statistics) == names

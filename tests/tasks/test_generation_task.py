@@ -26,12 +26,12 @@ from models.t5 import T5Config
 from tasks.generation import Generation
 from tasks.limits import Given
 from tasks.writing import Writer
-from training import train as loop
 from training.data import load_data
 from training.experiment import build
 from training.sharding import put_batch
-from training.train import train
-from workflows import finish as protocol
+from workflows.predict import predict
+from workflows.test import test as open_test
+from workflows.train import train
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CHAT = (
@@ -128,7 +128,7 @@ def test_written_texts_without_sacrebleu_fail_before_training(
 
 def test_the_test_mode_finds_what_training_reported(finished):
     config, workdir, results = finished
-    found = loop.test(config, workdir)["models"]["fine-tuned"]
+    found = open_test(config, workdir)["models"]["fine-tuned"]
     reported = results["models"]["fine-tuned"]
     for name in ("bits_per_character", "perplexity", "accuracy", "chrf", "bleu", "rouge_l"):
         assert found[name]["value"] == pytest.approx(reported[name]["value"], rel=1e-4)
@@ -142,7 +142,7 @@ def test_predict_mode_answers_every_prompt(finished, tmp_path):
     prompts = [f"第{i}次，早餐怎么样" for i in range(6)] + ["长" * 100]
     rows = [json.dumps({"text": prompt}, ensure_ascii=False) for prompt in prompts]
     Path(config.predict.input).write_text("\n".join(rows), "utf-8")
-    protocol.predict(config, workdir)
+    predict(config, workdir)
     found = [json.loads(line) for line in Path(config.predict.output).read_text().splitlines()]
     assert [row["prompt"] for row in found] == prompts
     assert all(isinstance(row["prediction"], str) and "wrong" not in row for row in found[:-1])
@@ -270,8 +270,8 @@ def test_long_and_empty_examples_are_counted(make_generation, tmp_path):
     assert windows.ids_N.tolist() == [0]
     long = f"examples are longer than config.layout.max_length={config.layout.max_length} tokens"
     assert told(experiment, examples, training=True) == [
-        (1, 4, "examples have an empty answer and are left out"),
-        (2, 4, f"{long} and left out"),
+        (1, 4, "examples have an empty answer and are dropped"),
+        (2, 4, f"{long} and dropped"),
     ]
     assert task.windows(examples, encoder, training=False).ids_N.tolist() == [0, 20]
 
@@ -320,7 +320,7 @@ def test_written_texts_are_counted_apart_and_floors_are_about_the_same(make_gene
     experiment, examples = made(config, tmp_path, texts_N=texts, pairs_N=pairs)
     config.generation.examples = 2
     params, task = experiment.put(experiment.initial), experiment.task
-    scores = task.score(experiment.predict(params, examples, complete=True), examples)
+    scores = task.score(experiment.predict(params, examples, {}, complete=True), examples)
     assert scores.detail == {"without_answer": 1, "too_long": 1}
     expected = {"bits_per_character": 3, "perplexity": 3, "accuracy": 3}
     expected |= {"chrf": 2, "bleu": 2, "rouge_l": 2}
@@ -345,12 +345,12 @@ def test_a_dialogue_without_its_last_answer_is_a_prompt_and_no_part_of_the_metri
     experiment, examples = made(config, tmp_path, **columns, histories_N=[history] * 3)
     params, task = experiment.put(experiment.initial), experiment.task
     task.check(examples, "test")
-    predictions = experiment.predict(params, examples, complete=True)
+    predictions = experiment.predict(params, examples, {}, complete=True)
     assert told(experiment, examples, training=False) == [
         (2, 3, "examples have an empty answer and are prompts only, in no metric")
     ]
     alone = examples.take(np.array([0]))
-    expected = task.score(experiment.predict(params, alone, complete=True), alone)
+    expected = task.score(experiment.predict(params, alone, {}, complete=True), alone)
     scores = task.score(predictions, examples)
     assert scores.detail == {"without_answer": 2, "too_long": 0}
     for metric in scores.metrics:

@@ -9,7 +9,7 @@ from configs import common
 from evaluation.evaluate import Predictions
 from evaluation.metrics import estimate, summarise
 from input_pipeline.examples import Examples, object_array
-from tasks.classification import Classification
+from tasks import task_class
 
 LABELS = ("娱乐/电影", "娱乐/音乐", "体育", "财经/股票/港股", "财经/股票/美股", "财经/基金")
 
@@ -17,7 +17,7 @@ LABELS = ("娱乐/电影", "娱乐/音乐", "体育", "财经/股票/港股", "�
 def make_task(labels=LABELS):
     config = common.get_config()
     config.classification.kind = "hierarchical"
-    return Classification(config, labels, tokenizer=None, backbone=None)
+    return task_class(config)(config, labels, tokenizer=None, backbone=None)
 
 
 def by_hand(probabilities, label):

@@ -13,8 +13,8 @@ from models.pretrained import write_pretrained
 from training.experiment import build
 from training.sharding import put_batch
 from training.state import merge
-from training.train import train
-from workflows import finish as protocol
+from workflows.evaluate import evaluate
+from workflows.train import train
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_zero_shot_is_told_as_step_0_and_training_goes_on_from_there(masked_conf
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open(encoding="utf-8")]
     losses = {line["step"]: line["validation/loss"] for line in lines if "validation/loss" in line}
     assert losses[24] < losses[0]
-    found = protocol.evaluate(masked_config, tmp_path / "run")
+    found = evaluate(masked_config, tmp_path / "run")
     assert found["loss"]["value"] == pytest.approx(losses[24], rel=1e-4)
 
 
@@ -137,7 +137,7 @@ def test_without_words_the_masks_are_averaged(masked_config, tmp_path):
     ("changes", "message"),
     [
         ({"label_words": ("失望", "好")}, r"holds 2 \{mask\}.* take \[2, 1\] pieces"),
-        ({"label_words": ("失望", "失望")}, "tells apart from the others"),
+        ({"label_words": ("失望", "失望")}, "with pieces of its own"),
         ({"label_words": ("失望", "龘龘")}, "a word that it knows"),
         ({"label_words": ("失望",)}, "found 1 words"),
         ({"pooling": "first"}, "is a electra with pooling='first'"),

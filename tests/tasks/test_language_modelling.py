@@ -19,12 +19,13 @@ from models.backbone import parameter_shapes, parts_of
 from models.bert import BertConfig
 from models.pretrained import load_pretrained, write_pretrained
 from models.t5 import T5Config
-from training import train as loop
+from training.data import load_data
 from training.experiment import build
 from training.sharding import put_batch
-from training.train import train
-from workflows import finish as protocol
-from workflows.export.language import write_language_model
+from workflows.export.huggingface import write_language_model
+from workflows.predict import predict
+from workflows.test import test as open_test
+from workflows.train import train
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 KINDS = {
@@ -108,7 +109,7 @@ def examples_of(texts: list[str], words: list[list[str]] | None = None) -> Examp
 def targets_of(task, encoder, examples, *, seed: int = 0, epoch: int = 0, training: bool = True):
     indices = np.arange(len(examples))
     texts = list(examples.texts_N)
-    encoded = encoder(texts, offsets=task.OFFSETS)
+    encoded = encoder(texts, offsets=task.offsets)
     epochs = np.full(len(examples), epoch)
     return encoded, task.targets(
         encoded, Chunk(examples, indices, epochs, texts, None, seed, training)
@@ -123,7 +124,7 @@ def test_padded_equals_packed(make_config, kind, tmp_path):
         config = make_config(kind)
         config.layout.kind = layout
         _, experiment = task_of(config)
-        examples = experiment.windows(protocol.load_data(config).split("train"), training=True)
+        examples = experiment.windows(load_data(config).split("train"), training=True)
         experiment.pipeline.plan(examples)
         batch = next(experiment.pipeline.train(examples, first_example=0))
         batch = put_batch({name: array[0] for name, array in batch.items()}, experiment.mesh)
@@ -154,7 +155,7 @@ def test_every_token_of_a_long_document_is_predicted_and_documents_are_apart(mak
     examples = examples_of(texts)
     examples.ids_N[:] = [7, 3, 5]
     params = experiment.put(experiment.initial)
-    found = experiment.predict(params, examples)
+    found = experiment.predict(params, examples, {})
     assert found.ids_N.tolist() == [3, 5, 7]
     windows = experiment.windows(examples, training=False)
     assert len(windows) > 5
@@ -306,9 +307,9 @@ def test_augmentation_that_moves_words_is_refused(make_config):
 @pytest.mark.parametrize("kind", ["masked_language_modelling", "span_corruption"])
 def test_the_floor_is_asked_for_the_same_tokens(make_config, kind):
     task, experiment = task_of(make_config(kind))
-    data = protocol.load_data(task.config)
+    data = load_data(task.config)
     validation = data.split("validation")
-    predictions = experiment.predict(experiment.put(experiment.initial), validation)
+    predictions = experiment.predict(experiment.put(experiment.initial), validation, {})
     scores = task.score(predictions, validation)
     floor = task.baselines(data.split("train"), validation)[task.FLOOR]
     assert floor.truth == scores.truth
@@ -331,11 +332,11 @@ def test_continued_pretraining_end_to_end(make_config, tmp_path):
     row = results["models"]["fine-tuned"]
     assert row["bits_per_character"]["value"] < 3
     assert results["models"]["character 5-grams"]["bits_per_character"]["value"] > 0
-    again = loop.test(config, tmp_path / "run")["models"]["fine-tuned"]
+    again = open_test(config, tmp_path / "run")["models"]["fine-tuned"]
     assert again["perplexity"] == row["perplexity"]
     config.predict.input = str(tmp_path / "input.txt")
     (tmp_path / "input.txt").write_text("房间非常好。" * 9 + "\n早餐\n", encoding="utf-8")
-    lines = protocol.predict(config, tmp_path / "run").read_text(encoding="utf-8").splitlines()
+    lines = predict(config, tmp_path / "run").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["text"] for record in records] == ["房间非常好。" * 9, "早餐"]
     for record in records:

@@ -12,7 +12,7 @@ from configs import common
 from evaluation import answers
 from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from tasks import limits, task_class
 from tasks.limits import Given, Limit
 from tasks.reading_comprehension import ReadingComprehension
@@ -28,18 +28,7 @@ def examples_of(texts, labels=None, **columns):
 
 def given_of(task, examples, *, training=False):
     """Examples as they come to a task, with its real pipeline."""
-    config = task.config
-    pipeline = TextPipeline(
-        task,
-        template=config.data.template,
-        layout=config.layout,
-        augmentation=config.augmentation,
-        batch_size=8,
-        microbatches=1,
-        row_multiple=1,
-        seed=0,
-        eval_rows=1,
-    )
+    pipeline = TextPipeline(task, task.config)
     windows = task.windows(examples, pipeline.encoder, training=training)
     return Given(examples, windows, pipeline, training, False)
 
@@ -51,7 +40,7 @@ def make_task(kind, labels, *, length=16, backbone=None, template="{text}", **op
     config.layout.update(max_length=length, row_length=length)
     config.update_from_flattened_dict(options)
     tokenizer = load_tokenizer(TOKENIZERS / "bert")
-    return task_class(kind)(config, labels, tokenizer=tokenizer, backbone=backbone)
+    return task_class(config)(config, labels, tokenizer=tokenizer, backbone=backbone)
 
 
 def counts(task, given):
@@ -65,7 +54,7 @@ def test_a_limit_is_said_once_a_process_and_recorded_each_time(capsys, monkeypat
     found = [Limit(1234, 20_000, "texts are cut", "raise it", first=True), Limit(0, 5, "x", "y")]
     expected = "1,234 of the first 20,000 train texts are cut: raise it."
     records = [{"split": "train", "count": 1234, "total": 20_000, "sentence": expected}]
-    assert limits.tell(found, "train", print) == limits.tell(found, "train", print) == records
+    assert limits.report(found, "train", print) == limits.report(found, "train", print) == records
     assert capsys.readouterr().out == f"Note: {expected}\n"
 
 

@@ -1,5 +1,6 @@
 """Properties of classification with several labels: loss, thresholds, F1."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,7 +14,7 @@ from configs import common
 from evaluation.evaluate import Predictions
 from evaluation.metrics import estimate
 from input_pipeline.examples import Examples, Ragged, object_array
-from tasks.classification import Classification
+from tasks import task_class
 from tasks.multi_label import best_thresholds
 
 LABELS = ("房间", "早餐", "快递")
@@ -22,7 +23,7 @@ LABELS = ("房间", "早餐", "快递")
 def make_task(**options):
     config = common.get_config()
     config.classification.update(kind="multi", **options)
-    return Classification(config, LABELS, tokenizer=None, backbone=None)
+    return task_class(config)(config, LABELS, tokenizer=None, backbone=None)
 
 
 def make_examples(sets, texts=None):
@@ -87,7 +88,8 @@ def test_thresholds_of_the_validation_split_are_kept_as_json_and_used():
     examples, predictions, _ = make_case(300)
     task = make_task()
     before = estimate(task.score(predictions, examples), "macro_f1")["value"]
-    task.fitted = json.loads(json.dumps(task.fit(predictions, examples)))
+    fitted = json.loads(json.dumps(task.fit(predictions, examples)))
+    predictions = dataclasses.replace(predictions, fitted=fitted)
     after = task.score(predictions, examples)
     assert estimate(after, "macro_f1")["value"] > before + 0.02
     assert make_task(threshold="0.4").fit(predictions, examples) == {}

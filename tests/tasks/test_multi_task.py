@@ -11,13 +11,13 @@ from configs import common
 from evaluation.metrics import Metric, estimate, mean, summarise
 from input_pipeline.batches.mixture import member_of, own_ids
 from tasks.multi_task import MEAN, MultiTask, _metrics
-from training import train as loop
 from training.data import load_data
 from training.experiment import build, make_pipeline
 from training.pending import Pending
 from training.sharding import put_batch
-from training.train import train
-from workflows import finish as protocol
+from workflows.evaluate import evaluate
+from workflows.predict import predict
+from workflows.train import train
 
 GOOD, BAD = "非常好，值得推荐！", "太差了，再也不来了！"
 
@@ -153,7 +153,7 @@ def test_a_run_resumed_with_another_batch_size_repeats_and_skips_no_example(
     for batch_size, steps in ((8, 5), (16, 9)):  # the second goes on to step 9
         config.data.batch_size, config.eval.every = batch_size, f"{steps} steps"
         with pytest.raises(KeyboardInterrupt):
-            loop.train(config, tmp_path, on_evaluation=stop)
+            train(config, tmp_path, on_evaluation=stop)
     assert [batch["ids_B"].size for batch in ids] == [8] * 5 + [16] * 4
     for name, part in data.split("train").parts.items():
         member = list(experiment.task.members).index(name)
@@ -181,14 +181,14 @@ def test_run_learns_both_and_tells_their_metrics_apart(multi_config, tmp_path):
     assert any("reviews/loss" in line for line in logged)
     assert any("blanks/loss" in line for line in logged)
 
-    found = protocol.evaluate(multi_config, tmp_path / "run")
+    found = evaluate(multi_config, tmp_path / "run")
     best = max(line["validation/mean"] for line in logged if "validation/mean" in line)
     assert found[MEAN]["value"] == pytest.approx(best, rel=1e-5)
 
     rows = [{"text": f"房间____{i}", "choices": [GOOD, BAD]} for i in range(3)]
     (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     multi_config.predict.input = str(tmp_path / "new.jsonl")
-    lines = protocol.predict(multi_config, tmp_path / "run").read_text().splitlines()
+    lines = predict(multi_config, tmp_path / "run").read_text().splitlines()
     predictions = [json.loads(line) for line in lines]
     assert [p["member"] for p in predictions] == ["blanks"] * 3 + ["reviews"] * 3
     assert [p["id"] for p in predictions] == [0, 1, 2] * 2
@@ -197,13 +197,13 @@ def test_run_learns_both_and_tells_their_metrics_apart(multi_config, tmp_path):
 def test_scores_are_those_of_each_member_alone(started):
     experiment, data, alone_of = started
     validation = data.split("validation")
-    predictions = experiment.predict(experiment.put(experiment.initial), validation)
+    predictions = experiment.predict(experiment.put(experiment.initial), validation, {})
     scores = experiment.task.score(predictions, validation)
     np.testing.assert_array_equal(scores.ids_N, validation.ids_N)
     summary = summarise(scores)
     for name, alone in alone_of.items():
         part = validation.parts[name]
-        own = alone.task.score(alone.predict(alone.put(alone.initial), part), part)
+        own = alone.task.score(alone.predict(alone.put(alone.initial), part, {}), part)
         for metric in own.metrics:
             expected = estimate(own, metric.name)
             here = summary[f"{name}/{metric.name}"]

@@ -1,5 +1,6 @@
 """Multiple choice: one softmax per example whatever the layout, likelihoods, floors, whole runs."""
 
+import dataclasses
 import itertools
 import json
 
@@ -19,8 +20,9 @@ from tasks.multiple_choice import MultipleChoice, _next_tokens
 from training.experiment import build
 from training.sharding import put_batch
 from training.state import merge
-from training.train import train
-from workflows import finish as protocol
+from workflows.evaluate import evaluate
+from workflows.predict import predict
+from workflows.train import train
 
 GOOD = ("非常好，值得推荐！", "很满意，下次还会来。", "不错，五星好评～")
 BAD = ("太差了，再也不来了！", "很失望，不推荐。", "糟糕，浪费钱……")
@@ -154,7 +156,7 @@ def test_label_words_score_a_choice_and_what_follows_it_as_the_language_model_do
     experiment = build(choice_config, tmp_path, prepared.labels, lambda line: None)
     params = experiment.put(experiment.initial)
     assert not any(path.startswith("head/") for path in params)
-    found = experiment.predict(params, examples)
+    found = experiment.predict(params, examples, {})
     rows = [
         (text, choice)
         for text, choices in zip(examples.texts_N, examples.choices_N, strict=True)
@@ -182,7 +184,7 @@ def test_label_words_score_a_choice_and_what_follows_it_as_the_language_model_do
     logs_RxLxV = np.asarray(log_probabilities(merge({**experiment.frozen, **params})))
     next_RxL = np.take_along_axis(logs_RxLxV[:, :-1], tokens_RxL[:, 1:, None], axis=2)[..., 0]
     first = 0
-    for choices, logits_K in zip(examples.choices_N, found["logits_NxK"], strict=True):
+    for choices, logits_K in zip(examples.choices_N, found["logits_NxC"], strict=True):
         rows = range(first, first + len(choices))
         first += len(choices)
         shared = np.argmax((tokens_RxL[rows] != tokens_RxL[rows[0]]).any(axis=0)) - 1
@@ -238,7 +240,7 @@ def test_run_learns_evaluates_and_predicts(choice_config, tmp_path, choices_json
     assert model > results["models"][MultipleChoice.FLOOR]["accuracy"]["value"] or model == 1
     assert model > 0.8
     assert loss < 1
-    found = protocol.evaluate(choice_config, tmp_path / "run")
+    found = evaluate(choice_config, tmp_path / "run")
     logged = [
         json.loads(line)["validation/accuracy"]
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -250,7 +252,7 @@ def test_run_learns_evaluates_and_predicts(choice_config, tmp_path, choices_json
         del row["label"]
     (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     choice_config.predict.input = str(tmp_path / "new.jsonl")
-    lines = protocol.predict(choice_config, tmp_path / "run").read_text().splitlines()
+    lines = predict(choice_config, tmp_path / "run").read_text().splitlines()
     predictions = [json.loads(line) for line in lines]
     assert [p["choices"] for p in predictions] == [row["choices"] for row in rows]
     for prediction in predictions:
@@ -272,7 +274,7 @@ def made_predictions(task, *, sure=4.0):
     logits_BxC = (sure * logits_NxK).astype(np.float32).reshape(-1, 1)
     choices_BxK = (logits_NxK > -1e8).astype(np.int32)
     found = task.outputs({"logits_BxC": logits_BxC}, {"choices_BxK": choices_BxK})
-    outputs = {"logits_NxK": np.asarray(found["logits_BxK"])}
+    outputs = {"logits_NxC": np.asarray(found["logits_BxC"])}
     return Predictions(np.arange(count), outputs), examples_of(rows)
 
 
@@ -282,9 +284,10 @@ def test_probabilities_are_calibrated_in_scores_and_descriptions_alike(choice_co
     predictions, examples = made_predictions(task)
     before = summarise(task.score(predictions, examples))
     choice_config.eval.calibration = kind
-    task.fitted = json.loads(json.dumps(task.fit(predictions, examples)))
-    assert task.fitted["temperature"] == pytest.approx(4, rel=0.2)
-    assert task.fitted["bias"] == [0, 0, 0]  # of choices that differ, none is preferred
+    fitted = json.loads(json.dumps(task.fit(predictions, examples)))
+    predictions = dataclasses.replace(predictions, fitted=fitted)
+    assert fitted["temperature"] == pytest.approx(4, rel=0.2)
+    assert fitted["bias"] == [0, 0, 0]  # of choices that differ, none is preferred
     after = summarise(task.score(predictions, examples))
     assert after["accuracy"] == before["accuracy"]
     assert after["loss"]["value"] < before["loss"]["value"] - 0.1
@@ -300,7 +303,7 @@ def test_probabilities_are_calibrated_in_scores_and_descriptions_alike(choice_co
     card = task.calibration(predictions, examples)
     assert card == json.loads(json.dumps(card))
     assert card["after"]["ece"] < card["before"]["ece"] / 2
-    assert card["temperature"] == task.fitted["temperature"]
+    assert card["temperature"] == fitted["temperature"]
 
 
 def test_without_calibration_nothing_is_fitted(choice_config):

@@ -11,7 +11,7 @@ from evaluation.evaluate import Predictions
 from evaluation.metrics import estimate
 from input_pipeline.examples import Examples, object_array
 from models.heads import OrdinalHead, threshold_parameters
-from tasks.classification import Classification
+from tasks import task_class
 
 LABELS = ("一星", "二星", "三星", "四星")
 
@@ -19,7 +19,7 @@ LABELS = ("一星", "二星", "三星", "四星")
 def make_task():
     config = common.get_config()
     config.classification.kind = "ordinal"
-    return Classification(config, LABELS, tokenizer=None, backbone=None)
+    return task_class(config)(config, LABELS, tokenizer=None, backbone=None)
 
 
 def log_probabilities(scores_B, shares_C):

@@ -15,8 +15,8 @@ from input_pipeline.examples import Examples, Ragged, object_array
 from tasks.reading_comprehension import ReadingComprehension
 from training.experiment import build
 from training.sharding import put_batch
-from training.train import train
-from workflows import finish as protocol
+from workflows.predict import predict
+from workflows.train import train
 
 PLACES = ("北京", "上海", "广州", "成都", "西安", "南京", "苏州", "杭州")
 PEOPLE = ("小王", "小李", "小张", "小陈")
@@ -248,7 +248,7 @@ def test_it_learns_evaluates_and_predicts(reading_config, tmp_path):
     row = {"context": text, "question": QUESTION, "id": "new"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
     config.data.update(format="", text_column="context", pair_column="question", id_column="id")
-    (line,) = protocol.predict(config, tmp_path / "run").read_text("utf-8").splitlines()
+    (line,) = predict(config, tmp_path / "run").read_text("utf-8").splitlines()
     record = json.loads(line)
     assert record["name"] == "new" and "answers" not in record
     assert record["prediction"] == record["n_best"][0]["text"]

@@ -1,5 +1,6 @@
 """Properties of numbers as labels: scale, correlations, floor."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,14 +12,16 @@ from evaluation.evaluate import Predictions
 from evaluation.metrics import estimate, summarise
 from input_pipeline.batches.targets import Chunk
 from input_pipeline.examples import Examples, object_array
-from tasks.classification import Classification
+from tasks.regression import Regression
+
+SCALE = {"mean": 1e4, "deviation": 100.0}
 
 
-def make_task(fitted=None):
+def make_task(scale=None):
     config = common.get_config()
     config.classification.kind = "regression"
-    task = Classification(config, (), tokenizer=None, backbone=None)
-    task.fitted = fitted or {}
+    task = Regression(config, (), tokenizer=None, backbone=None)
+    task.unfitted = scale or {}
     return task
 
 
@@ -32,7 +35,7 @@ def make_case(count, *, seed=0):
     rng = np.random.default_rng(seed)
     numbers_N = np.round(rng.normal(size=count), 1) * 100 + 1e4
     outputs_N = (numbers_N - 1e4) / 100 + rng.normal(size=count)
-    predictions = Predictions(np.arange(count), {"logits_NxC": outputs_N[:, None]})
+    predictions = Predictions(np.arange(count), {"logits_NxC": outputs_N[:, None]}, SCALE)
     return make_examples(numbers_N), predictions, outputs_N * 100 + 1e4
 
 
@@ -44,7 +47,7 @@ def targets_of(task, examples, *, training=True):
 
 def test_correlations_equal_scipys_far_from_zero():
     examples, predictions, found_N = make_case(300)
-    found = summarise(make_task({"mean": 1e4, "deviation": 100.0}).score(predictions, examples))
+    found = summarise(make_task().score(predictions, examples))
     true_N = examples.numbers_N.astype(float)
     expected = scipy.stats.pearsonr(true_N, found_N).statistic
     assert found["pearson"]["value"] == pytest.approx(expected)
@@ -55,14 +58,14 @@ def test_correlations_equal_scipys_far_from_zero():
 
 def test_ranks_among_all_say_nothing_of_some():
     examples, predictions, _ = make_case(40)
-    scores = make_task({"mean": 1e4, "deviation": 100.0}).score(predictions, examples)
+    scores = make_task().score(predictions, examples)
     some = scores.without(np.arange(10))
     assert [metric.name for metric in some.metrics] == ["pearson", "rmse", "loss"]
     assert estimate(some, "pearson")["count"] == 30
 
 
 def test_standard_error_of_the_correlation_is_its_scatter_over_samples():
-    task = make_task({"mean": 1e4, "deviation": 100.0})
+    task = make_task()
     found = [
         estimate(task.score(predictions, examples), "pearson")
         for examples, predictions, _ in (make_case(100, seed=seed) for seed in range(200))
@@ -72,9 +75,9 @@ def test_standard_error_of_the_correlation_is_its_scatter_over_samples():
 
 
 def test_a_constant_prediction_correlates_with_nothing():
-    task = make_task({"mean": 3.3, "deviation": 1.0})
-    examples = make_examples([1, 2, 3.5])
-    scores = task.score(Predictions(np.arange(3), {"logits_NxC": np.zeros((3, 1))}), examples)
+    examples, scale = make_examples([1, 2, 3.5]), {"mean": 3.3, "deviation": 1.0}
+    predictions = Predictions(np.arange(3), {"logits_NxC": np.zeros((3, 1))}, scale)
+    scores = make_task().score(predictions, examples)
     for name in ("pearson", "spearman"):
         assert estimate(scores, name)["value"] == 0
 
@@ -100,9 +103,9 @@ def test_the_scale_travels_as_json_from_training_to_prediction():
     task = make_task()
     examples = make_examples([1, 2, 4, 5])
     task.check(examples, "train")
-    kept = json.loads(json.dumps(task.fit(None, make_examples([7, 8]))))
-    predictions = Predictions(np.arange(1), {"logits_NxC": np.ones((1, 1))})
-    (record,) = make_task(kept).describe(predictions, examples)
+    predictions = Predictions(np.arange(1), {"logits_NxC": np.ones((1, 1))}, task.unfitted)
+    kept = json.loads(json.dumps(task.fit(predictions, make_examples([7, 8]))))
+    (record,) = make_task().describe(dataclasses.replace(predictions, fitted=kept), examples)
     assert record["prediction"] == pytest.approx(3 + np.std([1, 2, 4, 5]))
     assert json.loads(json.dumps(record))["wrong"] is True
     assert record["label"] == 1

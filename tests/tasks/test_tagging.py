@@ -15,16 +15,16 @@ from evaluation.metrics import estimate
 from input_pipeline.batches import span_tags
 from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.examples import Examples, Ragged, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from tasks.limits import Given
 from tasks.tagging import Tagging
 from tasks.task import Chunk
-from training import train as loop
 from training.data import load_data
 from training.experiment import build
 from training.sharding import put_batch
-from training.train import train
-from workflows import finish as protocol
+from workflows.predict import predict
+from workflows.test import test as open_test
+from workflows.train import train
 
 HEADS = ("softmax", "crf", "global_pointer")
 LABELS = ("opinion", "thing")
@@ -361,12 +361,12 @@ def test_a_run_learns_evaluates_and_predicts(make_tagging_config, tmp_path):
     assert tuned["f1"]["value"] > 0.9, tuned
     kinds = [candidate["kind"] for candidate in results["integration"]["candidates"]]
     assert kinds == ["interpolation", "single", "single", "soup"]
-    again = loop.test(config, tmp_path / "run")["models"]["fine-tuned"]
+    again = open_test(config, tmp_path / "run")["models"]["fine-tuned"]
     assert again["representable"] == tuned["representable"]
     config.predict.input = str(tmp_path / "texts.txt")
     text = "\u3000\u3000这家酒店的房间非常好，值得推荐！ "
     (tmp_path / "texts.txt").write_text(f"{text}\n", encoding="utf-8")
-    [line] = protocol.predict(config, tmp_path / "run").read_text("utf-8").splitlines()
+    [line] = predict(config, tmp_path / "run").read_text("utf-8").splitlines()
     record = json.loads(line)
     assert record["text"] == text and [7, 9, "thing", "房间"] in record["predicted"]
     assert "wrong" not in record and 0 <= record["confidence"] <= 1

@@ -141,7 +141,7 @@ def test_an_integrated_checkpoint_is_replaced_by_the_next(tmp_path):
 
 
 def test_reading_makes_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="train first"):
+    with pytest.raises(FileNotFoundError, match="train with this --workdir first"):
         Checkpoints(tmp_path / "absent", read_only=True)
     assert not (tmp_path / "absent").exists()
     (tmp_path / "empty").mkdir()

@@ -9,10 +9,11 @@ import optax
 import pytest
 
 from models import heads
+from models.backbone import flatten
 from models.bert import BertConfig
 from models.pretrained import open_checkpoint
 from training import cost
-from training.state import TrainState, flatten, merge
+from training.state import TrainState, merge
 from training.train_step import make_train_step
 
 ROWS, LENGTH, EXAMPLES = 4, 64, 8

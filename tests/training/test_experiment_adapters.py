@@ -9,9 +9,9 @@ import pytest
 from input_pipeline.corpus.preparation import load_split, prepare
 from training.checkpoints import Checkpoints
 from training.experiment import build
-from training.train import train
-from workflows import finish as protocol
 from workflows import restoring
+from workflows.evaluate import evaluate
+from workflows.train import train
 
 KINDS = {"lora": "int8", "prompt": "bfloat16"}
 
@@ -49,7 +49,7 @@ def test_other_modes_restore_the_adapter(finished):
         for line in (workdir / "metrics.jsonl").read_text().splitlines()
         if "validation/loss" in line
     ]
-    found = protocol.evaluate(config, workdir)
+    found = evaluate(config, workdir)
     assert found["loss"]["value"] == pytest.approx(
         min(line["validation/loss"] for line in logged), rel=1e-4
     )
@@ -63,9 +63,9 @@ def test_the_line_starts_at_the_pretrained_model(finished):
     trained = restoring.restore(experiment, workdir, "latest").params
     end = experiment.pretrained_end(trained)
     assert end.keys() == trained.keys()
-    at_start = experiment.predict(experiment.put(experiment.initial), examples)["logits_NxC"]
-    at_end = experiment.predict(trained, examples)["logits_NxC"]
-    found = experiment.predict(end, examples)["logits_NxC"]
+    at_start = experiment.predict(experiment.put(experiment.initial), examples, {})["logits_NxC"]
+    at_end = experiment.predict(trained, examples, {})["logits_NxC"]
+    found = experiment.predict(end, examples, {})["logits_NxC"]
     assert np.abs(at_end - at_start).max() > 1e-2
     if config.adapt.kind == "prompt":  # which changes no weights: it stays as trained
         assert (end["backbone/embedder/prompt"] == trained["backbone/embedder/prompt"]).all()

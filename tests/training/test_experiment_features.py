@@ -11,8 +11,9 @@ from input_pipeline.corpus.preparation import load_split, prepare
 from reporting import report
 from training.checkpoints import Checkpoints
 from training.experiment import build
-from training.train import train
-from workflows import finish as protocol
+from workflows.evaluate import evaluate
+from workflows.predict import predict
+from workflows.train import train
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +76,24 @@ def test_features_change_what_the_model_says_and_the_head_has_learned(run):
     assert np.abs(params["head/feature_kernel"]).max() > 0
     assert "head/feature_kernel" in experiment.fresh
     validation = load_split(prepared, "validation", limit=8)
-    with_features = experiment.predict(params, validation)["logits_NxC"]
+    with_features = experiment.predict(params, validation, {})["logits_NxC"]
     none = {**params, "head/feature_kernel": 0 * params["head/feature_kernel"]}
-    assert np.abs(with_features - experiment.predict(none, validation)["logits_NxC"]).max() > 1e-3
+    assert (
+        np.abs(with_features - experiment.predict(none, validation, {})["logits_NxC"]).max() > 1e-3
+    )
 
 
 def test_other_modes_restore_the_features(run, tmp_path):
     config, workdir, _ = run
     config.eval.checkpoint = "latest"
-    result = protocol.evaluate(config, workdir)
+    result = evaluate(config, workdir)
     logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     name = "validation/accuracy"
     values = {line["step"]: line[name] for line in logged if name in line}
     assert result["accuracy"]["value"] == values[max(values)]
     (tmp_path / "new.txt").write_text("房间很好\n太差了\n", "utf-8")
     config.predict.input = str(tmp_path / "new.txt")
-    assert len(protocol.predict(config, workdir).read_text().splitlines()) == 2
+    assert len(predict(config, workdir).read_text().splitlines()) == 2
 
 
 def test_features_of_another_run_and_missing_ones_are_refused(run):
@@ -98,11 +101,11 @@ def test_features_of_another_run_and_missing_ones_are_refused(run):
     path = workdir / "features.safetensors"
     path.rename(path.with_suffix(".away"))
     with pytest.raises(FileNotFoundError, match="is missing: the features"):
-        protocol.evaluate(config, workdir)
+        evaluate(config, workdir)
     config.features.svd = 4
     prepared = prepare(config.data)
     training = load_split(prepared, "train", limit=config.data.max_train_examples)
     build(config, workdir.parent / "other", prepared.labels, lambda _: None, training)
     shutil.copy(workdir.parent / "other" / "features.safetensors", path)
     with pytest.raises(ValueError, match="trained on another features file"):
-        protocol.evaluate(config, workdir)
+        evaluate(config, workdir)

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline.tokenizers.tokenization import load_tokenizer, train_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models.backbone import parameter_shapes
 from models.bert import BertConfig
 from models.pretrained import write_pretrained
@@ -47,7 +48,7 @@ def test_what_contradicts_the_tokenizer_is_said_and_another_tokenizer_refused(
     run = subprocess.run(
         [*command, "--mode=inspect"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert "says pad_token_id=0, but that piece is 1 (<pad>) for the tokeniser" in run.stdout
+    assert "has pad_token_id=0, but that piece is 1 (<pad>) for the tokeniser" in run.stdout
     assert "35 rows more than the tokeniser has pieces (1,802); no text reaches" in run.stdout
     other = tmp_path / "other.model"
     train_tokenizer([text for text, _ in reviews], other, vocab_size=500)

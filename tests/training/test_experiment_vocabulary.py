@@ -10,14 +10,14 @@ import pytest
 
 from input_pipeline.corpus.preparation import prepare
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.vocabulary import parts
 from models.pretrained import load_pretrained, write_pretrained
 from training.experiment import build
 from training.state import merge
-from training.train import train
-from workflows import finish as protocol
+from workflows.evaluate import evaluate
 from workflows.integrate.integrate import integrate
+from workflows.train import train
 
 EMBEDDING = "backbone/embedder/embedding"
 TEXTS = ["退机池包，太差", "我的退机池包", "价屏很好", "价屏！"]  # words the tokeniser doesn't know
@@ -79,14 +79,14 @@ def test_logits_of_training_texts_are_those_of_the_whole_vocabulary(config, tmp_
     config.tokenizer.keep_others = -1
     whole, _ = make(config, tmp_path / "whole")
     split = Examples(object_array(TEXTS), None, np.arange(len(TEXTS)))
-    found, expected = (each.predict(each.put(each.initial), split) for each in (trimmed, whole))
+    found, expected = (each.predict(each.put(each.initial), split, {}) for each in (trimmed, whole))
     assert trimmed.tokenizer.vocab_size < whole.tokenizer.vocab_size
     np.testing.assert_array_equal(found["logits_NxC"], expected["logits_NxC"])
 
 
 def test_a_run_is_restored_without_its_training_texts(config, tmp_path):
     results = train(config, tmp_path / "run")
-    value = protocol.evaluate(config, tmp_path / "run")["loss"]["value"]
+    value = evaluate(config, tmp_path / "run")["loss"]["value"]
     logged = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert value in [row["validation/loss"] for row in logged if "validation/loss" in row]
     integrated = integrate(config, tmp_path / "run")
@@ -94,10 +94,10 @@ def test_a_run_is_restored_without_its_training_texts(config, tmp_path):
     path = tmp_path / "run/tokenizer.model"
     path.rename(tmp_path / "elsewhere.model")
     with pytest.raises(FileNotFoundError, match="Put it back"):
-        protocol.evaluate(config, tmp_path / "run")
+        evaluate(config, tmp_path / "run")
     shutil.copy(f"{config.model.checkpoint}/tokenizer.model", path)
     with pytest.raises(ValueError, match="was trained on another tokenizer"):
-        protocol.evaluate(config, tmp_path / "run")
+        evaluate(config, tmp_path / "run")
 
 
 def test_a_run_that_starts_from_another_takes_its_vocabulary(config, tmp_path):

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.backbone import flatten
 from training.checkpoints import Checkpoints
-from training.state import flatten
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,6 @@ def config(make_config, write_config, tmp_path_factory):
         duration="100 steps",
         checkpoint_every="7 steps",
         integrate=False,
-        compilation_cache=str(folder / "compiled"),
         microbatches=2,
         ema=0.9,
     )

@@ -34,7 +34,7 @@ experiment = build(config, Path(folder), data.labels, lambda line: None)
 params = experiment.put(experiment.initial)
 validation = data.split("validation").first(int(count))
 scores, fitted = experiment.score(params, validation)
-predictions = experiment.predict(params, validation)
+predictions = experiment.predict(params, validation, {})
 found = {m.name: estimate(scores, m.name) for m in experiment.task.metrics}
 output = Path(folder) / f"{host}_of_{hosts}"
 output.with_suffix(".json").write_text(json.dumps({"scores": found, "fitted": fitted}))

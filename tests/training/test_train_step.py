@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from configs import common
+from models.backbone import flatten
 from models.decoder import DecoderConfig
 from models.heads import ClassifierHead, Model
 from models.layers import Rope
 from tasks.classification import Classification
-from training.state import TrainState, flatten, merge, random_stream
+from training.state import TrainState, merge, random_stream
 from training.train_step import make_train_step
 from training.tuning.optimizers import make_optimizer
 

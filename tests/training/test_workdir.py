@@ -91,5 +91,5 @@ def test_overwrite_leaves_nothing_of_the_old_run_but_evidence_and_a_persons_work
 
 
 def test_a_path_that_would_lose_its_checkpoints_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"runs \[1\]: Orbax takes \[ \] in a path for a pattern"):
+    with pytest.raises(ValueError, match=r"runs \[1\]: Orbax reads \[ \] in a path as a pattern"):
         check_workdir(tmp_path / "runs [1]", common.get_config())

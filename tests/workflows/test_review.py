@@ -12,6 +12,7 @@ from input_pipeline.corpus.notes import Notes
 from input_pipeline.examples import Examples, object_array
 from training.data import load_data
 from training.experiment import build
+from workflows import marks
 from workflows import review as data_review
 from workflows.review import records, review
 
@@ -37,7 +38,7 @@ def reviewed(make_config, reviews, tmp_path_factory):
     config.model.update(head="linear", pooling="mean", label_words=())
     config.train.update(duration="5 epochs", checkpoint_every="100%")
     config.eval.every = "25%"
-    config.review.update(folds=2, neighbours=2)
+    config.review.folds = 2
     path = review(config, folder / "run")
     with path.open(encoding="utf-8-sig", newline="") as file:
         return config, folder / "run", list(csv.DictReader(file)), wrong
@@ -63,7 +64,7 @@ def test_neighbours_are_other_texts_that_the_judging_model_learned_from(reviewed
     fold = dict(zip(train.texts_N, folds_N.tolist(), strict=True))
     shown = [row for row in rows if row["suggested"] != row["label"]]
     for row in shown:
-        for number in (1, 2):
+        for number in (1, 2, 3):
             assert fold[row[f"neighbour_{number}"]] != fold[row["text"]]
     assert all(not row["neighbour_1"] for row in rows if row["suggested"] == row["label"])
 
@@ -71,7 +72,7 @@ def test_neighbours_are_other_texts_that_the_judging_model_learned_from(reviewed
 def test_a_marked_review_leaves_its_examples_out_of_the_training_split(reviewed):
     config, workdir, rows, _ = reviewed
     train = load_data(config).split("train")
-    kept, count = label_issues.exclude(train, workdir / "review.csv")
+    kept, count = marks.exclude(train, workdir / "review.csv")
     marked = {int(row["id"]) for row in rows if row["exclude"] == "1"}
     assert count == len(marked) == len(train) - len(kept)
     assert not marked & set(kept.ids_N.tolist())
@@ -79,12 +80,12 @@ def test_a_marked_review_leaves_its_examples_out_of_the_training_split(reviewed)
 
 def test_a_review_is_not_overwritten_and_finished_folds_are_not_trained_again(reviewed, capsys):
     config, workdir, _, _ = reviewed
-    with pytest.raises(ValueError, match=r"review\.csv is there already.*rename it"):
+    with pytest.raises(ValueError, match=r"review\.csv exists .*rename it"):
         review(config, workdir)
     before = (workdir / "review.csv").read_bytes()
     (workdir / "review.csv").rename(workdir / "old.csv")
     review(config, workdir)
-    assert capsys.readouterr().out.count("It is finished") == 2
+    assert capsys.readouterr().out.count("Finished before") == 2
     assert (workdir / "review.csv").read_bytes() == before
     assert not list(workdir.glob("review/*/checkpoints"))
 
@@ -103,7 +104,7 @@ def test_what_the_head_pools_gives_the_logits(reviewed, tmp_path):
     }
     logits_NxC = found["pooled_NxD"] @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits_NxC, found["logits_NxC"], atol=1e-5)
-    own = experiment.predict(params, examples)
+    own = experiment.predict(params, examples, {})
     np.testing.assert_allclose(own["logits_NxC"], found["logits_NxC"], atol=1e-5)
 
 
@@ -111,7 +112,9 @@ def test_what_the_head_pools_gives_the_logits(reviewed, tmp_path):
 def test_other_tasks_are_refused_before_anything_is_read(tiny_config, tmp_path, kind):
     tiny_config.data.files = "none.csv"
     tiny_config.classification.kind = kind
-    with pytest.raises(ValueError, match=rf"--mode=review: only .*'single'.*{kind}"):
+    with pytest.raises(
+        ValueError, match=rf"--mode=review: found .*/{kind}', expected one of .*/single "
+    ):
         review(tiny_config, tmp_path)
 
 
@@ -138,7 +141,7 @@ def test_cells_are_text_to_spreadsheet_programs(tmp_path):
         rows = {row["id"]: row for row in csv.DictReader(file)}
     assert (rows["4"]["text"], rows["4"]["pair"]) == ("'=1+1", "'-2")
     assert rows["9"]["text"] == "很好，\n推荐"
-    assert rows["9"]["digest"] == label_issues.text_digest(examples, 1)
+    assert rows["9"]["digest"] == marks.text_digest(examples, 1)
     # The reader of data sets reads it as the csv module does.
     own = {row["id"]: row for _, row in tables.read_rows(path, "utf-8-sig", notes=Notes())}
     assert own == rows

@@ -1,6 +1,7 @@
 """Properties of the robustness card: it measures what changed, and only that."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,15 +12,18 @@ from evaluation.metrics import estimate
 from input_pipeline.batches.perturbation import FIRST, PERTURBATIONS, differ, perturb
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples, object_array
-from tasks.classification import ACCURACY, LOSS, Classification
+from reporting.report import shown
+from reporting.robustness_card import conclusion
+from tasks import task_class
+from tasks.classification import ACCURACY, LOSS
 from training.experiment import build
-from workflows.robustness import UNCHANGED, card, check, conclusion, robustness, show_card
+from workflows.robustness import UNCHANGED, check, robustness, show_card
 
 
 def make_task(labels=("bad", "good"), **options):
     config = common.get_config()
     config.classification.update(**options)
-    return Classification(config, labels, tokenizer=None, backbone=None)
+    return task_class(config)(config, labels, tokenizer=None, backbone=None)
 
 
 def reads(examples):
@@ -36,9 +40,16 @@ def make_examples(count=40):
     return Examples(object_array(texts), labels_N, np.arange(count))
 
 
-def make_card(examples, names, predict=reads, task=None):
-    options = {"predictions": reads(examples), "metric": "auto", "seed": 0, "names": names}
-    return card(predict, task or make_task(), examples, **options)
+def make_card(examples, names, predict=reads, task=None, predictions=None, metric="auto"):
+    config = common.get_config()
+    config.eval.metric = metric
+    experiment = SimpleNamespace(
+        config=config,
+        task=task or make_task(),
+        predict=lambda params, changed, fitted, complete: predict(changed),
+    )
+    predictions = predictions or reads(examples)
+    return robustness(experiment, {}, examples=examples, predictions=predictions, names=names)
 
 
 def test_a_card_counts_what_changed_what_it_cost_and_which_predictions_are_others():
@@ -74,35 +85,28 @@ def test_examples_without_a_label_are_left_out_as_they_were():
         assert (some.labels_N >= 0).all()
         return reads(some)
 
-    rows = card(
-        predict,
-        make_task(),
-        masked,
-        predictions=predictions,
-        metric="accuracy",
-        seed=0,
-        names=["first_characters"],
-    )
+    options = {"predictions": predictions, "metric": "accuracy"}
+    rows = make_card(masked, ["first_characters"], predict, **options)
     assert [row["flipped"]["count"] for row in rows] == [39, 39]
 
 
 def test_numbers_have_no_flips_and_neither_they_nor_several_labels_one_confidence():
     task = make_task((), kind="regression")
-    task.fitted = {"mean": 0.0, "deviation": 1.0}
     examples = make_examples()
     numbers = Examples(examples.texts_N, None, examples.ids_N, numbers_N=np.arange(40.0))
 
     def predict(some):
         lengths_N = np.array([len(text) for text in some.texts_N], np.float64)
-        return Predictions(some.ids_N, {"logits_NxC": lengths_N[:, None]})
+        scale = {"mean": 0.0, "deviation": 1.0}
+        return Predictions(some.ids_N, {"logits_NxC": lengths_N[:, None]}, scale)
 
-    options = {"predictions": predict(numbers), "metric": "rmse", "seed": 0}
-    rows = card(predict, task, numbers, names=["repeated"], **options)
+    options = {"predictions": predict(numbers), "metric": "rmse"}
+    rows = make_card(numbers, ["repeated"], predict, task, **options)
     assert all(row["flipped"] is row["ece"] is None for row in rows)
     assert rows[1]["difference"]["value"] > 0
     rmse = task.metrics[2]
-    assert "squared error rises by" in conclusion(rows, rmse)
-    assert "predictions" not in conclusion(rows, rmse)
+    assert "squared error rises by" in conclusion(rows, shown(rmse))
+    assert "predictions" not in conclusion(rows, shown(rmse))
 
 
 def make_row(title, value, error, *, changed=1.0):
@@ -118,23 +122,27 @@ def make_row(title, value, error, *, changed=1.0):
 
 
 def test_the_conclusion_names_the_worst_and_says_when_it_may_be_chance():
-    rows = [make_row(UNCHANGED, 0, 0), make_row("typos", -0.062, 0.011), make_row("cut", -0.01, 1)]
-    text = conclusion(rows, ACCURACY)
+    rows = [
+        make_row(UNCHANGED, 0, 0, changed=0.0),
+        make_row("typos", -0.062, 0.011),
+        make_row("cut", -0.01, 1),
+    ]
+    text = conclusion(rows, shown(ACCURACY))
     assert text == (
         "Of 2 perturbations this costs most: typos. Accuracy falls by 6.2 ± 1.1 points; 9.4 ± 1.3 "
         "% of predictions change."
     )
-    assert "cut. Loss rises by" in conclusion([make_row("cut", 0.3, 0.1)], LOSS)
+    assert "cut. Loss rises by" in conclusion([make_row("cut", 0.3, 0.1)], shown(LOSS))
     # Two standard errors are much for one difference and little for the worst of eleven.
-    assert "chance" not in conclusion([make_row("a", -0.02, 0.01)], ACCURACY)
+    assert "chance" not in conclusion([make_row("a", -0.02, 0.01)], shown(ACCURACY))
     many = [make_row(str(i), -0.02, 0.01) for i in range(11)]
-    assert conclusion(many, ACCURACY).endswith("As the worst of 11, it may be chance.")
+    assert conclusion(many, shown(ACCURACY)).endswith("As the worst of 11, it may be chance.")
     for unknown in (None, float("nan")):
-        text = conclusion([make_row("a", -0.5, unknown)], ACCURACY)
+        text = conclusion([make_row("a", -0.5, unknown)], shown(ACCURACY))
         assert "falls by 50.0 points" in text and "chance" in text
-    better = conclusion([make_row("a", 0.1, 0.01)], ACCURACY)
+    better = conclusion([make_row("a", 0.1, 0.01)], shown(ACCURACY))
     assert better == "None of 1 perturbations makes accuracy worse."
-    same = conclusion([make_row("a", 0, 0, changed=0.0)], ACCURACY)
+    same = conclusion([make_row("a", 0, 0, changed=0.0)], shown(ACCURACY))
     assert same == "No perturbation changes a text."
 
 
@@ -142,7 +150,9 @@ def test_kinds_of_task_whose_answers_would_move_are_refused(tiny_config):
     tiny_config.eval.robustness = True
     check(tiny_config)
     tiny_config.task = "tagging"
-    with pytest.raises(ValueError, match=r"config.eval.robustness=True: .*'tagging'.*set it to"):
+    with pytest.raises(
+        ValueError, match=r"config.eval.robustness=True: found the task 'tagging', .*leave it"
+    ):
         check(tiny_config)
     tiny_config.eval.robustness = False
     check(tiny_config)
@@ -159,7 +169,7 @@ def test_the_card_of_a_model_with_features_has_every_perturbation(tiny_config, t
     params = experiment.put(experiment.initial)
     params["head/feature_kernel"] += np.array([[-1.0, 1.0]])  # so that features decide
     with_features = experiment.with_features(validation)
-    predictions = experiment.predict(params, with_features)
+    predictions = experiment.predict(params, with_features, {})
     rows = robustness(experiment, params, examples=with_features, predictions=predictions)
     assert [row["perturbation"] for row in rows] == [UNCHANGED, *PERTURBATIONS]
     json.dumps(rows)
@@ -169,7 +179,7 @@ def test_the_card_of_a_model_with_features_has_every_perturbation(tiny_config, t
         changed = perturb(validation, row["perturbation"], seed=tiny_config.seed)
         assert row["changed"] == differ(validation, changed).mean()
         if row["perturbation"] in ("repeated", "first_half"):
-            alone = experiment.task.score(experiment.predict(params, changed), changed)
+            alone = experiment.task.score(experiment.predict(params, changed, {}), changed)
             losses_N = alone.statistics["loss"][:, 0]
             assert row["metrics"]["loss"]["value"] == pytest.approx(losses_N.mean(), abs=1e-4)
     show_card("fine-tuned", rows, experiment.task.metrics[0])

@@ -108,7 +108,7 @@ def test_what_only_one_side_has_is_left_out():
 def test_nothing_sure_enough_is_told_with_the_counts():
     with pytest.raises(ValueError, match=r"threshold=0\.9: of 2 texts.*'好': 0.*lower"):
         take([0.6, 0.4])
-    with pytest.raises(ValueError, match=r"'差': 0, '好': 2}, of which .*balance takes none"):
+    with pytest.raises(ValueError, match=r"'差': 0, '好': 2}, of which .*balance accepts none"):
         take([0.99, 0.97], balance=True)
 
 
@@ -119,7 +119,7 @@ def test_the_rest_begins_where_the_training_examples_end(tiny_config):
     assert len(rest) == 40
     assert not np.intersect1d(rest.ids_N, data.split("train").ids_N).size
     tiny_config.data.max_train_examples = 0
-    with pytest.raises(ValueError, match=r"max_train_examples=0, which is nothing of 288"):
+    with pytest.raises(ValueError, match=r"max_train_examples=0, which are none of 288"):
         self_training.unlabelled(tiny_config, data)
 
 
@@ -152,10 +152,10 @@ def test_a_model_that_is_too_sure_labels_what_it_is_sure_of_once_calibrated(tiny
     task = Classification(tiny_config, data.labels, tokenizer=None, backbone=None)
     found = {}
     for name, fitted in {"raw": {}, "calibrated": {"temperature": 3.0, "bias": [0, 0]}}.items():
-        task.fitted = fitted
 
-        def predict(texts):
-            logs_NxC = task.log_probabilities(Predictions(texts.ids_N, {"logits_NxC": logits_NxC}))
+        def predict(texts, fitted=fitted):
+            predictions = Predictions(texts.ids_N, {"logits_NxC": logits_NxC}, fitted)
+            logs_NxC = task.log_probabilities(predictions)
             return Predictions(texts.ids_N, {"log_probabilities_NxC": logs_NxC})
 
         _, found[name] = self_training.extend(
@@ -184,5 +184,7 @@ def test_the_teacher_is_the_same_run_without_the_texts_and_its_test_split_shut(
     assert folder.parent == tmp_path
     assert tiny_config.self_training.files == "rest"
     tiny_config.classification.kind = "ordinal"
-    with pytest.raises(ValueError, match=r"config\.self_training\.files: only .*'ordinal'"):
+    with pytest.raises(
+        ValueError, match=r"config\.self_training\.files: found .*'classification/ordinal'"
+    ):
         self_training.teacher(tiny_config, tmp_path)

@@ -25,6 +25,8 @@ from tasks.classification import ACCURACY
 from training.interruption import Interrupted
 from workflows import search, sweep
 from workflows.planning import command, plan, run_name
+from workflows.runs import outcome
+from workflows.train import train
 
 RECIPE = "configs/reviews.py"
 SWEEP = """
@@ -111,7 +113,7 @@ def test_a_sweep_leaves_the_test_split_shut_unless_it_is_over_seeds():
         ([], "is empty"),
         ([{"optimizer.learning_rat": 1.0}], "nearest is --config.optimizer.learning_rate"),
         ([{"optimizer": 1}], "a group of keys"),
-        ([{"optimizer.learning_rate": "1"}], "learning_rate to '1', expected float as 5e-05 is"),
+        ([{"optimizer.learning_rate": "1"}], "learning_rate to '1', expected float like 5e-05"),
         ([{"seed": 1}, {"seed": 0}, {}], "runs 2 and 3 of the sweep.*the same"),
         ([{"data.batch_size": 0}], r"run \{'data.batch_size': 0\}: .*at least 1 and"),
         ([{"seeds": 3}], "cannot set seeds"),
@@ -136,7 +138,7 @@ def recipe(make_config, write_config, tmp_path_factory):
 
 
 def test_a_stopped_sweep_goes_on_past_finished_and_failed_runs(recipe, tmp_path, monkeypatch):
-    config, train, calls = load_config(recipe), sweep.train, []
+    config, calls = load_config(recipe), []
 
     def stopped_in_the_second(config, workdir, on_evaluation=None):
         def stop(step, rank):
@@ -145,7 +147,7 @@ def test_a_stopped_sweep_goes_on_past_finished_and_failed_runs(recipe, tmp_path,
         calls.append(workdir.name)
         return train(config, workdir, on_evaluation=stop if len(calls) == 2 else None)
 
-    monkeypatch.setattr(sweep, "train", stopped_in_the_second)
+    monkeypatch.setattr("workflows.runs.train", stopped_in_the_second)
     with pytest.raises(Interrupted, match="after step 1"):
         sweep.sweep(config, tmp_path, recipe=recipe)
     first = [path for path in (tmp_path / "learning_rate=0.003").rglob("*") if path.is_file()]
@@ -174,7 +176,7 @@ def write_finished(run, share, *, fingerprint="abc"):
     results = {"labels": ["a", "b"], "split": "validation", "metric": "accuracy"}
     results |= {"fingerprints": {"validation": fingerprint}, "test_openings": []}
     write_json(run.workdir / "results.json", results)
-    return run.facts | {"status": "finished"} | sweep.outcome(run)
+    return run.facts | {"status": "finished"} | outcome(run)
 
 
 def test_all_are_compared_with_the_first_run_and_the_best_is_announced(tmp_path, capsys):
@@ -231,7 +233,7 @@ def test_a_stopped_search_tries_what_an_unstopped_one_tries(recipe, tmp_path, mo
             raise Interrupted
         return run.facts | {"status": "finished", "rank": -((math.log10(rate) + 3) ** 2)}
 
-    monkeypatch.setattr(sweep, "run_one", train_a_parabola)
+    monkeypatch.setattr("workflows.runs.run_one", train_a_parabola)
     stop_after = 0
     planned, whole = search.search(config, tmp_path / "whole", recipe=recipe)
     assert len(planned) == 12 and not planned[0].config.eval.test

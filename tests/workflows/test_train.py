@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 
 from configs.overrides import load_config
-from evaluation import label_issues
 from reporting import report
 from tasks.classification import Classification
 from training import collapse, data
 from training.data import load_data
 from training.pending import Pending
-from training.train import test as open_test
-from training.train import train
-from workflows import sweep
+from workflows import marks, sweep
+from workflows.test import test as open_test
+from workflows.train import train
 
 
 @pytest.fixture
@@ -54,10 +53,10 @@ def test_without_a_validation_split_nothing_is_trained(short_config, tmp_path):
 def test_leaving_out_marked_examples_is_compared_with_all_of_them(short_config, tmp_path):
     train_split = load_data(short_config).split("train")
     with (tmp_path / "review.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=label_issues.NEEDED)
+        writer = csv.DictWriter(file, fieldnames=("id", "digest", "exclude"))
         writer.writeheader()
         for row, id_ in enumerate(train_split.ids_N.tolist()):
-            digest = label_issues.text_digest(train_split, row)
+            digest = marks.text_digest(train_split, row)
             writer.writerow({"id": id_, "digest": digest, "exclude": int(row < 5)})
     short_config.review.exclude = str(tmp_path / "review.csv")
     short_config.integrate.update(methods=("interpolation", "soup"))
@@ -133,7 +132,7 @@ def test_batches_without_a_label_are_skipped_and_counted_over_restarts(
     assert skipped[0] <= 12 < skipped[-1]
     assert before.count("Note: every label") == 1
     assert f"Note: every label of the batch of step {skipped[0]} is masked (examples [" in before
-    assert f"Note: {len(skipped)} of 24 steps were skipped, since every label" in output
+    assert f"Note: {len(skipped)} of 24 steps were skipped: all labels" in output
     assert "Note: every label" not in output
     assert not re.search(r"\b(nan|inf)\b", before + output, re.IGNORECASE) and "null" not in found
 
@@ -145,7 +144,7 @@ def test_a_training_split_without_any_label_is_refused(short_config, tmp_path, m
     # Where that cannot be seen beforehand, the steps show it.
     monkeypatch.setattr(Classification, "check", lambda self, examples, split: None)
     short_config.train.duration = "20 steps"
-    with pytest.raises(ValueError, match=r"all 12 steps so far had nothing to learn from"):
+    with pytest.raises(ValueError, match=r"every label of the first 12 steps is masked"):
         train(short_config, tmp_path / "run")
 
 

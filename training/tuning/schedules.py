@@ -1,7 +1,7 @@
 """Durations in any unit, and learning-rate schedules over them.
 
 Everything is measured in training examples, so that a run that continues with another batch size
-keeps its schedule. Called by training/train.py; the optimiser itself lives in optimizers.py.
+keeps its schedule.
 """
 
 import math
@@ -29,18 +29,8 @@ def parse_duration(
       The duration in examples, rounded to the nearest.
     """
     number, unit = read_duration(text)
-    scale = {
-        "step": batch_size,
-        "epoch": epoch_examples,
-        "example": 1,
-        "%": total_examples / 100,
-    }
+    scale = {"step": batch_size, "epoch": epoch_examples, "example": 1, "%": total_examples / 100}
     return round(number * scale[unit])
-
-
-def to_steps(examples: int, batch_size: int) -> int:
-    """Returns the steps (at least 1) that cover `examples`."""
-    return max(1, math.ceil(examples / batch_size))
 
 
 class Durations:
@@ -52,7 +42,7 @@ class Durations:
         units["total_examples"] = self.total_examples = total
 
         def steps(text: str) -> int:
-            return to_steps(parse_duration(text, **units), config.data.batch_size)
+            return max(1, math.ceil(parse_duration(text, **units) / config.data.batch_size))
 
         self.log_every = steps(config.train.log_every)
         self.checkpoint_every = steps(config.train.checkpoint_every)

@@ -5,8 +5,8 @@
                   beside it, and serve.py (examples/serve.py), which needs nothing of this code base
     peft/         the adapter alone, where one was trained
 
-Called by main.py. Which tensors have which names is known to models/pretrained/, what the files of
-transformers' classifiers look like to workflows/export/huggingface.py.
+Not here: the names of tensors (models/pretrained/) and the files of transformers' classes
+(huggingface.py).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,27 +32,23 @@ from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceToken
 from models import adapters
 from models.heads import Model
 from models.pretrained import peft, safetensors
+from tasks import require
 from training.experiment import Experiment, build
 from training.state import merge
-from workflows.export import huggingface as export_huggingface
-from workflows.export.language import write_language_model
+from workflows.export import huggingface
 from workflows.restoring import read_meta, restore
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
-_LANGUAGE = ("causal_language_modelling", "masked_language_modelling", "span_corruption")
-_LANGUAGE += ("generation",)
 _EXAMPLES = 8  # that a written model is compared on
 _LENGTH_STEP = 16  # serve.py pads to multiples of this, where any length can be computed
 # Largest difference from the trained model that passes, as a share of the largest logit.
 _TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 _ROOT = Path(__file__).parents[2]
-_SERVE = _ROOT / "examples" / "serve.py"
 _RESULT = "export.json"
 _PROMPT = "backbone/embedder/prompt"
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Examples that a written model is compared on, one a row.
 
     Attributes:
@@ -76,35 +72,37 @@ class Trained:
         params: flat, of the checkpoint, with an adapter's leaves.
         merged: flat numpy float32, with the adapter folded in.
         title: names the checkpoint.
-        sample: of the validation split.
-        logits_BxC: what the run's model says about it.
+        sample: of the validation split; None of language models, compared by their parameters.
+        logits_BxC: the predictions of the run's model for it.
+        fitted: what calibrates the logits.
     """
 
     experiment: Experiment
     params: Mapping[str, Any]
     merged: Mapping[str, np.ndarray]
     title: str
-    sample: Sample
-    logits_BxC: np.ndarray
+    sample: Sample | None
+    logits_BxC: np.ndarray | None
+    fitted: Mapping[str, Any]
 
     def difference(self, params: Mapping[str, Any], what: str) -> float:
         """Returns by how much the logits of other parameters differ; see `refuse_difference`."""
-        sample = self.sample
-        batch = (sample.tokens_BxL, sample.types_BxL, sample.lengths_B)
-        return self.refuse_difference(self._apply(dict(params), *batch), self.logits_BxC, what)
+        logits_BxC = self._apply(dict(params), *self.sample[:3])
+        return self.refuse_difference(logits_BxC, self.logits_BxC, what)
 
     @functools.cached_property
     def _apply(self) -> Callable[..., jax.Array]:
         return jax.jit(functools.partial(row_logits, self.experiment.model))
 
-    def refuse_difference(self, found: Any, expected: np.ndarray, what: str) -> float:
+    def refuse_difference(self, actual: Any, expected: np.ndarray, what: str) -> float:
         """Returns the largest absolute difference.
 
         Raises:
             ValueError: it is larger than rounding explains.
         """
-        difference = float(np.abs(np.asarray(found, np.float32) - expected).max())
+        difference = float(np.abs(np.asarray(actual, np.float32) - expected).max())
         limit = _TOLERANCES[self.experiment.config.model.dtype]
+        # Not `>`: NaN must fail too.
         if not difference <= limit * max(1.0, float(np.abs(expected).max())):
             raise ValueError(
                 f"{what}, read again, differs from the trained model by up to {difference:.2g} on "
@@ -122,55 +120,55 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         ValueError: a model that a format can't hold, or one that is another when it is read again.
         FileExistsError: a folder in the way that isn't an export.
     """
-    output = Path(config.export.output or workdir / "export")
-    formats = tuple(config.export.formats)
-    _refuse(config, output)
+    output, writers = Path(config.export.output or workdir / "export"), _writers(config)
+    _check(config, output, tuple(writers))
     meta = read_meta(config, workdir)
-    experiment = build(config, workdir, meta["labels"], print)
-    trained = _trained(experiment, workdir)
+    trained = _trained(build(config, workdir, meta["labels"], print), workdir)
+    source = trained.sample.source if trained.sample else "all of them"
     result: dict[str, Any] = {
         "checkpoint": trained.title,
         "labels": meta["labels"],
-        "compared_on": trained.sample.source,
+        "compared_on": source,
     }
     with in_use(output, other="--config.export.output"):
         write_json(output / _RESULT, result)  # from here on the folder is known as an export
-        for name in formats:
-            partial = output / f"{name}.partial"
+        for name in config.export.formats:
+            partial, folder = output / f"{name}.partial", output / name
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            said = _writers(config)[name](trained, partial)
-            shutil.rmtree(output / name, ignore_errors=True)
-            partial.rename(output / name)
-            files = sorted(path for path in (output / name).rglob("*") if path.is_file())
-            sizes = {str(path.relative_to(output / name)): path.stat().st_size for path in files}
-            result[name] = {**said, "files": sizes}
-            print(f"{output / name} ({_size(sum(sizes.values()))}): {said['form']}")
+            facts = writers[name](trained, partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+            result[name] = {**facts, "files": sizes}
+            print(f"{folder} ({_size(sum(sizes.values()))}): {facts['form']}")
             print("  " + ", ".join(f"{file} {_size(size)}" for file, size in sizes.items()))
             print(
-                f"  Read again, its {said['compared']} differ by at most {said['difference']:.1e} "
-                f"from those of the {trained.title}, on {trained.sample.source}."
+                f"  Read again, its {facts['compared']} differ by at most "
+                f"{facts['difference']:.1e} from those of the {trained.title}, on {source}."
             )
         write_json(output / _RESULT, result)
     return output
 
 
-def _refuse(config: ConfigDict, output: Path) -> None:
-    formats, known = tuple(config.export.formats), tuple(_writers(config))
+def _check(config: ConfigDict, output: Path, known: tuple[str, ...]) -> None:
+    """Raises before any work where the model or the folder does not suit the formats."""
+    formats, kind = tuple(config.export.formats), config.adapt.kind
     if not formats or set(formats) - set(known):
         raise ValueError(f"config.export.formats is {formats}: name one or more of {known}")
     if config.features.use != "none":
         raise ValueError(
             "config.features.use='both': a head that reads features can't be exported, since what "
-            "makes the features can't; export the run without them, which stands in the folder "
-            "encoder_alone of this workdir, with --config.features.use=none"
+            "makes the features can't; export the run without them, in the folder encoder_alone of "
+            "this workdir, with --config.features.use=none"
         )
-    if "peft" in formats and config.adapt.kind not in peft.KINDS:
+    if "peft" in formats and kind not in peft.KINDS:
         raise ValueError(
-            f"config.export.formats names 'peft', but config.adapt.kind={config.adapt.kind!r} "
-            f"makes no adapter of its kinds {tuple(peft.KINDS)}: leave it out"
+            f"config.export.formats names 'peft', but config.adapt.kind={kind!r} makes no adapter "
+            f"of its kinds {tuple(peft.KINDS)}: leave it out"
         )
-    if "huggingface" in formats and config.adapt.kind == "prompt":
+    if "huggingface" in formats and kind == "prompt":
         raise ValueError(
             "config.export.formats names 'huggingface', but a trained prompt can't be merged into "
             "weights: use ('stablehlo', 'peft')"
@@ -184,46 +182,36 @@ def _refuse(config: ConfigDict, output: Path) -> None:
 
 
 def _trained(experiment: Experiment, workdir: Path) -> Trained:
-    """Restores the checkpoint, folds its adapter, and notes what it says about a few examples."""
-    adapt, restored = experiment.config.adapt, restore(experiment, workdir)
+    """Restores the checkpoint, folds its adapter, and predicts a few examples."""
+    restored = restore(experiment, workdir)
     params = {**experiment.frozen, **restored.params}
-    merged = _merged(adapt, params)
-    if experiment.config.task in _LANGUAGE:  # which are compared by their parameters
-        none = np.zeros((1, 0), np.int32)
-        sample = Sample(none, none, none[0], "all of them")
-        return Trained(experiment, params, merged, restored.name, sample, none)
-    sample = _sample(experiment)
-    positions_BxL, segments_BxL = _places(sample.tokens_BxL, sample.lengths_B)
-    batch = {
-        "tokens_RxL": sample.tokens_BxL,
-        "types_RxL": sample.types_BxL,
-        "positions_RxL": positions_BxL,
-        "segments_RxL": segments_BxL,
-        "weights_B": np.ones(len(sample.lengths_B), np.float32),
-    }
-    outputs = jax.jit(experiment.apply)(params, batch)
-    logits_BxC = np.asarray(outputs["logits_BxC"], np.float32)
-    return Trained(experiment, params, merged, restored.name, sample, logits_BxC)
+    merged = _merged(experiment.config.adapt, params)
+    sample = logits_BxC = None
+    if experiment.task.EXPORT != "language_model":
+        sample = _sample(experiment)
+        outputs = jax.jit(experiment.apply)(params, _batch(*sample[:3]))
+        logits_BxC = np.asarray(outputs["logits_BxC"], np.float32)
+    facts = (restored.name, sample, logits_BxC, restored.fitted)
+    return Trained(experiment, params, merged, *facts)
 
 
 def _merged(adapt: ConfigDict, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Folds the adapter into the weights; a prompt, which has no place in them, stays beside."""
-    own = {path: leaf for path, leaf in params.items() if path != _PROMPT}
+    weights = {path: leaf for path, leaf in params.items() if path != _PROMPT}
     prompt = {_PROMPT: np.asarray(params[_PROMPT])} if _PROMPT in params else {}
-    return adapters.merge(adapt, own) | prompt
+    return adapters.merge(adapt, weights) | prompt
 
 
 def _sample(experiment: Experiment) -> Sample:
-    """Takes examples of the validation split, or made-up tokens where there are no data."""
+    """Returns examples of the validation split, or made-up tokens where there are no data."""
     config = experiment.config
     try:
         prepared = prepare(config.data)
     except FileNotFoundError:
         size = min(experiment.tokenizer.vocab_size, experiment.model.config.vocab_size)
         lengths_B = np.minimum(np.arange(1, _EXAMPLES + 1) * 3, config.layout.max_length)
-        rng = np.random.default_rng(0)
-        tokens, source = rng.integers(0, size, lengths_B.sum()), "made-up tokens (no data found)"
-        types = np.zeros_like(tokens)
+        tokens = np.random.default_rng(0).integers(0, size, lengths_B.sum())
+        types, source = np.zeros_like(tokens), "made-up tokens (no data found)"
     else:
         examples = load_split(prepared, "validation", limit=_EXAMPLES)
         encoded = experiment.pipeline.encoder(examples.texts_N, examples.pairs_N)
@@ -235,47 +223,51 @@ def _sample(experiment: Experiment) -> Sample:
     return Sample(tokens_BxL, types_BxL, lengths_B.astype(np.int32), source)
 
 
-def _places(tokens_BxL: Any, lengths_B: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns positions and segments of one example a row, padded behind; int32 [B, L] each."""
-    batch, length = tokens_BxL.shape
-    positions_BxL = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+def _batch(tokens_BxL: Any, types_BxL: Any, lengths_B: Any) -> dict[str, jax.Array]:
+    """Returns the model's batch of one example a row, padded behind."""
+    size, length = tokens_BxL.shape
+    positions_BxL = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (size, length))
     real_BxL = positions_BxL < lengths_B[:, None]
-    numbers_B = 1 + jnp.arange(batch, dtype=jnp.int32)
-    segments_BxL = jnp.where(real_BxL, numbers_B[:, None], 0)
-    return jnp.where(real_BxL, positions_BxL, 0), segments_BxL
-
-
-def row_logits(
-    model: Model, params: Mapping[str, Any], tokens_BxL: Any, types_BxL: Any, lengths_B: Any
-) -> jax.Array:
-    """Applies the classifier to one example a row; `params` are flat, without an adapter."""
-    positions_BxL, segments_BxL = _places(tokens_BxL, lengths_B)
-    batch = {
+    numbers_B = 1 + jnp.arange(size, dtype=jnp.int32)
+    return {
         "tokens_RxL": tokens_BxL,
-        "positions_RxL": positions_BxL,
-        "segments_RxL": segments_BxL,
         "types_RxL": types_BxL,
-        "weights_B": jnp.ones(tokens_BxL.shape[0], jnp.float32),
+        "positions_RxL": jnp.where(real_BxL, positions_BxL, 0),
+        "segments_RxL": jnp.where(real_BxL, numbers_B[:, None], 0),
+        "weights_B": jnp.ones(size, jnp.float32),
     }
-    return model.apply({"params": merge(params)}, batch, deterministic=True)["logits_BxC"]
+
+
+def row_logits(model: Model, params: Mapping[str, Any], *sample: Any) -> jax.Array:
+    """Returns the classifier's logits for one example a row.
+
+    Args:
+        model: a classifier.
+        params: flat, without an adapter.
+        sample: tokens_BxL, types_BxL and lengths_B.
+    """
+    variables = {"params": merge(params)}
+    return model.apply(variables, _batch(*sample), deterministic=True)["logits_BxC"]
 
 
 def _write_huggingface(trained: Trained, folder: Path) -> dict[str, Any]:
-    form = export_huggingface.write(trained.experiment, trained.merged, folder, trained.title)
-    again = export_huggingface.read(form, trained.experiment.model, folder)
-    difference = trained.difference(again, str(folder))
+    form = huggingface.write(trained.experiment, trained.merged, folder, trained.title)
+    difference = trained.difference(huggingface.read(form, folder), str(folder))
     return {"form": form.prose, "compared": "logits", "difference": difference}
 
 
 def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
     """Writes the artefact and all that serve.py reads."""
-    experiment, sample = trained.experiment, trained.sample
-    exported, symbolic = _exported(experiment, trained.merged)
+    experiment, config = trained.experiment, trained.experiment.config
+    exported, symbolic = _exported(trained)
     (folder / "model.stablehlo").write_bytes(exported.serialize())
     safetensors.write(folder / "params.safetensors", trained.merged)
-    name, content = _tokenizer_file(experiment)
+    tokenizer, encoder = experiment.tokenizer, experiment.pipeline.encoder
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        name, content = "tokenizer.model", tokenizer.model
+    else:
+        name, content = "tokenizer.json", tokenizer.json.encode()
     (folder / name).write_bytes(content)
-    encoder, config = experiment.pipeline.encoder, experiment.config
     pair = len(encoder.fields) > 1
     setup = {
         "labels": list(experiment.task.labels),
@@ -283,8 +275,8 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
         "template": config.data.template,
         "fields": list(encoder.fields),
         "around": [list(map(int, ids)) for ids in encoder.around],  # with marks and prefix
-        "between": len(experiment.tokenizer.between_ids) if pair else 0,
-        "second_type": experiment.tokenizer.second_type if pair else 0,
+        "between": len(tokenizer.between_ids) if pair else 0,
+        "second_type": tokenizer.second_type if pair else 0,
         "max_length": config.layout.max_length,
         "length_step": _LENGTH_STEP if symbolic else config.layout.max_length,
         "tokenizer": name,
@@ -298,67 +290,58 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
         copy = folder / Path(module.__file__).relative_to(_ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(module.__file__, copy)
-    shutil.copy(_SERVE, folder)
-    difference = _check_stablehlo(trained, folder, sample)
+    shutil.copy(_ROOT / "examples" / "serve.py", folder)
     length = "any length" if symbolic else f"length {config.layout.max_length}"
     form = f"StableHLO for {', '.join(_PLATFORMS)}, any batch size and {length}; see serve.py"
+    difference = _check_stablehlo(trained, folder)
     return {"form": form, "compared": "probabilities", "difference": difference}
 
 
-def _exported(experiment: Experiment, params: Mapping[str, Any]) -> tuple[Any, bool]:
+def _exported(trained: Trained) -> tuple[Any, bool]:
     """Exports probabilities(params, tokens_BxL, types_BxL, lengths_B), and whether L is symbolic.
 
     It is for one device, whatever the run was trained on. Parameters are arguments: an artefact
     holds less than 2 GB.
     """
-    max_length = experiment.config.layout.max_length
+    model, max_length = trained.experiment.model, trained.experiment.config.layout.max_length
 
-    def probabilities(params: Mapping, *batch: jax.Array) -> jax.Array:
-        return _calibrated(experiment, row_logits(experiment.model, params, *batch))
+    def probabilities(params: Mapping, *sample: jax.Array) -> jax.Array:
+        return _calibrated(trained, row_logits(model, params, *sample))
 
-    def attempt(length: str) -> Any:
-        scope = f"b, {length}", [] if length.isdigit() else [f"{length} <= {max_length}"]
-        batch, length = jax.export.symbolic_shape(scope[0], constraints=scope[1])
-        like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
-        rows = jax.ShapeDtypeStruct((batch, length), np.int32)
-        lengths = jax.ShapeDtypeStruct((batch,), np.int32)
+    def attempt(length: str, *constraints: str) -> Any:
+        shape = jax.export.symbolic_shape(f"b, {length}", constraints=constraints)
+        like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in trained.merged.items()}
+        rows = jax.ShapeDtypeStruct(shape, np.int32)
+        lengths = jax.ShapeDtypeStruct(shape[:1], np.int32)
         export_fn = jax.export.export(jax.jit(probabilities), platforms=_PLATFORMS)
         return export_fn(like, rows, rows, lengths)
 
     try:
-        return attempt("l"), True
+        return attempt("l", f"l <= {max_length}"), True
     except jax.errors.InconclusiveDimensionOperation:  # a window that some lengths fill, others not
         return attempt(str(max_length)), False
 
 
-def _calibrated(experiment: Experiment, logits_BxC: jax.Array) -> jax.Array:
+def _calibrated(trained: Trained, logits_BxC: jax.Array) -> jax.Array:
     """Returns the probabilities that --mode=predict gives: see evaluation.calibration.calibrate."""
-    fitted = experiment.task.fitted
-    if fitted:
+    if fitted := trained.fitted:
         logits_BxC = logits_BxC / fitted["temperature"] + np.asarray(fitted["bias"], np.float32)
     return jax.nn.softmax(logits_BxC)
 
 
-def _tokenizer_file(experiment: Experiment) -> tuple[str, bytes]:
-    """Returns the one file that serve.py tokenises with: ids are those of the embedding."""
-    tokenizer = experiment.tokenizer
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return "tokenizer.model", tokenizer.model
-    return "tokenizer.json", tokenizer.json.encode()
-
-
-def _check_stablehlo(trained: Trained, folder: Path, sample: Sample) -> float:
-    content = (folder / "model.stablehlo").read_bytes()
+def _check_stablehlo(trained: Trained, folder: Path) -> float:
+    """Reads the artefact again, pads as serve.py does, and returns the largest difference."""
+    tokens_BxL, types_BxL, lengths_B, _ = trained.sample
     setup = json.loads((folder / "preprocessing.json").read_text("utf-8"))
     stored = safetensors.read(folder / "params.safetensors")
     params = {path: tensor.read() for path, tensor in stored.items()}
-    length = -(-sample.tokens_BxL.shape[1] // setup["length_step"]) * setup["length_step"]
-    missing = min(length, setup["max_length"]) - sample.tokens_BxL.shape[1]
-    padded = (np.pad(x, ((0, 0), (0, missing))) for x in (sample.tokens_BxL, sample.types_BxL))
-    call = jax.jit(jax.export.deserialize(bytearray(content)).call)
-    found_BxC = call(params, *padded, sample.lengths_B)
-    expected_BxC = np.asarray(_calibrated(trained.experiment, trained.logits_BxC))
-    return trained.refuse_difference(found_BxC, expected_BxC, str(folder))
+    step, length = setup["length_step"], tokens_BxL.shape[1]
+    missing = min(-(-length // step) * step, setup["max_length"]) - length
+    padded = (np.pad(x, ((0, 0), (0, missing))) for x in (tokens_BxL, types_BxL))
+    artefact = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+    probabilities_BxC = jax.jit(artefact.call)(params, *padded, lengths_B)
+    expected_BxC = np.asarray(_calibrated(trained, trained.logits_BxC))
+    return trained.refuse_difference(probabilities_BxC, expected_BxC, str(folder))
 
 
 def _write_peft(trained: Trained, folder: Path) -> dict[str, Any]:
@@ -367,13 +350,13 @@ def _write_peft(trained: Trained, folder: Path) -> dict[str, Any]:
     form = peft.write_peft(folder, backbone, config.adapt, trained.params, **options)
     added = peft.read_peft(folder, backbone, config.adapt)
     again = _merged(config.adapt, {**trained.params, **added})
-    difference = trained.difference(again, str(folder))
     form = form.rstrip(".").replace(str(folder), "an adapter that")
+    difference = trained.difference(again, str(folder))
     return {"form": form, "compared": "logits", "difference": difference}
 
 
 def _write_language_model(trained: Trained, folder: Path) -> dict[str, Any]:
-    return write_language_model(trained.experiment, trained.merged, folder)
+    return huggingface.write_language_model(trained.experiment, trained.merged, folder)
 
 
 def _writers(config: ConfigDict) -> dict[str, Callable[[Trained, Path], dict[str, Any]]]:
@@ -382,14 +365,8 @@ def _writers(config: ConfigDict) -> dict[str, Callable[[Trained, Path], dict[str
     Raises:
         ValueError: models of this task can't be exported.
     """
-    if config.task in _LANGUAGE:
+    if require(config, "EXPORT", "--mode=export") == "language_model":
         return {"huggingface": _write_language_model}
-    if config.task != "classification" or config.classification.kind != "single":
-        kind = "" if config.task != "classification" else f" of kind {config.classification.kind!r}"
-        raise ValueError(
-            f"config.task={config.task!r}{kind}: --mode=export knows classifiers of one label and "
-            "language models only"
-        )
     return {
         "huggingface": _write_huggingface,
         "stablehlo": _write_stablehlo,

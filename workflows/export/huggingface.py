@@ -1,8 +1,9 @@
-"""A classifier as a folder that transformers loads: which class, which tensors, which tokeniser.
+"""A model as a folder that transformers loads: which class, which tensors, which tokeniser.
 
-Where transformers' class for sequence classification computes what ours does, the folder is one of
-it; else it holds the backbone, with the head in a file of its own and the reason in README.md.
-Called by workflows/export/export.py.
+Where transformers' class for sequence classification computes what ours does, a classifier is one
+of it; else the folder holds the backbone, with the head in a separate file and the reason in
+README.md. A language model is written whole, so that its folder is config.model.checkpoint of
+whatever is fine-tuned from it.
 """
 
 import json
@@ -12,32 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline.files import write_json, write_text
+from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from input_pipeline.tokenizers.tokenization import Tokenizer, load_tokenizer
+from input_pipeline.tokenizers.tokenization import Tokenizer
+from models.backbone import flatten, parts_of
 from models.heads import Model
 from models.pretrained import open_checkpoint, safetensors
 from models.pretrained.tables import KERNEL, Row, Rows, tensors_from
 from training.experiment import Experiment
 
 MODEL, HEAD = "model.safetensors", "head.safetensors"
-# Stems of transformers' class names by model_type.
-STEMS = {
-    "bert": "Bert",
-    "ernie": "Ernie",
-    "albert": "Albert",
-    "roberta": "Roberta",
-    "xlm-roberta": "XLMRoberta",
-    "electra": "Electra",
-    "gemma2": "Gemma2",
-    "gemma3_text": "Gemma3Text",
-    "llama": "Llama",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-    "mistral": "Mistral",
-    "t5": "T5Encoder",
-    "mt5": "MT5Encoder",
-    "umt5": "UMT5Encoder",
-}
 _HEAD_ALONE = (Row("head/kernel", "weight", KERNEL), Row("head/bias", "bias"))
 # Heads behind the pooler: plain ones, and RoBERTa's, whose pooler is part of the head.
 _PLAIN = (Row("head/kernel", "classifier.weight", KERNEL), Row("head/bias", "classifier.bias"))
@@ -47,10 +33,10 @@ _DENSE = (
     Row("head/kernel", "classifier.out_proj.weight", KERNEL),
     Row("head/bias", "classifier.out_proj.bias"),
 )
-_ENCODERS = {"bert": _PLAIN, "ernie": _PLAIN, "albert": _PLAIN}
-_ENCODERS |= {"roberta": _DENSE, "xlm-roberta": _DENSE}
-_SAMPLE = "我们在北京看了《红楼梦》，2024 年 OK。"  # that the tokeniser is compared on
+_ENCODERS = dict.fromkeys(("bert", "ernie", "albert"), _PLAIN)
+_ENCODERS |= dict.fromkeys(("roberta", "xlm-roberta"), _DENSE)
 _SCORE = (Row("head/kernel", "score.weight", KERNEL),)
+_SAMPLE = "我们在北京看了《红楼梦》，2024 年 OK。"  # that the tokeniser is compared on
 
 # Classes by a file that only they have.
 _TOKENIZERS = {
@@ -59,10 +45,16 @@ _TOKENIZERS = {
     "sentencepiece.bpe.model": "XLMRobertaTokenizer",
     "spiece.model": "T5Tokenizer",
 }
+_POOLED = {
+    "pooler": "tanh(pooler(hidden of the first position))",
+    "first": "the hidden state of each text's first position",
+    "last": "the hidden state of each text's last position",
+    "mean": "the mean of the hidden states of each text's positions, marks included",
+}
 
 
 class Form(NamedTuple):
-    """How a classifier is stored.
+    """How a model is stored.
 
     Attributes:
         architecture: transformers' class that loads the folder.
@@ -79,9 +71,9 @@ class Form(NamedTuple):
 
 def form_of(model: Model) -> Form:
     """Chooses the form of a classifier."""
-    model_type = model.config.model_type
-    stem, kind = STEMS[model_type], model.task_head.pooling
-    whole = f"{stem}ForSequenceClassification"
+    model_type, kind = model.config.model_type, model.task_head.pooling
+    stem = _stem(model_type)
+    whole, bare = f"{stem}ForSequenceClassification", f"{stem}Model"
     if model_type in _ENCODERS and kind == "pooler":
         return Form(whole, _ENCODERS[model_type], MODEL, f"{whole} of transformers")
     is_decoder = hasattr(model.config, "bidirectional")
@@ -94,13 +86,24 @@ def form_of(model: Model) -> Form:
     elif model_type in _ENCODERS:
         why = f"{whole} has a pooler (train with config.model.pooling='pooler' for it)"
     else:
-        why = f"{whole.replace('Encoder', '')} has another head"
+        why = f"{whole} has another head"
+    if model_type.endswith("t5"):
+        bare = f"{stem}EncoderModel"
     rows = _HEAD_ALONE if model.task_head.bias else _HEAD_ALONE[:1]
-    return Form(f"{stem}Model", rows, HEAD, f"{stem}Model of transformers and {HEAD}, since {why}")
+    return Form(bare, rows, HEAD, f"{bare} of transformers and {HEAD}, since {why}")
+
+
+def _stem(model_type: str) -> str:
+    """Returns the stem of transformers' class names, such as 'Gemma3Text'."""
+    if model_type == "xlm-roberta":
+        return "XLMRoberta"
+    if model_type.endswith("t5"):
+        return model_type.upper()
+    return "".join(map(str.capitalize, model_type.split("_")))
 
 
 def write(experiment: Experiment, params: Mapping[str, Any], folder: Path, title: str) -> Form:
-    """Writes weights, config.json, tokeniser and README.md.
+    """Writes a classifier's weights, config.json, tokeniser and README.md.
 
     Args:
         experiment: of the run.
@@ -109,89 +112,126 @@ def write(experiment: Experiment, params: Mapping[str, Any], folder: Path, title
         title: names the checkpoint, for README.md.
 
     Raises:
-        ValueError: a config that the family's format can't say.
+        ValueError: a config that the family's format can't express.
     """
-    model, family = experiment.model, experiment.checkpoint.family
-    form = form_of(model)
+    form, labels = form_of(experiment.model), experiment.task.labels
     if "head/bias" not in params:  # those of encoders always have one
-        params = {**params, "head/bias": np.zeros(model.task_head.num_classes, np.float32)}
-    named = {row.parameter for row in form.rows}
-    head = tensors_from({p: v for p, v in params.items() if p in named}, Rows(form.rows))
-    backbone = {
-        path.removeprefix("backbone/"): value
-        for path, value in params.items()
-        if path.startswith("backbone/") and path not in named
-    }
-    tensors = tensors_from(backbone, family.table(model.config, "huggingface"))
-    fields = family.write_config(model.config) | _fields(experiment, form)
-    if form.file == HEAD:
-        safetensors.write(folder / HEAD, head)
-    safetensors.write(folder / MODEL, tensors if form.file == HEAD else tensors | head)
-    _write_json(folder / "config.json", fields)
-    for name, content in tokenizer_files(experiment, fields).items():
-        (folder / name).write_bytes(content)
-    check_tokenizer(experiment.tokenizer, folder)
-    readme = _readme(experiment, form, title)
-    (folder / "README.md").write_text(readme, encoding="utf-8")
-    return form
-
-
-def read(form: Form, model: Model, folder: Path) -> dict[str, np.ndarray]:
-    """Reads back what `write` wrote: flat parameters."""
-    checkpoint = open_checkpoint(folder)
-    parts = [
-        part
-        for part in checkpoint.parts
-        if part == "pooler" and model.task_head.pooling == "pooler"
-    ]
-    params: dict[str, np.ndarray] = {}
-
-    def place(path: str, value: np.ndarray) -> None:
-        params[f"backbone/{path}"] = np.array(value, np.float32)
-
-    checkpoint.read(parts, place=place)
-    stored = safetensors.read(folder / form.file)
-    for row in form.rows:
-        params[row.parameter] = np.array(row.kind.read(stored[row.name].read()), np.float32)
-    return params
-
-
-def _fields(experiment: Experiment, form: Form) -> dict[str, Any]:
-    """Returns what config.json says beside the backbone's shapes."""
-    labels, tokenizer = experiment.task.labels, experiment.tokenizer
-    fields: dict[str, Any] = {
-        "architectures": [form.architecture],
-        "dtype": "float32",
+        bias = np.zeros(experiment.model.task_head.num_classes, np.float32)
+        params = {**params, "head/bias": bias}
+    fields = {
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
         "problem_type": "single_label_classification",
-        "pad_token_id": pad_id(experiment),
     }
-    for role in ("bos", "eos"):
-        if (token_id := getattr(tokenizer, f"{role}_id")) >= 0:
-            fields[f"{role}_token_id"] = token_id
-    return fields
+    _write_folder(experiment, form, params, folder, fields)
+    write_text(folder / "README.md", _readme(experiment, form, title))
+    return form
 
 
-def pad_id(experiment: Experiment) -> int | None:
+def write_language_model(
+    experiment: Experiment, params: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Writes weights, config.json and tokeniser of a language model, and reads them again.
+
+    Args:
+        experiment: of a run whose task's head is the backbone's own output layer.
+        params: flat numpy arrays of the checkpoint, an adapter folded in.
+        folder: to write to; empty.
+
+    Returns:
+        {'form', 'compared', 'difference'}, like the writers of export.py.
+
+    Raises:
+        ValueError: the folder, read again, holds another model.
+    """
+    config = experiment.model.config
+    stem, parts = _stem(config.model_type).removesuffix("Text"), parts_of(config)
+    kind = "ConditionalGeneration" if "decoder" in parts else "CausalLM"
+    architecture = f"{stem}For{'MaskedLM' if 'mlm_head' in parts else kind}"
+    prose = f"{architecture} of transformers; a run takes the folder as config.model.checkpoint"
+    form = Form(architecture, (), MODEL, prose)
+    params = {path: value for path, value in params.items() if path.startswith("backbone/")}
+    _write_folder(experiment, form, params, folder, {})
+    again = read(form, folder)
+    if again.keys() != params.keys():
+        raise ValueError(_other(folder, "other parameters"))
+    difference = max(float(np.abs(again[path] - params[path]).max()) for path in params)
+    return {"form": prose, "compared": "parameters", "difference": difference}
+
+
+def _write_folder(
+    experiment: Experiment,
+    form: Form,
+    params: Mapping[str, Any],
+    folder: Path,
+    fields: Mapping[str, Any],
+) -> None:
+    """Writes weights, config.json with more `fields`, and the tokeniser, and reads that again."""
+    config, family = experiment.model.config, experiment.checkpoint.family
+    tokenizer, in_head = experiment.tokenizer, {row.parameter for row in form.rows}
+    head = tensors_from({p: v for p, v in params.items() if p in in_head}, Rows(form.rows))
+    backbone = {
+        path.removeprefix("backbone/"): value
+        for path, value in params.items()
+        if path.startswith("backbone/") and path not in in_head
+    }
+    tensors = tensors_from(backbone, family.table(config, "huggingface"))
+    special = {role: getattr(tokenizer, f"{role}_id") for role in ("bos", "eos")}
+    fields = {
+        **family.write_config(config),
+        "architectures": [form.architecture],
+        "dtype": "float32",
+        **fields,
+        "pad_token_id": _pad_id(experiment),
+        **{f"{role}_token_id": token_id for role, token_id in special.items() if token_id >= 0},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if form.file == HEAD:
+        safetensors.write(folder / HEAD, head)
+    safetensors.write(folder / MODEL, tensors if form.file == HEAD else tensors | head)
+    write_json(folder / "config.json", fields)
+    for name, content in _tokenizer_files(experiment, fields).items():
+        (folder / name).write_bytes(content)
+    again = load_tokenizer(folder)
+    same = again.encode_batch([_SAMPLE]) == tokenizer.encode_batch([_SAMPLE])
+    if not same or not again.role_ids.items() >= tokenizer.role_ids.items():
+        raise ValueError(_other(folder, "another tokeniser"))
+
+
+def read(form: Form, folder: Path) -> dict[str, np.ndarray]:
+    """Reads a written folder again: flat parameters, float32."""
+    checkpoint, head = open_checkpoint(folder), safetensors.read(folder / form.file)
+    backbone = flatten(checkpoint.read(checkpoint.parts))
+    params = {f"backbone/{path}": value for path, value in backbone.items()}
+    for row in form.rows:
+        params[row.parameter] = np.array(row.kind.read(head[row.name].read()), np.float32)
+    return params
+
+
+def _other(folder: Path, what: str) -> str:
+    return (
+        f"{folder}, read again, holds {what} than the trained model: don't use it, and report this "
+        "with the config"
+    )
+
+
+def _pad_id(experiment: Experiment) -> int | None:
     """Returns the id of padding, or one that can serve, since a text can't end in it.
 
     transformers' classifiers on decoders read the last position that holds another id than this.
     """
     tokenizer, last = experiment.tokenizer, experiment.pipeline.encoder.around[-1][-1:]
-    candidates = (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id)
-    return next((i for i in candidates if i >= 0 and [i] != last), None)
+    ids = (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id)
+    return next((i for i in ids if i >= 0 and [i] != last), None)
 
 
-def tokenizer_files(experiment: Experiment, fields: Mapping[str, Any]) -> dict[str, bytes]:
-    """Returns the tokeniser's files, with a tokenizer_config.json that says all it needs."""
-    tokenizer = experiment.tokenizer
+def _tokenizer_files(experiment: Experiment, fields: Mapping[str, Any]) -> dict[str, bytes]:
+    """Returns the tokeniser's files, with a tokenizer_config.json that holds all it needs."""
+    tokenizer, name = experiment.tokenizer, "tokenizer_config.json"
     files = tokenizer.files()
-    name = "tokenizer_config.json"
     config = json.loads(files.get(name, b"{}"))
-    config["tokenizer_class"] = config.get("tokenizer_class") or _tokenizer_class(
-        tokenizer, files, fields["model_type"]
-    )
+    if not config.get("tokenizer_class"):
+        config["tokenizer_class"] = _tokenizer_class(tokenizer, files, fields["model_type"])
     for role in ("bos", "eos", "pad", "unk", "mask"):
         token_id = fields["pad_token_id"] if role == "pad" else getattr(tokenizer, f"{role}_id")
         if token_id is not None and token_id >= 0:
@@ -208,72 +248,44 @@ def tokenizer_files(experiment: Experiment, fields: Mapping[str, Any]) -> dict[s
 def _tokenizer_class(tokenizer: Tokenizer, files: Mapping[str, bytes], model_type: str) -> str:
     if "tokenizer.json" in files and not isinstance(tokenizer, SentencePieceTokenizer):
         return "PreTrainedTokenizerFast"
-    for file, name in _TOKENIZERS.items():
-        if file in files:
-            return name
-    return "GemmaTokenizer" if model_type.startswith("gemma") else "LlamaTokenizer"
-
-
-def check_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Reads the tokeniser of a written folder again.
-
-    Raises:
-        ValueError: it is read as another one.
-    """
-    again = load_tokenizer(folder)
-    same = again.encode_batch([_SAMPLE]) == tokenizer.encode_batch([_SAMPLE])
-    if not same or not again.role_ids.items() >= tokenizer.role_ids.items():
-        raise ValueError(
-            f"{folder}, read again, holds another tokeniser than the trained model: don't use it, "
-            "and report this with the config"
-        )
+    llama = "GemmaTokenizer" if model_type.startswith("gemma") else "LlamaTokenizer"
+    return next((name for file, name in _TOKENIZERS.items() if file in files), llama)
 
 
 def _readme(experiment: Experiment, form: Form, title: str) -> str:
-    """Says how to load the folder, and what texts go through before the tokeniser."""
+    """Returns how to load the folder, and what texts go through before the tokeniser."""
     config, model = experiment.config, experiment.model
-    whole = form.file == MODEL
-    auto = "AutoModelForSequenceClassification" if whole else form.architecture
-    lines = [
-        "# A text classifier",
-        "",
-        f"{title[0].upper()}{title[1:]}: {form.prose}.",
-        f"Labels: {', '.join(experiment.task.labels)}.",
-        "",
-        "```python",
-        f"from transformers import AutoTokenizer, {auto}",
-        "",
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        f"model = {auto}.from_pretrained(folder)",
-        "```",
-        "",
-    ]
-    if not whole:
-        pooled = {
-            "pooler": "tanh(pooler(hidden of the first position))",
-            "first": "the hidden state of each text's first position",
-            "last": "the hidden state of each text's last position",
-            "mean": "the mean of the hidden states of each text's positions, marks included",
-        }[model.task_head.pooling]
+    auto = "AutoModelForSequenceClassification" if form.file == MODEL else form.architecture
+    text = f"""# A text classifier
+
+{title[0].upper()}{title[1:]}: {form.prose}.
+Labels: {", ".join(experiment.task.labels)}.
+
+```python
+from transformers import AutoTokenizer, {auto}
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {auto}.from_pretrained(folder)
+```
+
+"""
+    if form.file == HEAD:
         bias = " + bias" if model.task_head.bias else ""
-        lines += [
-            f"The head: logits = pooled @ weight.T{bias} of {HEAD}, where pooled is {pooled}."
-        ]
+        text += (
+            f"The head: logits = pooled @ weight.T{bias} of {HEAD}, where pooled is "
+            f"{_POOLED[model.task_head.pooling]}.\n"
+        )
     if model.config.model_type in ("gemma2", "gemma3_text") and model.dtype != np.float32:
-        lines += [f"It was trained computing in {np.dtype(model.dtype).name}."]
-    lines += [
+        text += f"It was trained computing in {np.dtype(model.dtype).name}.\n"
+    text += (
         f"Texts are read as `{config.data.template}`, cut to {config.layout.max_length} tokens "
-        "with the words and marks around them, which are tokenised apart from the text."
-    ]
+        "with the words and marks around them, which are tokenised apart from the text.\n"
+    )
     if ops := tuple(config.data.normalization):
-        lines += [f"Before that they are recoded by {', '.join(ops)}; the code is in ../stablehlo."]
+        text += f"Before that they are recoded by {', '.join(ops)}; the code is in ../stablehlo.\n"
     if config.tokenizer.marks != "auto":
-        lines += [
+        text += (
             f"Marks were config.tokenizer.marks={config.tokenizer.marks!r}, not what the family "
-            "puts around texts: give the model ids with these marks."
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            "puts around texts: give the model ids with these marks.\n"
+        )
+    return text

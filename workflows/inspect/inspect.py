@@ -1,23 +1,17 @@
-"""--mode=inspect: what every stage makes of the first examples, before any training.
-
-Here: the parts that a config names, put together without weights. Not here: the rendering
-(workflows/inspect/stages.py). Called by main.py.
-"""
+"""--mode=inspect: the first examples after every stage, before any training and without weights."""
 
 import itertools
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from input_pipeline.batches.mixture import member_configs
 from input_pipeline.corpus import sources
-from input_pipeline.corpus.normalization import Normalizer
 from input_pipeline.tokenizers import silent_loss
 from models import pretrained
 from tasks import task_class
 from training.data import load_data
 from training.experiment import make_pipeline
-from training.run_tokenizer import check_own, run_tokenizers, training_texts
+from training.run_tokenizer import check_original, run_tokenizers, training_texts
 from workflows.inspect.stages import show_examples, show_records
 
 
@@ -26,45 +20,33 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
 
     A tokeniser that the config trains or changes is left in `workdir`, as training does.
     """
-    if config.task == "multi_task":
-        for name, own in member_configs(config).items():
+    if members := task_class(config).member_configs(config):
+        for name, member in members.items():
             print(f"\nMember {name!r}:\n")
-            inspect(own, workdir)
+            inspect(member, workdir)
         return
-    count = config.inspect.examples
-    data = load_data(config)
+    count, data = config.inspect.examples, load_data(config)
     train = data.split("train")
-    own, tokenizer = run_tokenizers(config, workdir, train)
+    original, tokenizer = run_tokenizers(config, workdir, train)
     checkpoint = pretrained.open_checkpoint(
         pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
     )
-    if note := check_own(config, checkpoint, own):
+    if note := check_original(config, checkpoint, original):
         print(note)
     backbone = checkpoint.config
-    task = task_class(config.task)(config, data.labels, tokenizer=tokenizer, backbone=backbone)
+    task = task_class(config)(config, data.labels, tokenizer=tokenizer, backbone=backbone)
     task.check(train, "train")
     pipeline = make_pipeline(config, task)
     print(data.prose())
     print(silent_loss.measure(training_texts(train), tokenizer).prose())
     print("\nAs read, recoded and cleaned:\n")
     records = list(itertools.islice(sources.read(config.data, {}), count))
-    normalizer = Normalizer(config.data.normalization)
-    for line in show_records(records, normalizer, cleaning=config.data.cleaning):
-        print(line)
+    print(*show_records(records, config.data), sep="\n")
     print("Of the training split, augmented and tokenised:\n")
     windows = task.windows(train.first(16 * count), pipeline.encoder, training=True)
     encoded, targets = pipeline.preview(windows, count=count, epoch=config.inspect.epoch)
     counted = task.counted(encoded, targets)
-    for line in show_examples(
-        windows,
-        tokenizer,
-        template=config.data.template,
-        max_length=config.layout.max_length,
-        augmentation=config.augmentation,
-        labels=data.labels,
-        count=count,
-        epoch=config.inspect.epoch,
-        seed=config.seed,
-        counted=None if counted is None and task.sequences == 1 else (encoded, counted),
-    ):
-        print(line)
+    plain = counted is None and task.sequences == 1
+    sequences = None if plain else (encoded, counted)
+    lines = show_examples(config, windows, tokenizer, labels=data.labels, counted=sequences)
+    print(*lines, sep="\n")

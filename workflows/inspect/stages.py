@@ -1,14 +1,13 @@
-"""Examples as the stages leave them, as lines of plain text: what --mode=inspect prints.
+"""Examples after each stage, as lines of plain text: what --mode=inspect prints.
 
-Here: rendering alone. Not here: any stage, which all are called as training calls them. Called by
-workflows/inspect/inspect.py. The marks:
+Only rendering: the stages are called as training calls them. The marks:
 
-    ⟦旧→新⟧    what a stage changed; ⟦→新⟧ it put in, ⟦旧→⟧ it took out
+    ⟦旧→新⟧    what a stage changed; ⟦→新⟧ it inserted, ⟦旧→⟧ it deleted
     【江泽民|person】    a span and its label
-    很│好    the bound between two tokens; ┃ that between template and text
+    很│好    the boundary of two tokens; ┃ that of template and text
     *江泽民    a token that the loss counts or, of tasks that don't predict tokens, one in a span
-    ✂…✂    what is cut off, since it goes beyond layout.max_length
-    ⏎ ⇥ ‹U+200B›    characters that can't be seen
+    ✂…✂    what is cut off, beyond layout.max_length
+    ⏎ ⇥ ‹U+200B›    invisible characters
 """
 
 import difflib
@@ -22,7 +21,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.batches.augmentation import Augmented, Augmenter, segmentation_draws
 from input_pipeline.batches.template import Encoded, Encoder, Sampling
-from input_pipeline.corpus import cleaning as cleaning_stage
+from input_pipeline.corpus import cleaning
 from input_pipeline.corpus.normalization import Normalizer
 from input_pipeline.examples import Examples
 from input_pipeline.lazy import tf
@@ -37,18 +36,16 @@ _CUT = 20  # tokens shown of what is cut off
 _Span = tuple[int, int, str]  # start, stop, label
 
 
-def show_records(
-    records: Sequence[Record], normalizer: Normalizer, *, cleaning: ConfigDict
-) -> Iterator[str]:
-    """Yields lines on records as read: what recoding changes, and what cleaning says.
+def show_records(records: Sequence[Record], data: ConfigDict) -> Iterator[str]:
+    """Yields lines on records as read: what recoding changes, and what cleaning drops.
 
     Args:
         records: some rows of the source; cleaning sees these only, not their copies elsewhere.
-        normalizer: of config.data.normalization.
-        cleaning: config.data.cleaning.
+        data: config.data.
     """
+    normalizer = Normalizer(data.normalization)
     recoded = [normalizer.record(record)[0] for record in records]
-    cleaned = cleaning_stage.clean(recoded, cleaning)
+    cleaned = cleaning.clean(recoded, data.cleaning)
     reasons = {where: reason for reason, rows in cleaned.dropped.items() for where in rows}
     for before, after in zip(records, recoded, strict=True):
         labels = ", ".join(before.labels) or "without a label"
@@ -67,50 +64,41 @@ def show_records(
 
 
 def show_examples(
+    config: ConfigDict,
     examples: Examples,
     tokenizer: Tokenizer,
     *,
-    template: str,
-    max_length: int,
-    augmentation: ConfigDict,
     labels: Sequence[str],
-    count: int,
-    epoch: int,
-    seed: int,
     counted: tuple[Encoded, np.ndarray | None] | None = None,
 ) -> Iterator[str]:
     """Yields lines on the first examples of a split: each augmentation, tokens, and loss mask.
 
     Args:
+        config: config.inspect names how many examples, and the epoch whose draws are shown.
         examples: the training split.
         tokenizer: as in training.
-        template: config.data.template.
-        max_length: config.layout.max_length.
-        augmentation: config.augmentation.
         labels: class names, in order.
-        count: how many examples.
-        epoch: the epoch whose draws are shown.
-        seed: config.seed.
         counted: of tasks that make their tokens otherwise: what the examples become, one or more
             sequences each; and which of the tokens the loss counts, bool, flat, if it is about
             tokens.
     """
+    count, epoch = min(config.inspect.examples, len(examples)), config.inspect.epoch
     if not count:
         return
-    indices = np.arange(min(count, len(examples)))
-    epochs_B, ids_B = np.full(len(indices), epoch), examples.ids_N[indices]
-    augmenter = Augmenter(examples, augmentation, seed=seed)
+    indices = np.arange(count)
+    epochs_B, ids_B = np.full(count, epoch), examples.ids_N[indices]
+    augmenter = Augmenter(examples, config.augmentation, seed=config.seed)
     stages = [
         _stage(augmenter(tf.constant(indices), tf.constant(epochs_B), ops=ops), examples)
         for ops in (augmenter.ops[:last] for last in range(len(augmenter.ops) + 1))
     ]
-    sampling = segmentation_draws(augmentation, seed=seed, epochs_B=epochs_B, ids_B=ids_B)
+    sampling = segmentation_draws(config.augmentation, config.seed, epochs_B, ids_B)
     if counted is None:
-        tokens_B = _tokens(stages[-1], tokenizer, template, max_length, sampling)
+        tokens_B = _tokens(config, stages[-1], tokenizer, sampling)
     else:
         tokens_B = _counted_tokens(*counted, tokenizer)
+    labelled, each = examples.labels_N is not None, len(tokens_B) // count
     for i in indices:
-        labelled = examples.labels_N is not None
         label = labels[examples.labels_N[i]] if labelled else "no label"
         masked = labelled and examples.labels_N[i] < 0
         yield _title(f"example {ids_B[i]} · {'masked' if masked else label} · epoch {epoch}")
@@ -121,7 +109,6 @@ def show_examples(
             stops = examples.words.row(i).tolist()
             words = (examples.texts_N[i][a:b] for a, b in itertools.pairwise([0, *stops]))
             yield _line("words", "│".join(map(_visible, words)))
-        each = len(tokens_B) // len(indices)
         for named in tokens_B[i * each : (i + 1) * each]:
             yield _line(*named)
         if counted is None and labelled:
@@ -139,7 +126,7 @@ def changes(before: str, after: str) -> str:
         following = [block[0] for block in blocks[:2]]
         swapped = following in (["equal", "insert"], ["equal", "delete"]) and tag not in following
         if swapped and tag != "equal" and blocks[0][2] - blocks[0][1] == 1:
-            _, _, b, _, d = blocks[1]  # 后前 says it better than two changes around 前
+            _, _, b, _, d = blocks[1]  # 后前 is clearer than two changes around 前
             blocks = blocks[2:]
         same = tag == "equal"
         line += _visible(new[c:d]) if same else f"⟦{_visible(old[a:b])}→{_visible(new[c:d])}⟧"
@@ -158,7 +145,7 @@ def mark_spans(text: str, spans: Sequence[_Span]) -> str:
 
 
 class _Stage(NamedTuple):
-    """B examples behind some of the augmentations; `spans` are empty where there are none."""
+    """B examples after some of the augmentations; `spans` are empty where there are none."""
 
     text: list[str]
     pair: list[str] | None
@@ -167,23 +154,21 @@ class _Stage(NamedTuple):
 
 def _stage(augmented: Augmented, examples: Examples) -> _Stage:
     """Fetches what the graph made."""
-
-    def strings(tensor: "tf.Tensor") -> list[str]:
-        return [text.decode() for text in tensor.numpy()]
-
-    texts = strings(augmented.texts_B)
+    texts, pairs = (
+        None if tensor is None else [text.decode() for text in tensor.numpy()]
+        for tensor in (augmented.texts_B, augmented.pairs_B)
+    )
     spans: list[list[_Span]] = [[] for _ in texts]
     if augmented.spans is not None:
         values_Sx3, splits = (part.numpy() for part in augmented.spans)
         for i, (first, last) in enumerate(itertools.pairwise(splits)):
             rows = values_Sx3[first:last].tolist()
             spans[i] = [(start, stop, examples.span_labels[k]) for start, stop, k in rows]
-    pairs = None if augmented.pairs_B is None else strings(augmented.pairs_B)
     return _Stage(texts, pairs, spans)
 
 
 def _augmented(name: str, stages: Sequence[_Stage], ops: Sequence[str], i: int) -> Iterator[str]:
-    """Yields a line on one text as it was, and one on each op that changed it."""
+    """Yields a line on a text as it was, and one on each op that changed it."""
     texts = [getattr(stage, name)[i] for stage in stages]
     spans = [stage.spans[i] if name == "text" else [] for stage in stages]
     yield _line(name, mark_spans(texts[0], spans[0]))
@@ -197,26 +182,22 @@ def _augmented(name: str, stages: Sequence[_Stage], ops: Sequence[str], i: int) 
 
 
 def _tokens(
-    stage: _Stage,
-    tokenizer: Tokenizer,
-    template: str,
-    max_length: int,
-    sampling: Mapping[str, Sampling],
+    config: ConfigDict, stage: _Stage, tokenizer: Tokenizer, sampling: Mapping[str, Sampling]
 ) -> list[tuple[str, str]]:
     """Returns a name and a line for the tokens of each example."""
-    encoder = Encoder(tokenizer, template, max_length=max_length)
+    encoder = Encoder(tokenizer, config.data.template, max_length=config.layout.max_length)
     encoded = encoder(stage.text, stage.pair, sampling=sampling)
+    # Each text alone and uncut, to show what is cut off, without the marks around it.
     whole = Encoder(tokenizer, "{text}", max_length=1 << 30)
+    text_only = slice(len(tokenizer.start_ids), -len(tokenizer.end_ids) or None)
     fields = []
     for name in encoder.fields:
         drawn = {"text": sampling[name]} if name in sampling else {}
         uncut = whole(getattr(stage, name), sampling=drawn)
-        rows = np.split(uncut.tokens, np.cumsum(uncut.lengths_B)[:-1])
-        last = -len(tokenizer.end_ids) or None
-        fields.append([row[len(tokenizer.start_ids) : last].tolist() for row in rows])
+        fields.append([row[text_only].tolist() for row in _split(uncut)])
     around = encoder.around
     lines = []
-    for i, tokens in enumerate(np.split(encoded.tokens, np.cumsum(encoded.lengths_B)[:-1])):
+    for i, tokens in enumerate(_split(encoded)):
         parts = [field[i] for field in fields]
         kept = _kept(tokens.tolist(), parts, around)
         line = _pieces(tokenizer, around[0])
@@ -242,9 +223,14 @@ def _counted_tokens(
         here = slice(start, start + length)
         counts = [] if counts_P is None else counts_P[here].tolist()
         line = _pieces(tokenizer, encoded.tokens[here].tolist(), counts)
-        marked = "" if counts_P is None else f"\n{'loss':<{_NAME}}{sum(counts)} marked *"
+        marked = "" if counts_P is None else "\n" + _line("loss", f"{sum(counts)} marked *")
         lines.append((f"{length} tokens", line + marked))
     return lines
+
+
+def _split(encoded: Encoded) -> list[np.ndarray]:
+    """Returns the tokens of each sequence."""
+    return np.split(encoded.tokens, np.cumsum(encoded.lengths_B)[:-1])
 
 
 def _kept(tokens: list[int], parts: list[list[int]], around: list[list[int]]) -> tuple[int, ...]:

@@ -1,23 +1,23 @@
-"""The models that soups, merges and ensembles are made of, found and checked, not yet loaded.
+"""The models that soups, merges and ensembles are made of, checked but not yet loaded.
 
 Without config.integrate.runs they are the checkpoints of this run; with it the best checkpoint of
 each run, this one's among them. Where a run kept a running average of its weights
-(config.train.ema), this run's is one more. Called by run.py and trials.py.
+(config.train.ema), this run's is one more.
 """
 
 import dataclasses
-import glob
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from reporting import report
+from tasks import task_class
 from training.checkpoints import Checkpoints, Meta
 from training.experiment import Experiment
 from training.workdir import has_checkpoint
+from workflows.report import find_workdirs
 from workflows.restoring import Restored, read_meta
 
 
@@ -29,14 +29,12 @@ class Ingredient:
         name: in tables.
         workdir: of its run.
         item: 'params', or 'average' of them.
-        fitted: what its run fitted.
     """
 
     name: str
     workdir: Path
     step: int
-    item: str
-    fitted: dict[str, Any]
+    item: str = "params"
 
     @property
     def title(self) -> str:
@@ -45,11 +43,10 @@ class Ingredient:
         return f"{self.workdir}, step {self.step}{part}"
 
     def load(self, experiment: Experiment) -> dict[str, jax.Array]:
-        """Returns the parameters; the task takes over what was fitted with them."""
+        """Returns the parameters."""
         checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
         params = checkpoints.restore_params(self.step, experiment.like(), item=self.item)
         checkpoints.close()
-        experiment.task.fitted = self.fitted
         return params
 
 
@@ -59,19 +56,9 @@ def find_runs(config: ConfigDict, workdir: Path) -> list[Path]:
     Raises:
         ValueError: a name or glob that stands for no run.
     """
-    found: set[Path] = set()
-    for pattern in config.integrate.runs:
-        whole = Path(pattern).expanduser()
-        names = [whole] if whole.is_dir() else map(Path, glob.glob(str(whole)))
-        folders = [folder for folder in names if folder.is_dir()]
-        runs = [folder for folder in folders if has_checkpoint(folder)]
-        if not runs:
-            raise ValueError(
-                f"config.integrate.runs: {pattern!r} matches {len(folders)} folders, of which none "
-                "is a run with checkpoints: expected workdirs, or globs of them, such as 'runs/*'"
-            )
-        found |= {run.resolve() for run in runs}
-    return sorted(found - {workdir.resolve()})
+    key, patterns = "config.integrate.runs", config.integrate.runs
+    runs = find_workdirs(key, patterns, has_checkpoint, "checkpoints")
+    return sorted(run for run in runs if run != workdir.resolve())
 
 
 def find(
@@ -89,29 +76,26 @@ def find(
         ValueError: another run is not about the same task, labels, data or pretrained weights.
     """
     config, step = experiment.config, restored.step
-    first = Ingredient(restored.name, workdir, step, "params", restored.meta["fitted"])
-    others = find_runs(config, workdir)
-    found = [first]
+    first = Ingredient(restored.name, workdir, step)
+    runs, ingredients = find_runs(config, workdir), [first]
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     if checkpoints.has_average(step):
-        found.append(dataclasses.replace(first, name=f"ema of step {step}", item="average"))
+        ingredients.append(dataclasses.replace(first, name=f"ema of step {step}", item="average"))
+    checkpoints.close()
     if not config.integrate.runs:
         children = (workdir / "checkpoints").iterdir()
-        for other in sorted(int(c.name) for c in children if c.name.isdigit()):
-            if other != step:
-                fitted = checkpoints.meta(other)["fitted"]
-                found.append(Ingredient(f"step {other}", workdir, other, "params", fitted))
-    checkpoints.close()
+        steps = {int(child.name) for child in children if child.name.isdigit()} - {step}
+        ingredients += [Ingredient(f"step {other}", workdir, other) for other in sorted(steps)]
     wanted = {**experiment.fingerprints, **fingerprints}
-    named = report.short_names([workdir.resolve(), *others])
-    for run in others:
+    names = report.short_names([workdir.resolve(), *runs])
+    for run in runs:
         if not (run / "results.json").exists():
-            print(f"Note: {run} is not finished; its best checkpoint so far is taken.")
+            print(f"Note: {run} is not finished; its best checkpoint so far is used.")
         try:
-            found.append(_best(config, run, named[run], restored.meta, wanted))
+            ingredients.append(_best(config, run, names[run], restored.meta, wanted))
         except ValueError as error:
             raise ValueError(f"config.integrate.runs: {error}") from None
-    return found
+    return ingredients
 
 
 def _best(
@@ -126,20 +110,19 @@ def _best(
     meta = read_meta(config, run)
     if meta["labels"] != own["labels"]:
         raise ValueError(
-            f"{run} has the labels {meta['labels']}, this run {own['labels']}: take runs of the "
+            f"{run} has the labels {meta['labels']}, this run {own['labels']}: name runs of the "
             "same labels in the same order (config.data.labels)"
         )
     for part, fingerprint in wanted.items():
         if (saved := meta["fingerprints"].get(part)) != fingerprint:
             raise ValueError(
                 f"{run} and this run do not share their {part}: its fingerprint is there "
-                f"{str(saved)[:12]}, here {fingerprint[:12]}. Take runs of the same data, splits, "
+                f"{str(saved)[:12]}, here {fingerprint[:12]}. Name runs of the same data, splits, "
                 "tokeniser and pretrained checkpoint"
             )
-    regression = config.task == "classification" and config.classification.kind == "regression"
-    if regression and meta["fitted"] != own["fitted"]:
+    if task_class(config).UNIT and meta["fitted"] != own["fitted"]:
         raise ValueError(
             f"{run} learned numbers on the scale {meta['fitted']}, this run on {own['fitted']}: "
-            "take runs with the same config.data.max_train_examples"
+            "name runs with the same config.data.max_train_examples"
         )
-    return Ingredient(f"{name}, step {step}", run, step, "params", meta["fitted"])
+    return Ingredient(f"{name}, step {step}", run, step)

@@ -1,17 +1,16 @@
 """Joins models after training: tries config.integrate.methods, compares, writes the winner.
 
-Called by workflows/finish.py, for --mode=integrate and at the end of a training. The winner
-becomes an ordinary checkpoint in workdir/integrated, whose meta tells how it came about.
+For --mode=integrate and at the end of a training. The winner becomes an ordinary checkpoint in
+workdir/integrated, whose meta records how it was made.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from integration import methods
-from integration.candidates import choose, show
+from integration.candidates import choose
 from reporting import figures, report
 from training.checkpoints import Checkpoints
 from training.data import RunData, load_data
@@ -19,20 +18,7 @@ from training.experiment import Experiment, build
 from workflows.integrate import shifted
 from workflows.integrate.ingredients import find_runs
 from workflows.integrate.trials import Trials
-from workflows.restoring import Restored, check_data, read_meta, restore
-
-
-@dataclasses.dataclass(frozen=True)
-class Integration:
-    """What was found.
-
-    Attributes:
-        restored: the model that was written to workdir/integrated, in memory.
-        results: 'integration' of results.json.
-    """
-
-    restored: Restored
-    results: dict[str, Any]
+from workflows.restoring import check_data, read_meta, restore
 
 
 def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -43,9 +29,7 @@ def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             models where there is one.
     """
     if config.eval.checkpoint == "integrated":
-        raise ValueError(
-            "config.eval.checkpoint: an integrated checkpoint can't be integrated again"
-        )
+        raise ValueError("config.eval.checkpoint: 'integrated' can't be integrated: use 'best'")
     check(config, workdir)
     data = load_data(config)
     check_data(read_meta(config, workdir), data, config, workdir)
@@ -53,18 +37,17 @@ def integrate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if (workdir / "integrated").is_dir():
         before = restore(experiment, workdir, "integrated").name
         print(
-            f"The model {before} is replaced; results.json, report.html and MODEL_CARD.md go on to "
-            "tell of it until --mode=test."
+            f"The model {before} is replaced; results.json, report.html and MODEL_CARD.md describe "
+            "it until --mode=test."
         )
-    found = integrate_run(experiment, workdir, data, config.eval.checkpoint, alone="stop")
-    results = found.results
+    results = integrate_run(experiment, workdir, data, config.eval.checkpoint, alone="stop")
     metric = experiment.metric
     if "curve" in results:
         report.show_curve(results["curve"], results["alpha"], metric)
     if "shifted_curve" in results:
         print(f"On the shifted set, {config.integrate.shifted_files}:")
         report.show_curve(results["shifted_curve"], results["alpha"], metric)
-    figures.save_curves(workdir, metric=metric, integration=results)
+    figures.save_curves(workdir, metric=report.shown(metric), integration=results)
     return results
 
 
@@ -82,7 +65,7 @@ def integrate_run(
     name: str = "best",
     *,
     alone: str = "skip",
-) -> Integration:
+) -> dict[str, Any]:
     """Tries config.integrate.methods on the validation split and writes the winner.
 
     Args:
@@ -91,25 +74,25 @@ def integrate_run(
         data: validation chooses; train is read for config.integrate.targets alone.
         name: the checkpoint that all is compared with: 'best', 'latest' or a step.
         alone: what becomes of methods that this run has too few models, or no pretrained weights,
-            for: 'skip' says so and goes on without them, 'stop' raises.
+            for: 'skip' reports them and goes on, 'stop' raises.
+
+    Returns:
+        'integration' of results.json.
 
     Raises:
-        ValueError: as `integrate`.
+        ValueError: as for `integrate`.
     """
-    methods.check(experiment.config)
     trials = Trials(experiment, workdir, data, name, alone=alone)
-    candidates = trials.run()
-    metric = experiment.metric
+    candidates, metric = trials.run(), experiment.metric
     chosen, rows = choose(candidates, metric=metric.name)
     written, note = chosen, ""
     if chosen.make is None:
         written, _ = choose([c for c in candidates if c.make], metric=metric.name)
         note = f" An ensemble is no checkpoint: {written.name} is written in its place."
-    show(rows, chosen.name, metric)
+    report.show_candidates(rows, chosen.name, metric)
     params = written.make()
-    experiment.task.fitted = written.judged.fitted
     results = {
-        **trials.told,
+        **trials.record,
         "chosen": chosen.name,
         "written": written.name,
         "changed": trials.is_changed(written),
@@ -121,7 +104,7 @@ def integrate_run(
     checkpoints.save_params(params, meta)
     checkpoints.close()
     print(f"Integration: {chosen.name} is chosen; it is in {workdir / 'integrated'}.{note}")
-    return Integration(Restored(params, meta, f"integrated ({written.name})", 1), results)
+    return results
 
 
 def stored(meta: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,11 @@
-"""A second, shifted validation set: config.integrate.shifted_files. It chooses nothing.
-
-Called by trials.py, which draws a second interpolation curve from it, and by run.py.
-"""
+"""A second, shifted validation set: config.integrate.shifted_files. It chooses nothing."""
 
 from ml_collections import ConfigDict
 
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.corpus.sources import find_files
 from input_pipeline.examples import Examples
+from tasks import task_class
 from training.data import RunData
 from training.experiment import Experiment
 
@@ -23,7 +21,7 @@ def check(config: ConfigDict) -> None:
 
 
 def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
-    """Returns the examples, read and cleaned as config.data says; None without files.
+    """Returns the examples, read and cleaned by config.data; None without files.
 
     Raises:
         ValueError: the files cannot be read so, or have other labels than the run.
@@ -36,7 +34,7 @@ def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
     config.data.update(group_column="", time_column="")  # which only matter where data are split
     config.data.split.update(kind="stratified", validation=0, test=0, folds=0, fold=0)
     config.data.audit.kind = "off"
-    if config.task == "classification":
+    if task_class(config).LABELS == "labels":
         config.data.labels = tuple(data.labels)
     try:
         prepared = prepare(config.data)
@@ -49,7 +47,7 @@ def shifted_examples(experiment: Experiment, data: RunData) -> Examples | None:
         experiment.check(examples, "shifted")
     except ValueError as error:
         raise ValueError(
-            f"config.integrate.shifted_files: {error} (a shifted set has the columns and labels of "
-            "the run's own data: name them alike in a copy of the file)"
+            f"config.integrate.shifted_files: {error} (a shifted set needs the columns and labels "
+            "of the run's data: rename them in a copy of the file)"
         ) from None
     return experiment.with_features(examples)

@@ -1,21 +1,25 @@
-"""The candidates of one run: what each of config.integrate.methods makes, and what it is worth.
+"""The candidates of one run: makes what each of config.integrate.methods names, and judges it.
 
 Here: how trees, predictions and the validation split come together. Not here: the functions on
-trees and predictions (interpolation.py, soups.py, merging.py, ensembles.py), the choice
-(candidates.py), and what is written (run.py, which calls this).
+trees and predictions and the choice (integration/), and what is written (integrate.py).
 """
 
+import dataclasses
+import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from evaluation.metrics import Scores
+from evaluation.evaluate import Predictions
+from evaluation.metrics import Scores, estimate
 from input_pipeline.eta import track
 from input_pipeline.files import write_jsonl
 from integration import ensembles, merging, methods, soups
-from integration.candidates import Candidate, Judge, Judged, Stopwatch
-from integration.interpolation import compare, interpolate, mixed
+from integration.candidates import Candidate, Judged
+from integration.interpolation import compare, deciding, interpolate, mixed
 from training.data import RunData
 from training.experiment import Experiment
 from workflows.integrate import ingredients
@@ -29,11 +33,11 @@ _MOST = {"add": 1.0, "ties": 2.0}  # greatest scale tried: of a mean more than o
 
 
 class Trials:
-    """Makes and judges the candidates of one run.
+    """Makes and judges the candidates of one run; all share the compiled forward pass.
 
     Attributes:
         restored: the checkpoint that all is compared with.
-        told: of results.json: the curves, and where targets were written.
+        record: of results.json: the curves, and where targets were written.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class Trials:
     ):
         config = experiment.config
         self._experiment, self._config, self._data = experiment, config, data
-        self.restored, self.told = restore(experiment, workdir, name), {}
+        self.restored, self.record = restore(experiment, workdir, name), {}
         split = data.split("validation")
         self._validation = split.first(config.integrate.max_examples or len(split))
         if len(self._validation) < len(split):
@@ -49,76 +53,103 @@ class Trials:
                 f"Integration chooses by the first {len(self._validation):,} of {len(split):,} "
                 "validation examples (config.integrate.max_examples)."
             )
-        self._judge = Judge(experiment, self._validation)
-        self._metric = experiment.metric.name
+        self._metric, self._evaluations = experiment.metric.name, 0
         self._methods = tuple(config.integrate.methods)
         rooted = [m for m in self._methods if m in methods.ROOTED]
         if rooted and experiment.initial.keys() <= experiment.rootless:
             self._leave_out(
                 rooted,
-                f"{', '.join(rooted)}: what config.adapt.kind={config.adapt.kind!r} trains, a head "
-                "drawn at random or a prompt, has no pretrained weights to go back to",
+                f"what config.adapt.kind={config.adapt.kind!r} trains, a head drawn at random or a "
+                "prompt, has no pretrained weights to go back to",
                 alone,
             )
-        found = ingredients.find(
+        available = ingredients.find(
             experiment, workdir, restored=self.restored, fingerprints=data.fingerprints
         )
         several = [m for m in self._methods if m != "interpolation"]
         # Of several runs each has one part, so that none weighs more.
-        pool = [i for i in found if i.item == "params" or not config.integrate.runs]
-        if len(pool) == 1 and several:
+        self._pool = [i for i in available if i.item == "params" or not config.integrate.runs]
+        if len(self._pool) == 1 and several:
             self._leave_out(
                 several,
-                f"{', '.join(several)} of one model, the {self.restored.name} of {workdir}: add "
-                f"workdirs to config.integrate.runs (found {tuple(config.integrate.runs)}), or "
-                f"raise config.train.keep_latest (found {config.train.keep_latest}) or set "
+                f"a single model, the {self.restored.name} of {workdir}: add workdirs to "
+                f"config.integrate.runs (found {tuple(config.integrate.runs)}), or raise "
+                f"config.train.keep_latest (found {config.train.keep_latest}) or set "
                 "config.train.ema",
                 alone,
             )
             several = []
-        own = [i for i in found if i.workdir == workdir and i.step == self.restored.step]
-        self._singles, self._pool = (found if several else own), pool
+        own = [i for i in available if i.workdir == workdir and i.step == self.restored.step]
+        self._singles = available if several else own
         self._judged: dict[str, Judged] = {}
 
     def _leave_out(self, names: list[str], why: str, alone: str) -> None:
         """Goes on without some methods, or raises with `alone` 'stop'."""
+        message = f"config.integrate.methods: {', '.join(names)}: {why}"
         if alone == "stop":
-            raise ValueError(f"config.integrate.methods: {why}")
-        print(f"Left out: config.integrate.methods: {why}.")
+            raise ValueError(message)
+        print(f"Left out: {message}.")
         self._methods = tuple(name for name in self._methods if name not in names)
 
     def is_changed(self, candidate: Candidate) -> bool:
         """Whether a candidate has other weights than the checkpoint that all is compared with."""
         same = candidate.name == self.restored.name
-        return not (same or (candidate.kind == "interpolation" and self.told["alpha"] == 1))
+        return not (same or (candidate.kind == "interpolation" and self.record["alpha"] == 1))
 
     def run(self) -> list[Candidate]:
         """Returns the candidates, the simple ones first."""
         singles = track(self._singles, len(self._singles), "Integration, models")
-        found = [self._single(ingredient) for ingredient in singles]
+        candidates = [self._timed(self._single, ingredient) for ingredient in singles]
         if "interpolation" in self._methods:
-            found.insert(0, self._interpolation())
+            candidates.insert(0, self._timed(self._interpolation))
         for method in (m for m in self._methods if m != "interpolation"):
             print(f"Trying {method} of {len(self._pool)} models.")  # each may take minutes
             if method in methods.SOUPS:
-                found.append(self._soup(method))
+                candidates.append(self._timed(self._soup, method))
             elif method in methods.MERGES:
-                found.append(self._merge(method))
+                candidates.append(self._timed(self._merge, method))
             else:
-                found.append(self._ensemble())
-        return found
+                candidates.append(self._timed(self._ensemble))
+                if self._config.integrate.targets:
+                    self._write_targets(candidates[-1].judged)
+        return candidates
+
+    def _timed(self, make: Callable[..., Candidate], *args: Any) -> Candidate:
+        """Returns a candidate with its costs."""
+        start, before = time.perf_counter(), self._evaluations
+        candidate = make(*args)
+        seconds = round(time.perf_counter() - start, 3)
+        evaluations = self._evaluations - before
+        return dataclasses.replace(candidate, seconds=seconds, evaluations=evaluations)
+
+    def _judge(self, params: Params, *, keep: bool = False) -> Judged:
+        """Evaluates on the validation split; `keep` keeps the predictions."""
+        self._evaluations += 1
+        # Before an evaluation, what this run's checkpoint fitted holds.
+        fitted = self.restored.fitted
+        predictions = self._experiment.predict(params, self._validation, fitted)
+        return self._judge_predictions(predictions, keep=keep)
+
+    def _judge_predictions(self, predictions: Predictions, *, keep: bool = False) -> Judged:
+        task = self._experiment.task
+        fitted = task.fit(predictions, self._validation)  # as Experiment.score does
+        scores = task.score(dataclasses.replace(predictions, fitted=fitted), self._validation)
+        values = {m.name: estimate(scores, m.name)["value"] for m in task.metrics}
+        rank = self._experiment.rank(values)
+        if deciding(scores, self._metric) == "loss":
+            rank = [-values["loss"], *rank]
+        return Judged(scores, fitted, rank, predictions if keep else None)
 
     def _single(self, ingredient: Ingredient) -> Candidate:
-        watch = Stopwatch(self._judge)
         own = ingredient.name == self.restored.name
         params = self.restored.params if own else ingredient.load(self._experiment)
         judged = self._judge(params, keep="ensemble" in self._methods)
         self._judged[ingredient.name] = judged
-        facts = {"members": (ingredient.title,), **watch.cost()}
-        return Candidate(ingredient.name, "single", judged, self._load(ingredient), **facts)
+        load = self._load(ingredient)
+        return Candidate(ingredient.name, "single", judged, load, (ingredient.title,))
 
     def _load(self, ingredient: Ingredient) -> Callable[[], Params]:
-        return lambda: ingredient.load(self._experiment)
+        return functools.partial(ingredient.load, self._experiment)
 
     def _line(self, start: Params, end: Params, last: Judged | None = None) -> tuple:
         """Judges points between two trees; returns the chosen place, its result, the curves.
@@ -129,67 +160,61 @@ class Trials:
             last: the result at 1, if it is known.
         """
         points, task = self._config.integrate.points, self._experiment.task
-        found: list[Judged] = []
-        elsewhere: list[Scores] = []
+        judged: list[Judged] = []
+        shifted_scores: list[Scores] = []
         shifted = shifted_examples(self._experiment, self._data) if last else None
 
         def score(params: Params) -> Scores:
-            known = last if len(found) == points - 1 else None
-            found.append(known or self._judge(params))
+            known = last if len(judged) == points - 1 else None
+            judged.append(known or self._judge(params))
             if shifted is not None:
-                task.fitted = found[-1].fitted  # on validation: the shifted set chooses nothing
-                predictions = self._experiment.predict(params, shifted)
-                elsewhere.append(task.score(predictions, shifted))
-            return found[-1].scores
+                # Fitted on validation: the shifted set chooses nothing.
+                predictions = self._experiment.predict(params, shifted, judged[-1].fitted)
+                shifted_scores.append(task.score(predictions, shifted))
+            return judged[-1].scores
 
         alpha, curve, _ = interpolate(score, start, end, points=points, metric=self._metric)
         alphas = [point["alpha"] for point in curve]
-        compared = compare(dict(enumerate(elsewhere)), metric=self._metric) if elsewhere else {}
-        other = [{"alpha": alphas[place], **point} for place, point in compared.items()]
-        return alpha, found[alphas.index(alpha)], curve, other
+        shifted_curve = []
+        if shifted is not None:
+            compared = compare(dict(zip(alphas, shifted_scores, strict=True)), metric=self._metric)
+            shifted_curve = [{"alpha": place, **point} for place, point in compared.items()]
+        return alpha, judged[alphas.index(alpha)], curve, shifted_curve
 
     def _interpolation(self) -> Candidate:
-        watch, params = Stopwatch(self._judge), self.restored.params
+        params = self.restored.params
         start = self._experiment.pretrained_end(params)
         last = self._judged[self.restored.name]
         alpha, judged, curve, shifted_curve = self._line(start, params, last)
-        self.told |= {"alpha": alpha, "curve": curve}
+        self.record |= {"alpha": alpha, "curve": curve}
         if shifted_curve:
-            self.told["shifted_curve"] = shifted_curve
+            self.record["shifted_curve"] = shifted_curve
 
         def make() -> Params:
             return mixed(self._experiment.pretrained_end(params), params, alpha)
 
         name, members = f"interpolation, alpha {alpha:g}", (self._singles[0].title,)
-        return Candidate(name, "interpolation", judged, make, members=members, **watch.cost())
+        return Candidate(name, "interpolation", judged, make, members)
 
     def _soup(self, method: str) -> Candidate:
-        watch = Stopwatch(self._judge)
         # The best first: the order of the greedy soup.
         pool = sorted(self._pool, key=lambda i: self._judged[i.name].rank, reverse=True)
-        loads = [self._load(ingredient) for ingredient in pool]
-        count, weights, judged = len(loads), [1.0] * len(loads), None
         if method == "greedy_soup":
-            first = self._judged[pool[0].name]
+            loads, first = list(map(self._load, pool)), self._judged[pool[0].name]
             chosen, judged = soups.grow(loads, self._judge, first, rank=lambda j: j.rank)
-            weights = [float(place in chosen) for place in range(count)]
-            count = len(chosen)
-
-        def make() -> Params:
-            return soups.soup(loads, weights)
-
-        judged = judged or self._judge(make())
-        name = f"{method.replace('_', ' ')} of {count}"
-        members = tuple(i.title for i, weight in zip(pool, weights, strict=True) if weight)
-        return Candidate(name, "soup", judged, make, members=members, **watch.cost())
+            pool = [pool[i] for i in chosen]
+        make = functools.partial(soups.soup, list(map(self._load, pool)))
+        if method == "soup":
+            judged = self._judge(make())
+        name, members = f"{method.replace('_', ' ')} of {len(pool)}", tuple(i.title for i in pool)
+        return Candidate(name, "soup", judged, make, members)
 
     def _merge(self, method: str) -> Candidate:
         """Adds what the trainings changed, by a scale that the validation split chooses.
 
         Paths without a common start, such as drawn heads, take their mean at any scale.
         """
-        watch, experiment = Stopwatch(self._judge), self._experiment
-        loads = [self._load(ingredient) for ingredient in self._pool]
+        experiment, loads = self._experiment, list(map(self._load, self._pool))
 
         def ends() -> tuple[Params, Params]:
             start = experiment.pretrained_end(self.restored.params)
@@ -202,31 +227,30 @@ class Trials:
 
         place, judged, _, _ = self._line(*ends())
         name = f"{method.upper()} of {len(loads)}, scale {place * _MOST[method]:g}"
-        facts = {"members": tuple(i.title for i in self._pool), **watch.cost()}
-        return Candidate(name, "merging", judged, lambda: mixed(*ends(), place), **facts)
+        members = tuple(ingredient.title for ingredient in self._pool)
+        return Candidate(name, "merging", judged, lambda: mixed(*ends(), place), members)
 
     def _ensemble(self) -> Candidate:
-        watch, kind = Stopwatch(self._judge), self._config.classification.kind
-        members = [self._judged[i.name].predictions for i in self._pool]
-        judged = self._judge.of(ensembles.average(members, kind=kind))
-        facts = {"inference_cost": len(members), "members": tuple(i.title for i in self._pool)}
-        name = f"ensemble of {len(members)}"
-        candidate = Candidate(name, "ensemble", judged, None, **watch.cost(), **facts)
-        if self._config.integrate.targets:
-            self._write_targets(judged)
-        return candidate
+        predictions = [self._judged[ingredient.name].predictions for ingredient in self._pool]
+        judged = self._judge_predictions(self._average(predictions))
+        count, members = len(predictions), tuple(ingredient.title for ingredient in self._pool)
+        return Candidate(f"ensemble of {count}", "ensemble", judged, None, members, count)
+
+    def _average(self, predictions: list[Predictions]) -> Predictions:
+        return ensembles.average(predictions, kind=self._experiment.task.AVERAGE)
 
     def _write_targets(self, judged: Judged) -> None:
-        """Writes what the ensemble says of the training texts."""
+        """Writes the ensemble's probabilities of the training texts."""
         experiment, train = self._experiment, self._data.split("train")
-        predictions = [
-            experiment.predict(ingredient.load(experiment), train) for ingredient in self._pool
-        ]
-        mean = ensembles.average(predictions, kind=self._config.classification.kind)
-        experiment.task.fitted = judged.fitted
+        mean = self._average(
+            [
+                experiment.predict(ingredient.load(experiment), train, judged.fitted)
+                for ingredient in self._pool
+            ]
+        )
         path = self._config.integrate.targets
         count = write_jsonl(path, experiment.task.describe(mean, train))
-        self.told["targets"] = {
+        self.record["targets"] = {
             "path": path,
             "examples": count,
             "members": [ingredient.name for ingredient in self._pool],

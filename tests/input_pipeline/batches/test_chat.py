@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
 from input_pipeline.batches.chat import ChatEncoder, pack_messages, unpack_messages
+from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from input_pipeline.tokenizers.tokenization import load_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "tokenizers"
 GOLDEN = json.loads((FOLDER / "chat.json").read_text("utf-8"))

@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from input_pipeline.batches import layout
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60).map(np.array)
+
+
+def choose_shapes(kind, lengths_SxMxB, *, row_multiple=1, **options):
+    return layout.choose_shapes(ConfigDict({"kind": kind, **options}), lengths_SxMxB, row_multiple)
 
 
 @given(LENGTHS, st.integers(40, 100), st.none() | st.integers(1, 5))
@@ -70,7 +75,7 @@ def test_every_batch_fits_a_shape_and_shapes_are_few(
 ):
     rng = np.random.default_rng(seed)
     simulated = rng.integers(1, 33, (20, microbatches, num_examples))
-    shapes = layout.choose_shapes(
+    shapes = choose_shapes(
         kind,
         simulated,
         max_length=40,
@@ -99,7 +104,7 @@ def test_more_shapes_never_take_more_positions():
     for kind in ("bucket", "pack"):
         totals = []
         for max_shapes in (1, 2, 3, 4):
-            shapes = layout.choose_shapes(
+            shapes = choose_shapes(
                 kind,
                 simulated,
                 max_length=256,
@@ -119,7 +124,7 @@ def test_more_shapes_never_take_more_positions():
 def test_bucket_lengths_follow_the_data():
     simulated = np.full((10, 1, 4), 20)
     simulated[:5, 0, 0] = 50
-    shapes = layout.choose_shapes(
+    shapes = choose_shapes(
         "bucket", simulated, max_length=256, row_length=256, max_shapes=3, row_multiple=1
     )
     assert shapes == ((4, 32), (4, 64), (4, 256))
@@ -127,7 +132,7 @@ def test_bucket_lengths_follow_the_data():
 
 @pytest.mark.parametrize("kind", ["pad", "pack"])
 def test_one_shape_is_that_of_pad(kind):
-    shapes = layout.choose_shapes(
+    shapes = choose_shapes(
         kind,
         np.full((2, 1, 5), 3),
         max_length=40,

@@ -17,7 +17,8 @@ from input_pipeline.batches.masking import (
 )
 from input_pipeline.batches.template import Encoder
 from input_pipeline.examples import Ragged
-from input_pipeline.tokenizers.tokenization import load_tokenizer, train_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 
 MASK, END, VOCAB = 999, 1, 1000
 SENTINELS = np.arange(998, 798, -1, dtype=np.int32)

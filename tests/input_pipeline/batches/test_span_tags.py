@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from input_pipeline.batches import span_tags
 from input_pipeline.tokenizers.character_tokenizer import CharacterTokenizer
-from input_pipeline.tokenizers.tokenization import load_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 _SPEC = importlib.util.spec_from_file_location("make_tokenizers", FIXTURES / "make_tokenizers.py")

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.batches.template import Encoder
-from input_pipeline.tokenizers.tokenization import load_tokenizer, train_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "好", "差", "很", "，"]
 
@@ -77,7 +78,7 @@ def test_a_long_text_is_cut_and_its_template_is_not(trained):
 
 @pytest.mark.parametrize("template", ["", "评论：", "{text}{text}", "{Text}"])
 def test_a_template_without_exactly_one_text_is_refused(trained, template):
-    with pytest.raises(ValueError, match=r"data\.template .* exactly once"):
+    with pytest.raises(ValueError, match=r"data\.template=.* exactly once"):
         Encoder(trained, template, max_length=40)
 
 

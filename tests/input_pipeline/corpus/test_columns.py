@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from configs.common import get_config
 from input_pipeline.corpus import columns, preparation, sources
-from input_pipeline.corpus.formats import Misfit
+from input_pipeline.corpus.notes import Misfit
 
 
 def config(folder, *rows, name="a.jsonl", **knobs):
@@ -200,7 +200,7 @@ def test_messages_that_are_none_are_refused(tmp_path, messages):
 def test_dialogue_is_kept_whole_or_refused(roles, answered):
     value = [{"role": role, "content": f"第{i}句"} for i, role in enumerate(roles)]
     try:
-        prompt, answer, history = columns.messages(value, "m", "f:1", answered=answered)
+        prompt, answer, history = columns.messages(value, "m", answered=answered)
     except Misfit as misfit:
         assert misfit.reason == "messages_out_of_order"
         spoken = "".join(role[0] for role in roles).removeprefix("s")
@@ -360,3 +360,118 @@ def test_answer_that_is_to_be_written_may_be_missing_but_not_a_hypothesis(tmp_pa
     data.label_column = "label"
     with pytest.raises(ValueError, match=r"a\.jsonl:1: no column 'answer'"):
         preparation.read_unlabelled(data.files, data)
+
+
+# Spans, in all ways in which they are written.
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[9, 12, "name"], [0, 4, "company"]],
+        '[[9, 12, "name"], [0, 4, "company"]]',
+        [
+            {"start": 9, "end": 12, "label": "name"},
+            {"start": 0, "stop": 4, "label": "company", "score": 1},
+        ],
+        {"start": [9, 0], "stop": [12, 4], "label": ["name", "company"]},
+        {"start": [9, 0], "stop": [12, 4], "tag": ["name", "company"]},
+        {"name": {"叶老桂": [[9, 11]]}, "company": {"浙商银行": [[0, 3]]}},
+        [[9, 12, "name"], [0, 4, "company"], [9, 12, "name"]],
+        [[9.0, 12.0, "name"], {"start": 0.0, "end": 4.0, "label": "company"}],
+    ],
+)
+def test_all_ways_of_writing_spans_mean_the_same(value):
+    text = "浙商银行企业信贷部叶老桂博士"
+    assert columns.spans(value, text) == (((9, 12, "name"), (0, 4, "company")), 0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"text": "北京", "answer_start": 2}],
+        {"text": "北京", "answer_start": 2},
+        {"text": ["北京"], "answer_start": [2]},
+        {"answer_start": [2.0, 2.0], "text": ["北京", "北京"], "id": ["a", "b"]},
+        '{"text": ["北京"], "answer_start": [2]}',
+        {"start": 2, "end": 4, "label": "answer"},
+    ],
+)
+def test_answers_of_squad_are_read_as_datasets_has_them_too(value):
+    assert columns.spans(value, "我在北京") == (((2, 4, "answer"),), 0)
+
+
+@pytest.mark.parametrize("value", [None, "", " ", [], {}, "[]", {"text": [], "answer_start": []}])
+def test_no_spans_are_none(value):
+    assert columns.spans(value, "好") == ((), 0)
+
+
+def test_spans_may_overlap():
+    assert len(columns.spans([[0, 3, "a"], [1, 2, "b"]], "北京人")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ([[0, 4, "a"]], r"span \[0, 4\) 'a' holds nothing of a text of 3 characters"),
+        ([[0, 1, "a"], [-1, 1, "a"]], r"\[-1, 1\)"),
+        ([[1, 1, "a"]], r"\[1, 1\)"),
+        ([[2, 1, "a"]], r"\[2, 1\)"),
+        ({"a": {"京北": [[0, 1]]}}, r"\[0, 2\) 'a' holds '北京' .*expected '京北'"),
+    ],
+)
+def test_span_that_does_not_fit_is_a_misfit(value, found):
+    with pytest.raises(Misfit, match=found) as error:
+        columns.spans(value, "北京人")
+    assert error.value.reason == "span_outside_text"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "北京",
+        "{",
+        5,
+        [1, 2, "a"],
+        [[0, 1]],
+        [["0", 1, "a"]],
+        [[0, 1.5, "a"]],
+        [[0, 1, None]],
+        [[0, 1, ""]],
+        [{"start": 0, "label": "a"}],
+        {"a": [[0, 1]]},
+        {"start": [0], "stop": [1, 2], "label": ["a"]},
+    ],
+)
+def test_malformed_spans_are_an_error_that_shows_how(value):
+    with pytest.raises(ValueError, match=r"\[\[start, stop, label\], ...\]") as error:
+        columns.spans(value, "北京人")
+    assert not isinstance(error.value, Misfit)
+
+
+def test_answers_that_do_not_stand_at_their_place_are_left_out_and_counted():
+    answers = [
+        {"text": "北京", "answer_start": 0},
+        {"text": "北京", "answer_start": 0},
+        {"text": "北京", "answer_start": -1},
+        {"text": "是", "answer_start": 2},
+    ]
+    spans, missing = columns.spans(answers, "北京是首都")
+    assert (spans, missing) == (((0, 2, "answer"), (2, 3, "answer")), 1)
+    with pytest.raises(Misfit, match=r"no answer .*expected '北京' at -1") as error:
+        columns.spans(answers[2:3], "北京是首都")
+    assert error.value.reason == "answer_not_in_context"
+
+
+@given(
+    st.text(min_size=1, max_size=30),
+    st.lists(st.tuples(st.integers(-2, 32), st.integers(-2, 32), st.just("x")), max_size=4),
+)
+def test_spans_are_read_as_written_or_refused(text, written):
+    fit = all(0 <= start < stop <= len(text) for start, stop, _ in written)
+    if fit:
+        spans, _ = columns.spans(json.dumps(written), text)
+        assert spans == tuple(dict.fromkeys(written))
+    else:
+        with pytest.raises(Misfit):
+            columns.spans(written, text)

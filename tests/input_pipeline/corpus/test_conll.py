@@ -18,7 +18,7 @@ def said(path, content, capsys):
     notes = Notes()
     path.write_bytes(content.encode())
     list(reader.read_rows(path, "utf-8", True, notes))
-    notes.say()
+    notes.report()
     return capsys.readouterr().out
 
 
@@ -145,7 +145,7 @@ REFUSED = {
     "odd tag": ("好 O\n差 X-PER\n", "2: the tag is 'X-PER'; expected O, or", "好 O\n差 B-PER\n"),
     "no label": ("差 B\n", "1: the tag is 'B'", "差 B-PER\n"),
     "no prefix": ("差 -PER\n", "1: the tag is '-PER'", "差 I-PER\n"),
-    "tags first": ("O 好\nB-A 的\n", "1: the tags stand before", "好 O\n的 B-A\n"),
+    "tags first": ("O 好\nB-A 的\n", "1: the tags come before", "好 O\n的 B-A\n"),
     "a blank in a token": (
         "好 O\nNew York B-LOC\n",
         "2: found 3 columns, but line 1 of the same sentence has 2",
@@ -170,5 +170,5 @@ def test_a_refusal_names_the_line_and_its_remedy_helps(tmp_path, content, why, m
 
 
 def test_tags_before_tokens_are_refused_for_prediction_too(tmp_path):
-    with pytest.raises(ValueError, match="the tags stand before the tokens"):
+    with pytest.raises(ValueError, match="the tags come before the tokens"):
         rows(tmp_path / "a.conll", "O 好\nB-A 的\n", annotated=False)

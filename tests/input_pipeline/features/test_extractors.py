@@ -12,7 +12,6 @@ from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.features import extractors
 from input_pipeline.features.extractors import (
     Characters,
-    Resources,
     extract,
     load_resources,
     radical_of,
@@ -21,9 +20,10 @@ from input_pipeline.features.extractors import (
 CHINESE = st.text("好坏不很，。！？… a1情國国あ😀\n～", max_size=12)
 ANY = st.text(st.characters(codec=None), max_size=12)  # lone surrogates as well
 KINDS = [kind for kind in extractors.DENSE if kind != "values"]
-RESOURCES = Resources(
-    {"好": ("good",), "很好": ("good",), "坏": ("bad",)}, {"好": "hao3", "安": "an1"}
-)
+RESOURCES = {
+    "lexicon": {"好": ("good",), "很好": ("good",), "坏": ("bad",)},
+    "pinyin": {"好": "hao3", "安": "an1"},
+}
 SCRIPTS = "han kana hangul latin digit punctuation white_space emoji other"
 
 
@@ -33,13 +33,8 @@ def examples_of(texts, **parts):
 
 
 def features_of(texts, kinds=KINDS, *, words=False, value_names=(), resources=RESOURCES, **parts):
-    return extract(
-        examples_of(texts, **parts),
-        kinds,
-        resources=resources,
-        words=words,
-        value_names=value_names,
-    )
+    settings = {"extractors": kinds, "resources": resources, "words": words}
+    return extract(examples_of(texts, **parts), settings | {"value_names": value_names})
 
 
 @given(st.lists(ANY | CHINESE, min_size=1, max_size=5))
@@ -72,10 +67,14 @@ def test_lengths_equal_those_of_a_loop(text):
     assert found["lengths/distinct_share"] == pytest.approx(len(set(text)) / max(len(text), 1))
 
 
+def features_of_words(texts, words):
+    settings = {"extractors": ["lengths"], "resources": RESOURCES, "words": True}
+    return extract(examples_of(texts, words=words), settings)
+
+
 def test_words_are_counted_where_their_ends_are_known():
     words = Ragged.of([[2, 3], []])
-    examples = examples_of(["喜欢你", ""], words=words)
-    found = extract(examples, ["lengths"], resources=RESOURCES, words=True, value_names=())
+    found = features_of_words(["喜欢你", ""], words)
     np.testing.assert_array_equal(found["lengths/words"], [2, 0])
     np.testing.assert_array_equal(found["lengths/characters_per_word"], [1.5, 0])
 
@@ -122,9 +121,8 @@ def test_radicals_are_those_of_the_dictionary(chars, radical):
 
 
 def test_the_sections_of_the_214_radicals_follow_each_other():
-    starts = extractors.radical_starts()
-    assert len(set(starts)) == 214
-    assert list(starts) == sorted(starts)
+    assert len(set(extractors.RADICALS)) == 214
+    assert list(extractors.RADICALS) == sorted(extractors.RADICALS)
 
 
 def test_sounds_are_split_into_initial_final_and_tone():
@@ -141,7 +139,7 @@ def test_sounds_are_split_into_initial_final_and_tone():
 
 def test_pinyin_of_the_package_covers_the_characters_in_use():
     pytest.importorskip("pypinyin")
-    pinyin = load_resources(["pinyin"], lexicon="").pinyin
+    pinyin = load_resources(["pinyin"], lexicon="")["pinyin"]
     assert len(pinyin) > 20_000
     assert (pinyin["好"], pinyin["的"], pinyin["中"]) == ("hao3", "de5", "zhong1")
 
@@ -155,7 +153,7 @@ def test_pinyin_without_its_package_is_refused(monkeypatch):
 def test_the_longest_word_is_the_hit_and_a_negation_before_it_counts_apart():
     lexicon = {"好": ("good",), "好笑": ("funny",), "差": ("bad", "rude")}
     texts = ["好笑好", "不好", "不太好，差", "不，好", "", "没有很好"]
-    found = features_of(texts, ["lexicon"], resources=Resources(lexicon, {}))
+    found = features_of(texts, ["lexicon"], resources={"lexicon": lexicon})
     lengths_N = np.array([len(text) for text in texts])
     hits = {name: values_N * lengths_N / 100 for name, values_N in found.items()}
     np.testing.assert_allclose(hits["lexicon/good"], [1, 0, 0, 1, 0, 1])
@@ -168,7 +166,7 @@ def test_the_longest_word_is_the_hit_and_a_negation_before_it_counts_apart():
 def test_a_lexicon_is_read_with_tabs_or_spaces(tmp_path):
     file = tmp_path / "lexicon.txt"
     file.write_text("\ufeff好 good\n\n糟 糕\tbad\n好\tshort\n", encoding="utf-8")
-    found = load_resources(["lexicon"], lexicon=str(file)).lexicon
+    found = load_resources(["lexicon"], lexicon=str(file))["lexicon"]
     assert found == {"好": ("good", "short"), "糟 糕": ("bad",)}
 
 

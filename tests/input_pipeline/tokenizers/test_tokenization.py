@@ -12,12 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.tokenizers.sentencepiece_tokenizer import model_from_gguf
-from input_pipeline.tokenizers.tokenization import (
-    load_tokenizer,
-    tokenizer_from_gguf,
-    train_tokenizer,
-)
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
+from input_pipeline.tokenizers.loading import load_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models.pretrained import gguf
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "tokenizer" / "gemma3_golden.json"
@@ -187,7 +184,7 @@ def test_a_damaged_gguf_is_named(tmp_path):
         load_gguf(path)
     metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}
     with pytest.raises(ValueError, match=r"x\.gguf lacks tokenizer\.ggml\.scores, .*token_type"):
-        model_from_gguf(metadata, file="x.gguf")
+        tokenizer_from_gguf(metadata, file="x.gguf")
 
 
 def test_too_large_a_vocabulary_is_refused(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
 from input_pipeline.batches.template import Encoder
-from input_pipeline.tokenizers.tokenization import check_belongs, load_tokenizer
-from input_pipeline.tokenizers.tokenizer_files import named_pieces
+from input_pipeline.tokenizers.loading import check_belongs, load_tokenizer
+from input_pipeline.tokenizers.tokenizer_files import TokenizerFiles
 
 ROOT = Path(__file__).parents[2] / "fixtures" / "tokenizers"
 
@@ -128,7 +128,7 @@ def test_a_file_or_folder_that_is_named_is_read_as_the_checkpoints_class(folder,
             vocab_size=1837,
             special_ids={"pad": 0},
             file=str(checkpoint),
-            named_pieces=named_pieces(checkpoint),
+            named_pieces=TokenizerFiles(checkpoint).named_pieces,
         )
         assert "pad_token_id=0, but that piece is 1 (<pad>)" in note
         assert "35 rows more than the tokeniser has pieces (1,802)" in note
@@ -362,7 +362,7 @@ def test_special_pieces_for_images_behind_the_last_row_are_left_out(folder, kind
     token["special"] = False
     for more in (decoder, {"pad_token": "<image>"}):
         tokenizer = load_tokenizer(folder(kind, tokenizer_config=more, config=config))
-        with pytest.raises(ValueError, match=r"'<image>' without a row should be in none"):
+        with pytest.raises(ValueError, match=r"'<image>' without a row should not be in"):
             check_belongs(tokenizer, **rows)
 
 
@@ -371,7 +371,9 @@ def test_special_pieces_of_the_checkpoint_are_looked_up_in_a_named_tokenizer(fol
     tokenizer = load_tokenizer(folder("llama"))
     rows = {"vocab_size": 2200, "special_ids": {}, "file": "x"}
     assert check_belongs(tokenizer, named_pieces={1: "<s>", 2: "</s>"}, **rows) == ""
-    with pytest.raises(ValueError, match=r"beside x give '</s>' the id 1, but .* '<s>' is 1 and"):
+    with pytest.raises(
+        ValueError, match=r"beside x give '</s>' the id 1, but .* has '<s>' there and"
+    ):
         check_belongs(tokenizer, named_pieces={1: "</s>"}, **rows)
 
 

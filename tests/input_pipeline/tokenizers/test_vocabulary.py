@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
-from input_pipeline.tokenizers.sentencepiece_tokenizer import model_from_gguf
+from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
 from input_pipeline.tokenizers.vocabulary import extend, parts, trim
 from models.pretrained import gguf
 
@@ -70,7 +70,7 @@ def bpe(texts):
 
 @pytest.fixture(scope="module")
 def gemma(gemma_path):
-    return model_from_gguf(gguf.metadata(gemma_path), file=str(gemma_path))
+    return tokenizer_from_gguf(gguf.metadata(gemma_path), file=str(gemma_path)).model
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ import optax
 import pytest
 
 from configs import common
-from models.backbone import parameter_shapes
+from models.backbone import flatten, parameter_shapes
 from models.t5 import T5, T5Config
-from training.state import flatten
 from training.tuning.optimizers import (
     describe,
     layer_decay_table,

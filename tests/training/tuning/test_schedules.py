@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from training.tuning.schedules import make_schedule, parse_duration, to_steps
+from training.tuning.schedules import Durations, make_schedule, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,12 @@ def test_every_unit_becomes_examples(text, examples):
 
 
 def test_steps_cover_the_examples():
-    assert [to_steps(n, 8) for n in (0, 1, 8, 9)] == [1, 1, 1, 2]
+    config, steps = common.get_config(), []
+    config.data.batch_size = 8
+    for examples in (0.1, 1, 8, 9):
+        config.eval.every = f"{examples} examples"
+        steps.append(Durations(config, 100).evaluate_every)
+    assert steps == [1, 1, 1, 2]
 
 
 def schedule(name, **options):

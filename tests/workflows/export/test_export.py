@@ -19,9 +19,9 @@ import pytest
 
 from models.heads import ClassifierHead, Model
 from models.pretrained import open_checkpoint
-from workflows import finish as protocol
 from workflows.export import huggingface as export_huggingface
 from workflows.export.export import Sample, Trained, export, row_logits
+from workflows.predict import predict
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -64,7 +64,7 @@ def test_the_written_folder_is_the_one_that_transformers_gave_these_logits_for(c
     pooling, bias = MAKE["CASES"][case]
     model = Model(open_checkpoint(folder).config, ClassifierHead(3, pooling, bias=bias))
     form = export_huggingface.form_of(model)
-    params = export_huggingface.read(form, model, folder)
+    params = export_huggingface.read(form, folder)
     batch = (np.where(mask_BxL, tokens_BxL, 0), np.zeros_like(tokens_BxL), mask_BxL.sum(axis=1))
     found_BxC = jax.jit(lambda *batch: row_logits(model, params, *batch))(*batch)
     np.testing.assert_allclose(found_BxC, logits_BxC, atol=1e-4)
@@ -86,7 +86,7 @@ def test_a_pair_is_served_without_this_code_base_as_predict_does_it(checkpoint, 
     config.predict.input = str(tmp_path / "in.csv")
     with open(config.predict.input, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "pair"), *rows])
-    predicted = [json.loads(line) for line in protocol.predict(config, workdir).open()]
+    predicted = [json.loads(line) for line in predict(config, workdir).open()]
     run = subprocess.run(
         [sys.executable, "-c", SERVE.format(folder=str(folder), root=str(ROOT))],
         input="".join(f"{text}\t{pair}\n" for text, pair in rows),
@@ -168,7 +168,8 @@ def test_the_form_follows_from_family_pooling_and_bias(case, pooling, bias, arch
 def test_what_differs_when_it_is_read_again_is_refused(tmp_path):
     experiment = SimpleNamespace(config=MAKE["make_config"]("bert", tmp_path))
     sample = Sample(np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1), "one text")
-    trained = Trained(experiment, {}, {}, "best checkpoint", sample, np.array([[2.0, 1.0, 0.0]]))
+    logits_BxC = np.array([[2.0, 1.0, 0.0]])
+    trained = Trained(experiment, {}, {}, "best checkpoint", sample, logits_BxC, {})
     assert trained.refuse_difference([[2.00001, 1, 0]], trained.logits_BxC, "x") < 1e-4
     for other in ([[2.001, 1, 0]], [[np.nan, 1, 0]]):
         with pytest.raises(ValueError, match=r"folder/x, read again, differs .* on one text"):

@@ -5,9 +5,9 @@ import pytest
 
 from training.data import load_data
 from training.experiment import build
-from training.train import train
 from workflows.export.export import export
 from workflows.restoring import restore
+from workflows.train import train
 
 
 def test_a_continued_model_is_the_checkpoint_of_the_next_run(tiny_config, tmp_path):
@@ -24,12 +24,12 @@ def test_a_continued_model_is_the_checkpoint_of_the_next_run(tiny_config, tmp_pa
     data = load_data(config)
     examples = data.split("validation")
     first = build(config, tmp_path / "run", data.labels, lambda _: None)
-    trained = first.predict(restore(first, tmp_path / "run").params, examples)
-    start = first.predict(first.put(first.initial), examples)
+    trained = first.predict(restore(first, tmp_path / "run").params, examples, {})
+    start = first.predict(first.put(first.initial), examples, {})
     config.adapt.kind = "full"
     config.model.checkpoint = str(folder)
     second = build(config, tmp_path / "next", data.labels, lambda _: None)
-    found = second.predict(second.put(second.initial), examples)
+    found = second.predict(second.put(second.initial), examples, {})
     for name in ("log_probability_N",):
         all_of = [np.concatenate(list(each[name])) for each in (trained, start, found)]
         np.testing.assert_allclose(all_of[2], all_of[0], atol=1e-4)
@@ -38,5 +38,5 @@ def test_a_continued_model_is_the_checkpoint_of_the_next_run(tiny_config, tmp_pa
 
 def test_a_task_without_a_form_is_refused(tiny_config, tmp_path):
     tiny_config.task = "tagging"
-    with pytest.raises(ValueError, match="task='tagging': --mode=export knows classifiers"):
+    with pytest.raises(ValueError, match="--mode=export: found the task 'tagging'"):
         export(tiny_config, tmp_path)

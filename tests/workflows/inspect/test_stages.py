@@ -14,7 +14,8 @@ from input_pipeline.corpus.normalization import Normalizer
 from input_pipeline.examples import Examples, Ragged, object_array
 from input_pipeline.lazy import tf
 from input_pipeline.records import Record, Span
-from input_pipeline.tokenizers.tokenization import load_tokenizer, train_tokenizer
+from input_pipeline.tokenizers.loading import load_tokenizer
+from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from workflows.inspect.stages import changes, mark_spans, show_examples, show_records
 
 TEXT = st.text("前后酒店，a \n", max_size=12)
@@ -35,19 +36,9 @@ def make_examples(texts, **fields):
 def show(examples, tokenizer, *, max_length=64, template="评论：{text}\n很", count=2, **rates):
     config = common.get_config()
     config.augmentation.update(rates)
-    return list(
-        show_examples(
-            examples,
-            tokenizer,
-            template=template,
-            max_length=max_length,
-            augmentation=config.augmentation,
-            labels=("坏", "好"),
-            count=count,
-            epoch=3,
-            seed=0,
-        )
-    )
+    config.data.template, config.layout.max_length = template, max_length
+    config.inspect.update(examples=count, epoch=3)
+    return list(show_examples(config, examples, tokenizer, labels=("坏", "好")))
 
 
 def value(lines, name):
@@ -84,11 +75,11 @@ def test_records_show_what_recoding_changes_and_why_cleaning_drops():
         Record("江泽民  在北京", "a.csv:3", spans=(Span(0, 3, "person"), Span(6, 8, "place"))),
         Record("x", "a.csv:4", labels=("坏",)),
     ]
-    normalizer = Normalizer(["repeated_punctuation", "chinese_spaces"])
-    cleaning = common.get_config().data.cleaning
+    data = common.get_config().data
+    data.normalization = ("repeated_punctuation", "chinese_spaces")
+    normalizer = Normalizer(data.normalization)
     first, second, third = (
-        block.split("\n")
-        for block in "\n".join(show_records(records, normalizer, cleaning=cleaning)).split("\n\n")
+        block.split("\n") for block in "\n".join(show_records(records, data)).split("\n\n")
     )
     assert first[0] == "── a.csv:2 · 好 ──"
     assert changes(records[0].text, normalizer.text(records[0].text)) in first[2]

@@ -13,11 +13,11 @@ from integration import methods
 from training.checkpoints import Checkpoints
 from training.data import load_data
 from training.experiment import build
-from training.train import train
 from workflows import restoring
 from workflows.integrate import ingredients
 from workflows.integrate import integrate as run
 from workflows.integrate.trials import Trials
+from workflows.train import train
 
 OWN = ("interpolation", "soup", "greedy_soup", "ensemble")
 SEVERAL = ("soup", "add", "ties", "ensemble")
@@ -118,9 +118,9 @@ def test_runs_of_a_sweep_are_averaged_merged_and_asked_together(parts):
 
 def test_the_shifted_set_has_its_own_curve_and_chooses_nothing(parts):
     config, workdir, folder, experiment, data, _ = parts
-    plain = run.integrate_run(experiment, workdir, data).results
+    plain = run.integrate_run(experiment, workdir, data)
     config.integrate.shifted_files = str(folder / "shifted.csv")
-    shifted = run.integrate_run(experiment, workdir, data).results
+    shifted = run.integrate_run(experiment, workdir, data)
     assert shifted["curve"] == plain["curve"] and shifted["alpha"] == plain["alpha"]
     assert [point["alpha"] for point in shifted["shifted_curve"]] == [0, 0.5, 1]
     assert {point["count"] for point in shifted["shifted_curve"]} == {20}
@@ -180,7 +180,7 @@ def test_unlike_trees_are_refused_naming_checkpoint_and_parameters(parts):
         (
             "data.split.seed",
             3,
-            r"chosen on other data, the splits \['train', 'validation', 'test'\]",
+            r"chosen on other data: the splits \['train', 'validation', 'test'\]",
         ),
         (
             "data.labels",
@@ -257,7 +257,7 @@ def test_what_was_asked_for_is_not_silently_skipped(tiny_config, init, chosen, a
 def test_a_glob_without_runs_is_refused(parts):
     config, workdir, folder, *_ = parts
     config.integrate.update(methods=("soup",), runs=(str(folder / "prepared*"),))
-    with pytest.raises(ValueError, match=r"prepared\*' matches 1 folders, of which none"):
+    with pytest.raises(ValueError, match=r"prepared\*' matches 1 folders, none of them"):
         run.check(config, workdir)
     config.integrate.runs = (str(folder / "sweep" / "*"), str(folder / "nothing"))
     with pytest.raises(ValueError, match="nothing' matches 0 folders"):
@@ -269,8 +269,8 @@ def test_a_glob_without_runs_is_refused(parts):
 def test_a_soup_of_one_stops_the_mode_and_is_left_out_after_training(parts, capsys):
     config, workdir, _, experiment, data, _ = parts
     config.integrate.update(methods=("interpolation", "soup"), runs=(str(workdir),))
-    with pytest.raises(ValueError, match=r"soup of one model, the best checkpoint"):
+    with pytest.raises(ValueError, match=r"soup: a single model, the best checkpoint"):
         Trials(experiment, workdir, data, "best", alone="stop")
     candidates = Trials(experiment, workdir, data, "best", alone="skip").run()
     assert [c.kind for c in candidates] == ["interpolation", "single", "single"]
-    assert "Left out: config.integrate.methods: soup of one model" in capsys.readouterr().out
+    assert "Left out: config.integrate.methods: soup: a single model" in capsys.readouterr().out

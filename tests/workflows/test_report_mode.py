@@ -10,10 +10,10 @@ from configs import common
 from evaluation.baselines import TFIDF
 from evaluation.metrics import Scores, estimate, one_each
 from evaluation.surprisal import PERPLEXITY
-from reporting import comparison
 from reporting.report import FINETUNED, write_results
 from reporting.stored_scores import read_scores, write_scores
 from tasks.classification import ACCURACY
+from workflows import report as comparison
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_runs_of_one_name_are_told_apart(make_run, tmp_path):
 def test_a_metric_without_a_value_is_no_crash(make_run, tmp_path, capsys):
     folders = make_run("a", 0.6, known=False), make_run("b", 0.8, **{"model.dropout": 0.1})
     found = comparison.compare(folders, tmp_path)
-    assert "it cannot be told whether b beats a in accuracy" in found["conclusion"]
+    assert "b and a cannot be compared in accuracy" in found["conclusion"]
     assert "nan" not in capsys.readouterr().out
 
 
@@ -187,9 +187,9 @@ def test_a_tested_run_and_others_are_compared_by_the_validation_split(make_run, 
 
 def test_patterns_that_stand_for_nothing_and_old_runs_are_refused(make_run, tmp_path):
     (tmp_path / "unfinished").mkdir()
-    with pytest.raises(ValueError, match="stands for 1 folders without results.json"):
+    with pytest.raises(ValueError, match="matches 1 folders, none of them with results.json"):
         comparison.find_runs([str(tmp_path / "unf*")], tmp_path)
-    with pytest.raises(ValueError, match="stands for nothing"):
+    with pytest.raises(ValueError, match="matches 0 folders"):
         comparison.find_runs([str(tmp_path / "nowhere*")], tmp_path)
     folder = make_run("old", 0.6)
     assert comparison.find_runs((), folder) == comparison.find_runs((), tmp_path) == [folder]

@@ -1,7 +1,7 @@
-"""Tagging of texts in windows: tokens, what the edges cut, and one result of several windows.
+"""Windows of long texts: which tokens are of the text, and one result from several windows.
 
 Here: host code in numpy. Not here: where texts are cut (input_pipeline/batches/windows.py), tags
-(input_pipeline/batches/span_tags.py). Called by tasks/tagging.py.
+(input_pipeline/batches/span_tags.py).
 """
 
 import dataclasses
@@ -18,21 +18,27 @@ _CHUNK = 512  # texts that are tokenised at once
 ScoredSpan = tuple[int, int, int, float]  # start, stop, label, score
 
 
-def asked(encoded: Encoded) -> np.ndarray:
-    """Returns which tokens get a tag, bool, flat: those of characters of the text."""
-    in_text_P = encoded.fields == FIELDS.index("text")
-    return in_text_P & (encoded.offsets[:, 0] < encoded.offsets[:, 1])
+def in_text(encoded: Encoded) -> np.ndarray:
+    """Returns which tokens are of characters of the text, bool, flat."""
+    is_text_P = encoded.fields == FIELDS.index("text")
+    return is_text_P & (encoded.offsets[:, 0] < encoded.offsets[:, 1])
+
+
+def rows_of_owners(windows: Examples, examples: Examples) -> np.ndarray:
+    """Returns the index of each window's owner among the examples."""
+    rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
+    return np.array([rows[int(owner)] for owner in windows.owners_N], int)
 
 
 def tokens(windows: Examples, encoder: Encoder) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields of each window its index, which of its tokens get tags, and their characters."""
+    """Yields for each window its index, which of its tokens are of the text, and their offsets."""
     for first in range(0, len(windows), _CHUNK):
         part = slice(first, first + _CHUNK)
         pairs_N = windows.pairs_N[part] if "pair" in encoder.fields else None
         encoded = encoder(windows.texts_N[part], pairs_N, offsets=True)
-        asked_P, stops_B = asked(encoded), encoded.starts_B + encoded.lengths_B
+        in_text_P, stops_B = in_text(encoded), encoded.starts_B + encoded.lengths_B
         for row, (start, stop) in enumerate(zip(encoded.starts_B, stops_B, strict=True)):
-            places = np.flatnonzero(asked_P[start:stop])
+            places = np.flatnonzero(in_text_P[start:stop])
             yield first + row, places, encoded.offsets[start:stop][places]
 
 
@@ -45,36 +51,33 @@ def reachable(windows: Examples, examples: Examples, encoder: Encoder, *, flat: 
         encoder: texts to tokens.
         flat: whether no two spans share a token.
     """
-    rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
-    back: list[set[tuple[int, ...]]] = [set() for _ in rows]
+    rows_W = rows_of_owners(windows, examples)
+    reached: list[set[tuple[int, ...]]] = [set() for _ in range(len(examples))]
     for window, _, offsets_Tx2 in tokens(windows, encoder):
         spans_Sx3, text = windows.spans.row(window), windows.texts_N[window]
         kept_S = span_tags.representable(spans_Sx3, offsets_Tx2, text, flat=flat)
         start = int(windows.starts_N[window])
         moved_Sx3 = spans_Sx3[kept_S] + np.array([start, start, 0])
-        back[rows[int(windows.owners_N[window])]].update(map(tuple, moved_Sx3.tolist()))
+        reached[rows_W[window]].update(map(tuple, moved_Sx3.tolist()))
     # Windows to learn from also hold what their edges left of spans.
     true = [set(map(tuple, examples.spans.row(row).tolist())) for row in range(len(examples))]
-    return np.array([len(found & own) for found, own in zip(back, true, strict=True)])
+    return np.array([len(both[0] & both[1]) for both in zip(reached, true, strict=True)])
 
 
 def with_cut_spans(windows: Examples, examples: Examples, *, label: int) -> Examples:
     """Adds what the windows hold of the spans that they do not hold whole, with that label."""
-    counts_N = np.unique(windows.owners_N, return_counts=True)[1]
-    if (counts_N == 1).all():
+    if len(np.unique(windows.owners_N)) == len(windows):
         return windows
-    rows = {int(id_): row for row, id_ in enumerate(examples.ids_N)}
-    spans = []
+    rows_W, spans = rows_of_owners(windows, examples), []
     for window, text in enumerate(windows.texts_N):
-        start, own_Sx3 = int(windows.starts_N[window]), windows.spans.row(window)
-        all_Sx3 = examples.spans.row(rows[int(windows.owners_N[window])]) - [start, start, 0]
+        start = int(windows.starts_N[window])
+        all_Sx3 = examples.spans.row(rows_W[window]) - [start, start, 0]
         clipped_Sx3 = np.clip(all_Sx3, 0, [len(text), len(text), label])
         cut_S = (clipped_Sx3[:, 0] < clipped_Sx3[:, 1]) & (clipped_Sx3 != all_Sx3).any(axis=1)
         clipped_Sx3[:, 2] = label
-        spans.append(np.concatenate([own_Sx3, clipped_Sx3[cut_S]]))
-    splits = np.concatenate([[0], np.cumsum([len(found) for found in spans])])
-    values = np.concatenate(spans).astype(windows.spans.values.dtype)
-    return dataclasses.replace(windows, spans=Ragged(values, splits.astype(np.int64)))
+        spans.append(np.concatenate([windows.spans.row(window), clipped_Sx3[cut_S]]))
+    dtype = windows.spans.values.dtype
+    return dataclasses.replace(windows, spans=Ragged.of(spans, dtype, width=3))
 
 
 def territories(windows: Examples) -> tuple[np.ndarray, np.ndarray]:

@@ -1,14 +1,13 @@
-"""Finished runs side by side (--mode=report): what differs, what each is worth, what is chance.
+"""--mode=report: finished runs side by side. What differs, the value of each, and what is chance.
 
 Reads results.json, config.json and the stored scores of any number of workdirs; no model and no
-data. Runs that differ in their seed alone are one group, whose spread is told. Called by main.py,
-and by workflows/sweep.py at the end of several runs.
+data. Runs that differ in their seed alone are one group, whose spread is reported.
 """
 
 import dataclasses
 import glob
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from configs.stored import stored_config
 from evaluation import significance
 from evaluation.metrics import Metric, Scores, estimate
 from input_pipeline.eta import working
+from input_pipeline.files import write_json
 from reporting import report as tables
 from reporting.html_report import write_html
 from reporting.stored_scores import read_scores
@@ -28,7 +28,7 @@ _REPEATED = ("seed", "seeds")  # what runs of a group may differ in
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """What a workdir says about itself.
+    """What a workdir holds.
 
     Attributes:
         folder: the workdir.
@@ -63,44 +63,57 @@ def report(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def find_runs(patterns: Sequence[str], workdir: Path) -> list[Path]:
-    """Returns the finished runs that folders or globs, or else a workdir, stand for.
+    """Returns the finished runs of `find_workdirs`; of the workdir where no pattern is given."""
+    if not patterns:
+        own = _is_finished(workdir)
+        patterns = [str(workdir if own else Path(glob.escape(str(workdir))) / "*")]
+    return find_workdirs("config.report.runs", patterns, _is_finished, "results.json")
 
-    Returns:
-        Whole paths, each once.
+
+def find_workdirs(
+    key: str, patterns: Sequence[str], is_run: Callable[[Path], bool], what: str
+) -> list[Path]:
+    """Returns the workdirs that folders or globs stand for: whole paths, each once.
+
+    Args:
+        key: of the config, for the message.
+        patterns: its value.
+        is_run: whether a folder is a workdir.
+        what: the files by which `is_run` judges, for the message.
 
     Raises:
-        ValueError: a pattern stands for nothing.
+        ValueError: a pattern without a run.
     """
-    if not patterns:
-        own = (workdir / "results.json").exists()
-        patterns = [str(workdir if own else Path(glob.escape(str(workdir))) / "*")]
-    found: dict[Path, None] = {}
+    runs: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        # A folder is taken as it is: its name may hold what means something in a glob.
-        names = [path] if path.is_dir() else sorted(glob.glob(str(path)))
-        folders = [Path(name).resolve() for name in names]
-        runs = [folder for folder in folders if (folder / "results.json").exists()]
-        if not runs:
-            there = f"{len(folders)} folders without results.json" if folders else "nothing"
+        # A folder is used as it is: its name may hold what means something in a glob.
+        paths = [path] if path.is_dir() else map(Path, sorted(glob.glob(str(path))))
+        folders = [folder.resolve() for folder in paths if folder.is_dir()]
+        matches = dict.fromkeys(filter(is_run, folders))
+        if not matches:
             raise ValueError(
-                f"--mode=report: {pattern} stands for {there}: name workdirs of finished runs in "
-                "config.report.runs"
+                f"{key}: {pattern!r} matches {len(folders)} folders, none of them with {what}: "
+                "expected workdirs of runs, or globs of them, such as 'runs/*'"
             )
-        found |= dict.fromkeys(runs)
-    return list(found)
+        runs |= matches
+    return list(runs)
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "results.json").exists()
 
 
 def compare(
     folders: Sequence[Path], output: Path, baseline: str = "", *, split: str = ""
 ) -> dict[str, Any]:
-    """Compares finished runs, prints what was found and writes it to comparison.json.
+    """Compares finished runs, prints the outcome and writes it to comparison.json.
 
     Args:
         folders: their workdirs.
         output: folder of comparison.json.
-        baseline: workdir whose group all others are compared with; '' takes the first.
-        split: 'validation' or 'test'; '' takes the one that the runs' results are about, validation
+        baseline: workdir whose group all others are compared with; '' is the first.
+        split: 'validation' or 'test'; '' is the one that the runs' results are about, validation
             where these are about different ones.
 
     Returns:
@@ -111,33 +124,31 @@ def compare(
             baseline.
     """
     runs = [_read(Path(folder).resolve(), split) for folder in folders]
-    if len({run.split for run in runs}) > 1:  # the winner of a sweep was tested, and no other
+    if len({run.split for run in runs}) > 1:  # only the winner of a sweep was tested
         print("Not all of the runs were tested: they are compared by the validation split.")
         runs = [_read(run.folder, "validation") for run in runs]
     _check_alike(runs)
-    ordered = _grouped(runs)
+    groups = _grouped(runs)
     if baseline:
         wanted = Path(baseline).expanduser().resolve()
-        ordered.sort(key=lambda group: wanted not in [run.folder for run in group])
-        if wanted not in [run.folder for run in ordered[0]]:
-            raise ValueError(
-                f"config.report.baseline: {baseline} is none of the runs "
-                f"{[str(run.folder) for run in runs]}"
-            )
+        groups.sort(key=lambda group: wanted not in [run.folder for run in group])
+        if wanted not in [run.folder for run in groups[0]]:
+            names = [str(run.folder) for run in runs]
+            raise ValueError(f"config.report.baseline: {baseline} is none of the runs {names}")
     metric, split = runs[0].scores.metric(runs[0].results["metric"]), runs[0].split
-    rows = [_describe(group, ordered, metric) for group in ordered]
-    comparisons = _comparisons(rows, ordered, metric, split)
-    found = {
+    rows = [_describe(group, groups, metric) for group in groups]
+    comparisons = _comparisons(rows, groups, metric, split)
+    result = {
         "split": split,
         "metric": tables.shown(metric),
         "runs": rows,
         "comparisons": comparisons,
         "conclusion": "\n".join(row["sentence"] for row in comparisons),
     }
-    tables.write_json(output / "comparison.json", found)
-    tables.show(tables.table(*tables.run_cells(rows, found["metric"])), found["conclusion"])
-    print(f"All of it, as a page: {write_html(output)}")
-    return found
+    write_json(output / "comparison.json", result)
+    tables.show(tables.table(*tables.run_cells(rows, result["metric"])), result["conclusion"])
+    print(f"Report: {write_html(output)}")
+    return result
 
 
 def _read(folder: Path, split: str) -> FinishedRun:
@@ -161,30 +172,25 @@ def _read(folder: Path, split: str) -> FinishedRun:
 
 def _check_alike(runs: Sequence[FinishedRun]) -> None:
     """Raises ValueError where two runs are not about the same question."""
-    first = runs[0]
-    for run in runs[1:]:
-        sides = [
-            {
-                "task": each.config["task"],
-                "labels": each.results["labels"],
-                "split": each.split,
-                "metric": each.results["metric"],
-                "splits (by fingerprint)": _short(each.results["fingerprints"][each.split]),
-                "number of examples": len(each.scores.ids_N),
-            }
-            for each in (first, run)
-        ]
-        for name, found in sides[0].items():
-            if found != sides[1][name]:
+    first, *others = map(_question, runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        for name, value in first.items():
+            if value != other[name]:
                 raise ValueError(
-                    f"{first.folder} and {run.folder} cannot be compared, their {name} differ: "
-                    f"{found!r} and {sides[1][name]!r}"
+                    f"{runs[0].folder} and {run.folder} cannot be compared, their {name} differ: "
+                    f"{value!r} and {other[name]!r}"
                 )
 
 
-def _short(fingerprint: str) -> str:
-    """Returns a fingerprint as a person tells it from others; several tasks' are one by one."""
-    return " ".join(part[:12] for part in fingerprint.split(" "))
+def _question(run: FinishedRun) -> dict[str, Any]:
+    return {
+        "task": run.config["task"],
+        "labels": run.results["labels"],
+        "split": run.split,
+        "metric": run.results["metric"],
+        "splits (by fingerprint)": tables.short_fingerprint(run.results["fingerprints"][run.split]),
+        "number of examples": len(run.scores.ids_N),
+    }
 
 
 def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
@@ -200,8 +206,8 @@ def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
         if same is not run:
             raise ValueError(
                 f"{same.folder} and {run.folder} have the same config and the same seed, "
-                f"{run.config['seed']}: they are one run twice and say nothing about other seeds. "
-                "Leave one of them out of config.report.runs"
+                f"{run.config['seed']}: a copy shows no spread over seeds; leave one of them out "
+                "of config.report.runs"
             )
     return [list(group.values()) for group in groups.values()]
 
@@ -209,25 +215,24 @@ def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
 def _describe(
     group: Sequence[FinishedRun], groups: Sequence[Sequence[FinishedRun]], metric: Metric
 ) -> dict[str, Any]:
-    """Returns the row of a group: what differs in it, and what it is worth."""
-    settings = [each[0].setting for each in groups]
-    differing = {
-        key: group[0].setting[key]
-        for key in group[0].setting
-        if any(setting.get(key) != group[0].setting[key] for setting in settings)
-    }
+    """Returns the row of a group: what differs in it, and its value."""
+    settings, own = [runs[0].setting for runs in groups], group[0].setting
     values = [estimate(run.scores, metric.name)["value"] for run in group]
     pooled = significance.pooled([run.scores for run in group], metric.name)
-    found = estimate(pooled, metric.name)
+    mean = estimate(pooled, metric.name)
     return {
         "workdirs": [str(run.folder) for run in group],
         "seeds": [run.config["seed"] for run in group],
         "model": group[0].model,
-        "differs": differing,
+        "differs": {
+            key: value
+            for key, value in own.items()
+            if any(setting.get(key) != value for setting in settings)
+        },
         "values": values,
         **significance.over_seeds(values),
-        "standard_error": found["standard_error"],
-        "examples": found["count"],
+        "standard_error": mean["standard_error"],
+        "examples": mean["count"],
         "test_openings": sum(len(run.results["test_openings"]) for run in group),
     }
 
@@ -239,18 +244,18 @@ def _comparisons(
     split: str,
 ) -> list[dict[str, Any]]:
     """Returns each group against the first, with Holm's correction over all."""
-    scores = [[run.scores for run in group] for group in groups]
-    found = significance.correct(
-        [significance.compare(group, scores[0], metric) for group in scores[1:]]
+    baseline, *scores = [[run.scores for run in group] for group in groups]
+    comparisons = significance.correct(
+        [significance.compare(group, baseline, metric) for group in scores]
     )
     second, *firsts = tables.run_titles(rows)
-    for each, first, group in zip(found, firsts, groups[1:], strict=True):
-        each |= {"first": first, "second": second}
-        each["p_mcnemar_by_seed"] = _mcnemar_by_seed(group, groups[0], metric)
-        each["sentence"] = significance.sentence(
-            each, metric, first=first, second=second, split=split
+    for comparison, first, group in zip(comparisons, firsts, groups[1:], strict=True):
+        comparison |= {"first": first, "second": second}
+        comparison["p_mcnemar_by_seed"] = _mcnemar_by_seed(group, groups[0], metric)
+        comparison["sentence"] = significance.sentence(
+            comparison, metric, first=first, second=second, split=split
         )
-    return found
+    return comparisons
 
 
 def _mcnemar_by_seed(
@@ -260,10 +265,10 @@ def _mcnemar_by_seed(
 
     The mean of several runs is no share of 0 and 1; {} for metrics that are none anyway.
     """
-    others = {run.config["seed"]: run.scores for run in second}
+    partners = {run.config["seed"]: run.scores for run in second}
     pairs = {
-        str(seed): significance.mcnemar(run.scores, others[seed], metric)
+        str(seed): significance.mcnemar(run.scores, partners[seed], metric)
         for run in first
-        if (seed := run.config["seed"]) in others
+        if (seed := run.config["seed"]) in partners
     }
     return {seed: p for seed, p in pairs.items() if p is not None}
