@@ -62,6 +62,13 @@ def draw_nothing():
         yield real
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees the programs of a module, which would add up to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def figures(draw_nothing):
     """Draws figures as users get them, for the tests of a module that look at them."""
