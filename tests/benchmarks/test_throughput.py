@@ -40,6 +40,7 @@ def test_ours_trains_alike_from_the_pipeline_and_from_a_file_and_counts_every_to
     assert stored.block(3).lengths.tolist() == block.lengths.tolist()
 
 
+@pytest.mark.long
 def test_a_process_is_measured_and_shown_without_pytorch(config, batches, monkeypatch, capsys):
     monkeypatch.setattr(timing, "find_spec", lambda name: None)
     workers, blocks = throughput.measure(config, batches, steps=1, repeats=2)

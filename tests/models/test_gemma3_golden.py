@@ -17,8 +17,8 @@ NUM_SENTENCES = 4
 
 
 @pytest.fixture(scope="module")
-def gemma3():
-    return load_pretrained(resolve("gemma3-270m"))
+def gemma3(gemma_path):
+    return load_pretrained(gemma_path)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from training.data import RunData, SeveralData
 from training.workdir import write_config
 from workflows import report as comparison
 
+pytestmark = pytest.mark.usefixtures("figures")
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
@@ -317,6 +318,7 @@ onload = () => {
 </script></body>"""
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_draws_it_within_the_width(workdir, tmp_path, width):

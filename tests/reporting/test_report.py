@@ -206,6 +206,7 @@ def test_less_is_better_where_the_metric_says_so(tmp_path):
     assert "beats" in write(tmp_path, rows, metric=METRICS[2])["conclusion"]
 
 
+@pytest.mark.usefixtures("figures")
 @pytest.mark.parametrize(("steps", "integrated"), [(0, False), (3, False), (50, True)])
 def test_curves_get_one_panel_for_each_thing_measured(tmp_path, steps, integrated):
     with Progress(tmp_path, 100) as progress:

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -135,14 +133,3 @@ def test_other_processes_show_and_write_nothing(tmp_path, capsys):
         progress.message("text")
     assert not (tmp_path / "other").exists()
     assert capsys.readouterr().out == ""
-
-
-def test_evaluation_and_progress_never_import_tensorflow(tmp_path):
-    code = (
-        "import sys; sys.modules['tensorflow'] = None\n"  # importing it would raise
-        "import evaluation.baselines, reporting.report, integration.interpolation\n"
-        "import tasks.classification\n"
-        "from training.progress import Progress\n"
-        f"with Progress({str(tmp_path)!r}, 2) as progress: progress.log(1, {{'loss': 1.0}})\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

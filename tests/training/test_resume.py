@@ -15,6 +15,7 @@ import pytest
 from models.backbone import flatten
 from training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240
 

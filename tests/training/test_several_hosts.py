@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 COUNT = 21  # examples; a batch holds more, and no number of devices divides it
 HOST = """

