@@ -13,6 +13,7 @@ from input_pipeline.batches.mixture import member_of, own_ids
 from tasks.multi_task import MEAN, MultiTask, _metrics
 from training.data import load_data
 from training.experiment import build, make_pipeline
+from training.pending import Pending
 from training.sharding import put_batch
 from workflows.evaluate import evaluate
 from workflows.predict import predict
@@ -143,11 +144,12 @@ def test_a_run_resumed_with_another_batch_size_repeats_and_skips_no_example(
     def stop(step, rank):
         raise KeyboardInterrupt
 
-    def note(batch, mesh):
+    def note(self, step, metrics, batch):
         ids.append(batch)
-        return put_batch(batch, mesh)
+        add(self, step, metrics, batch)
 
-    monkeypatch.setattr("training.train.put_batch", note)
+    add = Pending.add
+    monkeypatch.setattr(Pending, "add", note)
     for batch_size, steps in ((8, 5), (16, 9)):  # the second goes on to step 9
         config.data.batch_size, config.eval.every = batch_size, f"{steps} steps"
         with pytest.raises(KeyboardInterrupt):
