@@ -248,3 +248,16 @@ def test_paths_name_their_layer(make_config):
     assert "layer_0/attention/query/kernel" in paths and "embedder/embedding" in paths
     assert {layer_of(path) for path in paths} == {0, 1, None}
     assert layer_of("backbone/layer_13/mlp/up/kernel") == 13
+
+
+def test_a_program_is_the_same_in_every_process(model, pack, monkeypatch):
+    """A compile cache finds it again, however this process hashes."""
+    config, params = model
+    batch = pack([[4]], 6)
+
+    def program(hash_of_a_rope):
+        monkeypatch.setattr(Rope, "__hash__", hash_of_a_rope)
+        apply = Decoder(config).apply  # a new method, or jax would return the same program
+        return jax.jit(lambda *args: apply({"params": params}, *args)).lower(*batch).as_text()
+
+    assert program(lambda rope: rope.base < 1e5) == program(lambda rope: rope.base > 1e5)
