@@ -50,6 +50,7 @@ class Weights:
         self._task, self._mesh, self._say = task, mesh, say
         self._blank = task.blank(num_features=num_features)
         self._layers = num_layers(model.config)
+        self._draw = jax.jit(self._init)  # jitted here, for one trace to serve all uses
         self._shapes = jax.eval_shape(self._draw, jax.random.key(0))
         trained = adapters.trained_paths(config.adapt, self._shapes, num_layers=self._layers)
         self.initial: dict[str, np.ndarray] = {}
@@ -68,7 +69,7 @@ class Weights:
         """Reads the backbone from the checkpoint, or draws it."""
         config, checkpoint = self._config, self._checkpoint
         if config.model.init == "scratch":
-            drawn = jax.device_get(jax.jit(self._draw)(self._rng()))
+            drawn = jax.device_get(self._draw(self._rng()))
             self.fresh |= set(drawn)
             for path, value in drawn.items():
                 self._place(path, value)
@@ -159,6 +160,6 @@ class Weights:
     def _rng(self) -> jax.Array:
         return random_stream(self._config.seed, "parameters")
 
-    def _draw(self, rng: jax.Array) -> dict:
+    def _init(self, rng: jax.Array) -> dict:
         """Draws all parameters of the model; flat."""
         return flatten(self._model.init(rng, self._blank, deterministic=True)["params"])
