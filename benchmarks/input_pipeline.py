@@ -124,8 +124,8 @@ def main() -> None:
     for name, measured in rounds.items():
         examples_s, tokens_s, share = map(statistics.median, zip(*measured, strict=True))
         pairs = zip(measured, rounds.get(PEER, ()), strict=False)
-        ratios = [a[1] / b[1] for a, b in pairs] or [float("nan")]
-        ratio = f"{statistics.median(ratios):.2f}"
+        ratios = [a[1] / b[1] for a, b in pairs]
+        ratio = f"{statistics.median(ratios):.2f}" if ratios else "-"
         rows.append((name, f"{tokens_s:,.0f}", ratio, f"{examples_s:,.0f}", f"{share:.1%}"))
     columns = ("pipeline", "real tokens/s", "times peer", "examples/s", "real share of positions")
     timing.show_table(columns, rows)

@@ -1,4 +1,4 @@
-"""The reviews with engineered features beside the encoder, and what each is worth alone.
+"""The reviews with engineered features beside the encoder, and the result of each alone.
 
     pip install -e '.[demo]' && python main.py --config=configs/features.py --workdir=runs/features
 

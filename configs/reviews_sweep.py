@@ -24,7 +24,7 @@ from configs.sweeping import Space, Sweep, choice, log_uniform, product
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns what all runs share; `arg` as of configs/reviews.py."""
+    """Returns what all runs share; see configs/reviews.py for `arg`."""
     config = reviews.get_config(arg)
     config.train.integrate = False  # of the winner, by --mode=integrate, not of every run
     return config

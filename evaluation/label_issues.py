@@ -14,7 +14,7 @@ _CHUNK = 1024  # queries whose similarities to all keys are held at once
 
 @dataclasses.dataclass(frozen=True)
 class LabelIssues:
-    """What confident learning says of N labels.
+    """The result of confident learning for N labels.
 
     Attributes:
         flagged_N: bool, whether the label is likely wrong.
@@ -100,7 +100,7 @@ def expected_issues(joint_CxC: np.ndarray, counts_C: np.ndarray) -> float:
 
     Args:
         joint_CxC: confidently counted, label by likely true class. A label that nothing is
-            counted of is taken to be right.
+            counted of is assumed to be right.
         counts_C: examples of each label.
     """
     right_C, all_C = np.diag(joint_CxC), joint_CxC.sum(axis=1)
@@ -141,14 +141,14 @@ def assign_folds(labels_N: np.ndarray, count: int, *, seed: int) -> np.ndarray:
 
 
 def nearest(queries_QxD: np.ndarray, keys_KxD: np.ndarray, count: int) -> np.ndarray:
-    """Returns the indices of the `count` keys of greatest cosine to each query, [Q, count], the
-    nearest first; fewer where there are no more keys."""
-    keys_KxD = _unit(keys_KxD)
-    count, found = min(count, len(keys_KxD)), []
+    """Returns the indices of the `count` keys (or of all, if fewer) with the greatest cosine to
+    each query, int64 [Q, count], the nearest first."""
+    keys_KxD, count = _unit(keys_KxD), min(count, len(keys_KxD))
+    chunks = [np.zeros((0, count), np.int64)]
     for start in range(0, len(queries_QxD), _CHUNK):
         cosines_QxK = _unit(queries_QxD[start : start + _CHUNK]) @ keys_KxD.T
-        found.append(np.argsort(-cosines_QxK, axis=1, kind="stable")[:, :count])
-    return np.concatenate(found) if found else np.zeros((0, count), np.int64)
+        chunks.append(np.argsort(-cosines_QxK, axis=1, kind="stable")[:, :count])
+    return np.concatenate(chunks)
 
 
 def _unit(vectors_NxD: np.ndarray) -> np.ndarray:

@@ -1,16 +1,16 @@
-"""The one place that knows which architectures there are: from a config to its module and shapes.
+"""The registry of architectures: from a config to its module, its shapes and its parameter paths.
 
-Every backbone is a Linen module with the attributes (config, dtype, remat, dropout) and
+Every backbone is a `layers.Backbone` with
 
     __call__(tokens_RxL, positions_RxL, segments_RxL, types_RxL=None, *, deterministic=True)
-        -> hidden_RxLxD   in the compute dtype, behind the last norm; of T5 the encoder's
+        -> hidden_RxLxD   in the compute dtype, after the last norm; for T5 the encoder's
     logits(hidden) -> float32 [..., V]   over the vocabulary
     everything(tokens_RxL, ...) -> None  calls all submodules, so that `init` makes all parameters
-    PARTS: ClassVar[tuple[str, ...]]     top levels of the tree that a checkpoint may lack and a
-                                         caller may not want: pooler, mlm_head, lm_head, decoder
+    PARTS: ClassVar[tuple[str, ...]]     top levels of the tree that a checkpoint may lack and that
+                                         are optional: pooler, mlm_head, lm_head, decoder
 
-and its parameter paths start with 'embedder/' and 'layer_<i>/', which is what regex tables,
-layer-wise decay and adapters match. Called by models/heads.py, models/pretrained/ and training/.
+and its parameter paths start with 'embedder/' and 'layer_<i>/', which regex tables, layer-wise
+decay and adapters match. Decoder and T5 also write, with `start` and `step`.
 """
 
 import functools
@@ -37,7 +37,7 @@ def make_backbone(config: BackboneConfig, **attributes: Any) -> nn.Module:
 
 
 def parts_of(config: BackboneConfig) -> tuple[str, ...]:
-    """Names the parts that a model of this config may have beside its backbone."""
+    """Returns the parts that a model of this config may have beside its backbone."""
     return _MODULES[type(config)].PARTS
 
 
@@ -50,7 +50,7 @@ def _all_shapes(config: BackboneConfig) -> dict:
 
 
 def parameter_shapes(config: BackboneConfig, parts: Iterable[str] = ()) -> dict:
-    """Nested dict of jax.ShapeDtypeStruct of the backbone and of `parts`; computes nothing."""
+    """Returns a nested dict of jax.ShapeDtypeStruct of the backbone and of `parts`."""
     left_out = set(parts_of(config)) - set(parts)
     return {name: value for name, value in _all_shapes(config).items() if name not in left_out}
 
@@ -66,6 +66,6 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
 
 
 def layer_of(path: str) -> int | None:
-    """Layer number in a parameter path such as 'backbone/layer_3/mlp/up/kernel', else None."""
+    """Returns the layer number in a path such as 'backbone/layer_3/mlp/up/kernel', else None."""
     match = re.search(r"layer_(\d+)/", path)
     return int(match[1]) if match else None

@@ -8,7 +8,7 @@ time with the keys and values so far in a `Cache`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -221,30 +221,32 @@ class Decoder(layers.Backbone):
             types_RxL: ignored.
             deterministic: False applies dropout.
         """
-        config, length = self.config, tokens_RxL.shape[1]
-        # A window that is longer than the row hides nothing: one mask serves all layers then.
-        reach = 2 * length if config.bidirectional else length
-        windows = [window if window < reach else 0 for window in config.windows]
-        masks = {
-            window: layers.attention_mask(
-                positions_RxL, segments_RxL, window=window, causal=not config.bidirectional
-            )
-            for window in set(windows)
-        }
-        masks = [masks[window] for window in windows]
-        return self._run(tokens_RxL, positions_RxL, masks, deterministic=deterministic)[0]
+        causal = not self.config.bidirectional
+
+        def mask_of(window: int) -> jax.Array:
+            return layers.attention_mask(positions_RxL, segments_RxL, window=window, causal=causal)
+
+        return self._run(tokens_RxL, positions_RxL, mask_of, deterministic=deterministic)[0]
 
     def _run(
         self,
         tokens_RxL: jax.Array,
         positions_RxL: jax.Array,
-        masks: Sequence[jax.Array],
+        mask_of: Callable[[int], jax.Array],
         *,
         past: Sequence[KeysValues] | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple]:
-        """Returns hidden states and each layer's cache, whose slots are the positions."""
+        """Returns hidden states and each layer's cache, whose slots are the positions.
+
+        `mask_of` returns the mask of a window, [R, L, M]; 0 is no window.
+        """
         config = self.config
+        # A window that is longer than the row hides nothing: one mask serves all layers then.
+        length = tokens_RxL.shape[1] if past is None else past[0][0].shape[1]
+        reach = 2 * length if config.bidirectional else length
+        windows = [window if window < reach else 0 for window in config.windows]
+        masks = {window: mask_of(window) for window in dict.fromkeys(windows)}
         tables = {
             rope: layers.rope_tables(positions_RxL, config.head_size, rope)
             for rope in dict.fromkeys(config.ropes)
@@ -252,9 +254,10 @@ class Decoder(layers.Backbone):
         x_PxD = self.embedder(tokens_RxL.reshape(-1)) * config.embedding_scale
         x_PxD = self.embedding_dropout(x_PxD.astype(self.dtype), deterministic=deterministic)
         cache = []
-        for i, (layer, mask, rope) in enumerate(zip(self.layer, masks, config.ropes, strict=True)):
+        for i, layer in enumerate(self.layer):
+            mask, rope = masks[windows[i]], tables[config.ropes[i]]
             layer_past = None if past is None else (past[i], positions_RxL)
-            x_PxD, keys_values = layer(x_PxD, deterministic, mask, tables[rope], layer_past)
+            x_PxD, keys_values = layer(x_PxD, deterministic, mask, rope, layer_past)
             cache.append(keys_values)
         return self.final_norm(x_PxD).reshape(*tokens_RxL.shape, config.width), tuple(cache)
 
@@ -300,12 +303,11 @@ class Decoder(layers.Backbone):
         """Returns hidden states of tokens at these positions, which read the slots before them."""
         slots_M = jnp.arange(cache.layers[0][0].shape[1])
         distance_BxLxM = positions_BxL[:, :, None] - slots_M
-        masks = {
-            window: (distance_BxLxM >= 0) & ((distance_BxLxM < window) if window else True)
-            for window in set(self.config.windows)
-        }
-        masks = [masks[window] for window in self.config.windows]
-        hidden, keys_values = self._run(tokens_BxL, positions_BxL, masks, past=cache.layers)
+
+        def mask_of(window: int) -> jax.Array:
+            return (distance_BxLxM >= 0) & ((distance_BxLxM < window) if window else True)
+
+        hidden, keys_values = self._run(tokens_BxL, positions_BxL, mask_of, past=cache.layers)
         return hidden, cache._replace(layers=keys_values)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -140,7 +140,9 @@ def near_duplicates(
 
         near = np.zeros(0, np.int64)  # sorted pairs, as i * N + j
         for band_N in track(bands_BxN, len(bands_BxN), "Comparing texts, by band"):
-            proposed = np.setdiff1d(_candidates(band_N, sides_N), near, assume_unique=True)
+            proposed = _candidates(band_N, sides_N)
+            known_C = np.searchsorted(near, proposed) < np.searchsorted(near, proposed, "right")
+            proposed = proposed[~known_C]  # both are sorted: setdiff1d would sort again
             near = np.sort(np.concatenate([near, proposed[similarity(proposed) >= threshold]]))
         return Matches(np.stack(np.divmod(near, len(forms)), axis=1), similarity(near))
 

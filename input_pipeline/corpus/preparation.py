@@ -339,8 +339,9 @@ def _making(directory: Path) -> Iterator[Path | None]:
             yield None
             return
         # A new folder in any case: where locks do not work, two processes may get here.
-        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=aside)), VERSION)
-        temporary.mkdir()
+        with _writing(directory):
+            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=aside)), VERSION)
+            temporary.mkdir()
         yield temporary
         with _writing(directory):
             directory.parent.mkdir(parents=True, exist_ok=True)

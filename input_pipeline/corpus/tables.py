@@ -186,9 +186,9 @@ def _with_quotes(dialect: Dialect, path: Path, encoding: str, notes: Notes) -> D
     needless = counts["comma"]  # of the needed
     if counts["escaped"]:
         sentence = (
-            '{count} lines of tables hold \\", whose backslash is read as a character of the '
+            '{count} lines of tables hold \\", whose backslash stays in the text; if it should '
         )
-        sentence += 'text; if it is not, write the table again with quotes doubled ("")'
+        sentence += 'not, write the table again with quotes doubled ("")'
         notes.count(sentence, places["escaped"], warn=True, count=counts["escaped"])
     if not needed + idle + misread:
         return dialect._replace(quoted=False)
@@ -358,10 +358,8 @@ def _ragged(where: str, fields: Sequence[str], dialect: Dialect) -> ValueError:
     if len(fields) == columns + 1 > 2:
         remedy += f", and a first column without a name needs a {name} before the other names"
     names = [*dialect.header[:_SHOWN], *["…"] * (columns > _SHOWN)]
-    found = (
-        f"found {len(fields)} fields, but the header has {columns}, separated by {name}: {names}"
-    )
-    return ValueError(f"{where}: {found}; {remedy}")
+    widths = f"{len(fields)} fields, but the header has {columns}, separated by {name}"
+    return ValueError(f"{where}: found {widths}: {names}; {remedy}")
 
 
 def _count_swallowed(fields: Sequence[str], dialect: Dialect, where: str, notes: Notes) -> None:

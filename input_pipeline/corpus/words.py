@@ -1,7 +1,7 @@
 """Where words end in Chinese text, by jieba's dictionary and hidden Markov model.
 
-Here: segmentation alone, with the Rust port rjieba, which is some ten times faster than jieba.
-Called by preparation.py, which stores the result for word-level augmentation and features.
+rjieba, a port to Rust, is about ten times as fast as jieba. Preparation stores the result for
+word-level augmentation and features.
 """
 
 from collections.abc import Sequence

@@ -38,11 +38,11 @@ def count_not_finite(array: np.ndarray) -> int:
     return int(count)
 
 
-def truncated(path: Path, *, found: int, expected: int, at_least: bool = False) -> ValueError:
+def truncated(path: Path, expected: int, *, at_least: bool = False) -> ValueError:
     """Returns the error for a file that ends early."""
     return ValueError(
-        f"{path} is truncated: found {found:,} bytes, expected {'at least ' * at_least}"
-        f"{expected:,}. Delete it and fetch it again."
+        f"{path} is truncated: found {path.stat().st_size:,} bytes, expected "
+        f"{'at least ' * at_least}{expected:,}. Delete it and fetch it again."
     )
 
 

@@ -87,7 +87,7 @@ class _Header:
         """Steps over `length` bytes, all within the file; returns the offset before them."""
         start, self.offset = self.offset, self.offset + length
         if self.offset > self.size:
-            raise truncated(self.path, found=self.size, expected=self.offset, at_least=True)
+            raise truncated(self.path, self.offset, at_least=True)
         return start
 
     def _damaged(self, what: str) -> ValueError:
@@ -132,7 +132,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         end = max(end, first + math.prod(shape) // block * block_bytes)
         stored[name] = StoredTensor(shape, functools.partial(_read, path, first, kind, shape), path)
     if end > header.size:
-        raise truncated(path, found=header.size, expected=end)
+        raise truncated(path, end)
     pieces = header.metadata.get(_TOKENS)
     if pieces and _EMBEDDING in stored and len(pieces) != stored[_EMBEDDING].shape[0]:
         raise ValueError(

@@ -86,8 +86,8 @@ def _tensor(name: str, entry: dict[int, list], files: list[Path], index: Path) -
     if size != math.prod(shape) * dtype.itemsize:
         raise KeyError(name)
     file = files[shard]
-    if offset + size > (found := file.stat().st_size):
-        raise truncated(file, found=found, expected=offset + size, at_least=True)
+    if offset + size > file.stat().st_size:
+        raise truncated(file, offset + size, at_least=True)
     return StoredTensor(shape, functools.partial(mapped, file, dtype, shape, offset), file)
 
 

@@ -207,14 +207,13 @@ def _read_stream(file: BinaryIO, path: Path) -> tuple[Any, dict[str, int]]:
         raise _big_endian(path)
     unpickler = _Unpickler(file, path)
     state, keys, offsets = unpickler.load(), _Unpickler(file, path).load(), {}
-    size, position = path.stat().st_size, file.tell()
+    position = file.tell()
     for key in keys:  # each: int64 number of elements, and the elements
         storage = unpickler.storages[key]
         offsets[key] = position + 8
         position = offsets[key] + storage.count * storage.dtype.itemsize
-        if position > size:
-            error = truncated(path, found=size, expected=position, at_least=key != keys[-1])
-            raise _RefusedError(str(error))
+        if position > path.stat().st_size:
+            raise _RefusedError(str(truncated(path, position, at_least=key != keys[-1])))
     return state, offsets
 
 
