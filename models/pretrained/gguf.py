@@ -3,7 +3,7 @@
 The header is parsed here instead of by gguf.GGUFReader, which takes 8 seconds for a vocabulary of
 262,144 pieces (this takes 0.15) and fails on a truncated file with an error from within numpy.
 Blocks are dequantised by the gguf package. The meaning of the metadata is left to the family
-(decoder_gguf.py) and to the tokeniser (input_pipeline/tokenizers/tokenization.py).
+(decoder_gguf.py) and to the tokeniser (input_pipeline/tokenizers/gguf_tokenizers.py).
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 

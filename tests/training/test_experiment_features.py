@@ -107,5 +107,5 @@ def test_features_of_another_run_and_missing_ones_are_refused(run):
     training = load_split(prepared, "train", limit=config.data.max_train_examples)
     build(config, workdir.parent / "other", prepared.labels, lambda _: None, training)
     shutil.copy(workdir.parent / "other" / "features.safetensors", path)
-    with pytest.raises(ValueError, match="trained on another features file"):
+    with pytest.raises(ValueError, match="trained with another features file"):
         evaluate(config, workdir)

@@ -54,7 +54,7 @@ def test_rows_follow_their_pieces_and_new_ones_are_means(config, tmp_path):
     assert len(ids) > 1
     np.testing.assert_allclose(new[-1], old[ids].mean(0), rtol=1e-6)
     text = "\n".join(lines)
-    assert f"{len(new) - 4:,} of 500 pieces kept and 4 added" in text
+    assert f"{len(new) - 4:,} of 500 pieces kept, 4 added" in text
     before, after = re.search(r"take ([\d.]+) tokens each with .* and ([\d.]+) with", text).groups()
     assert float(after) < float(before)
 
@@ -96,7 +96,7 @@ def test_a_run_is_restored_without_its_training_texts(config, tmp_path):
     with pytest.raises(FileNotFoundError, match="Put it back"):
         evaluate(config, tmp_path / "run")
     shutil.copy(f"{config.model.checkpoint}/tokenizer.model", path)
-    with pytest.raises(ValueError, match="was trained on another tokenizer"):
+    with pytest.raises(ValueError, match="was trained with another tokenizer"):
         evaluate(config, tmp_path / "run")
 
 
