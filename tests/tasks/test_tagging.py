@@ -251,7 +251,7 @@ def test_template_and_marks_are_not_asked(make_task):
 
 def test_spans_that_a_head_cannot_hold_are_refused(make_task):
     nested = examples_of(["北京大学"], [[(0, 2, 1), (0, 4, 0)]])
-    with pytest.raises(ValueError, match=r"1 of 1 examples of the train split .*overlapping_spans"):
+    with pytest.raises(ValueError, match=r"1 of 1 examples of the train split.*overlapping_spans"):
         make_task(head="crf")[0].check(nested, "train")
     task, encoder = make_task(head="global_pointer", max_spans=1)
     task.check(nested, "train")
