@@ -257,7 +257,7 @@ def test_what_was_asked_for_is_not_silently_skipped(tiny_config, init, chosen, a
 def test_a_glob_without_runs_is_refused(parts):
     config, workdir, folder, *_ = parts
     config.integrate.update(methods=("soup",), runs=(str(folder / "prepared*"),))
-    with pytest.raises(ValueError, match=r"prepared\*' matches 1 folders, none of them"):
+    with pytest.raises(ValueError, match=r"prepared\*' matches \d+ folders, none of them"):
         run.check(config, workdir)
     config.integrate.runs = (str(folder / "sweep" / "*"), str(folder / "nothing"))
     with pytest.raises(ValueError, match="nothing' matches 0 folders"):
