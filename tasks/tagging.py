@@ -70,14 +70,16 @@ class Tagging(Task):
     def check(self, examples: Examples, split: str) -> None:
         """Raises on examples without spans, and on overlapping ones for a head that knows none."""
         if examples.spans is None:
-            raise ValueError(f"the {split} split has no spans to learn: set data.spans_column")
+            raise ValueError(
+                f"the {split} split has no spans to learn: set config.data.spans_column"
+            )
         rows = range(len(examples)) if self._flat else ()
         if overlap := [i for i in rows if span_tags.overlapping(examples.spans.row(i))]:
             raise ValueError(
                 f"config.tagging.head={self.config.tagging.head!r}: spans overlap in "
                 f"{len(overlap):,} of {len(examples):,} examples of the {split} split, first in "
-                f"{str(examples.texts_N[overlap[0]])[:40]!r}: set data.overlapping_spans='drop' or "
-                "tagging.head='global_pointer'"
+                f"{str(examples.texts_N[overlap[0]])[:40]!r}: set "
+                "config.data.overlapping_spans='drop' or config.tagging.head='global_pointer'"
             )
 
     def windows(self, examples: Examples, encoder: Encoder, *, training: bool) -> Examples:
