@@ -91,7 +91,7 @@ def test_the_test_split_has_one_door(trained):
     with pytest.raises(ValueError, match="its training is not finished"):
         open_test(config, workdir.parent / "elsewhere")
     config.data.split.seed += 1
-    with pytest.raises(ValueError, match=r"was chosen on other data, the splits \['train'"):
+    with pytest.raises(ValueError, match=r"was chosen on other data: the splits \['train'"):
         open_test(config, workdir)
     assert len(lines(workdir / "test_openings.jsonl")) == 1
 

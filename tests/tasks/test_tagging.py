@@ -262,9 +262,9 @@ def test_spans_that_a_head_cannot_hold_are_refused(make_task):
     assert [limit.remedy for limit in task.limits(given) if limit.count] == ["raise it to 2"]
     with pytest.raises(ValueError, match=r"max_spans=1: 1 of 1 train windows .* raise it to 2"):
         list(task.limits(given._replace(training=True)))
-    with pytest.raises(ValueError, match=r"set data.spans_column"):
+    with pytest.raises(ValueError, match=r"set config.data.spans_column"):
         make_task(labels=())
-    with pytest.raises(ValueError, match=r"set data.spans_column"):
+    with pytest.raises(ValueError, match=r"set config.data.spans_column"):
         task.check(Examples(nested.texts_N, None, nested.ids_N), "test")
 
 
