@@ -55,7 +55,9 @@ def test_rows_follow_their_pieces_and_new_ones_are_means(config, tmp_path):
     np.testing.assert_allclose(new[-1], old[ids].mean(0), rtol=1e-6)
     text = "\n".join(lines)
     assert f"{len(new) - 4:,} of 500 pieces kept, 4 added" in text
-    before, after = re.search(r"take ([\d.]+) tokens on average with .* and ([\d.]+) with", text).groups()
+    before, after = re.search(
+        r"take ([\d.]+) tokens on average with .* and ([\d.]+) with", text
+    ).groups()
     assert float(after) < float(before)
 
 
