@@ -54,7 +54,8 @@ class Tagging(Task):
         """
         if not labels:
             raise ValueError(
-                "config.task='tagging' learns spans, and the data have none: set data.spans_column"
+                "config.task='tagging' learns spans, and the data have none: set "
+                "config.data.spans_column"
             )
         super().__init__(config, labels, **parts)
         if config.tagging.characters:
