@@ -43,7 +43,6 @@ class Classification(WholeText, Calibrated):
     FLOOR = baselines.TFIDF
     EXPORT = "classifier"
     REVIEW = True
-    SELF_TRAINING = True
     OPTIONS = ("class_weights", "focal_gamma", "label_smoothing")
     WORDS = True
 

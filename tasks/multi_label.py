@@ -39,7 +39,6 @@ class MultiLabel(Classification):
     AVERAGE = "sigmoid"
     EXPORT = ""
     REVIEW = False
-    SELF_TRAINING = False
 
     def check(self, examples: Examples, split: str) -> None:
         """Raises on examples without labels; counts those of the training split."""

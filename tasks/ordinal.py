@@ -38,7 +38,6 @@ class Ordinal(Classification):
     )
     EXPORT = ""
     REVIEW = False
-    SELF_TRAINING = False
     OPTIONS = ("class_weights", "focal_gamma")
     WORDS = False
 

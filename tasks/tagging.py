@@ -31,6 +31,8 @@ from tasks import text_windows
 from tasks.limits import Given, Limit, untaught
 from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of, text_record
 
+_HEAD_SIZE = 64  # of 'global_pointer', as in its paper
+
 
 class Tagging(Task):
     """Spans with one of `labels`; of the heads, global_pointer alone finds overlapping ones."""
@@ -42,7 +44,7 @@ class Tagging(Task):
     )
     FLOOR = "dictionary of training spans"
     LABELS = "span_labels"
-    BOUND = ("tagging.characters", "tagging.head", "tagging.head_size")
+    BOUND = ("tagging.characters", "tagging.head")
     positions = ("tags_RxL",)  # 1 + tag; of global_pointer 1 where spans may start and stop
     offsets = True
 
@@ -164,7 +166,7 @@ class Tagging(Task):
         """Returns the head of config.tagging."""
         tagging, count = self.config.tagging, len(self.labels)
         if not self._flat:
-            return SpanHead(count, size=tagging.head_size, dropout=tagging.dropout)
+            return SpanHead(count, size=_HEAD_SIZE, dropout=tagging.dropout)
         chain = tagging.head == "crf"
         return TokenHead(span_tags.num_tags(count), dropout=tagging.dropout, chain=chain)
 

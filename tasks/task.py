@@ -82,7 +82,6 @@ class Task(abc.ABC):
     UNIT: ClassVar[bool] = False  # `fit` holds the outputs' unit, equal in runs that are joined
     SHIFTED: ClassVar[bool] = True  # config.integrate.shifted_files: one data set has its columns
     REVIEW: ClassVar[bool] = False  # --mode=review, config.review.exclude: one class per text
-    SELF_TRAINING: ClassVar[bool] = False  # config.self_training: one class per text, calibrated
     ROBUSTNESS: ClassVar[bool] = False  # config.eval.robustness: a changed text keeps its answer
 
     # Facts that instances may replace.

@@ -249,9 +249,7 @@ def build(
       ValueError: parts that don't fit each other, naming both.
     """
     mesh = make_mesh()
-    checkpoint = pretrained.open_checkpoint(
-        pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
-    )
+    checkpoint = pretrained.open_checkpoint(pretrained.resolve(config.model.checkpoint))
     if checkpoint.note:
         say(checkpoint.note)
     for why, count in checkpoint.ignored.items():

@@ -12,7 +12,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
@@ -130,25 +129,12 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
     return results
 
 
-def label_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Predictions:
-    """Returns the calibrated 'log_probabilities_NxC' of another finished classifier."""
-    experiment, predictions = _predict_with(config, workdir, data, examples)
-    logs_NxC = experiment.task.log_probabilities(predictions)
-    return Predictions(predictions.ids_N, {"log_probabilities_NxC": logs_NxC})
-
-
 def score_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Scores:
     """Returns the scores of another finished run, with its own fitted values."""
-    experiment, predictions = _predict_with(config, workdir, data, examples)
-    return experiment.task.score(predictions, examples)
-
-
-def _predict_with(
-    config: ConfigDict, workdir: Path, data: RunData, examples: Examples
-) -> tuple[Experiment, Predictions]:
     experiment = build(config, workdir, data.labels, lambda line: None)
     restored = restore(experiment, workdir, "integrated" if methods.apply(config) else "best")
-    return experiment, experiment.predict(restored.params, examples, restored.fitted)
+    predictions = experiment.predict(restored.params, examples, restored.fitted)
+    return experiment.task.score(predictions, examples)
 
 
 def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str, str]]:
