@@ -165,6 +165,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "model.dtype": choice("float32", "bfloat16"),
     "model.pooling": choice("first", "last", "mean", "pooler", "mask"),
     "model.head": choice("linear", "label_words"),
+    "model.head_start": choice("random", "probe"),
     "model.label_words": Names(),
     "model.dropout": BELOW_ONE,
     "model.hidden_dropout": BELOW_ONE,

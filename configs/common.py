@@ -217,6 +217,10 @@ def _model() -> ConfigDict:
     model.head = "linear"  # drawn fresh; 'label_words' starts from word embeddings, with pooling
     # 'last' (causal) or 'mask' (masked language models); of multiple choice it lets a causal model
     # score each choice and what follows it
+    model.head_start = (
+        "random"  # of a linear head: 'probe' fits it on the pretrained model's vectors
+    )
+    # of training examples, so that it works before any step (2202.10054)
     model.head_bias = True  # False to export a decoder: transformers' classifiers on them have none
     model.label_words = ()  # with 'label_words': one word per label, in class order
     model.dropout = 0.0  # on the pooled vector, before the head

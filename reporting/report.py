@@ -29,6 +29,7 @@ from reporting import figures
 ENCODER = "encoder alone"
 ALL_EXAMPLES = "model of all examples"
 BEFORE = "before training"
+PROBE = "linear probe"  # before training, with a fitted head
 FINETUNED = "fine-tuned"
 BOTH = "encoder and features"
 INTEGRATED = "integrated"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from evaluation import metrics, spans
+from evaluation import metrics, probes, spans
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores
 from input_pipeline.batches import span_tags
@@ -31,6 +31,7 @@ from tasks import text_windows
 from tasks.limits import Given, Limit, untaught
 from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of, text_record
 
+_PROBED_TOKENS = 20_000  # more take minutes
 _HEAD_SIZE = 64  # of 'global_pointer', as in its paper
 
 
@@ -44,6 +45,7 @@ class Tagging(Task):
     )
     FLOOR = "dictionary of training spans"
     LABELS = "span_labels"
+    PROBE = True
     BOUND = ("tagging.characters", "tagging.head")
     positions = ("tags_RxL",)  # 1 + tag; of global_pointer 1 where spans may start and stop
     offsets = True
@@ -169,6 +171,26 @@ class Tagging(Task):
             return SpanHead(count, size=_HEAD_SIZE, dropout=tagging.dropout)
         chain = tagging.head == "crf"
         return TokenHead(span_tags.num_tags(count), dropout=tagging.dropout, chain=chain)
+
+    def probe(
+        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """Fits softmax regression over the tags of tokens; chains start from zeros as usual."""
+        if not self._flat:
+            raise ValueError("config.tagging.head='global_pointer' is not linear")
+        vectors, tags = [], []
+        for window, places, offsets_Tx2 in text_windows.tokens(windows, encoder):
+            spans_Sx3 = windows.spans.row(window)
+            owners_T = span_tags.tokens_of(offsets_Tx2, spans_Sx3)[1]
+            known_T = np.append(spans_Sx3[:, 2] < len(self.labels), True)[owners_T]
+            vectors.append(inputs_N[window][places[known_T]])
+            tags.append(span_tags.to_tags(owners_T, spans_Sx3[:, 2])[known_T])
+        counts = np.cumsum(list(map(len, tags)))
+        used = slice(0, 1 + int(np.searchsorted(counts, _PROBED_TOKENS)))
+        tags_T = np.concatenate(tags[used])
+        weights_C = np.ones(span_tags.num_tags(len(self.labels)))
+        probe = probes.classes(np.concatenate(vectors[used]), tags_T, weights_C=weights_C)
+        return probe.params, f"{len(tags_T):,} tokens, {probe.prose()}"
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Means over tokens of what their tags cost, in chains too; or over examples, of spans."""

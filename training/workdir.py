@@ -21,7 +21,13 @@ NOT_OF_THE_WEIGHTS += ("train.collapse", "review.folds")
 # evidence, review.csv may hold a person's marks, and verification.json and golden.npz are about the
 # pretrained checkpoint.
 _OURS = ("checkpoints", "checkpoints_collapsed_*", "integrated", "tensorboard", "export")
-_OURS += ("all_examples", "encoder_alone", "tokenizer.model", "features.safetensors")
+_OURS += (
+    "all_examples",
+    "encoder_alone",
+    "tokenizer.model",
+    "features.safetensors",
+    "probe.safetensors",
+)
 _OURS += ("metrics.jsonl", "silent_loss.json", "curves.png", "report.html")
 _OURS += ("results.json", "comparison.json", "evaluation_*.json", "scores_*.npz")
 _OURS += ("errors_*.jsonl", "predictions.jsonl", "MODEL_CARD.md", "*.partial")

@@ -52,12 +52,13 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
     config, task, train_split = experiment.config, experiment.task, run.train_split
     restored = restore(experiment, workdir, "best")
     models = {report.BOTH if experiment.features else report.FINETUNED: restored}
-    if config.eval.at_start and not config.resume_from:
+    probed = config.model.head_start == "probe"
+    if (config.eval.at_start or probed) and not config.resume_from:
         start = experiment.put(experiment.initial)
         _, fitted = experiment.score(start, data.split("validation"))
         meta = restored.meta | {"fitted": fitted}
-        before = Restored(start, meta, report.BEFORE, 0)
-        models = {report.BEFORE: before, **models}
+        name = report.PROBE if probed else report.BEFORE
+        models = {name: Restored(start, meta, name, 0), **models}
     integration = None
     if (workdir / "integrated").is_dir():
         chosen = restore(experiment, workdir, "integrated")
