@@ -158,12 +158,13 @@ def ordered(inputs_NxD: np.ndarray, classes_N: np.ndarray, *, count: int) -> Pro
         raise ValueError(f"all {len(classes_N)} examples are of one class")
     above_NxC = classes_N[:, None] > np.arange(count - 1)
     shares_C = (above_NxC.sum(axis=0) + 0.5) / (len(classes_N) + 1)
-    free = 100.0  # the size of the thresholds' columns: their penalty is negligible
+    free = 100.0  # the size of the thresholds' columns, so that their penalty is negligible
 
     def fit(inverse_penalty: float, x: np.ndarray, rows: np.ndarray) -> tuple:
         copies = np.repeat(np.eye(count - 1) * free, len(rows), axis=0)
         columns = np.hstack([np.tile(x[rows], (count - 1, 1)), copies])
-        model = LogisticRegression(C=inverse_penalty, max_iter=300, fit_intercept=False)
+        # lbfgs would need thousands of steps for columns of such different sizes.
+        model = LogisticRegression(C=inverse_penalty, fit_intercept=False, solver="newton-cholesky")
         model.fit(columns, above_NxC[rows].T.ravel())
         kernel, bias = model.coef_[0, : x.shape[1]], model.coef_[0, x.shape[1] :] * free
         # A class without examples has no room between its thresholds; a little is left to it.

@@ -65,6 +65,11 @@ class Tagging(Task):
         if config.tagging.characters:
             self.tokenizer = CharacterTokenizer(self.tokenizer)
         self._flat = config.tagging.head != "global_pointer"
+        if not self._flat and config.model.head_start == "probe":
+            raise ValueError(
+                "config.model.head_start='probe' fits linear heads, and "
+                "config.tagging.head='global_pointer' is none: set it to 'random'"
+            )
         self._taught: set[int] = set()
 
     def prose(self) -> str:
@@ -176,8 +181,6 @@ class Tagging(Task):
         self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
     ) -> tuple[dict[str, np.ndarray], str]:
         """Fits softmax regression over the tags of tokens; chains start from zeros as usual."""
-        if not self._flat:
-            raise ValueError("config.tagging.head='global_pointer' is not linear")
         vectors, tags = [], []
         for window, places, offsets_Tx2 in text_windows.tokens(windows, encoder):
             spans_Sx3 = windows.spans.row(window)

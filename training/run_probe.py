@@ -21,10 +21,9 @@ def run_probe(
     """Returns parameters of the head: fitted by `fit`, or those that the run was started with.
 
     Raises:
-        ValueError: the task or the config has no use for a probe.
+        ValueError: from these examples nothing can be learned.
         FileNotFoundError: the run has checkpoints, but its probe is missing.
     """
-    check(config)
     path = workdir / "probe.safetensors"
     if training is not None and not has_checkpoint(workdir):
         heads = fit(training)
@@ -39,7 +38,9 @@ def run_probe(
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError where a probe makes no sense."""
+    """Raises ValueError where config.model.head_start='probe' cannot be."""
+    if config.model.head_start != "probe":
+        return
     knob, model = "config.model.head_start='probe'", config.model
     require(config, "PROBE", knob)
     if model.init == "scratch":

@@ -16,6 +16,7 @@ from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import silent_loss
 from integration import methods
 from reporting import report
+from training import run_probe
 from training.data import load_data
 from training.experiment import build
 from training.run_features import run_features
@@ -58,6 +59,7 @@ def train(
         if methods.apply(config):
             integrate.check(config, workdir)
         robustness.check(config)
+        run_probe.check(config)
         run = prepare_run(config, workdir, compare=compare)
         if methods.apply(config):
             shifted_examples(run.experiment, run.data)
