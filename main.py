@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
         sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
     set_up_output()
     config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
-    from training import interruption
+    from training import compilation, interruption
+
+    compilation.use_cache()
 
     recipe = config_flags.get_config_filename(FLAGS["config"])
     alone = config.seeds == 1 and not config.search.print_commands

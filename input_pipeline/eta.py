@@ -5,12 +5,15 @@ nest: within the third of eleven points, an evaluation is a part of that point. 
 prints, so that the work neither waits for it nor looks at a clock. On a terminal one line is
 rewritten in place; elsewhere, and above the bar of a training, lines follow one another. Work of
 less than ten seconds prints none.
+
+`phase` measures where the time of a run goes.
 """
 
 import contextlib
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -118,6 +121,43 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         for item in items:
             yield item
             work.done += 1
+
+
+class _Clock:
+    """Charges wall seconds to the innermost phase."""
+
+    def __init__(self) -> None:
+        # Imports come first, and run in one thread: CPU seconds are wall seconds.
+        self.seconds = Counter({"imports": time.process_time()})
+        self.phases, self.since = ["other"], time.monotonic()
+
+    def charge(self) -> None:
+        now = time.monotonic()
+        self.seconds[self.phases[-1]] += now - self.since
+        self.since = now
+
+
+_clock = _Clock()
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Charges the time of the block to `name`, but for the phases within it."""
+    _clock.charge()
+    _clock.phases.append(name)
+    try:
+        yield
+    finally:
+        _clock.charge()
+        _clock.phases.pop()
+
+
+def time_spent() -> str:
+    """Returns a sentence on where the time went since the last call, the longest phase first."""
+    _clock.charge()
+    seconds, _clock.seconds = _clock.seconds, Counter()
+    parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.most_common())
+    return f"Time: {_duration(sum(seconds.values()))}: {parts}."
 
 
 def said() -> None:

@@ -1,12 +1,33 @@
-"""Compiles a function once per batch shape and reports it: compilations are counted and bounded."""
+"""Compiles a function once per batch shape and reports it: compilations are counted and bounded.
 
+Here also: the folder that keeps compiled programs between runs.
+"""
+
+import contextlib
+import hashlib
+import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from input_pipeline.eta import working
+from input_pipeline.eta import phase, working
+
+_CACHE = Path("~/.cache/weitiao")
+
+
+def use_cache() -> None:
+    """Has compiled programs kept in the user's cache folder, unless JAX was given another."""
+    if jax.config.jax_compilation_cache_dir is None:
+        # JAX's key does not tell CPUs apart, and machines that share a home may differ.
+        cpu = platform.machine() + platform.processor()
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+            cpu = next(line for line in lines if line.startswith(("flags", "Features")))
+        name = f"compiled-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"
+        jax.config.update("jax_compilation_cache_dir", str(_CACHE.expanduser() / name))
 
 
 class PerShape:
@@ -47,7 +68,7 @@ class PerShape:
 
     def _compile(self, args: tuple, shape: tuple[int, ...]) -> Any:
         start = time.perf_counter()
-        with working(f"Compiling {self._name}"):
+        with phase("compilation"), working(f"Compiling {self._name}"):
             compiled = self.lower(*args).compile()
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
         temporary = (

@@ -6,7 +6,7 @@ takes for its activations is reported by training/compilation.py.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -45,7 +45,6 @@ def describe(
     frozen: Mapping[str, Any],
     batch: Mapping[str, Any],
     *,
-    forward: Callable,
     train_step: jax.stages.Lowered,
 ) -> list[str]:
     """Returns lines about parameters, memory and FLOPs per example of a training.
@@ -54,24 +53,15 @@ def describe(
         state: as it starts; or its shapes.
         frozen: the parameters that are not trained, flat.
         batch: of the training, its arrays starting with the axis of microbatches; or its shapes.
-        forward: `forward(flat_params, part) -> outputs`, of one microbatch without that axis.
         train_step: the lowered step for the shape of this batch.
     """
-    part = {
-        name: jax.ShapeDtypeStruct(array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
-        for name, array in batch.items()
-    }
-    lowered = jax.jit(forward).lower({**frozen, **state.params}, part)
-    forward_flops = flops_per_example(lowered, part)
-    train_flops = flops_per_example(train_step, batch)
-    rows, length = part["tokens_RxL"].shape
-    positions = rows * length / part["weights_B"].size
+    flops = flops_per_example(train_step, batch)
+    positions = batch["tokens_RxL"].size / batch["weights_B"].size
     return [
         describe_parameters(state.params, frozen),
         describe_memory(state, frozen),
-        f"Computation: {_giga(forward_flops)} GFLOP per example forward and "
-        f"{_giga(train_flops)} in a training step ({train_flops / max(forward_flops, 1):.1f} times "
-        f"as many), at {positions:.0f} positions per example, padding included.",
+        f"Computation: {_giga(flops)} GFLOP per example in a training step, at {positions:.0f} "
+        "positions per example, padding included.",
     ]
 
 

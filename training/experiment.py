@@ -15,7 +15,7 @@ from evaluation.evaluate import Predictions, predict
 from evaluation.metrics import Metric, Scores, find, rank
 from input_pipeline.batches.mixture import MixturePipeline
 from input_pipeline.batches.pipeline import TextPipeline
-from input_pipeline.eta import working
+from input_pipeline.eta import phase, working
 from input_pipeline.examples import Examples
 from input_pipeline.features.features import FeaturePipeline
 from input_pipeline.tokenizers.tokenization import Tokenizer
@@ -335,7 +335,8 @@ def build(
         say=say,
     )
     if config.model.head_start == "probe":
-        heads = run_probe(config, workdir, training, experiment.probe)
+        with phase("probe"):
+            heads = run_probe(config, workdir, training, experiment.probe)
         experiment.initial |= heads
         experiment.fresh -= heads.keys()
     say(

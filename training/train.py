@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation.metrics import estimate, find
-from input_pipeline.eta import working
+from input_pipeline.eta import phase, working
 from input_pipeline.examples import Examples
 from tasks.task import digest
 from training import collapse, cost
@@ -135,8 +135,7 @@ class Run:
             first = next(batches)
             frozen, batch = self._experiment.frozen, put_batch(first, self._experiment.mesh)
             lowered = self._train_step.lower(state, frozen, batch)
-            apply = self._experiment.apply
-            print(*cost.describe(state, frozen, batch, forward=apply, train_step=lowered), sep="\n")
+            print(*cost.describe(state, frozen, batch, train_step=lowered), sep="\n")
             batches = itertools.chain([first], batches)
             with (
                 Progress(self._workdir, total, resume_step=first_step or None) as progress,
@@ -269,7 +268,7 @@ class Run:
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates on the validation split, counts gains, and returns the metrics' values."""
-        with working("Validation"):
+        with phase("evaluation"), working("Validation"):
             scores, fitted = self._experiment.score(state.params, self._data.split("validation"))
         values = {m.name: estimate(scores, m.name)["value"] for m in self._metrics}
         self._meta["fitted"] = fitted

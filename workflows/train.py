@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.overrides import companion
-from input_pipeline.eta import working
+from input_pipeline.eta import phase, time_spent, working
 from input_pipeline.files import write_json
 from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import silent_loss
@@ -63,12 +63,15 @@ def train(
         run = prepare_run(config, workdir, compare=compare)
         if methods.apply(config):
             shifted_examples(run.experiment, run.data)
-        with working("Measuring what the tokeniser loses"):
+        with phase("data"), working("Measuring what the tokeniser loses"):
             loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
         print(loss.prose())
         write_json(workdir / "silent_loss.json", loss.to_json())
-        Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
-        return _finish(run)
+        with phase("steps"):
+            Run(run.experiment, workdir, run.data, run.train_split, on_evaluation).train()
+        results = _finish(run)
+        print(time_spent())
+        return results
 
 
 def _finish(run: Prepared) -> dict[str, Any]:
@@ -79,15 +82,18 @@ def _finish(run: Prepared) -> dict[str, Any]:
         return report.show_results(workdir)
     shutil.rmtree(workdir / "integrated", ignore_errors=True)  # of a shorter training
     if methods.apply(config):
-        integrate.integrate_run(run.experiment, workdir, run.data)
+        with phase("integration"):
+            integrate.integrate_run(run.experiment, workdir, run.data)
     split = "test" if config.eval.test and "test" in run.data.splits else "validation"
-    return results.write(run, split)
+    with phase(split):
+        return results.write(run, split)
 
 
 def prepare_run(config: ConfigDict, workdir: Path, *, compare: bool = True) -> Prepared:
     """Prepares the data, finishes the runs to compare with, and builds the experiment."""
-    data = load_data(config)
-    train_split = data.split("train")
+    with phase("data"):
+        data = load_data(config)
+        train_split = data.split("train")
     print(data.prose())
     others = {}
     if everything := marks.all_examples(config, workdir):
@@ -103,9 +109,11 @@ def prepare_run(config: ConfigDict, workdir: Path, *, compare: bool = True) -> P
         train(*alone, compare=False)
         print("Now the encoder with features.")
         others[report.ENCODER] = alone
-    experiment = build(config, workdir, data.labels, print, train_split)
-    experiment.check(train_split, "train", training=True)
-    experiment.check(data.split("validation"), "validation")
+    with phase("model"):
+        experiment = build(config, workdir, data.labels, print, train_split)
+    with phase("data"):
+        experiment.check(train_split, "train", training=True)
+        experiment.check(data.split("validation"), "validation")
     return Prepared(experiment, workdir, data, train_split, others)
 
 

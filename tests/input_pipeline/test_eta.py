@@ -108,3 +108,22 @@ def test_on_a_terminal_the_line_is_rewritten_and_gone_at_the_end():
     rewritten, _, rest = after.rpartition("Reading: 2 of 4")
     assert "\n" not in rewritten  # nothing stays
     assert "\x1b[2K" in rest and rest.endswith("after\r\n")
+
+
+def test_time_is_charged_to_the_innermost_phase_once(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(eta.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(eta, "_clock", clock := eta._Clock())
+    clock.seconds["imports"] = 9.0
+    for name, seconds in (("steps", 50), ("data", 3)):
+        with pytest.raises(KeyError) if name == "data" else contextlib.nullcontext():
+            with eta.phase(name):
+                now[0] += seconds
+                with eta.phase("compilation"):
+                    now[0] += 12
+                if name == "data":
+                    raise KeyError
+    now[0] += 1
+    sentence = "1 min 39 s: steps 50 s, compilation 24 s, imports 9 s, data 3 s, other 1 s."
+    assert eta.time_spent() == f"Time: 1 min 27 s: {sentence.partition(': ')[2]}"
+    assert eta.time_spent() == "Time: 0 s: other 0 s."

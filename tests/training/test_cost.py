@@ -129,7 +129,7 @@ def test_frozen_parameters_cost_no_gradients():
     one_trained = flops_per_example(model.train_step, state, frozen, batch())
     assert one_trained < 0.4 * all_trained
     step = jax.jit(model.train_step).lower(state, frozen, batch())
-    lines = cost.describe(state, frozen, batch(), forward=model.forward, train_step=step)
+    lines = cost.describe(state, frozen, batch(), train_step=step)
     total, trained = (sum(v.size for v in tree.values()) for tree in (model.params, head))
     assert f"{total / 1e6:,.1f}M" in lines[0] and f"({trained / total:.1%}) are trained" in lines[0]
     assert "32 positions per example" in lines[2]
