@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
+from scipy.stats import entropy
 from sklearn.metrics import confusion_matrix
 
 from evaluation import baselines, classification_metrics, probes
@@ -164,6 +165,11 @@ class Classification(WholeText, Calibrated):
         correct = jnp.sum(weights_B * (jnp.argmax(logits_BxC, axis=-1) == labels_B))
         losses_B = self.losses(logits_BxC, labels_B)
         return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {"correct": correct}
+
+    def guess_loss(self, examples: Examples) -> float:
+        """Returns the entropy of the labels."""
+        counts_C = np.bincount(examples.labels_N[examples.labels_N >= 0], minlength=self.size)
+        return float(entropy(counts_C))
 
     def losses(self, logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
         """Returns the cross-entropy of each example, smoothed or focused if so configured."""

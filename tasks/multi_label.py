@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.stats import entropy
 
 from evaluation import baselines, probes
 from evaluation.classification_metrics import AUROC, per_class, placements
@@ -77,6 +78,11 @@ class MultiLabel(Classification):
         """Fits a logistic regression for each label."""
         probe = probes.several(inputs_N, self._true(windows))
         return probe.params, probe.prose()
+
+    def guess_loss(self, examples: Examples) -> float:
+        """Returns the mean entropy of the labels."""
+        shares_C = self._true(examples).mean(axis=0)
+        return float(entropy([shares_C, 1 - shares_C]).mean())
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums over the examples the mean over the labels of the binary cross-entropy.

@@ -189,6 +189,10 @@ class MultipleChoice(Calibrated):
         chosen = examples.take(rows_of(examples, predictions.ids_N))
         return self._scores(chosen, self.log_probabilities(predictions))
 
+    def guess_loss(self, examples: Examples) -> float:
+        """Returns the loss of choosing at random."""
+        return float(np.mean(np.log(list(map(len, examples.choices_N)))))
+
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
         """Scores guessing, and what words and frequencies alone give away.
 

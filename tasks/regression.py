@@ -106,6 +106,11 @@ class Regression(WholeText):
         probe = probes.numbers(inputs_N[known_N], numbers_N.astype(np.float64))
         return probe.params, probe.prose()
 
+    def guess_loss(self, examples: Examples) -> float:
+        """Returns the squared error of the mean of the examples, in deviations."""
+        numbers_N = examples.numbers_N[np.isfinite(examples.numbers_N)]
+        return float(numbers_N.var() / self.unfitted["deviation"] ** 2)
+
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the squared error, in deviations; that of predicting the mean is 1 on average."""
         weights_B = batch["weights_B"].astype(jnp.float32)

@@ -214,6 +214,10 @@ class Task(abc.ABC):
         """
         raise NotImplementedError
 
+    def guess_loss(self, examples: Examples) -> float | None:
+        """Returns the metric 'loss' of a guess without the texts; None without that metric."""
+        return None
+
     @abc.abstractmethod
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the loss over the examples of a batch; pure, under jit.

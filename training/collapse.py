@@ -27,6 +27,22 @@ _FOLDER = "checkpoints_collapsed_"
 _NOTE = "collapse.json"  # in that folder
 
 
+def nothing_learned(values: Mapping[str, float], guess: float | None, first: str) -> str:
+    """Returns why an evaluation shows that nothing was learned, '' if it does not.
+
+    Args:
+        values: of the metrics, by name.
+        guess: See Task.guess_loss.
+        first: name of the metric that decides where there is no loss: of spans and answers, 0
+            means that none is right.
+    """
+    if guess is not None:
+        stuck = values["loss"] >= _SHARE * guess
+        said = f"the validation loss {values['loss']:.3f} is no better than that of a guess"
+        return f"{said} without the texts, {guess:.3f}" if stuck else ""
+    return f"the validation {first} is 0" if values[first] == 0 and "loss" not in values else ""
+
+
 class Collapsed(ValueError):
     """Training has collapsed; going on cannot save it."""
 
@@ -35,6 +51,7 @@ class CollapseGuard:
     """Watches one training.
 
     Attributes:
+        total: steps of the whole training.
         seen: its state, JSON-ready; kept in checkpoints, so that a resumed training is judged like
             an uninterrupted one but for the losses just before.
     """
@@ -47,7 +64,7 @@ class CollapseGuard:
             total_steps: of the whole training.
             seen: the state in the checkpoint that training resumes from.
         """
-        self._choice, self._total = choice, total_steps
+        self._choice, self.total = choice, total_steps
         self.seen = dict(seen or {"one_class": 0, "losses": 0, "highest": 0.0})
         self._recent: collections.deque[float] = collections.deque(maxlen=_WINDOW)
 
@@ -89,7 +106,7 @@ class CollapseGuard:
         truth_C, predicted_C = counts_CxC.sum(axis=1), counts_CxC.sum(axis=0)
         shares = truth_C[truth_C > 0] / truth_C.sum()
         entropy = float(-(shares * np.log(shares)).sum())
-        late = step > MIN_STEPS and step >= self._total / 2
+        late = step > MIN_STEPS and step >= self.total / 2
         one_class = predicted_C.max() == predicted_C.sum() and len(shares) > 1
         stuck = one_class and loss >= _SHARE * entropy
         self.seen["one_class"] = self.seen["one_class"] + 1 if late and stuck else 0
@@ -105,12 +122,12 @@ class CollapseGuard:
         if self._choice == "ignore":
             return
         message = (
-            f"the training has collapsed at step {step} of {self._total}: {reason}. The likely "
+            f"the training has collapsed at step {step} of {self.total}: {reason}. The likely "
             "cause is a learning rate too high for this batch size: lower config.optimizer."
             "learning_rate, lengthen config.schedule.warmup or raise config.data.batch_size; "
             "config.train.collapse='restart' starts again at half the rate, 'ignore' goes on"
         )
-        if self._choice == "stop" and step >= self._total:
+        if self._choice == "stop" and step >= self.total:
             warnings.warn(message, stacklevel=2)  # nothing is saved by stopping at the end
             return
         raise Collapsed(message)

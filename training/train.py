@@ -54,7 +54,7 @@ class Run:
         config = experiment.config
         self._experiment, self._config, self._workdir = experiment, config, workdir
         self._data, self._on_evaluation = data, on_evaluation
-        self._count = len(train_split)
+        self._count, self._said_stuck = len(train_split), False
         self._train_split = experiment.windows(train_split, training=True)
         self._durations = Durations(config, len(self._train_split))
         self._metrics = experiment.task.metrics
@@ -279,6 +279,7 @@ class Run:
             return values
         confusion = scores.detail.get("confusion_matrix")
         self._guard.check(step, confusion_CxC=confusion, loss=values.get("loss"))
+        self._check_learned(step, values)
         rank, best = self._experiment.rank(values), self._meta["best"]
         gain = best is None or rank > best
         waited = 0 if gain else self._meta["evaluations_without_gain"] + 1
@@ -287,6 +288,20 @@ class Run:
         if self._stopped_early():
             print(f"Early stopping: {waited} evaluations without a better validation result.")
         return values
+
+    def _check_learned(self, step: int, values: dict[str, float]) -> None:
+        """Says so once if nothing was learned in half of the training."""
+        task, total = self._experiment.task, self._guard.total
+        if step < total / 2 or self._said_stuck:
+            return
+        guess = task.guess_loss(self._data.split("validation"))
+        if reason := collapse.nothing_learned(values, guess, self._metrics[0].name):
+            self._said_stuck = True
+            self._progress.message(
+                f"Note: at step {step} of {total} the model has learned nothing: {reason}. Raise "
+                "config.optimizer.learning_rate, or the head's in lr_table; train for longer; or "
+                "start with config.model.head_start='probe'."
+            )
 
     def _stopped_early(self) -> bool:
         patience = self._config.train.early_stopping

@@ -119,3 +119,18 @@ def test_without_the_choice_to_restart_nothing_is_moved(tmp_path):
         collapse.restart("stop", tmp_path, Collapsed("x"), learning_rate=1e-3)
     assert list(tmp_path.iterdir()) == [tmp_path / "checkpoints"]
     assert collapse.history(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "guess", "reason"),
+    [
+        ({"accuracy": 0.5, "loss": 0.692}, 0.693, "loss 0.692 is no better than that of a guess"),
+        ({"accuracy": 0.5, "loss": 0.6}, 0.693, ""),
+        ({"f1": 0.0, "precision": 0.0}, None, "the validation f1 is 0"),
+        ({"f1": 0.01, "precision": 0.0}, None, ""),
+        ({"f1": 0.0, "loss": 3.0}, None, ""),
+    ],
+)
+def test_what_was_learned_shows_in_loss_or_score(values, guess, reason):
+    said = collapse.nothing_learned(values, guess, next(iter(values)))
+    assert (reason in said) if reason else not said

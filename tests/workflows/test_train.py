@@ -180,3 +180,24 @@ def test_a_loss_that_is_not_finite_from_the_first_step_is_not_put_on_the_learnin
     with pytest.raises(ValueError, match=said) as error:
         pending.flush()
     assert ("learning_rate" in str(error.value)) == (broken == (6,))
+
+
+@pytest.mark.parametrize("kind", ["class", "spans"])
+def test_a_run_that_learns_nothing_says_so_once_at_its_half(kind, short_config, tmp_path, capsys):
+    config = short_config
+    config.model.update(head="linear", pooling="mean", label_words=())
+    config.optimizer.learning_rate, config.train.duration = 1e-9, "8 steps"
+    config.eval.every = "2 steps"
+    config.eval.test, config.train.integrate = False, False
+    if kind == "spans":
+        rows = [{"text": f"第{i}家酒店很好", "spans": [[1, 9, "thing"]]} for i in range(1000, 1200)]
+        path = tmp_path / "spans.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        config.task = "tagging"
+        config.data.update(files=str(path), label_column="", spans_column="spans")
+        config.data.template = "{text}"
+    train(config, tmp_path / "run")
+    output = capsys.readouterr().out
+    said = "is no better than that of a guess" if kind == "class" else "the validation f1 is 0"
+    assert output.count("the model has learned nothing") == 1 == output.count(said)
+    assert "at step 4 of 8 the model has learned nothing" in output
