@@ -35,7 +35,7 @@ RECODING += ("urls:drop", "urls:mask", "mentions:drop", "mentions:mask", "emoji:
 RECODING += ("chinese_spaces", "whitespace")
 EXTRACTORS = ("lengths", "characters", "punctuation", "lexicon", "pinyin", "radicals")
 EXTRACTORS += ("character_tfidf", "word_tfidf", "values")
-METHODS = ("interpolation", "soup", "greedy_soup", "add", "ties", "ensemble")
+METHODS = ("interpolation", "soup", "greedy_soup", "ensemble")
 
 COUNT, SOME = Whole(0), Whole(1)
 POSITIVE, NOT_NEGATIVE = Number(0, above=True), Number(0)
@@ -152,11 +152,9 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "augmentation.cutoff_rate": BELOW_ONE,
     "augmentation.mixing_rate": BELOW_ONE,
     "augmentation.sampling_rate": BELOW_ONE,
-    "augmentation.sampling_size": Whole(2),
     "augmentation.sampling_alpha": Number(0, 1, above=True),
     "features.use": choice("none", "both"),
     "features.extractors": Names(EXTRACTORS, least=1),
-    "features.tfidf_terms": SOME,
     "features.svd": COUNT,
     "features.transformation": choice("none", "log", "power", "quantile"),
     "features.scaling": choice("none", "standard", "min_max", "robust"),
@@ -167,6 +165,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "model.dtype": choice("float32", "bfloat16"),
     "model.pooling": choice("first", "last", "mean", "pooler", "mask"),
     "model.head": choice("linear", "label_words"),
+    "model.head_start": choice("random", "probe"),
     "model.label_words": Names(),
     "model.dropout": BELOW_ONE,
     "model.hidden_dropout": BELOW_ONE,
@@ -177,18 +176,14 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "classification.label_smoothing": BELOW_ONE,
     "classification.threshold": Form("'fitted' or a probability between 0 and 1", _is_threshold),
     "tagging.head": choice("softmax", "crf", "global_pointer"),
-    "tagging.head_size": Whole(2, step=2),
     "tagging.max_spans": SOME,
     "tagging.dropout": BELOW_ONE,
-    "reading.n_best": SOME,
     "reading.max_answer": SOME,
     "reading.threshold": Number(),
     "language.mask_share": Number(0, 1, above=True, below=True),
-    "language.mean_span": Number(1),
     "language.chunk": SOME,
     "generation.train_on": choice("last", "all"),
     "generation.on_long": choice("drop", "stop", "cut"),
-    "generation.on_empty": choice("drop", "stop"),
     "generation.max_tokens": SOME,
     "generation.temperature": NOT_NEGATIVE,
     "generation.top_k": COUNT,
@@ -196,11 +191,8 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "generation.beams": SOME,
     "generation.length_penalty": NOT_NEGATIVE,
     "generation.examples": COUNT,
-    "multi.mixing": choice("temperature", "rates"),
     "multi.temperature": POSITIVE,
     "multi.rates": Form("a number above 0 for each member", are(POSITIVE)),
-    "self_training.max_examples": COUNT,
-    "self_training.threshold": SHARE,
     "adapt.kind": choice(*ADAPTERS),
     "adapt.targets": Form("a regular expression", is_regex),
     "adapt.rank": SOME,
@@ -246,8 +238,6 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "search.trials": COUNT,
     "report.runs": Names(),
     "inspect.examples": COUNT,
-    "inspect.epoch": COUNT,
-    "verify.examples": SOME,
     "verify.tolerance": NOT_NEGATIVE,
     "export.formats": Names(("huggingface", "stablehlo", "peft"), least=1),
 }

@@ -32,7 +32,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.language = _language()
     config.generation = _generation()
     config.multi = _multi()
-    config.self_training = _self_training()
     config.adapt = _adapt()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
@@ -181,7 +180,6 @@ def _augmentation() -> ConfigDict:
     augmentation.cutoff_rate = 0.0  # share of the text removed as one span (2009.13818)
     augmentation.mixing_rate = 0.0  # of examples joined with half of another of the same label
     augmentation.sampling_rate = 0.0  # of examples whose segmentation is sampled
-    augmentation.sampling_size = 8  # from how many of the best; of no meaning with BPE
     augmentation.sampling_alpha = 0.1  # inverse temperature (1804.10959); BPE: share of places cut
     return augmentation
 
@@ -195,7 +193,6 @@ def _features() -> ConfigDict:
     # of lengths, characters, punctuation, lexicon, pinyin, radicals, character_tfidf, word_tfidf,
     # values (data.value_columns)
     features.lexicon = ""  # with 'lexicon': file with a word and a category per line
-    features.tfidf_terms = 20_000  # most frequent terms of each TF-IDF
     features.svd = 64  # dimensions that each TF-IDF is reduced to; 0 keeps the terms
     features.transformation = "none"  # log, power or quantile, of the dense features
     features.scaling = "standard"  # standard, min_max, robust; "none" trains badly
@@ -209,9 +206,8 @@ def _model() -> ConfigDict:
     """The pretrained model and its head."""
     model = ConfigDict()
     model.checkpoint = "gemma3-270m"  # a folder (safetensors, .bin or bert_model.ckpt), a .gguf
-    # file, 'hf://owner/name', or one from a package: 'gemma3-270m', 'multilingual-e5-small',
-    # 'all-MiniLM-L6-v2'
-    model.hub = ""  # address of a mirror for 'hf://'; '' is $HF_ENDPOINT or huggingface.co
+    # file, 'hf://owner/name' ($HF_ENDPOINT names a mirror), or one from a package: 'gemma3-270m',
+    # 'multilingual-e5-small', 'all-MiniLM-L6-v2'
     model.init = "pretrained"  # 'scratch' draws random weights of the checkpoint's shapes
     model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'; parameters are float32
     model.remat = False  # recomputes layers in the backward pass: less memory, a third more time
@@ -221,6 +217,10 @@ def _model() -> ConfigDict:
     model.head = "linear"  # drawn fresh; 'label_words' starts from word embeddings, with pooling
     # 'last' (causal) or 'mask' (masked language models); of multiple choice it lets a causal model
     # score each choice and what follows it
+    model.head_start = (
+        "random"  # of a linear head: 'probe' fits it on the pretrained model's vectors
+    )
+    # of training examples, so that it works before any step (2202.10054)
     model.head_bias = True  # False to export a decoder: transformers' classifiers on them have none
     model.label_words = ()  # with 'label_words': one word per label, in class order
     model.dropout = 0.0  # on the pooled vector, before the head
@@ -249,7 +249,6 @@ def _tagging() -> ConfigDict:
     # nested and overlapping spans (2208.03054)
     tagging.characters = True  # makes each Chinese character a token, so that no token crosses the
     # border of a span; False keeps the tokeniser's pieces
-    tagging.head_size = 64  # of 'global_pointer'
     tagging.max_spans = 64  # of 'global_pointer': most spans in a window
     tagging.dropout = 0.1  # before the head
     return tagging
@@ -258,7 +257,6 @@ def _tagging() -> ConfigDict:
 def _reading() -> ConfigDict:
     """Answers as spans of a context: data.text_column is the context, pair_column the question."""
     reading = ConfigDict()
-    reading.n_best = 20  # starts and ends that are combined, and answers of --mode=predict
     reading.max_answer = 64  # characters
     reading.no_answer = False  # whether a question may have none
     reading.threshold = 0.0  # nats by which no answer must beat the best answer
@@ -270,7 +268,6 @@ def _language() -> ConfigDict:
     language = ConfigDict()
     language.mask_share = 0.15  # of tokens that are predicted (masked, span corruption)
     language.whole_words = True  # masks whole words (data.words), not single tokens
-    language.mean_span = 3.0  # tokens of a corrupted span (1910.10683)
     language.chunk = 256  # positions whose logits are in memory at once, also in generation
     return language
 
@@ -283,7 +280,6 @@ def _generation() -> ConfigDict:
     generation.train_on = "last"  # answers in the loss: 'last', or 'all' of a dialogue
     generation.on_long = "drop"  # examples beyond layout.max_length: 'drop' (counted), 'stop', or
     # 'cut' the prompt from its start
-    generation.on_empty = "drop"  # empty answers, likewise: 'drop' or 'stop'
     generation.max_tokens = 64  # of an answer
     generation.temperature = 0.0  # 0 takes the most likely token; else samples
     generation.top_k = 0  # samples among the k most likely; 0 is all
@@ -299,21 +295,9 @@ def _multi() -> ConfigDict:
     multi = ConfigDict()
     multi.members = ConfigDict()  # name -> its config, of which task, data and the task's group are
     # used
-    multi.mixing = "temperature"  # steps of a member by its number of examples ** (1 / temperature)
-    multi.temperature = 2.0
-    multi.rates = ()  # with mixing='rates': one number per member, in their order
+    multi.temperature = 2.0  # steps of a member by its number of examples ** (1 / temperature)
+    multi.rates = ()  # or by one number per member, in their order
     return multi
-
-
-def _self_training() -> ConfigDict:
-    """Labels from a first model for unlabelled texts."""
-    self_training = ConfigDict()
-    self_training.files = ""  # unlabelled texts; '' is off. 'rest' is the training split beyond
-    # data.max_train_examples, without its labels
-    self_training.max_examples = 0  # of them; 0 is all
-    self_training.threshold = 0.9  # least calibrated probability of an accepted label
-    self_training.balance = True  # accepts as many of each class, the most confident ones
-    return self_training
 
 
 def _adapt() -> ConfigDict:
@@ -399,8 +383,8 @@ def _integrate() -> ConfigDict:
     """Combinations of weights after training, chosen by the validation loss: docs/integration.md.
 
     Methods: 'interpolation' with the pretrained weights; 'soup' and 'greedy_soup' of each run's
-    best checkpoint, or of this run's checkpoints where no runs are named; 'add' and 'ties' of what
-    the runs have changed; 'ensemble' of probabilities.
+    best checkpoint, or of this run's checkpoints where no runs are named; 'ensemble' of
+    probabilities.
     """
     integrate = ConfigDict()
     integrate.methods = ("interpolation",)
@@ -448,7 +432,6 @@ def _inspect() -> ConfigDict:
     """Examples shown stage by stage (--mode=inspect)."""
     inspect = ConfigDict()
     inspect.examples = 3  # of the source and of the training split
-    inspect.epoch = 0  # whose augmentation to show
     return inspect
 
 
@@ -457,7 +440,6 @@ def _verify() -> ConfigDict:
     verify = ConfigDict()
     verify.golden = ""  # .npz of inputs and logits of the reference; '' is golden.npz in the
     # checkpoint's folder, else live PyTorch
-    verify.examples = 8  # of the data, where PyTorch is asked
     verify.tolerance = 1e-3  # largest difference of float32 logits that passes
     return verify
 

@@ -4,7 +4,7 @@
 
 The text here is the People's Daily of January 1998, segmented by jieba; for your own:
 --config.data.source=files --config.data.files='texts/*.txt'. The checkpoint comes from a model hub
-(--config.model.hub names a mirror) or a folder and needs its output layer: BERT, RoBERTa-wwm and
+($HF_ENDPOINT names a mirror) or a folder and needs its output layer: BERT, RoBERTa-wwm and
 MacBERT have one, sentence encoders and ELECTRA's discriminators do not. Use an accelerator, or
 --config.data.max_train_examples=1000 and patience. `--mode=export` writes a folder that is the
 config.model.checkpoint of a later fine-tuning. `:runlocal` takes a few examples.

@@ -21,8 +21,22 @@ RENAMED: dict[str, str] = {"generation.chunk": "language.chunk"}
 CONSTANTS: dict[str, Any] = {
     "augmentation.mask_character": "□",
     "augmentation.pair": "apart",
+    "augmentation.sampling_size": 8,
+    "features.tfidf_terms": 20_000,
+    "generation.on_empty": "drop",
+    "inspect.epoch": 0,
+    "language.mean_span": 3.0,
+    "model.hub": "",  # $HF_ENDPOINT
+    "multi.mixing": "temperature",  # or by multi.rates, where they are given
+    "reading.n_best": 20,
     "review.neighbours": 3,
+    "self_training.balance": True,
+    "self_training.files": "",
+    "self_training.max_examples": 0,
+    "self_training.threshold": 0.9,
+    "tagging.head_size": 64,
     "train.compilation_cache": "",  # $JAX_COMPILATION_CACHE_DIR
+    "verify.examples": 8,
 }
 
 ABSENT = "(absent)"

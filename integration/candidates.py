@@ -33,7 +33,7 @@ class Candidate:
 
     Attributes:
         name: in tables and files; unique.
-        kind: 'interpolation', 'single', 'soup', 'merging' or 'ensemble'.
+        kind: 'interpolation', 'single', 'soup' or 'ensemble'.
         judged: on the validation split.
         make: returns the parameters; None where they are those of several models.
         members: names of the single models that it is made of.

@@ -8,9 +8,7 @@ from models.adapters import LORA_KINDS
 from tasks import require
 
 SOUPS = ("soup", "greedy_soup")
-MERGES = ("add", "ties")
-ROOTED = ("interpolation", *MERGES)  # start from the pretrained weights
-METHODS = ("interpolation", *SOUPS, *MERGES, "ensemble")
+METHODS = ("interpolation", *SOUPS, "ensemble")
 
 
 def apply(config: ConfigDict) -> bool:
@@ -34,17 +32,15 @@ def check(config: ConfigDict) -> None:
     if kind in LORA_KINDS:
         _refuse(
             methods,
-            (*SOUPS, *MERGES),
+            SOUPS,
             "averages weights, and the product of averaged factors is not the average of the "
             f"products that config.adapt.kind={kind!r} trains: use 'interpolation' and 'ensemble', "
             "or train with config.adapt.kind='full'",
         )
-    if not options.runs:
-        _refuse(methods, MERGES, "merges several runs: name the others in config.integrate.runs")
     if from_scratch:
         _refuse(
             methods,
-            ROOTED + SOUPS * bool(options.runs),
+            ("interpolation", *SOUPS * bool(options.runs)),
             "needs the pretrained weights that training started from, but config.model.init="
             "'scratch' has none: use 'ensemble', or fine-tune a pretrained checkpoint",
         )

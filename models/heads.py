@@ -80,18 +80,26 @@ class Model(nn.Module):
 
     def __call__(self, batch: Batch, *, deterministic: bool) -> dict[str, jax.Array]:
         """Returns the head's outputs for a batch of input_pipeline/batches/pipeline.py."""
+        hidden_RxLxD = self._hidden(batch, deterministic=deterministic)
+        return self.head(self.backbone, hidden_RxLxD, batch, deterministic=deterministic)
+
+    def head_inputs(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the vectors that the head is linear in: {'inputs_BxD'} or {'inputs_RxLxD'}."""
+        hidden_RxLxD = self._hidden(batch, deterministic=True)
+        return self.head.inputs(self.backbone, hidden_RxLxD, batch)
+
+    def _hidden(self, batch: Batch, *, deterministic: bool) -> jax.Array:
         segments_RxL = batch["segments_RxL"]
         if isinstance(self.config, T5Config) and "is_target_RxL" in batch:
             # Source and target share a segment: the target is padding to the encoder.
             segments_RxL = jnp.where(batch["is_target_RxL"] > 0, 0, segments_RxL)
-        hidden_RxLxD = self.backbone(
+        return self.backbone(
             batch["tokens_RxL"],
             batch["positions_RxL"],
             segments_RxL,
             batch["types_RxL"],
             deterministic=deterministic,
         )
-        return self.head(self.backbone, hidden_RxLxD, batch, deterministic=deterministic)
 
 
 class ClassifierHead(nn.Module):
@@ -153,6 +161,12 @@ class ClassifierHead(nn.Module):
             kernel_KxC = self.param("feature_kernel", nn.initializers.zeros, shape)
             logits_BxC += features_BxK.astype(jnp.float32) @ kernel_KxC
         return {"logits_BxC": logits_BxC}
+
+    def inputs(
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Batch
+    ) -> dict[str, jax.Array]:
+        """Returns {'inputs_BxD'}; see Model.head_inputs."""
+        return {"inputs_BxD": self.pool(backbone, hidden_RxLxD, batch)}
 
     def pool(self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Batch) -> jax.Array:
         """Returns float32 [B, D], or [B * K, D] of K masks or sequences."""

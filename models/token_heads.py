@@ -46,3 +46,9 @@ class TokenHead(nn.Module):
             for name, shape in shapes.items()
         }
         return {"logits_RxLxC": logits_PxC.reshape(rows, length, count), **chain}
+
+    def inputs(
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Batch
+    ) -> dict[str, jax.Array]:
+        """Returns {'inputs_RxLxD'}; see Model.head_inputs."""
+        return {"inputs_RxLxD": hidden_RxLxD.astype(jnp.float32)}

@@ -27,9 +27,9 @@ from reporting import figures
 
 # Names of the rows of the results table; those of baselines are the tasks'.
 ENCODER = "encoder alone"
-TEACHER = "model without unlabelled texts"
 ALL_EXAMPLES = "model of all examples"
 BEFORE = "before training"
+PROBE = "linear probe"  # before training, with a fitted head
 FINETUNED = "fine-tuned"
 BOTH = "encoder and features"
 INTEGRATED = "integrated"
@@ -76,7 +76,7 @@ def write_results(
     """
     workdir, last = Path(workdir), list(scores)[-1]
     # What a person would ask about: the floor, other trainings, and the model before integration.
-    titles = {floor: floor} | {row: f"the {row}" for row in (ENCODER, TEACHER, ALL_EXAMPLES)}
+    titles = {floor: floor} | {row: f"the {row}" for row in (ENCODER, ALL_EXAMPLES)}
     titles |= {row: f"the {row} model" for row in (FINETUNED, BOTH)}
     with working("Comparing the models"):
         comparisons = significance.compare_last(scores, titles, metric, split=split)

@@ -16,10 +16,10 @@ import optax
 from ml_collections import ConfigDict
 from sklearn.metrics import confusion_matrix
 
-from evaluation import baselines, classification_metrics
+from evaluation import baselines, classification_metrics, probes
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, class_counts, macro_f1, mean, one_each
-from input_pipeline.batches.template import Encoded
+from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
 from tasks import label_words, limits
 from tasks.calibrated import Calibrated
@@ -43,7 +43,6 @@ class Classification(WholeText, Calibrated):
     FLOOR = baselines.TFIDF
     EXPORT = "classifier"
     REVIEW = True
-    SELF_TRAINING = True
     OPTIONS = ("class_weights", "focal_gamma", "label_smoothing")
     WORDS = True
 
@@ -145,6 +144,16 @@ class Classification(WholeText, Calibrated):
             return super().start_head(heads, params)
         fresh = {path for path in heads if path.endswith("feature_kernel")}
         return heads | label_words.start(heads, params, self._word_ids), fresh
+
+    def probe(
+        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """Fits softmax regression, with the class weights of the loss."""
+        known_N = windows.labels_N >= 0
+        probe = probes.classes(
+            inputs_N[known_N], windows.labels_N[known_N], weights_C=self._weights_C
+        )
+        return probe.params, probe.prose()
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the loss; 'correct' is the weighted number of right predictions."""

@@ -16,7 +16,7 @@ from evaluation import generated_text, surprisal
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores, about
 from input_pipeline.batches.chat import ChatEncoder, pack_messages, unpack_messages
-from input_pipeline.batches.conversations import fitting, messages_of, name_of
+from input_pipeline.batches.conversations import fitting, messages_of
 from input_pipeline.batches.template import Encoded
 from input_pipeline.batches.windows import token_counts
 from input_pipeline.examples import Examples, object_array
@@ -94,11 +94,10 @@ class Generation(TokenTask):
                 "set config.generation.chat_template to 'checkpoint', or to a chat template"
             )
         empty = [i for i, answer in enumerate(examples.pairs_N) if not answer.strip()]
-        if empty and (self.config.generation.on_empty == "stop" or len(empty) == len(examples)):
+        if empty and len(empty) == len(examples):
             raise ValueError(
-                f"{len(empty)} of {len(examples)} {split} examples have an empty answer, the first "
-                f"is {name_of(examples, empty[0])}: fill it, or set "
-                "config.generation.on_empty='drop'"
+                f"all {len(empty)} {split} examples have an empty answer: fill them, or set "
+                "config.data.pair_column to the column that holds them"
             )
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> ChatEncoder:

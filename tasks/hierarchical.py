@@ -29,7 +29,6 @@ class Hierarchical(Classification):
     BOUND = (*Classification.BOUND, "classification.separator")
     EXPORT = ""
     REVIEW = False
-    SELF_TRAINING = False
     OPTIONS = ("class_weights",)
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):

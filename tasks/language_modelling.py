@@ -23,6 +23,8 @@ from models.t5 import T5Config
 from tasks.language_task import LanguageModelling
 from tasks.task import Chunk, Targets, rows_of
 
+_MEAN_SPAN = 3.0  # tokens of a corrupted span (1910.10683)
+
 
 class MaskedLanguageModelling(LanguageModelling):
     """Tokens or words are masked anew in each epoch, and filled in (1810.04805)."""
@@ -142,8 +144,8 @@ class SpanCorruption(LanguageModelling):
         if len(self._sentinels) < needed:
             raise ValueError(
                 f"config.layout.max_length={config.layout.max_length} needs {needed} sentinels "
-                f"(<extra_id_0>, ...), the tokeniser has {len(self._sentinels)}: lower it, raise "
-                "config.language.mean_span, or use the tokeniser of a T5"
+                f"(<extra_id_0>, ...), the tokeniser has {len(self._sentinels)}: lower it, or "
+                "use the tokeniser of a T5"
             )
 
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
@@ -160,7 +162,7 @@ class SpanCorruption(LanguageModelling):
             encoded.lengths_B,
             is_text_P=encoded.fields >= 0,
             share=self.config.language.mask_share,
-            mean_span=self.config.language.mean_span,
+            mean_span=_MEAN_SPAN,
             sentinel_ids=self._sentinels,
             end_id=self.backbone.end_id,
             draws=self.draws(chunk),
@@ -171,9 +173,8 @@ class SpanCorruption(LanguageModelling):
         return Targets(positions, {"lengths_B": lengths_B})
 
     def _spans(self, lengths: np.ndarray) -> np.ndarray:
-        language = self.config.language
-        share, mean_span = language.mask_share, language.mean_span
-        return masking.span_counts(lengths, share=share, mean_span=mean_span)[1]
+        share = self.config.language.mask_share
+        return masking.span_counts(lengths, share=share, mean_span=_MEAN_SPAN)[1]
 
     def asked_tokens(self, train: Examples) -> np.ndarray:
         """Returns the tokens that the corruption of training texts asks for."""

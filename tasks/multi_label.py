@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from evaluation import baselines
+from evaluation import baselines, probes
 from evaluation.classification_metrics import AUROC, per_class, placements
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, f1, mean, one_each
-from input_pipeline.batches.template import Encoded
+from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
 from tasks.classification import LOSS, MACRO_F1, Classification, masked_logits
 from tasks.task import Arrays, Chunk, Loss, Targets, digest, rows_of, text_record
@@ -39,7 +39,6 @@ class MultiLabel(Classification):
     AVERAGE = "sigmoid"
     EXPORT = ""
     REVIEW = False
-    SELF_TRAINING = False
 
     def check(self, examples: Examples, split: str) -> None:
         """Raises on examples without labels; counts those of the training split."""
@@ -71,6 +70,13 @@ class MultiLabel(Classification):
         """Returns labels_BxC, 0 or 1, and where the template's masks are."""
         labels_BxC = self._true(chunk.examples, chunk.indices_B).astype(np.float32)
         return Targets(self.mask_positions(encoded), {"labels_BxC": labels_BxC})
+
+    def probe(
+        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """Fits a logistic regression for each label."""
+        probe = probes.several(inputs_N, self._true(windows))
+        return probe.params, probe.prose()
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums over the examples the mean over the labels of the binary cross-entropy.

@@ -10,8 +10,9 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from evaluation import classification_metrics
+from evaluation import classification_metrics, probes
 from evaluation.metrics import Metric, mean, one_each
+from input_pipeline.batches.template import Encoder
 from input_pipeline.examples import Examples
 from models.heads import OrdinalHead, threshold_parameters
 from tasks.classification import ACCURACY, LOSS, Classification
@@ -38,7 +39,6 @@ class Ordinal(Classification):
     )
     EXPORT = ""
     REVIEW = False
-    SELF_TRAINING = False
     OPTIONS = ("class_weights", "focal_gamma")
     WORDS = False
 
@@ -70,6 +70,17 @@ class Ordinal(Classification):
             thresholds = threshold_parameters(self._counts_C / self._counts_C.sum())
             heads = heads | {"head/thresholds": thresholds}
         return super().start_head(heads, params)
+
+    def probe(
+        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """Fits proportional odds, thresholds and all."""
+        known_N = windows.labels_N >= 0
+        probe = probes.ordered(inputs_N[known_N], windows.labels_N[known_N], count=self.size)
+        below_C = 1 / (1 + np.exp(probe.bias_C.astype(np.float64)))
+        shares_C = np.diff(np.concatenate([[0], below_C, [1]]))
+        heads = {"head/kernel": probe.kernel_DxC[:, :1]}
+        return heads | {"head/thresholds": threshold_parameters(shares_C)}, probe.prose()
 
     def classes(self, log_probabilities_NxC: np.ndarray) -> np.ndarray:
         """Returns the median class of each example, which is off by least on average.

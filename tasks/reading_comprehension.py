@@ -29,6 +29,7 @@ from tasks import text_windows
 from tasks.limits import Given, Limit
 from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of, text_record
 
+_N_BEST = 20  # starts and ends that are combined, and answers of --mode=predict
 _NEVER = -1e9  # log probability of the impossible; exp() of it is 0
 
 
@@ -161,7 +162,7 @@ class ReadingComprehension(Task):
         The latter is the log probability of no answer in the window that is least sure of it.
         """
         reading, windows = self.config.reading, windows.take(rows_of(windows, predictions.ids_N))
-        options = {"count": reading.n_best, "max_characters": reading.max_answer}
+        options = {"count": _N_BEST, "max_characters": reading.max_answer}
         scores: dict[int, dict[tuple[int, int], float]] = defaultdict(dict)
         nulls: dict[int, float] = {}
         for window, places, offsets_Tx2 in text_windows.tokens(windows, encoder):
@@ -179,7 +180,7 @@ class ReadingComprehension(Task):
         ranked = []
         for owner in sorted(scores):
             best = sorted(scores[owner].items(), key=lambda item: (-item[1], item[0]))
-            ranked.append(tuple(Answer(*span, score) for span, score in best[: reading.n_best]))
+            ranked.append(tuple(Answer(*span, score) for span, score in best[:_N_BEST]))
         nulls_N = np.array([nulls[owner] for owner in sorted(nulls)], np.float32)
         outputs = {"answers_N": object_array(ranked), "null_N": nulls_N}
         return Predictions(np.array(sorted(scores), np.int64), outputs)

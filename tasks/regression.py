@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation import baselines
+from evaluation import baselines, probes
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, mean, one_each
-from input_pipeline.batches.template import Encoded
+from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
 from tasks import limits
 from tasks.classification import LOSS
@@ -96,6 +96,15 @@ class Regression(WholeText):
     def head(self, *, num_features: int) -> nn.Module:
         """Returns a head with one column."""
         return self.linear_head(1, num_features=num_features)
+
+    def probe(
+        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """Fits ridge regression, in deviations from the mean."""
+        known_N, scale = np.isfinite(windows.numbers_N), self.unfitted
+        numbers_N = (windows.numbers_N[known_N] - scale["mean"]) / scale["deviation"]
+        probe = probes.numbers(inputs_N[known_N], numbers_N.astype(np.float64))
+        return probe.params, probe.prose()
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the squared error, in deviations; that of predicting the mean is 1 on average."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from evaluation import metrics, spans
+from evaluation import metrics, probes, spans
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores
 from input_pipeline.batches import span_tags
@@ -31,6 +31,9 @@ from tasks import text_windows
 from tasks.limits import Given, Limit, untaught
 from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of, text_record
 
+_PROBED_TOKENS = 20_000  # more take minutes
+_HEAD_SIZE = 64  # of 'global_pointer', as in its paper
+
 
 class Tagging(Task):
     """Spans with one of `labels`; of the heads, global_pointer alone finds overlapping ones."""
@@ -42,7 +45,8 @@ class Tagging(Task):
     )
     FLOOR = "dictionary of training spans"
     LABELS = "span_labels"
-    BOUND = ("tagging.characters", "tagging.head", "tagging.head_size")
+    PROBE = True
+    BOUND = ("tagging.characters", "tagging.head")
     positions = ("tags_RxL",)  # 1 + tag; of global_pointer 1 where spans may start and stop
     offsets = True
 
@@ -61,6 +65,11 @@ class Tagging(Task):
         if config.tagging.characters:
             self.tokenizer = CharacterTokenizer(self.tokenizer)
         self._flat = config.tagging.head != "global_pointer"
+        if not self._flat and config.model.head_start == "probe":
+            raise ValueError(
+                "config.model.head_start='probe' fits linear heads, and "
+                "config.tagging.head='global_pointer' is none: set it to 'random'"
+            )
         self._taught: set[int] = set()
 
     def prose(self) -> str:
@@ -164,9 +173,27 @@ class Tagging(Task):
         """Returns the head of config.tagging."""
         tagging, count = self.config.tagging, len(self.labels)
         if not self._flat:
-            return SpanHead(count, size=tagging.head_size, dropout=tagging.dropout)
+            return SpanHead(count, size=_HEAD_SIZE, dropout=tagging.dropout)
         chain = tagging.head == "crf"
         return TokenHead(span_tags.num_tags(count), dropout=tagging.dropout, chain=chain)
+
+    def probe(
+        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """Fits softmax regression over the tags of tokens; chains start from zeros as usual."""
+        vectors, tags = [], []
+        for window, places, offsets_Tx2 in text_windows.tokens(windows, encoder):
+            spans_Sx3 = windows.spans.row(window)
+            owners_T = span_tags.tokens_of(offsets_Tx2, spans_Sx3)[1]
+            known_T = np.append(spans_Sx3[:, 2] < len(self.labels), True)[owners_T]
+            vectors.append(inputs_N[window][places[known_T]])
+            tags.append(span_tags.to_tags(owners_T, spans_Sx3[:, 2])[known_T])
+        counts = np.cumsum(list(map(len, tags)))
+        used = slice(0, 1 + int(np.searchsorted(counts, _PROBED_TOKENS)))
+        tags_T = np.concatenate(tags[used])
+        weights_C = np.ones(span_tags.num_tags(len(self.labels)))
+        probe = probes.classes(np.concatenate(vectors[used]), tags_T, weights_C=weights_C)
+        return probe.params, f"{len(tags_T):,} tokens, {probe.prose()}"
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Means over tokens of what their tags cost, in chains too; or over examples, of spans."""

@@ -82,8 +82,8 @@ class Task(abc.ABC):
     UNIT: ClassVar[bool] = False  # `fit` holds the outputs' unit, equal in runs that are joined
     SHIFTED: ClassVar[bool] = True  # config.integrate.shifted_files: one data set has its columns
     REVIEW: ClassVar[bool] = False  # --mode=review, config.review.exclude: one class per text
-    SELF_TRAINING: ClassVar[bool] = False  # config.self_training: one class per text, calibrated
     ROBUSTNESS: ClassVar[bool] = False  # config.eval.robustness: a changed text keeps its answer
+    PROBE: ClassVar[bool] = False  # config.model.head_start: a regression can fit the head
 
     # Facts that instances may replace.
     metrics: tuple[Metric, ...]  # the first chooses the checkpoint by default, the last breaks ties
@@ -195,6 +195,24 @@ class Task(abc.ABC):
                 numpy arrays.
         """
         return heads, set(heads)
+
+    def probe(
+        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
+    ) -> tuple[dict[str, np.ndarray], str]:
+        """Fits the head on vectors of the pretrained model, for kinds with PROBE.
+
+        Args:
+            windows: training examples that the model reads.
+            inputs_N: their vectors [N, D], or of each the vectors of its tokens [L, D].
+            encoder: texts to tokens.
+
+        Returns:
+            Parameters of the head, flat, and a description of the fit.
+
+        Raises:
+            ValueError: from these examples nothing can be learned.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:

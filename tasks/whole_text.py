@@ -31,6 +31,7 @@ class WholeText(Task):
 
     FEATURES = True
     ROBUSTNESS = True
+    PROBE = True
     BOUND = ("classification.kind",)
     OPTIONS: ClassVar[tuple[str, ...]] = ()
     WORDS: ClassVar[bool] = False

@@ -29,8 +29,11 @@ from tasks.task import Loaded, Task
 from training import run_tokenizer
 from training.compilation import PerShape
 from training.run_features import run_features
+from training.run_probe import run_probe
 from training.sharding import make_mesh, put_batch, replicated
 from training.weights import Weights, num_layers
+
+_PROBED = 2048  # training examples (of long texts, windows) that a probe is fitted on
 
 
 @dataclasses.dataclass
@@ -209,6 +212,40 @@ class Experiment:
         end = self.put(adapters.pretrained_end(added, params=self.frozen))
         return {path: trained[path] for path in self.fresh} | self.put(start) | end
 
+    def probe(self, training: Examples) -> dict[str, np.ndarray]:
+        """Returns parameters of the head, fitted on the pretrained model's vectors.
+
+        Args:
+            training: the training split, of which the first examples are read.
+        """
+        windows = self.windows(training, training=True).first(_PROBED)
+
+        def inputs(params: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+            vectors = self.model.apply({"params": params}, batch, method=Model.head_inputs)
+            return jax.lax.with_sharding_constraint(vectors, replicated(self.mesh))
+
+        forward = PerShape(adapters.adapted(self.config.adapt, inputs), "the probe", self.say)
+
+        def apply_fn(params: Any, batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+            return forward(params, put_batch(batch, self.mesh))
+
+        params = {**self.frozen, **self.put(self.initial)}
+        batches = self.pipeline.evaluate(windows)
+        with working("Reading training examples for the probe"):
+            predictions = predict(apply_fn, params, batches, total=len(windows))
+        windows = windows.take(np.argsort(windows.ids_N, kind="stable"))
+        try:
+            with working("Fitting the probe"):
+                heads, fit = self.task.probe(
+                    windows, predictions["inputs_NxD"], self.pipeline.encoder
+                )
+        except ValueError as error:
+            raise ValueError(
+                f"config.model.head_start='probe' cannot fit the head: {error}; set it to 'random'"
+            ) from None
+        self.say(f"Probe: the head is fitted on {len(windows):,} training examples; {fit}.")
+        return heads
+
     def gates(self, period_examples: int | str) -> Callable | None:
         """Returns the gates of gradual unfreezing for the train step; None without a period."""
         if not period_examples:
@@ -249,9 +286,7 @@ def build(
       ValueError: parts that don't fit each other, naming both.
     """
     mesh = make_mesh()
-    checkpoint = pretrained.open_checkpoint(
-        pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
-    )
+    checkpoint = pretrained.open_checkpoint(pretrained.resolve(config.model.checkpoint))
     if checkpoint.note:
         say(checkpoint.note)
     for why, count in checkpoint.ignored.items():
@@ -299,6 +334,10 @@ def build(
         features=features,
         say=say,
     )
+    if config.model.head_start == "probe":
+        heads = run_probe(config, workdir, training, experiment.probe)
+        experiment.initial |= heads
+        experiment.fresh -= heads.keys()
     say(
         f"Model: {checkpoint.path.name} ({backbone.model_type}), {backbone.num_layers} layers, "
         f"computed in {config.model.dtype}, {config.model.init} weights; {task.prose()}."

@@ -31,7 +31,7 @@ _SAMPLE = 10_000  # texts whose length in tokens is reported
 
 def load_original(config: ConfigDict) -> Tokenizer:
     """Loads the tokeniser that config.tokenizer.model names, or the checkpoint's."""
-    checkpoint = pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
+    checkpoint = pretrained.resolve(config.model.checkpoint)
     file, marks = Path(config.tokenizer.model or checkpoint).expanduser(), config.tokenizer.marks
     if file.suffix in pretrained.READERS and file.is_file():
         metadata = pretrained.READERS[file.suffix].metadata(file)

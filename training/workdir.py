@@ -16,13 +16,19 @@ from input_pipeline.files import write_json
 NOT_OF_THE_WEIGHTS = ("eval.checkpoint", "eval.split", "eval.test", "eval.robustness", "search.")
 NOT_OF_THE_WEIGHTS += ("train.on_config_change", "data.prepared_dir")
 NOT_OF_THE_WEIGHTS += ("integrate.", "inspect.", "verify.", "export.", "report.", "predict.")
-NOT_OF_THE_WEIGHTS += ("model.hub", "train.collapse", "review.folds")
+NOT_OF_THE_WEIGHTS += ("train.collapse", "review.folds")
 # All that a run writes, as globs: 'overwrite' deletes it. The rest stays: test_openings.jsonl is
 # evidence, review.csv may hold a person's marks, and verification.json and golden.npz are about the
 # pretrained checkpoint.
 _OURS = ("checkpoints", "checkpoints_collapsed_*", "integrated", "tensorboard", "export")
-_OURS += ("all_examples", "encoder_alone", "teacher", "tokenizer.model", "features.safetensors")
-_OURS += ("metrics.jsonl", "silent_loss.json", "self_training.json", "curves.png", "report.html")
+_OURS += (
+    "all_examples",
+    "encoder_alone",
+    "tokenizer.model",
+    "features.safetensors",
+    "probe.safetensors",
+)
+_OURS += ("metrics.jsonl", "silent_loss.json", "curves.png", "report.html")
 _OURS += ("results.json", "comparison.json", "evaluation_*.json", "scores_*.npz")
 _OURS += ("errors_*.jsonl", "predictions.jsonl", "MODEL_CARD.md", "*.partial")
 # Groups of what is fitted for a run, so that its weights depend on it.

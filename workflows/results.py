@@ -12,7 +12,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
@@ -53,12 +52,13 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
     config, task, train_split = experiment.config, experiment.task, run.train_split
     restored = restore(experiment, workdir, "best")
     models = {report.BOTH if experiment.features else report.FINETUNED: restored}
-    if config.eval.at_start and not config.resume_from:
+    probed = config.model.head_start == "probe"
+    if (config.eval.at_start or probed) and not config.resume_from:
         start = experiment.put(experiment.initial)
         _, fitted = experiment.score(start, data.split("validation"))
         meta = restored.meta | {"fitted": fitted}
-        before = Restored(start, meta, report.BEFORE, 0)
-        models = {report.BEFORE: before, **models}
+        name = report.PROBE if probed else report.BEFORE
+        models = {name: Restored(start, meta, name, 0), **models}
     integration = None
     if (workdir / "integrated").is_dir():
         chosen = restore(experiment, workdir, "integrated")
@@ -130,25 +130,12 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
     return results
 
 
-def label_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Predictions:
-    """Returns the calibrated 'log_probabilities_NxC' of another finished classifier."""
-    experiment, predictions = _predict_with(config, workdir, data, examples)
-    logs_NxC = experiment.task.log_probabilities(predictions)
-    return Predictions(predictions.ids_N, {"log_probabilities_NxC": logs_NxC})
-
-
 def score_with(config: ConfigDict, workdir: Path, data: RunData, examples: Examples) -> Scores:
     """Returns the scores of another finished run, with its own fitted values."""
-    experiment, predictions = _predict_with(config, workdir, data, examples)
-    return experiment.task.score(predictions, examples)
-
-
-def _predict_with(
-    config: ConfigDict, workdir: Path, data: RunData, examples: Examples
-) -> tuple[Experiment, Predictions]:
     experiment = build(config, workdir, data.labels, lambda line: None)
     restored = restore(experiment, workdir, "integrated" if methods.apply(config) else "best")
-    return experiment, experiment.predict(restored.params, examples, restored.fitted)
+    predictions = experiment.predict(restored.params, examples, restored.fitted)
+    return experiment.task.score(predictions, examples)
 
 
 def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str, str]]:

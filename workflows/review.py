@@ -103,7 +103,7 @@ def review(config: ConfigDict, workdir: Path) -> Path:
 def fold_config(config: ConfigDict) -> ConfigDict:
     """Returns the config of a fold's training: the model alone, without a test."""
     config = companion(config)
-    config.review.exclude = config.self_training.files = ""
+    config.review.exclude = ""
     config.train.integrate, config.seeds = False, 1
     return config
 

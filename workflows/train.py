@@ -3,7 +3,6 @@
 Not here: training itself (training/train.py), the table of results (results.py).
 """
 
-import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import silent_loss
 from integration import methods
 from reporting import report
+from training import run_probe
 from training.data import load_data
 from training.experiment import build
 from training.run_features import run_features
 from training.run_tokenizer import training_texts
 from training.train import OnEvaluation, Run
 from training.workdir import check_workdir
-from workflows import marks, results, robustness, self_training
+from workflows import marks, results, robustness
 from workflows.integrate import integrate
 from workflows.integrate.shifted import shifted_examples
 from workflows.results import Prepared
@@ -59,6 +59,7 @@ def train(
         if methods.apply(config):
             integrate.check(config, workdir)
         robustness.check(config)
+        run_probe.check(config)
         run = prepare_run(config, workdir, compare=compare)
         if methods.apply(config):
             shifted_examples(run.experiment, run.data)
@@ -102,14 +103,6 @@ def prepare_run(config: ConfigDict, workdir: Path, *, compare: bool = True) -> P
         train(*alone, compare=False)
         print("Now the encoder with features.")
         others[report.ENCODER] = alone
-    if teacher := self_training.teacher(config, workdir):
-        print("First the model that labels texts.")
-        train(*teacher, compare=False)
-        predict = functools.partial(results.label_with, *teacher, data)
-        train_split, summary = self_training.extend(config, data, train_split, predict=predict)
-        write_json(workdir / "self_training.json", summary)
-        print(self_training.prose(summary))
-        others[report.TEACHER] = teacher
     experiment = build(config, workdir, data.labels, print, train_split)
     experiment.check(train_split, "train", training=True)
     experiment.check(data.split("validation"), "validation")

@@ -31,6 +31,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.hashing import numpy_keys, numpy_unit, stream
 from input_pipeline.lazy import tf
 
+_SAMPLING_SIZE = 8  # best segmentations that one is drawn from; of no meaning with BPE
 _SIMPLE_OPS = {
     "cutoff": ops_lib.cut,
     "swap": ops_lib.swap,
@@ -70,7 +71,7 @@ def segmentation_draws(
             (draw("share") < augmentation.share)
             & (draw(f"sampling{of}") < augmentation.sampling_rate),
             draw(f"segmentation{of}"),
-            augmentation.sampling_size,
+            _SAMPLING_SIZE,
             augmentation.sampling_alpha,
         )
         for side, of in (("text", ""), ("pair", " of the pair"))

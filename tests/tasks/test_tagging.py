@@ -75,7 +75,7 @@ def make_tagging_config(reviews, tiny_checkpoint, tmp_path_factory):
     def make(folder, head):
         config = common.get_config()
         config.task = "tagging"
-        config.tagging.update(head=head, characters=True, head_size=16, max_spans=8, dropout=0.0)
+        config.tagging.update(head=head, characters=True, max_spans=8, dropout=0.0)
         config.data.update(
             source="files",
             files=str(path),

@@ -74,8 +74,8 @@ def test_overwrite_leaves_nothing_of_the_old_run_but_evidence_and_a_persons_work
     files = {"results.json", "comparison.json", "report.html", "MODEL_CARD.md", "curves.png"}
     files |= {"evaluation_train.json", "evaluation_validation.json", "predictions.jsonl"}
     files |= {"errors_train.jsonl", "errors_test.jsonl", "scores_test.npz", "metrics.jsonl"}
-    files |= {"silent_loss.json", "self_training.json", "tokenizer.model", "results.json.partial"}
-    folders = {"checkpoints", "checkpoints_collapsed_1", "integrated", "teacher", "all_examples"}
+    files |= {"silent_loss.json", "tokenizer.model", "results.json.partial"}
+    folders = {"checkpoints", "checkpoints_collapsed_1", "integrated", "all_examples"}
     folders |= {"encoder_alone", "export", "tensorboard"}
     for name in files | kept - {"config.json", "command.txt"}:
         (tmp_path / name).write_text("{}", "utf-8")

@@ -164,17 +164,6 @@ def test_seeds_by_one_flag_with_a_robustness_card(short_config, write_config, tm
         assert len(card) == 12 and {row["flipped"]["count"] for row in card} == {16}
 
 
-def test_a_second_model_learns_what_the_first_one_says_of_other_texts(short_config, tmp_path):
-    short_config.self_training.update(files="rest", max_examples=32, threshold=0.5, balance=False)
-    results = train(short_config, tmp_path / "run")
-    taken = json.loads((tmp_path / "run" / "self_training.json").read_text("utf-8"))
-    assert taken["texts"] == taken["taken"] == 32  # of two classes one has at least a half
-    assert 0.5 <= taken["expected_accuracy"] < 0.8  # untrained, and calibrated
-    assert results["train_examples"] == 96 + 32
-    assert report.TEACHER in results["models"]
-    assert not (tmp_path / "run" / "teacher" / "test_openings.jsonl").exists()
-
-
 @pytest.mark.parametrize(
     ("broken", "said"), [((4, 6), "not finite at step 4, before"), ((6,), r"at steps \[6\]: lower")]
 )

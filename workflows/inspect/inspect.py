@@ -28,9 +28,7 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     count, data = config.inspect.examples, load_data(config)
     train = data.split("train")
     original, tokenizer = run_tokenizers(config, workdir, train)
-    checkpoint = pretrained.open_checkpoint(
-        pretrained.resolve(config.model.checkpoint, hub=config.model.hub)
-    )
+    checkpoint = pretrained.open_checkpoint(pretrained.resolve(config.model.checkpoint))
     if note := check_original(config, checkpoint, original):
         print(note)
     backbone = checkpoint.config
@@ -44,7 +42,7 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     print(*show_records(records, config.data), sep="\n")
     print("Of the training split, augmented and tokenised:\n")
     windows = task.windows(train.first(16 * count), pipeline.encoder, training=True)
-    encoded, targets = pipeline.preview(windows, count=count, epoch=config.inspect.epoch)
+    encoded, targets = pipeline.preview(windows, count=count, epoch=0)
     counted = task.counted(encoded, targets)
     plain = counted is None and task.sequences == 1
     sequences = None if plain else (encoded, counted)

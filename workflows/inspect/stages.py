@@ -74,7 +74,7 @@ def show_examples(
     """Yields lines on the first examples of a split: each augmentation, tokens, and loss mask.
 
     Args:
-        config: config.inspect names how many examples, and the epoch whose draws are shown.
+        config: config.inspect names how many examples.
         examples: the training split.
         tokenizer: as in training.
         labels: class names, in order.
@@ -82,11 +82,11 @@ def show_examples(
             sequences each; and which of the tokens the loss counts, bool, flat, if it is about
             tokens.
     """
-    count, epoch = min(config.inspect.examples, len(examples)), config.inspect.epoch
+    count = min(config.inspect.examples, len(examples))
     if not count:
         return
     indices = np.arange(count)
-    epochs_B, ids_B = np.full(count, epoch), examples.ids_N[indices]
+    epochs_B, ids_B = np.zeros(count, np.int64), examples.ids_N[indices]
     augmenter = Augmenter(examples, config.augmentation, seed=config.seed)
     stages = [
         _stage(augmenter(tf.constant(indices), tf.constant(epochs_B), ops=ops), examples)
@@ -101,7 +101,7 @@ def show_examples(
     for i in indices:
         label = labels[examples.labels_N[i]] if labelled else "no label"
         masked = labelled and examples.labels_N[i] < 0
-        yield _title(f"example {ids_B[i]} · {'masked' if masked else label} · epoch {epoch}")
+        yield _title(f"example {ids_B[i]} · {'masked' if masked else label} · first epoch")
         for name in ("text", "pair"):
             if getattr(stages[0], name) is not None:
                 yield from _augmented(name, stages, augmenter.ops, i)

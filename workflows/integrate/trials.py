@@ -17,7 +17,7 @@ from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores, estimate
 from input_pipeline.eta import track
 from input_pipeline.files import write_jsonl
-from integration import ensembles, merging, methods, soups
+from integration import ensembles, methods, soups
 from integration.candidates import Candidate, Judged
 from integration.interpolation import compare, deciding, interpolate, mixed
 from training.data import RunData
@@ -28,8 +28,6 @@ from workflows.integrate.shifted import shifted_examples
 from workflows.restoring import restore
 
 Params = dict[str, jax.Array]
-
-_MOST = {"add": 1.0, "ties": 2.0}  # greatest scale tried: of a mean more than of a sum
 
 
 class Trials:
@@ -55,10 +53,9 @@ class Trials:
             )
         self._metric, self._evaluations = experiment.metric.name, 0
         self._methods = tuple(config.integrate.methods)
-        rooted = [m for m in self._methods if m in methods.ROOTED]
-        if rooted and experiment.initial.keys() <= experiment.rootless:
+        if "interpolation" in self._methods and experiment.initial.keys() <= experiment.rootless:
             self._leave_out(
-                rooted,
+                ["interpolation"],
                 f"what config.adapt.kind={config.adapt.kind!r} trains, a head drawn at random or a "
                 "prompt, has no pretrained weights to go back to",
                 alone,
@@ -106,8 +103,6 @@ class Trials:
             print(f"Trying {method} of {len(self._pool)} models.")  # each may take minutes
             if method in methods.SOUPS:
                 candidates.append(self._timed(self._soup, method))
-            elif method in methods.MERGES:
-                candidates.append(self._timed(self._merge, method))
             else:
                 candidates.append(self._timed(self._ensemble))
                 if self._config.integrate.targets:
@@ -151,50 +146,39 @@ class Trials:
     def _load(self, ingredient: Ingredient) -> Callable[[], Params]:
         return functools.partial(ingredient.load, self._experiment)
 
-    def _line(self, start: Params, end: Params, last: Judged | None = None) -> tuple:
-        """Judges points between two trees; returns the chosen place, its result, the curves.
-
-        Args:
-            start: at 0.
-            end: at 1.
-            last: the result at 1, if it is known.
-        """
-        points, task = self._config.integrate.points, self._experiment.task
+    def _interpolation(self) -> Candidate:
+        """Judges points between the pretrained weights and the checkpoint, and chooses one."""
+        points, task, params = (
+            self._config.integrate.points,
+            self._experiment.task,
+            self.restored.params,
+        )
+        last = self._judged[self.restored.name]
         judged: list[Judged] = []
         shifted_scores: list[Scores] = []
-        shifted = shifted_examples(self._experiment, self._data) if last else None
+        shifted = shifted_examples(self._experiment, self._data)
 
-        def score(params: Params) -> Scores:
-            known = last if len(judged) == points - 1 else None
-            judged.append(known or self._judge(params))
+        def score(mixture: Params) -> Scores:
+            judged.append(last if len(judged) == points - 1 else self._judge(mixture))
             if shifted is not None:
                 # Fitted on validation: the shifted set chooses nothing.
-                predictions = self._experiment.predict(params, shifted, judged[-1].fitted)
+                predictions = self._experiment.predict(mixture, shifted, judged[-1].fitted)
                 shifted_scores.append(task.score(predictions, shifted))
             return judged[-1].scores
 
-        alpha, curve, _ = interpolate(score, start, end, points=points, metric=self._metric)
+        start = self._experiment.pretrained_end(params)
+        alpha, curve, _ = interpolate(score, start, params, points=points, metric=self._metric)
         alphas = [point["alpha"] for point in curve]
-        shifted_curve = []
+        self.record |= {"alpha": alpha, "curve": curve}
         if shifted is not None:
             compared = compare(dict(zip(alphas, shifted_scores, strict=True)), metric=self._metric)
-            shifted_curve = [{"alpha": place, **point} for place, point in compared.items()]
-        return alpha, judged[alphas.index(alpha)], curve, shifted_curve
-
-    def _interpolation(self) -> Candidate:
-        params = self.restored.params
-        start = self._experiment.pretrained_end(params)
-        last = self._judged[self.restored.name]
-        alpha, judged, curve, shifted_curve = self._line(start, params, last)
-        self.record |= {"alpha": alpha, "curve": curve}
-        if shifted_curve:
-            self.record["shifted_curve"] = shifted_curve
+            self.record["shifted_curve"] = [{"alpha": a, **point} for a, point in compared.items()]
 
         def make() -> Params:
             return mixed(self._experiment.pretrained_end(params), params, alpha)
 
         name, members = f"interpolation, alpha {alpha:g}", (self._singles[0].title,)
-        return Candidate(name, "interpolation", judged, make, members)
+        return Candidate(name, "interpolation", judged[alphas.index(alpha)], make, members)
 
     def _soup(self, method: str) -> Candidate:
         # The best first: the order of the greedy soup.
@@ -208,27 +192,6 @@ class Trials:
             judged = self._judge(make())
         name, members = f"{method.replace('_', ' ')} of {len(pool)}", tuple(i.title for i in pool)
         return Candidate(name, "soup", judged, make, members)
-
-    def _merge(self, method: str) -> Candidate:
-        """Adds what the trainings changed, by a scale that the validation split chooses.
-
-        Paths without a common start, such as drawn heads, take their mean at any scale.
-        """
-        experiment, loads = self._experiment, list(map(self._load, self._pool))
-
-        def ends() -> tuple[Params, Params]:
-            start = experiment.pretrained_end(self.restored.params)
-            rootless = experiment.rootless
-            rooted = {path: leaf for path, leaf in start.items() if path not in rootless}
-            parts = [lambda load=load: {p: load()[p] for p in rootless} for load in loads]
-            kept = soups.soup(parts) if rootless else {}
-            vector = getattr(merging, method)(loads, rooted)
-            return kept | rooted, kept | merging.scaled(rooted, vector, _MOST[method])
-
-        place, judged, _, _ = self._line(*ends())
-        name = f"{method.upper()} of {len(loads)}, scale {place * _MOST[method]:g}"
-        members = tuple(ingredient.title for ingredient in self._pool)
-        return Candidate(name, "merging", judged, lambda: mixed(*ends(), place), members)
 
     def _ensemble(self) -> Candidate:
         predictions = [self._judged[ingredient.name].predictions for ingredient in self._pool]

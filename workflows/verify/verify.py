@@ -51,6 +51,7 @@ TEXTS = (
     "昨天晚上我们一家人去吃了那家新开的火锅店，味道不错，服务员也很热情，不过等位的时间太长，"
     "足足排了一个半小时；结账的时候还发现多算了两份羊肉，好在经理马上道歉并且退了款。",
 )
+_EXAMPLES = 8  # texts
 _MAX_LENGTH = 512  # tokens of a text
 _TARGETS = 16  # tokens of a target, for encoder-decoders
 
@@ -145,7 +146,7 @@ def verify(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         ValueError: a difference exceeds config.verify.tolerance; names each.
         FileNotFoundError: the checkpoint or config.verify.golden doesn't exist.
     """
-    checkpoint = open_checkpoint(resolve(config.model.checkpoint, hub=config.model.hub))
+    checkpoint = open_checkpoint(resolve(config.model.checkpoint))
     reference, without = _reference(config, checkpoint, workdir)
     inputs = reference.inputs if reference else _inputs(config, checkpoint)
     tree = checkpoint.read(checkpoint.parts)
@@ -276,11 +277,11 @@ def _reference(
 
 
 def _inputs(config: ConfigDict, checkpoint: Checkpoint) -> Inputs:
-    """Tokenises config.verify.examples texts of config.data.files, or those that are built in."""
+    """Tokenises _EXAMPLES texts of config.data.files, or those that are built in."""
     texts: Sequence[str] = TEXTS
     if config.data.files:
         records = read_unlabelled(config.data.files, config.data)
-        texts = [record.text for record in islice(records, config.verify.examples)]
+        texts = [record.text for record in islice(records, _EXAMPLES)]
     config = config.copy_and_resolve_references()
     config.tokenizer.model = ""  # of the checkpoint, whatever the run has
     room = checkpoint.config.max_length or _MAX_LENGTH

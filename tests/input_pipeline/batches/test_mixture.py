@@ -78,12 +78,11 @@ def test_rates_are_of_sizes_at_a_temperature_or_given():
     assert mixing_rates(multi, sizes) == pytest.approx({"a": 0.75, "b": 0.25})
     multi.temperature = 1.0
     assert mixing_rates(multi, sizes) == pytest.approx({"a": 0.9, "b": 0.1})
-    multi.mixing, multi.rates = "rates", (1, 3)
+    multi.rates = (1, 3)
     assert mixing_rates(multi, sizes) == pytest.approx({"a": 0.25, "b": 0.75})
-    for rates in ((1,), ()):
-        multi.rates = rates
-        with pytest.raises(ValueError, match=r"multi\.rates.*each of a, b"):
-            mixing_rates(multi, sizes)
+    multi.rates = (1,)
+    with pytest.raises(ValueError, match=r"multi\.rates.*each of a, b"):
+        mixing_rates(multi, sizes)
 
 
 def test_ids_tell_members_apart_whatever_is_taken():
@@ -158,8 +157,8 @@ PARTS = st.lists(
             [
                 {},
                 {"temperature": 1.0},
-                {"mixing": "rates", "rates": (1, 1, 1)},
-                {"mixing": "rates", "rates": (1, 5, 0.1)},
+                {"rates": (1, 1, 1)},
+                {"rates": (1, 5, 0.1)},
             ]
         ),
     ),

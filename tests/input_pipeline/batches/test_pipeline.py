@@ -318,7 +318,7 @@ def test_segmentations_are_drawn_anew_in_each_epoch_and_alike_after_a_restart(
         minloglevel=2,
     )
     unigram = load_tokenizer(model, marks="bos")
-    sampling = {"sampling_rate": 0.5, "sampling_size": 8, "sampling_alpha": 0.01}
+    sampling = {"sampling_rate": 0.5, "sampling_alpha": 0.01}
     made = pipeline(tokenizer=unigram, template="{text}", **sampling)
     drawn = contents(microbatches(steps(made, examples, 26)))[:202]
     again = contents(microbatches(steps(made, examples, 13, first_example=8 * 13)))

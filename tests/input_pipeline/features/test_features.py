@@ -154,8 +154,9 @@ def test_transformations_are_those_of_scikit_learn(train, kind, transformer):
     np.testing.assert_allclose(fit(train, config).transform(train), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_tfidf_without_svd_keeps_the_terms_and_their_weights(train, test):
-    config = config_of(extractors=("character_tfidf",), svd=0, scaling="none", tfidf_terms=30)
+def test_tfidf_without_svd_keeps_the_terms_and_their_weights(train, test, monkeypatch):
+    monkeypatch.setattr(features_module, "_TFIDF_TERMS", 30)
+    config = config_of(extractors=("character_tfidf",), svd=0, scaling="none")
     pipeline = fit(train, config)
     options = {"analyzer": "char", "ngram_range": (1, 2), "sublinear_tf": True, "min_df": 2}
     peer = TfidfVectorizer(**options, max_features=30).fit(train.texts_N)

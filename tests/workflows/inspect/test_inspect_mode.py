@@ -13,7 +13,7 @@ def test_every_stage_of_the_first_examples_is_shown(tiny_config, tmp_path, capsy
     shown = capsys.readouterr().out
     assert "Prepared files: read 360 examples" in shown
     assert "characters in 96 texts" in shown  # the silent-loss meter
-    assert shown.count("cleaning ") == 4 and shown.count("· epoch 0") == 4
+    assert shown.count("cleaning ") == 4 and shown.count("· first epoch") == 4
     assert "⟦" in shown and "deletion" in shown
     assert "<bos>│" in shown and "┃" in shown
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -20,7 +20,7 @@ from workflows.integrate.trials import Trials
 from workflows.train import train
 
 OWN = ("interpolation", "soup", "greedy_soup", "ensemble")
-SEVERAL = ("soup", "add", "ties", "ensemble")
+SEVERAL = ("soup", "ensemble")
 
 
 def save_run(workdir, params, meta):
@@ -97,7 +97,7 @@ def test_the_mode_compares_all_methods_and_writes_an_ordinary_checkpoint(parts, 
         assert record["text"] and record["label"] in record["probabilities"]
 
 
-def test_runs_of_a_sweep_are_averaged_merged_and_asked_together(parts):
+def test_runs_of_a_sweep_are_averaged_and_asked_together(parts):
     config, workdir, folder, experiment, data, _ = parts
     config.integrate.update(methods=SEVERAL, runs=(str(folder / "sweep" / "*"),), points=3)
     trials = Trials(experiment, workdir, data, "best", alone="stop")
@@ -109,10 +109,6 @@ def test_runs_of_a_sweep_are_averaged_merged_and_asked_together(parts):
     path = "backbone/layer_0/attention/query/kernel"
     mean = np.mean([params[path] for params in several], axis=0)
     np.testing.assert_allclose(soup[path], mean, atol=1e-6)
-    assert {found[f"{name} of 3"].evaluations for name in ("ADD", "TIES")} == {3}
-    judged, again = found["TIES of 3"].judged, trials._judge(found["TIES of 3"].make())
-    statistics = (result.scores.statistics["loss"] for result in (judged, again))
-    assert np.array_equal(*statistics)
     assert found["ensemble of 3"].make is None
 
 

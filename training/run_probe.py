@@ -1,0 +1,52 @@
+"""The probe of a run: fitted on its training split once, and kept in its workdir."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.examples import Examples
+from models.pretrained import safetensors
+from tasks import require
+from training.workdir import has_checkpoint
+
+
+def run_probe(
+    config: ConfigDict,
+    workdir: Path,
+    training: Examples | None,
+    fit: Callable[[Examples], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Returns parameters of the head: fitted by `fit`, or those that the run was started with.
+
+    Raises:
+        ValueError: from these examples nothing can be learned.
+        FileNotFoundError: the run has checkpoints, but its probe is missing.
+    """
+    path = workdir / "probe.safetensors"
+    if training is not None and not has_checkpoint(workdir):
+        heads = fit(training)
+        workdir.mkdir(parents=True, exist_ok=True)
+        safetensors.write(path, heads)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the head that this run started from. Put it back, or train again "
+            "with --config.train.on_config_change=overwrite"
+        )
+    return {name: tensor.read() for name, tensor in safetensors.read(path).items()}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError where config.model.head_start='probe' cannot be."""
+    if config.model.head_start != "probe":
+        return
+    knob, model = "config.model.head_start='probe'", config.model
+    require(config, "PROBE", knob)
+    if model.init == "scratch":
+        raise ValueError(f"{knob} needs pretrained weights, but config.model.init='scratch'")
+    if model.head != "linear" or not model.head_bias:
+        raise ValueError(
+            f"{knob} needs config.model.head='linear' and head_bias=True, found {model.head!r} and "
+            f"{model.head_bias}: label words are a start of their own; set head_start='random'"
+        )
