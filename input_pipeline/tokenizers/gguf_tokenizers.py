@@ -1,12 +1,14 @@
 """Makes the tokeniser that a GGUF file carries: SentencePiece BPE or byte-level BPE.
 
-Not here: reading GGUF files (models/pretrained/gguf.py). Imports no TensorFlow.
+Also that of multilingual-e5-small, SentencePiece unigram, whose file gives its metadata in GGUF's
+terms. Not here: reading the files (models/pretrained/gguf.py and e5.py). Imports no TensorFlow.
 """
 
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto_lib
 
 from input_pipeline.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer, from_spec
@@ -18,6 +20,7 @@ _PREFIX = "tokenizer.ggml."
 _NEEDED = {
     "llama": ("tokens", "scores", "token_type"),
     "gpt2": ("tokens", "merges", "token_type"),
+    "xlm-roberta": ("tokens", "scores", "token_type"),  # of e5.py: GGUF has no such kind
 }
 _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "mask": "mask"}
 _CONTROL, _USER_DEFINED = 3, 4  # token types of llama.cpp, which are SentencePiece's
@@ -88,7 +91,8 @@ def _sentencepiece(
     """Rebuilds a SentencePiece model.
 
     GGUF keeps pieces, scores and types, and drops the rest of the model: BPE with byte fallback and
-    without normalisation is what its 'llama' tokenisers are.
+    without normalisation is what its 'llama' tokenisers are. XLM-R's is unigram, normalised by
+    nmt_nfkc, which SentencePiece brings; its ids are in the pieces already.
     """
     proto, pieces = proto_lib.ModelProto(), fields["tokens"]
     for piece, score, kind in zip(pieces, fields["scores"], fields["token_type"], strict=True):
@@ -96,7 +100,10 @@ def _sentencepiece(
             piece = piece.replace(" ", SPACE)
         proto.pieces.add(piece=piece, score=score, type=kind)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    trainer.model_type, trainer.byte_fallback = proto_lib.TrainerSpec.BPE, True
+    is_unigram = fields["model"] == "xlm-roberta"
+    kinds = proto_lib.TrainerSpec
+    trainer.model_type = kinds.UNIGRAM if is_unigram else kinds.BPE
+    trainer.byte_fallback = not is_unigram
     trainer.vocab_size = len(pieces)
     for role in ("unk", "bos", "eos", "pad"):
         setattr(trainer, f"{role}_id", ids[role])
@@ -104,6 +111,10 @@ def _sentencepiece(
             setattr(trainer, f"{role}_piece", pieces[ids[role]])
     if ids["unk"] >= 0:  # GGUF files of Gemma call it a control piece
         proto.pieces[ids["unk"]].type = proto_lib.ModelProto.SentencePiece.UNKNOWN
+    if is_unigram:
+        rules = sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc")
+        proto.MergeFromString(rules.serialized_model_proto())
+        return SentencePieceTokenizer(proto.SerializeToString(deterministic=True), file=file)
     normalizer.name, normalizer.remove_extra_whitespaces = "identity", False
     normalizer.add_dummy_prefix = fields.get("add_space_prefix", True)
     flags = [f"add_{name}_token" for name in ("bos", "eos")]

@@ -4,6 +4,7 @@ Files below this one import each other directly, never this package.
 """
 
 from models.pretrained.checkpoint import (
+    READERS,
     Checkpoint,
     Pretrained,
     load_pretrained,
@@ -14,6 +15,7 @@ from models.pretrained.checkpoint import (
 from models.pretrained.hub import resolve
 
 __all__ = [
+    "READERS",
     "Checkpoint",
     "Pretrained",
     "load_pretrained",

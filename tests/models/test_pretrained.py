@@ -322,9 +322,9 @@ def test_missing_files_are_named(tmp_path):
         resolve(str(tmp_path / "nowhere.gguf"))
     with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
         load_pretrained(tmp_path)
-    (tmp_path / "weights.bin").touch()
-    with pytest.raises(ValueError, match=r"'.bin', expected .gguf or a folder"):
-        load_pretrained(tmp_path / "weights.bin")
+    (tmp_path / "weights.h5").touch()
+    with pytest.raises(ValueError, match=r"'.h5', expected .gguf or .bin, or a folder"):
+        load_pretrained(tmp_path / "weights.h5")
 
 
 def test_a_folder_without_weights_says_what_it_has(folder):

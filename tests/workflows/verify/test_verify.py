@@ -217,6 +217,15 @@ def test_minilm_agrees_with_pytorch():
     assert row.quantity == "hidden states" and row.maximum < 1e-4
 
 
+def test_e5_agrees_with_pytorch_which_cannot_read_it(e5_path, monkeypatch):
+    checkpoint = open_checkpoint(e5_path)
+    golden = reference.read_golden(FIXTURES / "multilingual_e5_small.npz")
+    (row,) = against_golden(checkpoint, golden)
+    assert row.quantity == "hidden states" and row.maximum < 1e-5 and row.positions == 69
+    monkeypatch.setattr(reference.importlib.util, "find_spec", lambda name: True)
+    assert "the format 'e5': name a golden file" in reference.why_not_live(checkpoint)
+
+
 def test_gemma_agrees_with_pytorch(gemma_path):
     with np.load(FIXTURES / "gemma3_golden.npz") as arrays:
         texts = range(3)  # of the fourth just the last positions are kept
