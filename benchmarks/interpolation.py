@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks.timing import arguments, seconds_of, show_machine, take_turns
-from configs import reviews
+from configs import reviews_decoder
 from integration.interpolation import interpolate
 from training.data import load_data
 from training.experiment import build
@@ -26,7 +26,7 @@ from training.experiment import build
 def main() -> None:
     """Measures and prints."""
     options = arguments(__doc__, examples=32, points=11, rounds=6)
-    config = reviews.get_config()
+    config = reviews_decoder.get_config()
     config.data.max_validation_examples = options.examples
     data = load_data(config)
     with tempfile.TemporaryDirectory() as folder:

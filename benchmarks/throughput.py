@@ -1,6 +1,6 @@
 """Training speed and memory beside PyTorch: same reviews, weights, batch size and optimiser.
 
-    pip install -e '.[demo,bench]' && python -m benchmarks.throughput --config=configs/reviews.py
+    pip install -e '.[demo,bench]' && python -m benchmarks.throughput --config=configs/reviews_decoder.py
 
 Ours is what main.py trains with: the pipeline with its layout, and the compiled train step. PyTorch
 is what users write with transformers: AutoModel, a DataLoader that shuffles and pads each batch to
@@ -15,8 +15,8 @@ which their losses and gradient norms must agree.
 
 A machine without TensorFlow (an accelerator, mostly) trains on batches written elsewhere:
 
-    python -m benchmarks.throughput --config=configs/reviews.py:full --write_batches=batches.npz
-    python -m benchmarks.throughput --config=configs/reviews.py:full --batches=batches.npz
+    python -m benchmarks.throughput --config=configs/reviews_decoder.py:full --write_batches=batches.npz
+    python -m benchmarks.throughput --config=configs/reviews_decoder.py:full --batches=batches.npz
 
 There, float32 means TF32 on both sides, which is JAX's default; `--config.model.dtype=bfloat16`
 puts ours beside PyTorch's autocast. Not here: the speed of the input pipeline by itself
@@ -289,7 +289,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":  # the variants' processes import this file, without flags
-    config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/reviews.py.")
+    config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/reviews_decoder.py.")
     flags.DEFINE_integer("steps", 4, "Optimiser steps a variant takes before the next takes its.")
     flags.DEFINE_integer("repeats", 6, "Rounds.")
     flags.DEFINE_string("batches", "", "Train on the batches in this .npz file.")

@@ -10,12 +10,12 @@ Result: accuracy 82.8 ± 1.7 %, without augmentation 84.6 ± 1.6 (docs/tasks.md)
 
 from ml_collections import ConfigDict
 
-from configs import reviews
+from configs import reviews_decoder
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the recipe; `arg` is that of configs/reviews.py."""
-    config = reviews.get_config(arg)
+    """Returns the recipe; `arg` is that of configs/reviews_decoder.py."""
+    config = reviews_decoder.get_config(arg)
     config.data.words = "jieba"  # word boundaries, for the ops on words
     config.augmentation.update(
         share=0.5,  # half of the texts stay as they are

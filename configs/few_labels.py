@@ -10,13 +10,13 @@ Result: accuracy 80.2 ± 1.8 % (docs/tasks.md).
 
 from ml_collections import ConfigDict
 
-from configs import common, reviews
+from configs import common, reviews_decoder
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None or 'runlocal'."""
     common.check_arg("few_labels", arg)
-    config = reviews.get_config(arg)
+    config = reviews_decoder.get_config(arg)
     config.data.max_train_examples = 64
     config.data.max_validation_examples = 64  # few labels to choose by, too
     config.data.batch_size = 8

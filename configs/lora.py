@@ -12,12 +12,12 @@ Result: accuracy 84.8 ± 1.6 %, TF-IDF 80.4 ± 1.8 (docs/tasks.md).
 
 from ml_collections import ConfigDict
 
-from configs import reviews
+from configs import reviews_decoder
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the recipe; `arg` is that of configs/reviews.py."""
-    config = reviews.get_config(arg)
+    """Returns the recipe; `arg` is that of configs/reviews_decoder.py."""
+    config = reviews_decoder.get_config(arg)
     config.adapt.kind = "lora"
     config.adapt.rank = 8
     config.adapt.alpha = 16.0

@@ -10,12 +10,12 @@ Result: accuracy 90.0 ± 1.3 %, TF-IDF 87.6 ± 1.5 (docs/tasks.md).
 
 from ml_collections import ConfigDict
 
-from configs import reviews
+from configs import reviews_decoder
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the recipe; `arg` is that of configs/reviews.py."""
-    config = reviews.get_config(arg)
+    """Returns the recipe; `arg` is that of configs/reviews_decoder.py."""
+    config = reviews_decoder.get_config(arg)
     config.data.source = "files"
     config.data.text_column = "review"
     config.data.label_column = "label"

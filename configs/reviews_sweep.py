@@ -19,13 +19,13 @@ Result: 87.0 % at 2e-5, 81.8 at 5e-5, 75.8 at 1e-4 on validation (docs/sweeps_an
 
 from ml_collections import ConfigDict
 
-from configs import reviews
+from configs import reviews_decoder
 from configs.sweeping import Space, Sweep, choice, log_uniform, product
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns what all runs share; see configs/reviews.py for `arg`."""
-    config = reviews.get_config(arg)
+    config = reviews_decoder.get_config(arg)
     config.train.integrate = False  # of the winner, by --mode=integrate, not of every run
     return config
 

@@ -127,9 +127,9 @@ class _Clock:
     """Charges wall seconds to the innermost phase."""
 
     def __init__(self) -> None:
-        # Imports come first, and run in one thread: CPU seconds are wall seconds.
+        # What is imported before runs in one thread: CPU seconds are wall seconds.
         self.seconds = Counter({"imports": time.process_time()})
-        self.phases, self.since = ["other"], time.monotonic()
+        self.phases, self.since = ["imports"], time.monotonic()
 
     def charge(self) -> None:
         now = time.monotonic()
@@ -144,7 +144,7 @@ _clock = _Clock()
 def phase(name: str) -> Iterator[None]:
     """Charges the time of the block to `name`, but for the phases within it."""
     _clock.charge()
-    _clock.phases.append(name)
+    _clock.phases = [*_clock.phases, name] if _clock.phases[1:] else ["other", name]
     try:
         yield
     finally:
