@@ -1,6 +1,7 @@
 """Which rule should choose alpha, judged on examples that chose nothing.
 
-    python -m benchmarks.alpha_rules --workdir=runs/rules/reviews --config=configs/reviews_decoder.py
+    python -m benchmarks.alpha_rules --workdir=runs/rules/reviews \\
+        --config=configs/reviews_decoder.py
     python -m benchmarks.alpha_rules --workdir=runs/rules
 
 The first command trains a recipe with several seeds, each with a split of its own, and scores the

@@ -1,6 +1,7 @@
 """Training speed and memory beside PyTorch: same reviews, weights, batch size and optimiser.
 
-    pip install -e '.[demo,bench]' && python -m benchmarks.throughput --config=configs/reviews_decoder.py
+    pip install -e '.[demo,bench]'
+    python -m benchmarks.throughput --config=configs/reviews_decoder.py
 
 Ours is what main.py trains with: the pipeline with its layout, and the compiled train step. PyTorch
 is what users write with transformers: AutoModel, a DataLoader that shuffles and pads each batch to
@@ -15,8 +16,9 @@ which their losses and gradient norms must agree.
 
 A machine without TensorFlow (an accelerator, mostly) trains on batches written elsewhere:
 
-    python -m benchmarks.throughput --config=configs/reviews_decoder.py:full --write_batches=batches.npz
-    python -m benchmarks.throughput --config=configs/reviews_decoder.py:full --batches=batches.npz
+    recipe=configs/reviews_decoder.py:full
+    python -m benchmarks.throughput --config=$recipe --write_batches=batches.npz
+    python -m benchmarks.throughput --config=$recipe --batches=batches.npz
 
 There, float32 means TF32 on both sides, which is JAX's default; `--config.model.dtype=bfloat16`
 puts ours beside PyTorch's autocast. Not here: the speed of the input pipeline by itself
