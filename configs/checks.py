@@ -177,6 +177,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "classification.threshold": Form("'fitted' or a probability between 0 and 1", _is_threshold),
     "tagging.head": choice("softmax", "crf", "global_pointer"),
     "tagging.max_spans": SOME,
+    "tagging.slots": SOME,
     "tagging.dropout": BELOW_ONE,
     "reading.max_answer": SOME,
     "reading.threshold": Number(),

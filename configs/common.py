@@ -249,6 +249,8 @@ def _tagging() -> ConfigDict:
     # nested and overlapping spans (2208.03054)
     tagging.characters = True  # makes each Chinese character a token, so that no token crosses the
     # border of a span; False keeps the tokeniser's pieces
+    tagging.slots = 1  # tags of a piece: with 4, each of its first four characters has its own, so
+    # that a span may begin or end within a piece
     tagging.max_spans = 64  # of 'global_pointer': most spans in a window
     tagging.dropout = 0.1  # before the head
     return tagging

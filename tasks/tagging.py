@@ -46,8 +46,7 @@ class Tagging(Task):
     FLOOR = "dictionary of training spans"
     LABELS = "span_labels"
     PROBE = True
-    BOUND = ("tagging.characters", "tagging.head")
-    positions = ("tags_RxL",)  # 1 + tag; of global_pointer 1 where spans may start and stop
+    BOUND = ("tagging.characters", "tagging.head", "tagging.slots")
     offsets = True
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
@@ -62,9 +61,18 @@ class Tagging(Task):
                 "config.data.spans_column"
             )
         super().__init__(config, labels, **parts)
+        self._flat = config.tagging.head != "global_pointer"
+        self._slots = config.tagging.slots
+        if self._slots > 1 and (config.tagging.characters or not self._flat):
+            raise ValueError(
+                f"config.tagging.slots={self._slots} gives pieces several tags, with "
+                "config.tagging.characters=False and a head of 'softmax' or 'crf': found "
+                f"{config.tagging.characters} and {config.tagging.head!r}"
+            )
+        # 1 + tag of each slot; of global_pointer 1 where spans may start and stop.
+        self.positions = tuple(f"tags{slot or ''}_RxL" for slot in range(self._slots))
         if config.tagging.characters:
             self.tokenizer = CharacterTokenizer(self.tokenizer)
-        self._flat = config.tagging.head != "global_pointer"
         if not self._flat and config.model.head_start == "probe":
             raise ValueError(
                 "config.model.head_start='probe' fits linear heads, and "
@@ -74,7 +82,7 @@ class Tagging(Task):
 
     def prose(self) -> str:
         """Describes what is learned, for the start-up log."""
-        units = "characters" if self.config.tagging.characters else "tokens"
+        units = "characters" if self.config.tagging.characters or self._slots > 1 else "tokens"
         return f"spans of {units} by {self.config.tagging.head}: {', '.join(self.labels)}"
 
     def check(self, examples: Examples, split: str) -> None:
@@ -110,10 +118,10 @@ class Tagging(Task):
         if examples.spans is None:
             return
         total, encoder = len(examples.spans.values), given.pipeline.encoder
-        reached_N = text_windows.reachable(windows, examples, encoder, flat=self._flat)
+        reached_N = self._reachable(windows, examples, encoder)
         remedy = f"raise config.data.overlap (now {self.config.data.overlap})"
         if not tagging.characters:
-            remedy = f"set config.tagging.characters=True, or {remedy}"
+            remedy = f"set config.tagging.slots=4 or characters=True, or {remedy}"
         what = (
             "spans begin or end within a token, have none, or are longer than the overlap of "
             "windows and whole in none: they can never be predicted exactly"
@@ -141,15 +149,18 @@ class Tagging(Task):
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns tags, and for global_pointer the spans in tokens."""
-        tags_P = text_windows.in_text(encoded).astype(np.int32)
+        sizes_P = np.clip(encoded.offsets[:, 1] - encoded.offsets[:, 0], 1, self._slots)
+        sizes_P = np.where(text_windows.in_text(encoded), sizes_P, 0)
+        tags_PxS = (np.arange(self._slots) < sizes_P[:, None]).astype(np.int32)
         most = self.config.tagging.max_spans
         learned = chunk.training and chunk.spans is not None
         spans_BxKx3 = np.zeros((len(encoded.lengths_B), most, 3), np.int32)
         for row, first in enumerate(encoded.starts_B if learned else ()):
             here = slice(first, first + encoded.lengths_B[row])
-            places = np.flatnonzero(tags_P[here])
-            spans_Sx3 = chunk.spans.row(row)
-            shared_SxT, owners_T = span_tags.tokens_of(encoded.offsets[here][places], spans_Sx3)
+            places = np.flatnonzero(sizes_P[here])
+            spans_Sx3, offsets_Tx2 = chunk.spans.row(row), encoded.offsets[here][places]
+            places, offsets_Tx2 = text_windows.spread(places, offsets_Tx2, self._slots)
+            shared_SxT, owners_T = span_tags.tokens_of(offsets_Tx2, spans_Sx3)
             unknown_S = spans_Sx3[:, 2] == len(self.labels)
             if self._flat:
                 tags_T = 1 + span_tags.to_tags(owners_T, spans_Sx3[:, 2])
@@ -166,8 +177,9 @@ class Tagging(Task):
                 tags_T = np.ones(len(places), np.int32)
                 touched_SxT = shared_SxT > 0
                 hidden_T = touched_SxT[unknown_S].any(0) & ~touched_SxT[~unknown_S].any(0)
-            tags_P[first + places] = np.where(hidden_T, 0, tags_T)
-        return Targets({"tags_RxL": tags_P}, {} if self._flat else {"spans_BxKx3": spans_BxKx3})
+            tags_PxS.reshape(-1)[first * self._slots + places] = np.where(hidden_T, 0, tags_T)
+        positions = dict(zip(self.positions, tags_PxS.T, strict=True))
+        return Targets(positions, {} if self._flat else {"spans_BxKx3": spans_BxKx3})
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns the head of config.tagging."""
@@ -175,35 +187,48 @@ class Tagging(Task):
         if not self._flat:
             return SpanHead(count, size=_HEAD_SIZE, dropout=tagging.dropout)
         chain = tagging.head == "crf"
-        return TokenHead(span_tags.num_tags(count), dropout=tagging.dropout, chain=chain)
+        options = {"dropout": tagging.dropout, "chain": chain, "slots": self._slots}
+        return TokenHead(span_tags.num_tags(count), **options)
 
     def probe(
         self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
     ) -> tuple[dict[str, np.ndarray], str]:
         """Fits softmax regression over the tags of tokens; chains start from zeros as usual."""
-        vectors, tags = [], []
-        for window, places, offsets_Tx2 in text_windows.tokens(windows, encoder):
+        vectors, tags, slots = [], [], []
+        units = text_windows.tokens(windows, encoder, slots=self._slots)
+        for window, places, offsets_Tx2 in units:
             spans_Sx3 = windows.spans.row(window)
             owners_T = span_tags.tokens_of(offsets_Tx2, spans_Sx3)[1]
             known_T = np.append(spans_Sx3[:, 2] < len(self.labels), True)[owners_T]
-            vectors.append(inputs_N[window][places[known_T]])
+            vectors.append(inputs_N[window][places[known_T] // self._slots])
+            slots.append(places[known_T] % self._slots)
             tags.append(span_tags.to_tags(owners_T, spans_Sx3[:, 2])[known_T])
         counts = np.cumsum(list(map(len, tags)))
         used = slice(0, 1 + int(np.searchsorted(counts, _PROBED_TOKENS)))
-        tags_T = np.concatenate(tags[used])
+        vectors_TxD, tags_T, slots_T = (np.concatenate(x[used]) for x in (vectors, tags, slots))
         weights_C = np.ones(span_tags.num_tags(len(self.labels)))
-        probe = probes.classes(np.concatenate(vectors[used]), tags_T, weights_C=weights_C)
-        return probe.params, f"{len(tags_T):,} tokens, {probe.prose()}"
+        fits: list[probes.Probe] = []
+        for slot in range(self._slots):
+            rows = np.flatnonzero(slots_T == slot)
+            try:
+                fits.append(probes.classes(vectors_TxD[rows], tags_T[rows], weights_C=weights_C))
+            except ValueError:  # few pieces are that long
+                if not fits:
+                    raise
+                fits.append(fits[-1])
+        kernel = np.concatenate([fit.kernel_DxC for fit in fits], axis=1)
+        heads = {"head/kernel": kernel, "head/bias": np.concatenate([fit.bias_C for fit in fits])}
+        return heads, f"{len(tags_T):,} tokens, {fits[0].prose()}"
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Means over tokens of what their tags cost, in chains too; or over examples, of spans."""
-        weights_RxL, segments_RxL = _token_weights(batch), batch["segments_RxL"]
+        tags_RxL, segments_RxL, weights_RxL = self._tokens(batch)
         asked_RxL, weights_B = weights_RxL > 0, batch["weights_B"].astype(jnp.float32)
         if not self._flat:
             losses_B = span_losses(outputs, batch["spans_BxKx3"], asked_RxL, segments_RxL)
             losses_B = jnp.where(weights_B > 0, losses_B, 0.0)
             return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {}
-        tags_RxL = jnp.where(asked_RxL, batch["tags_RxL"] - 1, 0)
+        tags_RxL = jnp.where(asked_RxL, tags_RxL - 1, 0)
         logits_RxLxC = jnp.where(asked_RxL[..., None], outputs["logits_RxLxC"], 0.0)
         scores = crf.Scores(*(outputs[name] for name in crf.Scores._fields))
         chains = crf.chains(asked_RxL, segments_RxL)
@@ -214,7 +239,8 @@ class Tagging(Task):
 
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Finds the best legal tags and the probability of each, or the best spans."""
-        asked_RxL, segments_RxL = _token_weights(batch) > 0, batch["segments_RxL"]
+        _, segments_RxL, weights_RxL = self._tokens(batch)
+        asked_RxL = weights_RxL > 0
         if not self._flat:
             size = {"num_examples": len(batch["weights_B"]), "count": self.config.tagging.max_spans}
             spans_BxKx3, scores_BxK = best_spans(outputs, asked_RxL, segments_RxL, **size)
@@ -225,7 +251,21 @@ class Tagging(Task):
         tags_RxL = crf.decode(logits_RxLxC, chains, scores)
         sure_RxLxC = crf.marginals(logits_RxLxC, chains, scores)
         sure_RxL = jnp.take_along_axis(sure_RxLxC, tags_RxL[..., None], axis=-1)[..., 0]
-        return {"tags_RxL": tags_RxL, "sure_RxL": sure_RxL}
+        shape = (*batch["segments_RxL"].shape, self._slots)
+        return {"tags_RxL": tags_RxL.reshape(shape), "sure_RxL": sure_RxL.reshape(shape)}
+
+    def _tokens(self, batch: Arrays) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns tags and segments of all slots [R, L * S], and the weights of their examples,
+        float32, 0 where there is no tag."""
+        tags_RxLxS = jnp.stack([batch[name] for name in self.positions], axis=-1)
+        tags_RxL = tags_RxLxS.reshape(len(tags_RxLxS), -1)
+        segments_RxL = jnp.repeat(batch["segments_RxL"], self._slots, axis=1)
+        weights_1B = jnp.append(0.0, batch["weights_B"].astype(jnp.float32))
+        return tags_RxL, segments_RxL, weights_1B[segments_RxL] * (tags_RxL > 0)
+
+    def _reachable(self, windows: Examples, examples: Examples, encoder: Encoder) -> np.ndarray:
+        options = {"flat": self._flat, "slots": self._slots}
+        return text_windows.reachable(windows, examples, encoder, **options)
 
     def decode(
         self, predictions: Predictions, windows: Examples, examples: Examples, encoder: Encoder
@@ -240,7 +280,8 @@ class Tagging(Task):
         sure_N = np.ones(len(examples), np.float32)
         rows_W = text_windows.rows_of_owners(windows, examples)
         lows_W, highs_W = text_windows.territories(windows)
-        for window, places, offsets_Tx2 in text_windows.tokens(windows, encoder):
+        units = text_windows.tokens(windows, encoder, slots=self._slots)
+        for window, places, offsets_Tx2 in units:
             runs_Sx3, scores_S, sure = self._runs(predictions, window, places)
             row, text = rows_W[window], windows.texts_N[window]
             sure_N[row] = min(sure_N[row], sure)
@@ -255,8 +296,7 @@ class Tagging(Task):
         outputs = {"spans_N": object_array(spans), "scores_N": object_array(scores)}
         outputs["confidence_N"] = sure_N
         if examples.spans is not None:
-            reachable_N = text_windows.reachable(windows, examples, encoder, flat=self._flat)
-            outputs["reachable_N"] = reachable_N
+            outputs["reachable_N"] = self._reachable(windows, examples, encoder)
         order = np.argsort(examples.ids_N, kind="stable")
         return Predictions(examples.ids_N[order], {n: v[order] for n, v in outputs.items()})
 
@@ -311,7 +351,9 @@ class Tagging(Task):
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """Returns runs of the tokens at `places`, a score for each, and the least certainty."""
         if self._flat:
-            tags_T, sure_T = (predictions[name][window][places] for name in ("tags_N", "sure_N"))
+            tags_T, sure_T = (
+                predictions[name][window].reshape(-1)[places] for name in ("tags_N", "sure_N")
+            )
             runs_Sx3 = span_tags.from_tags(tags_T)
             scores = [sure_T[first : last + 1].min() for first, last, _ in runs_Sx3.tolist()]
             return runs_Sx3, np.array(scores), sure_T.min(initial=1.0)
@@ -320,9 +362,3 @@ class Tagging(Task):
         spans_Sx3 = spans_Kx3[sure_K > 0.5].astype(np.int64)
         spans_Sx3[:, :2] = np.searchsorted(places, spans_Sx3[:, :2])
         return spans_Sx3, sure_K[sure_K > 0.5], np.maximum(sure_K, 1 - sure_K).min(initial=1.0)
-
-
-def _token_weights(batch: Arrays) -> jax.Array:
-    """Returns the weights of examples at their tokens that get tags, float32 [R, L], else 0."""
-    weights_1B = jnp.append(0.0, batch["weights_B"].astype(jnp.float32))
-    return weights_1B[batch["segments_RxL"]] * (batch["tags_RxL"] > 0)

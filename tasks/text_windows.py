@@ -30,8 +30,33 @@ def rows_of_owners(windows: Examples, examples: Examples) -> np.ndarray:
     return np.array([rows[int(owner)] for owner in windows.owners_N], int)
 
 
-def tokens(windows: Examples, encoder: Encoder) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields for each window its index, which of its tokens are of the text, and their offsets."""
+def spread(
+    places_T: np.ndarray, offsets_Tx2: np.ndarray, slots: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gives each character of a token, up to the number of slots, a slot of its own.
+
+    Args:
+        places_T: of tokens of the text.
+        offsets_Tx2: their characters. The last slot of a longer token takes the rest of it.
+        slots: S.
+
+    Returns:
+        place * S + slot of each slot that is used, and its characters.
+    """
+    counts_T = np.clip(offsets_Tx2[:, 1] - offsets_Tx2[:, 0], 1, slots)
+    rows_U = np.repeat(np.arange(len(counts_T)), counts_T)
+    slots_U = np.arange(len(rows_U)) - np.repeat(np.cumsum(counts_T) - counts_T, counts_T)
+    starts_U = offsets_Tx2[rows_U, 0] + slots_U
+    is_last_U = slots_U == counts_T[rows_U] - 1
+    stops_U = np.where(is_last_U, offsets_Tx2[rows_U, 1], starts_U + 1)
+    return places_T[rows_U] * slots + slots_U, np.stack([starts_U, stops_U], axis=1)
+
+
+def tokens(
+    windows: Examples, encoder: Encoder, *, slots: int = 1
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields for each window its index, which of its tokens are of the text, and their offsets; of
+    several slots what `spread` makes of these."""
     for first in range(0, len(windows), _CHUNK):
         part = slice(first, first + _CHUNK)
         pairs_N = windows.pairs_N[part] if "pair" in encoder.fields else None
@@ -39,10 +64,12 @@ def tokens(windows: Examples, encoder: Encoder) -> Iterator[tuple[int, np.ndarra
         in_text_P, stops_B = in_text(encoded), encoded.starts_B + encoded.lengths_B
         for row, (start, stop) in enumerate(zip(encoded.starts_B, stops_B, strict=True)):
             places = np.flatnonzero(in_text_P[start:stop])
-            yield first + row, places, encoded.offsets[start:stop][places]
+            yield first + row, *spread(places, encoded.offsets[start:stop][places], slots)
 
 
-def reachable(windows: Examples, examples: Examples, encoder: Encoder, *, flat: bool) -> np.ndarray:
+def reachable(
+    windows: Examples, examples: Examples, encoder: Encoder, *, flat: bool, slots: int = 1
+) -> np.ndarray:
     """Returns how many spans of each example a model with these tokens and windows can find.
 
     Args:
@@ -50,10 +77,11 @@ def reachable(windows: Examples, examples: Examples, encoder: Encoder, *, flat: 
         examples: their owners.
         encoder: texts to tokens.
         flat: whether no two spans share a token.
+        slots: See `spread`.
     """
     rows_W = rows_of_owners(windows, examples)
     reached: list[set[tuple[int, ...]]] = [set() for _ in range(len(examples))]
-    for window, _, offsets_Tx2 in tokens(windows, encoder):
+    for window, _, offsets_Tx2 in tokens(windows, encoder, slots=slots):
         spans_Sx3, text = windows.spans.row(window), windows.texts_N[window]
         kept_S = span_tags.representable(spans_Sx3, offsets_Tx2, text, flat=flat)
         start = int(windows.starts_N[window])
