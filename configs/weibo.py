@@ -29,20 +29,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.split.kind = "given"
     config.data.overlap = 32
     config.layout.max_length = 192
-    config.tagging.head = "crf"
-    config.adapt.kind = "lora"
-    config.adapt.rank = 16
-    config.adapt.alpha = 32.0
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.lr_table = (("head/.*", 10.0), (".*", 1.0))
+    common.tag_with_encoder(config)
     config.data.max_validation_examples = 100
     config.train.duration = "5 epochs"
     config.eval.every = config.train.checkpoint_every = "20%"
     config.train.integrate = False
     if arg == "full":
         config.data.max_validation_examples = 0
-        config.adapt.kind = "full"
         config.model.checkpoint = "hf://google-bert/bert-base-chinese"
+        config.tagging.update(characters=True, slots=1)
         config.optimizer.learning_rate = 3e-5
         config.optimizer.lr_table = (("head/(transitions|starts|ends)", 100.0), (".*", 1.0))
         config.train.duration = "10 epochs"

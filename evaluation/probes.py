@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.linear_model import LogisticRegression, Ridge
 
-_INVERSE_PENALTIES = 10.0 ** np.arange(-5, 1)  # of standardised inputs, as scikit-learn's C
+_INVERSE_PENALTIES = tuple(10.0 ** np.arange(-5, 1))  # of standardised inputs, as scikit-learn's C
 _HELD_OUT = 5
 _FLAT = 1e-6  # of the largest deviation: below, an input counts as constant
 
@@ -45,7 +45,11 @@ class Probe(NamedTuple):
 
 
 def classes(
-    inputs_NxD: np.ndarray, classes_N: np.ndarray, *, weights_C: Sequence[float] | np.ndarray
+    inputs_NxD: np.ndarray,
+    classes_N: np.ndarray,
+    *,
+    weights_C: Sequence[float] | np.ndarray,
+    inverse_penalties: Sequence[float] = _INVERSE_PENALTIES,
 ) -> Probe:
     """Fits softmax regression.
 
@@ -53,6 +57,7 @@ def classes(
         inputs_NxD: vectors.
         classes_N: in [0, C); a class without an example is left with a low bias.
         weights_C: of the classes, in the loss.
+        inverse_penalties: to choose from.
 
     Raises:
         ValueError: inputs that are constant, examples of one class only, or fewer than classes.
@@ -80,7 +85,7 @@ def classes(
 
     shares_C = np.bincount(classes_N, weights_N, minlength=count) + 1e-9
     floor = losses(np.tile(np.log(shares_C), (len(classes_N), 1)), np.arange(len(classes_N)))
-    return _probe(inputs_NxD, fit, losses, floor)
+    return _probe(inputs_NxD, fit, losses, floor, inverse_penalties)
 
 
 def several(inputs_NxD: np.ndarray, true_NxC: np.ndarray) -> Probe:
@@ -183,6 +188,7 @@ def _probe(
     fit: Callable[[float, np.ndarray, np.ndarray], tuple],
     losses: Callable[[np.ndarray, np.ndarray], np.ndarray],
     floor_N: np.ndarray,
+    inverse_penalties: Sequence[float] = _INVERSE_PENALTIES,
 ) -> Probe:
     """Chooses the penalty by the loss on held-out rows, and fits on all."""
     inputs_NxD = np.asarray(inputs_NxD, np.float64)
@@ -195,13 +201,17 @@ def _probe(
     is_held = np.arange(len(x)) % _HELD_OUT == _HELD_OUT - 1
     used, held = np.flatnonzero(~is_held), np.flatnonzero(is_held)
     trials: list[tuple[float, Any]] = []
-    for inverse_penalty in _INVERSE_PENALTIES if len(held) else ():
+    for inverse_penalty in inverse_penalties if len(held) else ():
         try:
             kernel, bias = fit(inverse_penalty, x, used)
         except ValueError:  # of few examples, one class may be left without the held-out ones
             break
         trials.append((float(losses(x[held] @ kernel + bias, held).mean()), inverse_penalty))
-    loss, inverse_penalty = min(trials, default=(float("nan"), 1e-2))
+        if trials[-1] > min(trials):  # weaker penalties fit worse still, and take the longest
+            break
+    loss, inverse_penalty = min(
+        trials, default=(float("nan"), inverse_penalties[len(inverse_penalties) // 2])
+    )
     kernel_DxC, bias_C = fit(inverse_penalty, x, np.arange(len(x)))
     kernel_DxC = kernel_DxC * scale_D[:, None]
     bias_C = bias_C - mean_D @ kernel_DxC
