@@ -25,7 +25,7 @@ from input_pipeline.examples import Examples
 from tasks import label_words, limits
 from tasks.calibrated import Calibrated
 from tasks.limits import Given, Limit
-from tasks.task import Arrays, Chunk, Loss, Targets, check_labels, digest, rows_of, text_record
+from tasks.task import Arrays, Chunk, Fit, Loss, Targets, check_labels, digest, rows_of, text_record
 from tasks.whole_text import WholeText
 
 ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
@@ -146,9 +146,7 @@ class Classification(WholeText, Calibrated):
         fresh = {path for path in heads if path.endswith("feature_kernel")}
         return heads | label_words.start(heads, params, self._word_ids), fresh
 
-    def probe(
-        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
-    ) -> tuple[dict[str, np.ndarray], str]:
+    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
         """Fits softmax regression, with the class weights of the loss."""
         known_N = windows.labels_N >= 0
         probe = probes.classes(

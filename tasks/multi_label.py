@@ -20,7 +20,7 @@ from evaluation.metrics import Metric, Scores, f1, mean, one_each
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
 from tasks.classification import LOSS, MACRO_F1, Classification, masked_logits
-from tasks.task import Arrays, Chunk, Loss, Targets, digest, rows_of, text_record
+from tasks.task import Arrays, Chunk, Fit, Loss, Targets, digest, rows_of, text_record
 
 
 class MultiLabel(Classification):
@@ -72,9 +72,7 @@ class MultiLabel(Classification):
         labels_BxC = self._true(chunk.examples, chunk.indices_B).astype(np.float32)
         return Targets(self.mask_positions(encoded), {"labels_BxC": labels_BxC})
 
-    def probe(
-        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
-    ) -> tuple[dict[str, np.ndarray], str]:
+    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
         """Fits a logistic regression for each label."""
         probe = probes.several(inputs_N, self._true(windows))
         return probe.params, probe.prose()

@@ -16,6 +16,7 @@ from input_pipeline.batches.template import Encoder
 from input_pipeline.examples import Examples
 from models.heads import OrdinalHead, threshold_parameters
 from tasks.classification import ACCURACY, LOSS, Classification
+from tasks.task import Fit
 
 
 def quadratic_weighted_kappa(sums: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -71,9 +72,7 @@ class Ordinal(Classification):
             heads = heads | {"head/thresholds": thresholds}
         return super().start_head(heads, params)
 
-    def probe(
-        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
-    ) -> tuple[dict[str, np.ndarray], str]:
+    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
         """Fits proportional odds, thresholds and all."""
         known_N = windows.labels_N >= 0
         probe = probes.ordered(inputs_N[known_N], windows.labels_N[known_N], count=self.size)

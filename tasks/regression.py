@@ -19,7 +19,7 @@ from input_pipeline.examples import Examples
 from tasks import limits
 from tasks.classification import LOSS
 from tasks.limits import Given, Limit
-from tasks.task import Arrays, Chunk, Loss, Targets, digest, rows_of, text_record
+from tasks.task import Arrays, Chunk, Fit, Loss, Targets, digest, rows_of, text_record
 from tasks.whole_text import WholeText
 
 
@@ -97,9 +97,7 @@ class Regression(WholeText):
         """Returns a head with one column."""
         return self.linear_head(1, num_features=num_features)
 
-    def probe(
-        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
-    ) -> tuple[dict[str, np.ndarray], str]:
+    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
         """Fits ridge regression, in deviations from the mean."""
         known_N, scale = np.isfinite(windows.numbers_N), self.unfitted
         numbers_N = (windows.numbers_N[known_N] - scale["mean"]) / scale["deviation"]

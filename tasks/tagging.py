@@ -29,7 +29,7 @@ from models.span_heads import SpanHead, best_spans, span_losses
 from models.token_heads import TokenHead
 from tasks import text_windows
 from tasks.limits import Given, Limit, untaught
-from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of, text_record
+from tasks.task import Arrays, Chunk, Fit, Loss, Targets, Task, rows_of, text_record
 
 _PROBED_TOKENS = 16_000  # more take minutes
 _HEAD_SIZE = 64  # of 'global_pointer', as in its paper
@@ -190,9 +190,7 @@ class Tagging(Task):
         options = {"dropout": tagging.dropout, "chain": chain, "slots": self._slots}
         return TokenHead(span_tags.num_tags(count), **options)
 
-    def probe(
-        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
-    ) -> tuple[dict[str, np.ndarray], str]:
+    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
         """Fits softmax regression over the tags of tokens; chains start from zeros as usual."""
         vectors, tags, slots = [], [], []
         units = text_windows.tokens(windows, encoder, slots=self._slots)

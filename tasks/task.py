@@ -41,9 +41,10 @@ from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import BackboneConfig
 from tasks.limits import Given, Limit
 
-__all__ = ["Arrays", "Chunk", "Loss", "Targets", "Task", "digest", "rows_of", "text_record"]
+__all__ = ["Arrays", "Chunk", "Fit", "Loss", "Targets", "Task", "digest", "rows_of", "text_record"]
 
 Arrays = Mapping[str, jax.Array]
+Fit = tuple[dict[str, np.ndarray], str]  # parameters of a head, flat, and how they were fitted
 Loss = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
 
 
@@ -196,9 +197,7 @@ class Task(abc.ABC):
         """
         return heads, set(heads)
 
-    def probe(
-        self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder
-    ) -> tuple[dict[str, np.ndarray], str]:
+    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
         """Fits the head on vectors of the pretrained model, for kinds with PROBE.
 
         Args:
