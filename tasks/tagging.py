@@ -31,7 +31,8 @@ from tasks import text_windows
 from tasks.limits import Given, Limit, untaught
 from tasks.task import Arrays, Chunk, Fit, Loss, Targets, Task, rows_of, text_record
 
-_PROBED_TOKENS = 16_000  # more take minutes
+_PROBED_TOKENS = 16_000  # more take minutes, and so do many tags
+_PROBED = 500_000  # tokens times tags
 _HEAD_SIZE = 64  # of 'global_pointer', as in its paper
 
 
@@ -202,9 +203,11 @@ class Tagging(Task):
             slots.append(places[known_T] % self._slots)
             tags.append(span_tags.to_tags(owners_T, spans_Sx3[:, 2])[known_T])
         counts = np.cumsum(list(map(len, tags)))
-        used = slice(0, 1 + int(np.searchsorted(counts, _PROBED_TOKENS)))
+        num_tags = span_tags.num_tags(len(self.labels))
+        most = min(_PROBED_TOKENS, _PROBED // num_tags)
+        used = slice(0, 1 + int(np.searchsorted(counts, most)))
         vectors_TxD, tags_T, slots_T = (np.concatenate(x[used]) for x in (vectors, tags, slots))
-        weights_C = np.ones(span_tags.num_tags(len(self.labels)))
+        weights_C = np.ones(num_tags)
         fits: list[probes.Probe] = []
         for slot in range(self._slots):
             rows = np.flatnonzero(slots_T == slot)
