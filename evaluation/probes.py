@@ -38,6 +38,8 @@ class Probe(NamedTuple):
 
     def prose(self) -> str:
         """Describes the fit, for the start-up log."""
+        if np.isnan(self.loss):
+            return f"C={self.inverse_penalty:g}, not chosen: too few examples to hold some out"
         return (
             f"C={self.inverse_penalty:g}, loss {self.loss:.3f} on held-out training examples, "
             f"{self.floor:.3f} without the texts"

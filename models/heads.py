@@ -228,7 +228,11 @@ def threshold_parameters(shares_C: np.ndarray) -> np.ndarray:
         shares_C: each above 0; they add up to 1.
     """
     below = np.cumsum(shares_C)[:-1]
-    thresholds = np.log(below) - np.log1p(-below)
+    return threshold_steps(np.log(below) - np.log1p(-below))
+
+
+def threshold_steps(thresholds: np.ndarray) -> np.ndarray:
+    """Returns 'thresholds' of an OrdinalHead from thresholds that ascend strictly."""
     steps = np.concatenate([thresholds[:1], np.log(np.diff(thresholds))])
     return steps.astype(np.float32)
 

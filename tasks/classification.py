@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from scipy.stats import entropy
 from sklearn.metrics import confusion_matrix
 
 from evaluation import baselines, classification_metrics, probes
@@ -164,10 +163,16 @@ class Classification(WholeText, Calibrated):
         losses_B = self.losses(logits_BxC, labels_B)
         return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {"correct": correct}
 
-    def guess_loss(self, examples: Examples) -> float:
-        """Returns the entropy of the labels."""
+    def guess_loss(self, examples: Examples) -> float | None:
+        """Returns the loss of predicting the frequencies of the labels; None with options that
+        make probabilities differ from frequencies on purpose."""
+        if any(self.config.classification[name] for name in self.OPTIONS):
+            return None
         counts_C = np.bincount(examples.labels_N[examples.labels_N >= 0], minlength=self.size)
-        return float(entropy(counts_C))
+        logs_C, classes_C = np.log(np.maximum(counts_C, 1e-30)), np.arange(self.size)
+        logs_CxC = np.tile(logs_C - np.log(counts_C.sum()), (self.size, 1))
+        statistics = self.statistics(classes_C, classes_C, logs_CxC)
+        return float(np.average(statistics["loss"][:, 0], weights=counts_C))
 
     def losses(self, logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
         """Returns the cross-entropy of each example, smoothed or focused if so configured."""

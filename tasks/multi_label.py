@@ -77,8 +77,10 @@ class MultiLabel(Classification):
         probe = probes.several(inputs_N, self._true(windows))
         return probe.params, probe.prose()
 
-    def guess_loss(self, examples: Examples) -> float:
-        """Returns the mean entropy of the labels."""
+    def guess_loss(self, examples: Examples) -> float | None:
+        """Returns the mean entropy of the labels; None as in Classification."""
+        if any(self.config.classification[name] for name in self.OPTIONS):
+            return None
         shares_C = self._true(examples).mean(axis=0)
         return float(entropy([shares_C, 1 - shares_C]).mean())
 

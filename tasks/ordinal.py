@@ -14,7 +14,7 @@ from evaluation import classification_metrics, probes
 from evaluation.metrics import Metric, mean, one_each
 from input_pipeline.batches.template import Encoder
 from input_pipeline.examples import Examples
-from models.heads import OrdinalHead, threshold_parameters
+from models.heads import OrdinalHead, threshold_parameters, threshold_steps
 from tasks.classification import ACCURACY, LOSS, Classification
 from tasks.task import Fit
 
@@ -76,10 +76,9 @@ class Ordinal(Classification):
         """Fits proportional odds, thresholds and all."""
         known_N = windows.labels_N >= 0
         probe = probes.ordered(inputs_N[known_N], windows.labels_N[known_N], count=self.size)
-        below_C = 1 / (1 + np.exp(probe.bias_C.astype(np.float64)))
-        shares_C = np.diff(np.concatenate([[0], below_C, [1]]))
+        # Not by way of shares: of vectors far from 0, these would be 0 and 1.
         heads = {"head/kernel": probe.kernel_DxC[:, :1]}
-        return heads | {"head/thresholds": threshold_parameters(shares_C)}, probe.prose()
+        return heads | {"head/thresholds": threshold_steps(-probe.bias_C)}, probe.prose()
 
     def classes(self, log_probabilities_NxC: np.ndarray) -> np.ndarray:
         """Returns the median class of each example, which is off by least on average.

@@ -214,7 +214,7 @@ class Task(abc.ABC):
         raise NotImplementedError
 
     def guess_loss(self, examples: Examples) -> float | None:
-        """Returns the metric 'loss' of a guess without the texts; None without that metric."""
+        """Returns the metric 'loss' of a guess without the texts; None where it shows nothing."""
         return None
 
     @abc.abstractmethod

@@ -37,7 +37,7 @@ def nothing_learned(values: Mapping[str, float], guess: float | None, first: str
             means that none is right.
     """
     if guess is not None:
-        stuck = values["loss"] >= _SHARE * guess
+        stuck = values["loss"] >= _SHARE * guess > 0  # 0 where there is but one answer to guess
         said = f"the validation loss {values['loss']:.3f} is no better than that of a guess"
         return f"{said} without the texts, {guess:.3f}" if stuck else ""
     return f"the validation {first} is 0" if values[first] == 0 and "loss" not in values else ""

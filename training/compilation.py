@@ -5,6 +5,7 @@ Here also: the folder that keeps compiled programs between runs.
 
 import contextlib
 import hashlib
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +28,18 @@ def use_cache() -> None:
             lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
             cpu = next(line for line in lines if line.startswith(("flags", "Features")))
         name = f"compiled-{hashlib.sha256(cpu.encode()).hexdigest()[:8]}"
-        jax.config.update("jax_compilation_cache_dir", str(_CACHE.expanduser() / name))
+        try:
+            folder = _CACHE.expanduser() / name
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(f"{folder} is not writable")
+        except (OSError, RuntimeError) as error:  # RuntimeError where there is no home
+            print(
+                f"Note: compiled programs are not kept between runs: {error}. Set "
+                "$JAX_COMPILATION_CACHE_DIR to a folder."
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 class PerShape:

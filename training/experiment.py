@@ -25,7 +25,7 @@ from models.decoder import DecoderConfig
 from models.heads import Model
 from tasks import task_class
 from tasks.limits import Given, report
-from tasks.task import Loaded, Task
+from tasks.task import Loaded, Task, rows_of
 from training import run_tokenizer
 from training.compilation import PerShape
 from training.run_features import run_features
@@ -233,7 +233,7 @@ class Experiment:
         batches = self.pipeline.evaluate(windows)
         with working("Reading training examples for the probe"):
             predictions = predict(apply_fn, params, batches, total=len(windows))
-        windows = windows.take(np.argsort(windows.ids_N, kind="stable"))
+        windows = windows.take(rows_of(windows, predictions.ids_N))  # masked ones are not predicted
         try:
             with working("Fitting the probe"):
                 heads, fit = self.task.probe(

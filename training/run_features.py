@@ -26,6 +26,6 @@ def run_features(
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the features that this run's checkpoints were trained with. Put "
-            "it back, or train again with --config.train.on_config_change=overwrite"
+            "it back, or train again in another --workdir"
         )
     return features.load(path)

@@ -32,7 +32,7 @@ def run_probe(
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the head that this run started from. Put it back, or train again "
-            "with --config.train.on_config_change=overwrite"
+            "in another --workdir (a run that started without: config.model.head_start='random')"
         )
     return {name: tensor.read() for name, tensor in safetensors.read(path).items()}
 

@@ -110,7 +110,7 @@ def run_tokenizers(
     elif not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the vocabulary that this run's checkpoints were trained with. Put "
-            "it back, or train again with --config.train.on_config_change=overwrite"
+            "it back, or train again in another --workdir"
         )
     tokenizer = load_tokenizer(path, marks=options.marks)
     return original or tokenizer, tokenizer

@@ -297,10 +297,12 @@ class Run:
         guess = task.guess_loss(self._data.split("validation"))
         if reason := collapse.nothing_learned(values, guess, self._metrics[0].name):
             self._said_stuck = True
+            can_probe = task.PROBE and self._config.model.head_start == "random"
+            probe = " or start with config.model.head_start='probe';" if can_probe else ""
             self._progress.message(
                 f"Note: at step {step} of {total} the model has learned nothing: {reason}. Raise "
-                "config.optimizer.learning_rate, or the head's in lr_table; train for longer; or "
-                "start with config.model.head_start='probe'."
+                f"config.optimizer.learning_rate, or the head's in lr_table;{probe} or train for "
+                "longer."
             )
 
     def _stopped_early(self) -> bool:

@@ -36,6 +36,7 @@ from models import adapters
 from models.heads import ClassifierHead
 from tasks import require
 from tasks.task import rows_of
+from training import run_probe
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
 from training.sharding import put_batch, replicated
@@ -64,6 +65,7 @@ def review(config: ConfigDict, workdir: Path) -> Path:
         OSError: a file could not be read or written.
     """
     require(config, "REVIEW", "--mode=review")
+    run_probe.check(config)
     path = workdir / "review.csv"
     if path.exists():
         raise ValueError(

@@ -100,3 +100,4 @@ def test_a_few_examples_do():
     for count in (2, 3, 6):
         probe = probes.classes(INPUTS_NxD[:count], np.arange(count) % 2, weights_C=[1, 1])
         assert np.isfinite(probe.kernel_DxC).all() and np.isfinite(probe.bias_C).all()
+        assert ("too few examples" in probe.prose()) == (count < 5) and "nan" not in probe.prose()

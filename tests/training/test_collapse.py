@@ -129,6 +129,7 @@ def test_without_the_choice_to_restart_nothing_is_moved(tmp_path):
         ({"f1": 0.0, "precision": 0.0}, None, "the validation f1 is 0"),
         ({"f1": 0.01, "precision": 0.0}, None, ""),
         ({"f1": 0.0, "loss": 3.0}, None, ""),
+        ({"accuracy": 1.0, "loss": 0.01}, 0.0, ""),
     ],
 )
 def test_what_was_learned_shows_in_loss_or_score(values, guess, reason):

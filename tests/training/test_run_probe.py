@@ -1,5 +1,6 @@
 """config.model.head_start='probe': from the config to the table and to other modes."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from reporting import report
 from training.data import load_data
 from training.experiment import build
+from workflows import review
 from workflows.integrate import integrate
 from workflows.restoring import restore
 from workflows.train import train
@@ -97,6 +99,24 @@ def test_the_table_has_its_row_and_alpha_0_its_head(config, tmp_path, capsys):
         restore(made(config, tmp_path / "run")[0], tmp_path / "run")
 
 
+@pytest.mark.parametrize("kind", ["single", "ordinal", "regression"])
+def test_masked_examples_take_no_part(kind, config, reviews, tmp_path):
+    use_kind(config, kind, reviews, tmp_path)
+    data = load_data(config)
+    train, heads = data.split("train"), []
+    is_known = np.arange(len(train)) % 3 > 0
+    name, none = ("numbers_N", np.nan) if kind == "regression" else ("labels_N", -1)
+    masked = {
+        name: np.where(is_known, getattr(train, name), none).astype(getattr(train, name).dtype)
+    }
+    for examples in (dataclasses.replace(train, **masked), train.take(is_known)):
+        said = []
+        experiment = build(config, tmp_path / "run", data.labels, said.append, examples)
+        assert any(f"fitted on {is_known.sum()} training examples" in line for line in said)
+        heads.append(experiment.initial["head/kernel"])
+    np.testing.assert_allclose(*heads, rtol=1e-3, atol=1e-4)
+
+
 def test_augmentation_and_order_do_not_touch_it(config, tmp_path):
     expected = made(config, tmp_path / "a")[0].initial["head/kernel"]
     config.seed, config.augmentation.deletion_rate = 7, 0.3
@@ -117,9 +137,40 @@ def test_what_has_no_probe_is_refused(change, message, config, tmp_path):
     config.update_from_flattened_dict(change)
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run")
+    if "task" not in change and "data.max_train_examples" not in change:
+        with pytest.raises(ValueError, match=message):
+            review.review(config, tmp_path / "review")
 
 
 def test_a_head_that_is_not_linear_is_refused(config, reviews, tmp_path):
     use_kind(config, "global_pointer", reviews, tmp_path)
     with pytest.raises(ValueError, match="'global_pointer' is none: set it to 'random'"):
         made(config, tmp_path / "run")
+
+
+def test_thresholds_stay_finite_far_from_zero(config, reviews, tmp_path):
+    use_kind(config, "ordinal", reviews, tmp_path)
+    experiment, data, _ = made(config, tmp_path / "run")
+    examples = data.split("train")
+    inputs_NxD = np.random.default_rng(0).normal(size=(len(examples), 8))
+    for shift in (0, 1e3):
+        heads, _ = experiment.task.probe(examples, inputs_NxD + shift, None)
+        assert all(np.isfinite(value).all() for value in heads.values())
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "ordinal", "hierarchical"])
+def test_a_guess_has_the_loss_of_the_label_frequencies(kind, config, reviews, tmp_path):
+    use_kind(config, kind, reviews, tmp_path)
+    experiment, data, _ = made(config, tmp_path / "run")
+    examples, task = data.split("train"), experiment.task
+    floor = task.baselines(examples, examples)[task.FLOORS[0]]
+    loss = floor.statistics["loss"][:, 0].mean()
+    assert task.guess_loss(examples) == pytest.approx(loss, abs=0.01)
+    # Weighted losses give other probabilities than the frequencies, which says nothing.
+    config.classification.class_weights = ("balanced",)
+    assert made(config, tmp_path / "run")[0].task.guess_loss(examples) is None
+
+
+def test_another_mode_of_a_run_without_says_how_to_go_on(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"another --workdir .*head_start='random'"):
+        build(config, tmp_path, ["negative", "positive"], print)

@@ -201,3 +201,7 @@ def test_a_run_that_learns_nothing_says_so_once_at_its_half(kind, short_config, 
     said = "is no better than that of a guess" if kind == "class" else "the validation f1 is 0"
     assert output.count("the model has learned nothing") == 1 == output.count(said)
     assert "at step 4 of 8 the model has learned nothing" in output
+    assert "start with config.model.head_start='probe'" in output
+    config.model.head_start = "probe"  # which then is no advice
+    train(config, tmp_path / "probed")
+    assert "start with config.model.head_start" not in capsys.readouterr().out
