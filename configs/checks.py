@@ -162,7 +162,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "features.max_features": SOME,
     "model.checkpoint": NEEDED,
     "model.init": choice("pretrained", "scratch"),
-    "model.dtype": choice("float32", "bfloat16"),
+    "model.dtype": choice("float32", "bfloat16", "auto"),
     "model.pooling": choice("first", "last", "mean", "pooler", "mask"),
     "model.head": choice("linear", "label_words"),
     "model.head_start": choice("random", "probe"),

@@ -220,7 +220,8 @@ def _model() -> ConfigDict:
     # file, 'hf://owner/name' ($HF_ENDPOINT names a mirror), or one from a package: 'gemma3-270m',
     # 'multilingual-e5-small'
     model.init = "pretrained"  # 'scratch' draws random weights of the checkpoint's shapes
-    model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'; parameters are float32
+    model.dtype = "float32"  # of the computation: 'float32', 'bfloat16' (on CPUs the operands of
+    # dense layers alone), or 'auto': what is fast where the run starts; parameters are float32
     model.remat = False  # recomputes layers in the backward pass: less memory, a third more time
     model.bidirectional = False  # lets a decoder's positions attend to later ones
     model.pooling = "mean"  # of an example's positions: 'first', 'last', 'mean', 'pooler' (the

@@ -30,6 +30,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from models.backbone import layer_of, unflatten
+from models.layers import narrow_dot_general, narrow_product
 
 LORA_KINDS = ("lora", "rslora", "dora")
 KINDS = ("full", "head", "bitfit", "norms", "last_layers", *LORA_KINDS, "ia3", "prompt")
@@ -384,22 +385,24 @@ def _intercept(
         kernel = leaves.get("kernel")
         plain = getattr(kernel, "dtype", None) == jnp.float32
         if kernel is not None and not (plain and leaves.keys().isdisjoint(_ADDED)):
-            return _dense(adapt, leaves, args[0], dtype=module.dtype or args[0].dtype)
+            return _dense(adapt, leaves, args[0], module)
     return next_call(*args, **kwargs)
 
 
-def _dense(adapt: ConfigDict, leaves: Flat, x: jax.Array, *, dtype: Any) -> jax.Array:
+def _dense(adapt: ConfigDict, leaves: Flat, x: jax.Array, module: nn.Dense) -> jax.Array:
     """Computes a dense layer with its adapter: the same as `fold` and x @ kernel + bias."""
+    dtype = module.dtype or x.dtype
+    product = narrow_product if module.dot_general is narrow_dot_general else jnp.matmul
     x = x.astype(dtype)
     ia3 = leaves.get("ia3")
     if ia3 is not None and ia3.ndim == 2:
         x = x * ia3[:, 0].astype(dtype)
     kernel = leaves["kernel"]
     reduced = isinstance(kernel, Quantized) or kernel.dtype != jnp.float32
-    y = _frozen_product(x, kernel) if reduced else x @ kernel.astype(dtype)
+    y = _frozen_product(product, x, kernel) if reduced else product(x, kernel.astype(dtype))
     if "lora_a" in leaves:
-        scaled = (x @ leaves["lora_a"].astype(dtype)) * _scale(adapt)
-        y += scaled @ leaves["lora_b"].astype(dtype)
+        scaled = product(x, leaves["lora_a"].astype(dtype)) * _scale(adapt)
+        y += product(scaled, leaves["lora_b"].astype(dtype))
     if "magnitude" in leaves:
         change = _scale(adapt) * _product(leaves["lora_a"], leaves["lora_b"])
         y *= (leaves["magnitude"] / _column_norm(opened(kernel) + change)).astype(dtype)
@@ -408,24 +411,26 @@ def _dense(adapt: ConfigDict, leaves: Flat, x: jax.Array, *, dtype: Any) -> jax.
     return y * ia3.astype(dtype) if ia3 is not None and ia3.ndim == 1 else y
 
 
-@jax.custom_vjp
-def _frozen_product(x: jax.Array, kernel: Any) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _frozen_product(product: Callable, x: jax.Array, kernel: Any) -> jax.Array:
     """Returns x @ kernel for a frozen kernel in bfloat16 or int8, in the dtype of x.
 
     Opened weights exist only while they are used; the backward pass opens them again.
     """
-    y = x @ _opened_after(x, kernel)
+    y = product(x, _opened_after(x, kernel))
     return y * kernel.scale[0].astype(x.dtype) if isinstance(kernel, Quantized) else y
 
 
-def _frozen_product_forward(x: jax.Array, kernel: Any) -> tuple[jax.Array, Any]:
-    return _frozen_product(x, kernel), kernel
+def _frozen_product_forward(product: Callable, x: jax.Array, kernel: Any) -> tuple[jax.Array, Any]:
+    return _frozen_product(product, x, kernel), kernel
 
 
-def _frozen_product_backward(kernel: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+def _frozen_product_backward(
+    product: Callable, kernel: Any, gradient: jax.Array
+) -> tuple[jax.Array, None]:
     if isinstance(kernel, Quantized):
         gradient = gradient * kernel.scale[0].astype(gradient.dtype)
-    return gradient @ _opened_after(gradient, kernel).T, None
+    return product(gradient, _opened_after(gradient, kernel).T), None
 
 
 _frozen_product.defvjp(_frozen_product_forward, _frozen_product_backward)

@@ -76,11 +76,11 @@ class Attention(nn.Module):
         rows, length, _ = mask_RxLxL.shape
         width, heads = self.config.width, self.config.num_heads
         query, key, value = (
-            nn.Dense(width, dtype=self.dtype, name=name)(x_PxD).reshape(rows, length, heads, -1)
+            layers.dense(width, self.dtype, name=name)(x_PxD).reshape(rows, length, heads, -1)
             for name in ("query", "key", "value")
         )
         mixed = layers.attend(query, key, value, mask_RxLxL, scale=(width // heads) ** -0.5)
-        return nn.Dense(width, dtype=self.dtype, name="output")(mixed.reshape(-1, width))
+        return layers.dense(width, self.dtype, name="output")(mixed.reshape(-1, width))
 
 
 class Layer(nn.Module):
@@ -111,7 +111,7 @@ class MaskedLanguageModelHead(nn.Module):
 
     def setup(self):
         """Declares transform, norm and bias [V]."""
-        self.transform = nn.Dense(self.config.embedding_size, dtype=self.dtype)
+        self.transform = layers.dense(self.config.embedding_size, self.dtype)
         self.norm = layer_norm(self.config, self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
 
@@ -141,10 +141,10 @@ class Bert(layers.Backbone):
             self.embedder_tasks = table(config.num_tasks)
         self.embedder_norm = layer_norm(config, self.dtype)
         if config.embedder_projection:
-            self.embedder_projection = nn.Dense(config.width, dtype=self.dtype)
+            self.embedder_projection = layers.dense(config.width, self.dtype)
         self.embedder_dropout = nn.Dropout(self.dropout)
         self.layer = self.make_layers(Layer, config.num_distinct_layers)
-        self.pooler = nn.Dense(config.width, dtype=self.dtype)
+        self.pooler = layers.dense(config.width, self.dtype)
         self.mlm_head = MaskedLanguageModelHead(config, self.dtype)
 
     def __call__(
@@ -205,4 +205,4 @@ class Bert(layers.Backbone):
 
 def layer_norm(config: BertConfig, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm (1607.06450) over the last axis, with statistics in float32."""
-    return nn.LayerNorm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=config.norm_epsilon, dtype=layers.between(dtype), name=name)

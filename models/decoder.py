@@ -128,7 +128,7 @@ class Attention(nn.Module):
 
         def project(name: str, heads: int) -> jax.Array:
             width, bias = heads * config.head_size, config.attention_bias
-            dense = nn.Dense(width, use_bias=bias, dtype=dtype, name=name)
+            dense = layers.dense(width, dtype, use_bias=bias, name=name)
             return dense(x_PxD).reshape(rows, length, heads, config.head_size)
 
         query_RxLxHxN = project("query", config.num_heads)
@@ -153,7 +153,7 @@ class Attention(nn.Module):
             scale=config.attention_scale,
             cap=config.attention_cap,
         )
-        output = nn.Dense(config.width, use_bias=config.output_bias, dtype=dtype, name="output")
+        output = layers.dense(config.width, dtype, use_bias=config.output_bias, name="output")
         return output(mixed_RxLxHxN.reshape(rows * length, -1)), cached
 
 
@@ -252,7 +252,9 @@ class Decoder(layers.Backbone):
             for rope in dict.fromkeys(config.ropes)
         }
         x_PxD = self.embedder(tokens_RxL.reshape(-1)) * config.embedding_scale
-        x_PxD = self.embedding_dropout(x_PxD.astype(self.dtype), deterministic=deterministic)
+        x_PxD = self.embedding_dropout(
+            x_PxD.astype(layers.between(self.dtype)), deterministic=deterministic
+        )
         cache = []
         for i, layer in enumerate(self.layer):
             mask, rope = masks[windows[i]], tables[config.ropes[i]]
@@ -284,7 +286,7 @@ class Decoder(layers.Backbone):
             )
         batch, prompt = tokens_BxL.shape
         size = (batch, prompt + length, config.num_kv_heads, config.head_size)
-        empty = jnp.zeros(size, self.dtype)
+        empty = jnp.zeros(size, layers.between(self.dtype))
         cache = Cache(((empty, empty),) * config.num_layers, jnp.zeros(batch, jnp.int32))
         positions_BxL = jnp.broadcast_to(jnp.arange(prompt), tokens_BxL.shape)
         # Slots filled by padding after a prompt are overwritten before any position reads them.
@@ -322,4 +324,4 @@ class Decoder(layers.Backbone):
 
 def rms_norm(config: DecoderConfig, dtype: jnp.dtype, name: str | None = None) -> nn.RMSNorm:
     """RMSNorm (1910.07467) over the last axis, computed in float32; parameter `scale`."""
-    return nn.RMSNorm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
+    return nn.RMSNorm(epsilon=config.norm_epsilon, dtype=layers.between(dtype), name=name)

@@ -157,7 +157,7 @@ class Attention(nn.Module):
     def setup(self):
         """Declares query, key, value, output and, for umT5, relative_bias."""
         config = self.config
-        dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        dense = functools.partial(layers.dense, dtype=self.dtype, use_bias=False)
         width = config.num_heads * config.head_size
         # The queries are initialised with the scale that the scores lack.
         init = nn.initializers.variance_scaling(1 / config.head_size, "fan_in", "normal")
@@ -199,7 +199,9 @@ class Layer(nn.Module):
     def setup(self):
         """Declares the blocks, each with the norm before it."""
         config, dtype = self.config, self.dtype
-        norm = functools.partial(nn.RMSNorm, epsilon=config.norm_epsilon, dtype=dtype)
+        norm = functools.partial(
+            nn.RMSNorm, epsilon=config.norm_epsilon, dtype=layers.between(dtype)
+        )
         self.pre_attention_norm = norm()
         self.attention = Attention(config, dtype, config.bias_per_layer, causal=self.is_decoder)
         if self.is_decoder:
@@ -260,7 +262,8 @@ class Stack(layers.Backbone):
         config = self.config
         number = config.num_decoder_layers if self.is_decoder else config.num_layers
         self.layer = self.make_layers(Layer, number, self.is_decoder)
-        self.final_norm = nn.RMSNorm(epsilon=config.norm_epsilon, dtype=self.dtype)
+        dtype = layers.between(self.dtype)
+        self.final_norm = nn.RMSNorm(epsilon=config.norm_epsilon, dtype=dtype)
         self.drop = nn.Dropout(self.dropout)
         if not config.bias_per_layer:
             self.relative_bias = RelativeBias(config, self.is_decoder)
@@ -293,7 +296,7 @@ class Stack(layers.Backbone):
         distance_RxLxM = keys_RxM[:, None, :] - queries_RxL[:, :, None]
         bias = None if self.config.bias_per_layer else self.relative_bias(distance_RxLxM)
         view = (mask_RxLxM, distance_RxLxM, bias)
-        x_PxD = self.drop(x_PxD.astype(self.dtype), deterministic=deterministic)
+        x_PxD = self.drop(x_PxD.astype(layers.between(self.dtype)), deterministic=deterministic)
         cache = []
         for i, layer in enumerate(self.layer):
             layer_past = None if past is None else (past[0][i], past[1])
@@ -392,7 +395,9 @@ class T5(Stack):
         positions_BxL = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
         segments_BxL = (positions_BxL < lengths_B[:, None]).astype(jnp.int32)
         hidden_BxLxD = self(tokens_BxL, positions_BxL * segments_BxL, segments_BxL)
-        empty = jnp.zeros((batch, length, config.num_heads, config.head_size), self.dtype)
+        empty = jnp.zeros(
+            (batch, length, config.num_heads, config.head_size), layers.between(self.dtype)
+        )
         targets = ((empty, empty),) * config.num_decoder_layers
         source = self.decoder.source_keys_values(hidden_BxLxD)
         cache = Cache(targets, source, segments_BxL > 0, jnp.int32(0))

@@ -18,6 +18,7 @@ from configs.overrides import check_overrides
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.features.features import load as load_features
 from input_pipeline.locking import in_use
+from training import compilation
 from training.checkpoints import Checkpoints
 from workflows.evaluate import evaluate
 from workflows.integrate.integrate import integrate
@@ -186,6 +187,33 @@ def test_another_batch_size_continues_at_the_same_example(tiny_config, tmp_path)
     optimizer = checkpoints._manager.restore(checkpoints.latest()).optimizer
     assert int(optimizer["examples"]) == 96
     assert int(optimizer["step"]) == 48 // 8 + 48 // 16
+
+
+def test_a_stopped_run_keeps_its_dtype_on_another_machine_and_resumes_exactly(
+    tiny_config, tmp_path, monkeypatch
+):
+    tiny_config.train.update(duration="12 steps", checkpoint_every="4 steps", integrate=False)
+    tiny_config.train.log_every = "1 step"
+    tiny_config.eval.update(every="4 steps", test=False)
+    tiny_config.adapt.kind = "lora"
+
+    def run(name, features, on_evaluation=None):
+        monkeypatch.setattr(compilation, "cpu_features", lambda: features)
+        config = tiny_config.copy_and_resolve_references()
+        config.model.dtype = "auto"
+        train(config, tmp_path / name, on_evaluation=on_evaluation)
+        return [row["loss"] for row in lines(tmp_path / name / "metrics.jsonl") if "loss" in row]
+
+    def stop(step, _):
+        raise KeyboardInterrupt
+
+    whole = run("whole", "flags : avx512_bf16")
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", "flags : avx512_bf16", stop)
+    assert run("parts", "flags : avx2") == whole
+    checkpoints = Checkpoints(tmp_path / "parts/checkpoints", read_only=True)
+    assert checkpoints.meta(checkpoints.latest())["config"]["model"]["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "parts/config.json").read_text())["model"]["dtype"] == "bfloat16"
 
 
 def test_a_head_that_the_checkpoint_lacks_is_refused(trained):

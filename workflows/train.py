@@ -17,6 +17,7 @@ from input_pipeline.tokenizers import silent_loss
 from integration import methods
 from reporting import report
 from training import run_probe
+from training.compilation import resolve_dtype
 from training.data import load_data
 from training.experiment import build
 from training.run_features import run_features
@@ -54,6 +55,7 @@ def train(
       OSError: a file could not be read or written.
     """
     with in_use(workdir):
+        resolve_dtype(config, workdir, print)
         # What can fail without data or a model fails first.
         check_workdir(workdir, config)
         if methods.apply(config):

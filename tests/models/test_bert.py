@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from models import layers
 from models.backbone import flatten, parameter_shapes, parts_of
 from models.bert import Bert, BertConfig
 from models.pretrained import Pretrained, load_pretrained, open_checkpoint, write_pretrained
@@ -316,12 +317,15 @@ def test_dropout_needs_an_rng_and_rests_when_deterministic(pack):
         bert.apply({"params": params}, *batch, deterministic=False)
 
 
-def test_bfloat16_is_near_float32(pack):
+@pytest.mark.parametrize("narrow", [True, False])  # on CPUs, on accelerators
+def test_bfloat16_is_near_float32(pack, monkeypatch, narrow):
+    monkeypatch.setattr(layers, "is_narrow", lambda dtype: narrow and dtype == jnp.bfloat16)
+    jax.clear_caches()  # which know nothing of that
     config, params = load("bert").config, load("bert").params
     stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
     batch = pack(PACKED, 20)
     found = hidden_of(Bert(config, dtype=jnp.bfloat16), stored, *batch)
-    assert found.dtype == jnp.bfloat16
+    assert found.dtype == (jnp.float32 if narrow else jnp.bfloat16)
     expected = hidden_of(Bert(config), params, *batch)
     assert np.mean(np.abs(found.astype(jnp.float32) - expected)) < 0.03
 

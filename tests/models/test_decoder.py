@@ -149,12 +149,18 @@ def test_remat_gives_the_same_parameters_and_gradients(model, pack):
     )
 
 
-def test_bfloat16_computes_near_float32_with_float32_parameters(tiny, model, hidden_of, pack):
+@pytest.mark.parametrize("narrow", [True, False])  # on CPUs, on accelerators
+def test_bfloat16_computes_near_float32_with_float32_parameters(
+    tiny, model, hidden_of, pack, monkeypatch, narrow
+):
+    monkeypatch.setattr(layers, "is_narrow", lambda dtype: narrow and dtype == jnp.bfloat16)
+    jax.clear_caches()  # which know nothing of that
     batch = pack(LENGTHS, 20)
     decoder = Decoder(tiny.config, dtype=jnp.bfloat16)
     low = jax.jit(decoder.apply)({"params": tiny.params}, *batch)
-    assert low.dtype == jnp.bfloat16
-    for each in (decoder, Decoder(dataclasses.replace(tiny.config, tied=False), dtype=low.dtype)):
+    assert low.dtype == (jnp.float32 if narrow else jnp.bfloat16)
+    untied = dataclasses.replace(tiny.config, tied=False)
+    for each in (decoder, Decoder(untied, dtype=jnp.bfloat16)):
         params = {**tiny.params, "lm_head": {"kernel": tiny.params["embedder"]["embedding"].T}}
         logits = each.apply({"params": params}, low, method="logits")
         assert logits.dtype == jnp.float32

@@ -140,7 +140,7 @@ def test_padding_is_finite_with_its_gradients_whatever_the_precision():
     plain = whole(T5(pretrained.config), pretrained.params, source, targets)
     np.testing.assert_allclose(value, sum(np.sum(np.square(each)) for each in plain), rtol=1e-5)
     rounded = whole(T5(pretrained.config, jnp.bfloat16), pretrained.params, source, targets)
-    assert [each.dtype for each in rounded] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+    assert [each.dtype for each in rounded] == [jnp.float32] * 3  # but for products, on CPUs
     assert all(np.isfinite(each).all() for each in rounded)
 
 
