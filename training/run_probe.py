@@ -41,8 +41,8 @@ def run_probe(
     for name, head in heads.items():
         if name not in drawn or head.shape != drawn[name].shape:
             raise ValueError(
-                f"{path}: the run started from {name} of shape {head.shape}, which does not fit the "
-                f"config: use that of {workdir / 'config.json'}, or choose another --workdir"
+                f"{path}: the run started from {name} of shape {head.shape}, which does not fit "
+                f"the config: use {workdir / 'config.json'}, or choose another --workdir"
             )
     return heads
 
