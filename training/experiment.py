@@ -338,7 +338,7 @@ def build(
     )
     if config.model.head_start == "probe":
         with phase("probe"):
-            heads = run_probe(config, workdir, training, experiment.probe)
+            heads = run_probe(config, workdir, training, experiment.probe, experiment.initial)
         experiment.initial |= heads
         experiment.fresh -= heads.keys()
     say(

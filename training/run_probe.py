@@ -1,6 +1,6 @@
 """The probe of a run: fitted on its training split once, and kept in its workdir."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,14 @@ def run_probe(
     workdir: Path,
     training: Examples | None,
     fit: Callable[[Examples], dict[str, np.ndarray]],
+    drawn: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Returns parameters of the head: fitted by `fit`, or those that the run was started with.
 
+    `drawn` are the parameters that they replace.
+
     Raises:
-        ValueError: from these examples nothing can be learned.
+        ValueError: from these examples nothing can be learned, or the run had another head.
         FileNotFoundError: the run has checkpoints, but its probe is missing.
     """
     path = workdir / "probe.safetensors"
@@ -34,7 +37,14 @@ def run_probe(
             f"{path} is missing: the head that this run started from. Put it back, or train again "
             "in another --workdir (a run that started without: config.model.head_start='random')"
         )
-    return {name: tensor.read() for name, tensor in safetensors.read(path).items()}
+    heads = {name: tensor.read() for name, tensor in safetensors.read(path).items()}
+    for name, head in heads.items():
+        if name not in drawn or head.shape != drawn[name].shape:
+            raise ValueError(
+                f"{path}: the run started from {name} of shape {head.shape}, which does not fit "
+                f"the config: use {workdir / 'config.json'}, or choose another --workdir"
+            )
+    return heads
 
 
 def check(config: ConfigDict) -> None:

@@ -174,3 +174,9 @@ def test_a_guess_has_the_loss_of_the_label_frequencies(kind, config, reviews, tm
 def test_another_mode_of_a_run_without_says_how_to_go_on(config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"another --workdir .*head_start='random'"):
         build(config, tmp_path, ["negative", "positive"], print)
+
+
+def test_the_head_of_a_run_with_other_labels_is_refused(config, tmp_path):
+    made(config, tmp_path)
+    with pytest.raises(ValueError, match=r"from head/bias of shape \(2,\), which does not fit"):
+        build(config, tmp_path, ["a", "b", "c"], print)
