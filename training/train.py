@@ -297,12 +297,14 @@ class Run:
         guess = task.guess_loss(self._data.split("validation"))
         if reason := collapse.nothing_learned(values, guess, self._metrics[0].name):
             self._said_stuck = True
-            can_probe = task.PROBE and self._config.model.head_start == "random"
+            probed = self._config.model.head_start == "probe"
+            change = "Lower or raise" if probed else "Raise"  # too high a rate undoes a probe
+            can_probe = task.PROBE and not probed
             probe = " or start with config.model.head_start='probe';" if can_probe else ""
             self._progress.message(
-                f"Note: at step {step} of {total} the model has learned nothing: {reason}. Raise "
-                f"config.optimizer.learning_rate, or the head's in lr_table;{probe} or train for "
-                "longer."
+                f"Note: at step {step} of {total} the model has learned nothing: {reason}. "
+                f"{change} config.optimizer.learning_rate, or the head's in lr_table;{probe} or "
+                "train for longer."
             )
 
     def _stopped_early(self) -> bool:

@@ -153,7 +153,8 @@ class Weights:
             raise ValueError(
                 f"config.task={self._config.task!r} needs {' and '.join(missing)} of "
                 f"{self._config.model.checkpoint}, which holds {', '.join(stored) or 'none'} "
-                "beside its layers: choose a checkpoint with its language-model head"
+                f"beside its layers: choose a checkpoint with {' and '.join(missing)}, or another "
+                "config.model.head or pooling"
             )
         return wanted
 

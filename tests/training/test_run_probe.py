@@ -153,7 +153,8 @@ def test_thresholds_stay_finite_far_from_zero(config, reviews, tmp_path):
     experiment, data, _ = made(config, tmp_path / "run")
     examples = data.split("train")
     inputs_NxD = np.random.default_rng(0).normal(size=(len(examples), 8))
-    for shift in (0, 1e3):
+    inputs_NxD += examples.labels_N[:, None]
+    for shift in (-1e3, 0, 1e3):
         heads, _ = experiment.task.probe(examples, inputs_NxD + shift, None)
         assert all(np.isfinite(value).all() for value in heads.values())
 

@@ -204,4 +204,7 @@ def test_a_run_that_learns_nothing_says_so_once_at_its_half(kind, short_config, 
     assert "start with config.model.head_start='probe'" in output
     config.model.head_start = "probe"  # which then is no advice
     train(config, tmp_path / "probed")
-    assert "start with config.model.head_start" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "start with config.model.head_start" not in output
+    if kind == "class":
+        assert output.count("Lower or raise config.optimizer") == output.count("learned nothing")

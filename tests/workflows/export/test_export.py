@@ -182,6 +182,7 @@ def test_what_differs_when_it_is_read_again_is_refused(tmp_path):
         ({"export.formats": ("onnx",)}, "config.export.formats is .'onnx',.: name one or more of"),
         ({"export.formats": ()}, "config.export.formats is"),
         ({"features.use": "both"}, "a head that reads features can't be exported"),
+        ({"model.pooling": "mask"}, "where the template's masks are can't be exported"),
         ({"adapt.kind": "prompt"}, "a trained prompt can't be merged into weights"),
         ({"export.formats": ("peft",)}, "config.adapt.kind='full' makes no adapter"),
     ],
