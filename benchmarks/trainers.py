@@ -238,7 +238,7 @@ class PyTorch(Trainer):
         self._torch, self._autocast, self._clip_norm = torch, autocast, config.optimizer.clip_norm
         self._cuda, self._ids = torch.cuda.is_available(), ours.ids
         self._device = torch.device("cuda" if self._cuda else "cpu")
-        self._at_first = config.model.pooling == "first"  # position; else the last
+        self._pooling = config.model.pooling
         self._backbone = transformers.AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
         self._backbone.config.use_cache = False
         for name, parameter in self._backbone.named_parameters():
@@ -316,7 +316,10 @@ class PyTorch(Trainer):
     def _logits(self) -> Any:
         ids, mask = self._batch["input_ids"], self._batch["attention_mask"]
         hidden = self._backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        places = 0 if self._at_first else mask.sum(1) - 1
+        if self._pooling == "mean":
+            mask = mask[:, :, None]
+            return self._head((hidden * mask).sum(1) / mask.sum(1))
+        places = 0 if self._pooling == "first" else mask.sum(1) - 1
         return self._head(hidden[self._torch.arange(len(hidden), device=self._device), places])
 
     def _collate(self, examples: Sequence[tuple[Sequence[int], int, int]]) -> dict[str, Any]:
