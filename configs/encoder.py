@@ -16,8 +16,6 @@ from configs import own_csv
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is that of configs/own_csv.py."""
     config = own_csv.get_config(arg)
-    config.model.checkpoint = "multilingual-e5-small"
-    config.model.update(head="linear", head_start="probe", label_words=(), pooling="mean")
     config.model.hidden_dropout = 0.1
     config.data.template = "{text}"
     config.optimizer.lr_table = ((".*", 1.0),)
