@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     from training import compilation, interruption
 
     compilation.use_cache()
+    compilation.keep_memory()
 
     recipe = config_flags.get_config_filename(FLAGS["config"])
     alone = config.seeds == 1 and not config.search.print_commands

@@ -117,13 +117,14 @@ class Ours(Trainer):
         import jax
         import jax.numpy as jnp
 
-        from training.compilation import PerShape
+        from training.compilation import PerShape, keep_memory
         from training.experiment import build
         from training.sharding import put_batch, replicated
         from training.state import TrainState
         from training.train_step import make_train_step
         from training.tuning.optimizers import make_optimizer
 
+        keep_memory()
         self._experiment = experiment = build(config, Path(), data.labels, print)
         optimizer = make_optimizer(config.optimizer, experiment.factors)
         step = make_train_step(

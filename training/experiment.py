@@ -27,7 +27,7 @@ from tasks import task_class
 from tasks.limits import Given, report
 from tasks.task import Loaded, Task, rows_of
 from training import run_tokenizer
-from training.compilation import PerShape, keep_memory, resolve_dtype
+from training.compilation import PerShape, resolve_dtype
 from training.run_features import run_features
 from training.run_probe import run_probe
 from training.sharding import make_mesh, put_batch, replicated
@@ -286,7 +286,6 @@ def build(
       ValueError: parts that don't fit each other, naming both.
     """
     resolve_dtype(config, workdir, say)
-    keep_memory()
     mesh = make_mesh()
     checkpoint = pretrained.open_checkpoint(pretrained.resolve(config.model.checkpoint))
     if checkpoint.note:
