@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from input_pipeline.eta import phase, working
 
 _CACHE = Path("~/.cache/weitiao")
+_ACCELERATORS = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd")  # of GPUs and TPUs
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt, from glibc's malloc.h
 
 
@@ -57,8 +58,10 @@ def keep_memory() -> None:
 
     XLA frees a program's temporaries after each call. On CPUs a fifth of a training step's time
     went into getting them from Linux again, page by page. Call it before there are threads: those
-    with a heap of their own would go on as before.
+    with a heap of their own would go on as before. Hosts of accelerators keep their many heaps.
     """
+    if any(any(Path("/dev").glob(device)) for device in _ACCELERATORS):
+        return
     with contextlib.suppress(OSError, TypeError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)):
