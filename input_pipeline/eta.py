@@ -3,8 +3,8 @@
 `track` counts items, `working` is for work that counts for itself or has nothing to count. They
 nest: within the third of eleven points, an evaluation is a part of that point. A thread of its own
 prints, so that the work neither waits for it nor looks at a clock. On a terminal one line is
-rewritten in place; elsewhere, and above the bar of a training, lines follow one another. Work of
-less than ten seconds prints none.
+rewritten in place; elsewhere, and above the bar of a training, lines follow one another. Between
+two lines ten seconds pass, whatever the work, so that short work mostly prints none.
 
 `phase` measures where the time of a run goes.
 """
@@ -47,7 +47,7 @@ class _Reporter:
     """Prints what is under way, the outermost work first, from a thread that ends with it."""
 
     def __init__(self) -> None:
-        self.printed = 0.0  # when the last line was, by this or by another
+        self.printed = time.monotonic()  # when the last line was, by this or by another
         self._works: list[Work] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -55,7 +55,7 @@ class _Reporter:
     def begin(self, work: Work) -> None:
         self._works.append(work)
         if self._thread is None:
-            self.printed, self._stop = work.began, threading.Event()
+            self._stop = threading.Event()
             self._thread = threading.Thread(target=self._run, args=(self._stop,), daemon=True)
             self._thread.start()
 
