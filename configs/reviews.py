@@ -3,6 +3,8 @@
     pip install -e '.[demo]' && python main.py --config=configs/reviews.py --workdir=runs/reviews
 
 `:full` trains on all the reviews; `:runlocal` takes about a minute and is what tests and CI use.
+
+Result: accuracy 84.4 ± 0.9 %, TF-IDF 79.6 ± 1.0 (docs/tasks.md).
 """
 
 from ml_collections import ConfigDict
