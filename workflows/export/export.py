@@ -163,7 +163,8 @@ def _check(config: ConfigDict, output: Path, known: tuple[str, ...]) -> None:
             "makes the features can't; export the run without them, in the folder encoder_alone of "
             "this workdir, with --config.features.use=none"
         )
-    if config.task == "classification" and config.model.pooling == "mask":
+    exports = require(config, "EXPORT", "--mode=export")
+    if exports == "classifier" and config.model.pooling == "mask":
         raise ValueError(
             "config.model.pooling='mask': a head that reads where the template's masks are can't "
             "be exported, since a batch of an export does not say it; train with another pooling"
