@@ -8,6 +8,8 @@
 The published files have no header, which a table needs. Validation is a tenth of the training
 pairs; the numbers are of the dev set, since the test set is not always at hand. `:runlocal` takes
 about a minute.
+
+Result: Spearman 80.4 ± 1.0 on dev, TF-IDF 16.4 ± 2.6 (docs/tasks.md).
 """
 
 from ml_collections import ConfigDict
