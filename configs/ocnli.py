@@ -31,9 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.batch_size = 32
 
     config.layout.update(max_length=96, row_length=192)
-    config.model.update(checkpoint="multilingual-e5-small", pooling="mean", head_start="probe")
-    config.optimizer.lr_table = (("backbone/embedder/.*", None), (".*", 1.0))
-    config.optimizer.learning_rate = 1e-4
+    common.use_encoder(config)
     config.train.duration = "3 epochs"
     config.eval.every = config.train.checkpoint_every = "34%"
     config.integrate.points = 3

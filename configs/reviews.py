@@ -20,14 +20,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.max_train_examples = 1280
     config.data.max_validation_examples = 200
 
-    config.model.checkpoint = "multilingual-e5-small"
+    common.use_encoder(config)
     config.data.template = "query: {text}"  # the model was trained with this prefix
-    config.model.pooling = "mean"
-    config.model.head_start = "probe"
-
-    # The embeddings are 82 % of the parameters; most of their pieces never occur here.
-    config.optimizer.lr_table = (("backbone/embedder/.*", None), (".*", 1.0))
-    config.optimizer.learning_rate = 1e-4
     config.train.duration = "2 epochs"
     config.eval.every = config.train.checkpoint_every = "50%"
 

@@ -30,9 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.max_validation_examples = 200
     config.classification.kind = "regression"
     config.layout.update(max_length=128, row_length=256)
-    config.model.update(checkpoint="multilingual-e5-small", pooling="mean", head_start="probe")
-    config.optimizer.lr_table = (("backbone/embedder/.*", None), (".*", 1.0))
-    config.optimizer.learning_rate = 1e-4
+    common.use_encoder(config)
     config.train.duration = "2 epochs"
     config.eval.metric = "spearman"
     config.eval.every = config.train.checkpoint_every = "50%"
