@@ -303,7 +303,7 @@ def pretrained_end(trained: Flat, *, params: Flat) -> dict[str, Any]:
         if name in ("lora_a", "prompt"):
             ends[path] = leaf
         elif name == "lora_b":
-            ends[path] = np.zeros_like(leaf)
+            ends[path] = np.zeros(leaf.shape, np.float32)
         elif name == "ia3":
             ends[path] = np.ones_like(leaf)
         elif name == "magnitude":
