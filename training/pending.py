@@ -36,7 +36,8 @@ class Pending:
     ) -> None:
         """Keeps the metrics of a dispatched step without waiting for them."""
         self._steps.append((step, metrics, batch["ids_B"]))
-        self._tokens += int((batch["segments_RxL"] > 0).sum())
+        lengths = batch.get("lengths_B", batch["segments_RxL"] > 0)  # of the rows of all processes
+        self._tokens += int(lengths.sum())
         self._progress.update(step)
 
     def restart_clock(self, restart: bool) -> None:
