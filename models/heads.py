@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.attention import Fused
 from models.backbone import BackboneConfig, make_backbone
 from models.layers import Batch
 from models.t5 import T5Config
@@ -63,6 +64,7 @@ class Model(nn.Module):
         hidden_dropout: of the backbone, while training.
         dtype: of the backbone's computation.
         remat: recompute each layer in the backward pass instead of storing its activations.
+        fused: the kernel of attention; None is the plain form.
     """
 
     config: BackboneConfig
@@ -70,11 +72,16 @@ class Model(nn.Module):
     hidden_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    fused: Fused | None = None
 
     def setup(self):
         """Binds both."""
         self.backbone = make_backbone(
-            self.config, dtype=self.dtype, remat=self.remat, dropout=self.hidden_dropout
+            self.config,
+            dtype=self.dtype,
+            remat=self.remat,
+            dropout=self.hidden_dropout,
+            fused=self.fused,
         )
         self.head = self.task_head.clone(name="head", parent=self)
 

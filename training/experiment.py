@@ -20,7 +20,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.features.features import FeaturePipeline
 from input_pipeline.tokenizers.tokenization import Tokenizer
 from models import adapters, pretrained
-from models.backbone import BackboneConfig
+from models.backbone import BackboneConfig, choose_attention
 from models.decoder import DecoderConfig
 from models.heads import Model
 from tasks import task_class
@@ -309,6 +309,9 @@ def build(
         hidden_dropout=config.model.hidden_dropout,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
+        fused=choose_attention(
+            config.model.attention, backbone, dtype=config.model.dtype, mesh=mesh, say=say
+        ),
     )
     weights = Weights(config, model, task, checkpoint, mesh, num_features, say)
     with working("Reading the weights"):

@@ -1,4 +1,4 @@
-"""Properties of models/decoder.py and models/layers.py that need no reference."""
+"""Properties of models/decoder.py, attention.py and layers.py that need no reference."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import layers
+from models import attention, layers
 from models.backbone import layer_of, parameter_shapes
 from models.decoder import Decoder
 from models.layers import Rope
@@ -89,7 +89,7 @@ def test_a_window_hides_what_is_further_away(make_config, random_params, pack):
 @pytest.mark.parametrize("causal", [True, False])
 def test_mask_equals_its_definition(pack, causal):
     _, positions, segments = pack([[4, 3], [6]], 8)
-    mask = np.asarray(layers.attention_mask(positions, segments, window=2, causal=causal))
+    mask = np.asarray(attention.attention_mask(positions, segments, window=2, causal=causal))
     for row in range(2):
         for query in range(8):
             for key in range(8):
@@ -107,7 +107,7 @@ def test_attention_equals_its_definition_for_each_query_head():
     )
     mask, bias = rng.random((2, 5, 7)) < 0.7, rng.normal(size=(1, 6, 5, 7)).astype(np.float32)
     mask[:, :, 0] = True
-    found = layers.attend(query, key, value, mask, scale=0.5, cap=2.0, bias=bias)
+    found = attention.attend(query, key, value, mask, scale=0.5, cap=2.0, bias=bias)
     for row in range(2):
         for head in range(6):
             scores = 0.5 * query[row, :, head] @ key[row, :, head // 3].T
@@ -123,7 +123,7 @@ def test_attention_stays_exact_for_large_scores():
     value = jnp.arange(8.0).reshape(1, 2, 1, 4)
 
     def mixed(query):
-        return layers.attend(query, query, value, mask, scale=1.0)
+        return attention.attend(query, query, value, mask, scale=1.0)
 
     np.testing.assert_allclose(mixed(query)[0, :, 0, 0], [0.0, 2.0])
     assert np.all(np.isfinite(jax.grad(lambda query: mixed(query).sum())(query)))
