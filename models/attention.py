@@ -109,8 +109,7 @@ def attend(
     # jax.nn.softmax on CPU (9.9 against 14.9 ms forward + backward at R=8, L=128, H=K=12, N=64).
     query_RxKxPxN = (query_RxLxHxN * scale).swapaxes(1, 2).reshape(rows, kv_heads, -1, size)
     key_RxKxMxN, value_RxKxMxN = key_RxLxKxN.swapaxes(1, 2), value_RxLxKxN.swapaxes(1, 2)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores_RxHxLxM = product("rkpn,rkmn->rkpm", query_RxKxPxN, key_RxKxMxN)
+    scores_RxHxLxM = layers.product("rkpn,rkmn->rkpm", query_RxKxPxN, key_RxKxMxN)
     scores_RxHxLxM = layers.soft_cap(scores_RxHxLxM.reshape(rows, heads, length, -1), cap)
     if bias is not None:
         scores_RxHxLxM += bias
@@ -123,7 +122,7 @@ def attend(
     weights_RxKxPxM = weights_RxHxLxM.astype(value_RxLxKxN.dtype).reshape(
         rows, kv_heads, -1, key_RxKxMxN.shape[2]
     )
-    mixed_RxKxPxN = product("rkpm,rkmn->rkpn", weights_RxKxPxM, value_RxKxMxN)
+    mixed_RxKxPxN = layers.product("rkpm,rkmn->rkpn", weights_RxKxPxM, value_RxKxMxN)
     mixed_RxHxLxN = mixed_RxKxPxN.reshape(rows, heads, length, size) / total_RxHxL[..., None]
     return mixed_RxHxLxN.astype(query_RxLxHxN.dtype).swapaxes(1, 2)
 

@@ -89,7 +89,7 @@ class Embedder(nn.Module):
     def attend(self, hidden: jax.Array) -> jax.Array:
         """Products of [..., E] with every token's vector: float32 [..., V]."""
         table_VxE = self.embedding.astype(hidden.dtype)
-        return jnp.einsum("...e,ve->...v", hidden, table_VxE, preferred_element_type=jnp.float32)
+        return product("...e,ve->...v", hidden, table_VxE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,8 +181,33 @@ def vocabulary_head(vocab_size: int, dtype: jnp.dtype) -> nn.Dense:
     """An untied output projection, parameter 'kernel' [D, V], whose logits are float32."""
     if is_narrow(dtype):
         return dense(vocab_size, dtype, use_bias=False)
-    float32_out = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+    def float32_out(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        return product("...d,dv->...v", x, kernel)
+
     return nn.Dense(vocab_size, use_bias=False, dtype=dtype, dot_general=float32_out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """Returns an einsum in float32; the products of its gradients are in the operands' dtype.
+
+    Otherwise a float32 gradient would meet a bfloat16 operand there, and accelerators would
+    multiply both in float32, several times slower.
+    """
+    return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
+
+
+def _product_forward(subscripts: str, *operands: jax.Array) -> tuple[jax.Array, tuple]:
+    return product(subscripts, *operands), operands
+
+
+def _product_backward(subscripts: str, operands: tuple, gradient: jax.Array) -> tuple:
+    _, pull = jax.vjp(functools.partial(jnp.einsum, subscripts), *operands)
+    return pull(gradient.astype(operands[0].dtype))
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
