@@ -63,7 +63,7 @@ class Model(nn.Module):
         task_head: an unbound module, see tasks.task.Task.head.
         hidden_dropout: of the backbone, while training.
         dtype: of the backbone's computation.
-        remat: recompute each layer in the backward pass instead of storing its activations.
+        remat: what the backward pass computes again, see layers.Backbone.
         fused: the kernel of attention; None is the plain form.
     """
 
@@ -71,7 +71,7 @@ class Model(nn.Module):
     task_head: nn.Module
     hidden_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     fused: Fused | None = None
 
     def setup(self):
