@@ -14,10 +14,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from configs.checks import check_values
 from configs.overrides import check_overrides
+from input_pipeline import hosts
 from input_pipeline.locking import in_use
 from reporting.console import restart_in_utf8, set_up_output
 from tasks import KINDS
@@ -25,6 +26,10 @@ from tasks import KINDS
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
+flags.DEFINE_string("coordinator", "", "Of several processes: host:port of process 0.")
+flags.DEFINE_integer("num_processes", 0, "How many processes there are (docs/scaling.md).")
+flags.DEFINE_integer("process_id", -1, "Which of them this one is.")
+flags.DEFINE_integer("heartbeat", 100, "Seconds of silence after which a process is dead.")
 _MODES = ["train", "sweep", "evaluate", "test", "predict", "integrate", "report"]
 _MODES += ["review", "inspect", "verify", "export"]
 # Where a mode is not the file of its name.
@@ -40,12 +45,16 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Unexpected arguments {argv[1:]}: values are given as --config.key=value")
     set_up_output()
-    config, workdir = FLAGS.config.lock(), Path(FLAGS.workdir)
+    with hosts.ending_together():
+        run(FLAGS.config.lock(), Path(FLAGS.workdir))
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Runs one mode, or exits with a message."""
     from training import compilation, interruption
 
     compilation.use_cache()
     compilation.keep_memory()
-
     recipe = config_flags.get_config_filename(FLAGS["config"])
     alone = config.seeds == 1 and not config.search.print_commands
     name, arguments = FLAGS.mode, {}
@@ -53,6 +62,7 @@ def main(argv: list[str]) -> None:
         name, arguments = "sweep" if name == "sweep" else "repeat", {"recipe": recipe}
     module = importlib.import_module(f"workflows.{_MODULES.get(name, name)}")
     try:
+        hosts.check_start(FLAGS.mode, config.to_json(), workdir)
         with in_use(workdir) if FLAGS.mode in _WRITERS else contextlib.nullcontext():
             getattr(module, name)(config, workdir, **arguments)
     except interruption.Interrupted as interrupted:
@@ -69,11 +79,14 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags, and checks keys and values of the config."""
+    """Parses the flags, joins the other processes, and checks keys and values of the config."""
     try:
         sys.argv = check_overrides(argv)  # which absl reads the keys of the config from
         rest = FLAGS(sys.argv)
-        check_values(FLAGS.config, tasks=KINDS)
+        started = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+        hosts.start(*started, heartbeat=FLAGS.heartbeat)
+        with hosts.ending_together():
+            check_values(FLAGS.config, tasks=KINDS)
         return rest
     except (flags.Error, ValueError, OSError) as error:
         sys.exit(f"Error: {error}")

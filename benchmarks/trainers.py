@@ -119,7 +119,7 @@ class Ours(Trainer):
 
         from training.compilation import PerShape, keep_memory
         from training.experiment import build
-        from training.sharding import put_batch, replicated
+        from training.sharding import put_batch
         from training.state import TrainState
         from training.train_step import make_train_step
         from training.tuning.optimizers import make_optimizer
@@ -139,7 +139,7 @@ class Ours(Trainer):
         self._step = PerShape(step, "the train step", print, donate=(0,))
         self._forward = jax.jit(experiment.apply)
         params = experiment.put(experiment.initial)
-        zero = jax.device_put(jnp.int32(0), replicated(experiment.mesh))
+        zero = experiment.placement.put("", jnp.int32(0))
         self._state = TrainState(zero, zero + 0, params, jax.jit(optimizer.init)(params))
         self._batches = (
             itertools.cycle(data.batches)
@@ -242,6 +242,9 @@ class PyTorch(Trainer):
         self._pooling = config.model.pooling
         self._backbone = transformers.AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
         self._backbone.config.use_cache = False
+        for module in self._backbone.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = config.model.hidden_dropout  # BERT's own default is 0.1
         for name, parameter in self._backbone.named_parameters():
             parameter.requires_grad_(not re.search(frozen, name))
         self._head = torch.nn.Linear(*ours.head["head/kernel"].shape)

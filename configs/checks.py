@@ -20,6 +20,8 @@ from configs.ranges import (
     Whole,
     are,
     choice,
+    is_mesh,
+    is_placement,
     is_regex,
     is_size,
     is_table,
@@ -57,6 +59,12 @@ TEMPLATE = Form(
 _ROWS = "rows of a regular expression and a number, "
 _ROWS += "as in \"(('.*embedder.*', 0.1), ('.*', 1.0))\""
 LR_TABLE = Form(f"{_ROWS}, or None that freezes", lambda value: is_table(value, freezes=True))
+MESH = Form("two sizes, (data, model), of which one may be -1", is_mesh)
+PLACEMENT = Form(
+    "rows of a regular expression and 'replicate', 'fsdp', or for each axis None, 'data' or "
+    "'model', as in \"(('.*/kernel', (None, 'model')), ('.*', 'replicate'))\"",
+    is_placement,
+)
 DECAY_TABLE = Form(_ROWS, lambda value: is_table(value, freezes=False))
 WEIGHTS = Form(
     "a number of at least 0 for each label, or ('balanced',)",
@@ -219,6 +227,10 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "schedule.power": POSITIVE,
     "schedule.cooldown": Duration(zero=True),
     "train.duration": Duration(share=False),
+    "sharding.mesh": MESH,
+    "sharding.table": PLACEMENT,
+    "sharding.fsdp_mib": NOT_NEGATIVE,
+    "sharding.devices": COUNT,
     "train.microbatches": SOME,
     "train.log_every": Duration(),
     "train.checkpoint_every": Duration(),

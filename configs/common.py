@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.adapt = _adapt()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
+    config.sharding = _sharding()
     config.train = _train()
     config.eval = _eval()
     config.integrate = _integrate()
@@ -453,6 +454,18 @@ def _predict() -> ConfigDict:
     predict.input = ""  # .txt (a text per line), .jsonl, .csv or .tsv
     predict.output = ""  # JSONL; '' is predictions.jsonl in the workdir
     return predict
+
+
+def _sharding() -> ConfigDict:
+    """Where rows, parameters and optimiser state live on several devices (docs/scaling.md)."""
+    sharding = ConfigDict()
+    sharding.mesh = (-1, 1)  # devices along data and model; -1 is what is left
+    # regex -> 'replicate', 'fsdp' (split over data), or for each axis of the parameter None, 'data'
+    # or 'model'; full match, the first row wins
+    sharding.table = ((".*", "replicate"),)
+    sharding.fsdp_mib = 4.0  # smaller parameters, counted in float32, stay on every device
+    sharding.devices = 0  # of --mode=inspect: a mesh of so many, on any machine
+    return sharding
 
 
 def _inspect() -> ConfigDict:

@@ -180,6 +180,28 @@ def is_size(value: Any) -> bool:
     return share.fits(value) or (count.fits(value) and float(value).is_integer())
 
 
+def is_mesh(value: Any) -> bool:
+    """Returns whether a value is two sizes, of which one may be -1."""
+    sizes = are(Whole(1, also=(-1,)))(value)
+    return sizes and len(value) == 2 and tuple(value) != (-1, -1)
+
+
+def is_placement(rows: Any) -> bool:
+    """Returns whether a value is rows (regex, where a parameter lives)."""
+    axes = (None, "data", "model")
+
+    def is_row(row: Any) -> bool:
+        if not isinstance(row, tuple | list) or len(row) != 2 or not is_regex(row[0]):
+            return False
+        where = row[1]
+        if isinstance(where, str):
+            return where in ("replicate", "fsdp")
+        named = [axis for axis in where or () if axis is not None]
+        return are(Form("", lambda axis: axis in axes))(where) and len(named) == len(set(named))
+
+    return bool(rows) and are(Form("", is_row))(rows)
+
+
 def is_table(rows: Any, *, freezes: bool) -> bool:
     """Returns whether a value is rows (regex, factor); with `freezes` a factor may be None."""
 

@@ -1,18 +1,31 @@
-"""Files that are written whole or not at all: a crash leaves the old one."""
+"""Files that are written whole or not at all: a crash leaves the old one.
+
+Of several processes the first writes and deletes, and the others wait until it has: afterwards all
+of them see the same files.
+"""
 
 import contextlib
 import json
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from input_pipeline import hosts
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a path to write to; what lies there at the end takes the place of `path` at once."""
     path = Path(path)
+    if not hosts.writes():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, path.name)
+        hosts.wait(path.name)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write it too
     try:
@@ -20,6 +33,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    hosts.wait(path.name)
+
+
+def remove(*paths: Path) -> None:
+    """Deletes files and folders; those that are not there are fine."""
+    if hosts.writes():
+        for path in paths:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    hosts.wait("remove")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file."""
+    if hosts.writes():
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    hosts.wait(path.name)
 
 
 def write_text(path: str | Path, text: str, *, encoding: str = "utf-8") -> None:

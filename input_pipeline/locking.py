@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from input_pipeline import hosts
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -51,7 +53,7 @@ def in_use(folder: Path, *, wait: str = "", other: str = "--workdir") -> Iterato
         InUse: another process holds it, which the message names.
     """
     key = os.getpid(), folder.resolve()
-    if key in _held:
+    if key in _held or not hosts.writes():  # process 0 holds it for all
         yield True
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -13,6 +13,8 @@ from typing import Any
 
 from absl import logging as absl_logging
 
+from input_pipeline import hosts
+
 _ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
 # What threads that save log as errors, the next save raises.
 _RAISED = ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
@@ -47,7 +49,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
     Python's own memory of what it has shown is lost whenever a filter changes.
     """
-    if str(message) not in _warned:
+    if str(message) not in _warned and hosts.writes():
         _warned.add(str(message))
         sys.stderr.write(f"Warning: {message}\n")
 

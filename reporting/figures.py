@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from input_pipeline.files import replacing
 from training.progress import read_metrics
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def save_curves(
 ) -> None:
     """Draws curves.png into the workdir; see `curves`."""
     figure = curves(workdir, metric=metric, integration=integration)
-    figure.savefig(Path(workdir) / "curves.png", dpi=120)
+    with replacing(Path(workdir) / "curves.png") as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def curves(

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline import hosts
+
 MIN_STEPS = 100  # before these, a model that predicts one class may just not have learned yet
 MOST_RESTARTS = 2
 _TWICE = 2  # evaluations in a row
@@ -151,11 +153,13 @@ def restart(choice: str, workdir: Path, error: Collapsed, *, learning_rate: floa
     if choice != "restart" or number > MOST_RESTARTS:
         raise error
     folder = workdir / "checkpoints"
-    if (workdir / "metrics.jsonl").exists():
-        shutil.copy(workdir / "metrics.jsonl", folder / "metrics.jsonl")
-    note = {"found": str(error), "learning_rate": learning_rate}
-    (folder / _NOTE).write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
-    folder.rename(workdir / f"{_FOLDER}{number}")
+    if hosts.writes():
+        if (workdir / "metrics.jsonl").exists():
+            shutil.copy(workdir / "metrics.jsonl", folder / "metrics.jsonl")
+        note = {"found": str(error), "learning_rate": learning_rate}
+        (folder / _NOTE).write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
+        folder.rename(workdir / f"{_FOLDER}{number}")
+    hosts.wait("restart")
     print(
         f"Note: {error}.\nStarting again at half the learning rate, {learning_rate / 2:g} "
         f"(restart {number} of at most {MOST_RESTARTS}); the checkpoints so far are in "

@@ -99,8 +99,9 @@ class PerShape:
         say: Callable[[str], None],
         *,
         donate: tuple[int, ...] = (),
+        out_shardings: Any = None,
     ):
-        self._jitted = jax.jit(function, donate_argnums=donate)
+        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
         self._name, self._say = name, say
         self._compiled: dict[tuple, Any] = {}
 

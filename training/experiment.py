@@ -30,7 +30,7 @@ from training import run_tokenizer
 from training.compilation import PerShape, resolve_dtype
 from training.run_features import run_features
 from training.run_probe import run_probe
-from training.sharding import make_mesh, put_batch, replicated
+from training.sharding import Placement, put_batch
 from training.weights import Weights, num_layers
 
 _PROBED = 2048  # training examples (of long texts, windows) that a probe is fitted on
@@ -43,6 +43,7 @@ class Experiment:
     Attributes:
       model: the Linen module.
       checkpoint: where its weights come from.
+      placement: where parameters live on the devices.
       initial: the trained parameters before training, flat, on the host.
       frozen: the other parameters, flat, on the devices, in config.adapt.frozen_dtype.
       factors: factor on the learning rate of every trained path.
@@ -59,7 +60,7 @@ class Experiment:
     pipeline: TextPipeline
     model: Model
     checkpoint: pretrained.Checkpoint
-    mesh: jax.sharding.Mesh
+    placement: Placement
     initial: dict[str, np.ndarray]
     frozen: dict[str, Any]
     factors: dict[str, float]
@@ -75,9 +76,14 @@ class Experiment:
 
         def forward(frozen: Mapping, params: Mapping, batch: Mapping[str, jax.Array]) -> Any:
             outputs = self.task.outputs(self.apply({**frozen, **params}, batch), batch)
-            return jax.lax.with_sharding_constraint(outputs, replicated(self.mesh))
+            return jax.lax.with_sharding_constraint(outputs, self.placement.whole)
 
         self._forward = PerShape(forward, "the evaluation step", self.say)
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """All devices of all processes."""
+        return self.placement.mesh
 
     @property
     def metric(self) -> Metric:
@@ -192,11 +198,7 @@ class Experiment:
 
     def put(self, params: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Copies host parameters to the devices."""
-        # A copy, since donation of a buffer that aliases host memory would overwrite `initial`.
-        return {
-            path: jax.device_put(jnp.array(value, copy=True), replicated(self.mesh))
-            for path, value in params.items()
-        }
+        return {path: self.placement.put(path, value) for path, value in params.items()}
 
     def pretrained_end(self, trained: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the pretrained side of the line to `trained`.
@@ -222,7 +224,7 @@ class Experiment:
 
         def inputs(params: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
             vectors = self.model.apply({"params": params}, batch, method=Model.head_inputs)
-            return jax.lax.with_sharding_constraint(vectors, replicated(self.mesh))
+            return jax.lax.with_sharding_constraint(vectors, self.placement.whole)
 
         forward = PerShape(adapters.adapted(self.config.adapt, inputs), "the probe", self.say)
 
@@ -259,10 +261,7 @@ class Experiment:
 
     def like(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Describes the trained parameters for restoring."""
-        return {
-            path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=replicated(self.mesh))
-            for path, value in self.initial.items()
-        }
+        return self.placement.like(self.initial)
 
 
 def build(
@@ -286,7 +285,7 @@ def build(
       ValueError: parts that don't fit each other, naming both.
     """
     resolve_dtype(config, workdir, say)
-    mesh = make_mesh()
+    placement = Placement(config.sharding)
     checkpoint = pretrained.open_checkpoint(pretrained.resolve(config.model.checkpoint))
     if checkpoint.note:
         say(checkpoint.note)
@@ -313,19 +312,20 @@ def build(
             config.model.attention, backbone, dtype=config.model.dtype, mesh=mesh, say=say
         ),
     )
-    weights = Weights(config, model, task, checkpoint, mesh, num_features, say)
+    weights = Weights(config, model, task, checkpoint, placement, num_features, say)
     with working("Reading the weights"):
         weights.read(original, tokenizer, training)
         weights.add_heads()
         weights.add_adapters()
+    placement.check_rows({**weights.initial, **weights.frozen})
     experiment = Experiment(
         config=config,
         task=task,
         tokenizer=tokenizer,
-        pipeline=make_pipeline(config, task, row_multiple=mesh.size),
+        pipeline=make_pipeline(config, task, row_multiple=placement.mesh.shape["data"]),
         model=model,
         checkpoint=checkpoint,
-        mesh=mesh,
+        placement=placement,
         initial=weights.initial,
         frozen=weights.frozen,
         factors=weights.factors,

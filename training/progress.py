@@ -19,12 +19,12 @@ from rich.progress import Progress as Bar
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from input_pipeline import eta
+from input_pipeline import eta, hosts
 from input_pipeline.files import write_jsonl
 
 
 class Progress:
-    """Shows and records a run; a context manager. Does nothing at all with `enabled=False`.
+    """Shows and records a run; a context manager. Process 0 alone does both.
 
     On a terminal a live bar shows step, loss, tokens/s and the time left; elsewhere, and for what
     holds no loss (validation), every `log` is printed as one line. Each is also one JSON object
@@ -38,7 +38,6 @@ class Progress:
         total_steps: int,
         *,
         resume_step: int | None = None,
-        enabled: bool = True,
         console: Console | None = None,
     ):
         """Opens the files.
@@ -48,20 +47,18 @@ class Progress:
             total_steps: steps of the whole training, those before a resume included.
             resume_step: step of the restored checkpoint: what an interrupted run logged after it is
                 dropped, so that the file ends up as if never interrupted. None starts a new file.
-            enabled: true on process 0 only.
             console: where to show; standard output by default.
 
         Raises:
             ValueError: if the metrics.jsonl to resume holds a line that is not JSON.
         """
-        self._enabled, self._total_steps = enabled, total_steps
-        if not enabled:
-            return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
+        self._enabled, self._total_steps = hosts.writes(), total_steps
+        path = Path(workdir) / "metrics.jsonl"
         kept = [] if resume_step is None else read_metrics(path, last_step=resume_step)
         write_jsonl(path, kept)
+        if not self._enabled:
+            return
+        workdir = path.parent
         self._file = path.open("a", encoding="utf-8")
         self._events = _open_events(workdir / "tensorboard", resume_step)
         self._console = console or Console()

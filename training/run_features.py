@@ -8,6 +8,7 @@ from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.features import features
 from input_pipeline.features.features import FeaturePipeline
+from input_pipeline.files import replacing
 from training.workdir import has_checkpoint
 
 
@@ -21,8 +22,8 @@ def run_features(
     if training is not None and not has_checkpoint(workdir):
         with working("Fitting the features"):
             fitted = features.fit(training, config.features, value_names=config.data.value_columns)
-        workdir.mkdir(parents=True, exist_ok=True)
-        fitted.save(path)
+        with replacing(path) as partial:
+            fitted.save(partial)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the features that this run's checkpoints were trained with. Put "

@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.examples import Examples
+from input_pipeline.files import replacing
 from models.pretrained import safetensors
 from tasks import require
 from training.workdir import has_checkpoint
@@ -30,8 +31,8 @@ def run_probe(
     path = workdir / "probe.safetensors"
     if training is not None and not has_checkpoint(workdir):
         heads = fit(training)
-        workdir.mkdir(parents=True, exist_ok=True)
-        safetensors.write(path, heads)
+        with replacing(path) as partial:
+            safetensors.write(partial, heads)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the head that this run started from. Put it back, or train again "

@@ -13,6 +13,7 @@ from input_pipeline.batches.augmentation_tables import MASK, PUNCTUATION
 from input_pipeline.batches.template import FIELD
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
+from input_pipeline.files import replacing
 from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import vocabulary
 from input_pipeline.tokenizers.gguf_tokenizers import tokenizer_from_gguf
@@ -102,11 +103,12 @@ def run_tokenizers(
             "config.tokenizer.model='train' makes one: leave them out, and set vocab_size"
         )
     if fresh:
-        with in_use(workdir), working("Fitting the tokeniser"):
+        texts = training_texts(training)
+        with in_use(workdir), working("Fitting the tokeniser"), replacing(path) as partial:
             if original:
-                path.write_bytes(_fitted_model(config, original, training_texts(training)))
+                partial.write_bytes(_fitted_model(config, original, texts))
             else:
-                train_tokenizer(training_texts(training), path, vocab_size=options.vocab_size)
+                train_tokenizer(texts, partial, vocab_size=options.vocab_size)
     elif not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the vocabulary that this run's checkpoints were trained with. Put "

@@ -1,31 +1,185 @@
-"""The device mesh and where arrays live: rows of a batch are split, the rest is replicated."""
+"""The device mesh, and where arrays live on it: rows of a batch are split, parameters by a table.
 
+The mesh has the axes 'data' and 'model'. XLA inserts the communication (GSPMD, 2105.04663); nothing
+in the models knows about it.
+"""
+
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.tree_util import tree_map_with_path
+from ml_collections import ConfigDict
+
+_MIB = 2**20
+Row = str | tuple[str | None, ...]
 
 
-def make_mesh() -> jax.sharding.Mesh:
-    """Returns a mesh with the one axis 'data' over all devices."""
+def make_mesh(shape: tuple[int, int]) -> jax.sharding.Mesh:
+    """Returns a mesh over all devices of all processes; -1 in `shape` is what is left.
+
+    Raises:
+      ValueError: it does not fill the devices.
+    """
+    devices, (data, model) = jax.device_count(), shape
+    known = math.prod(size for size in shape if size > 0)
+    sizes = [devices // known if size < 0 else size for size in (data, model)]
+    if math.prod(sizes) != devices:
+        fits = [(devices // n, n) for n in range(1, devices + 1) if devices % n == 0]
+        raise ValueError(
+            f"config.sharding.mesh={tuple(shape)} does not fill the {devices} devices: choose one "
+            f"of {', '.join(map(str, fits))}, or (-1, 1)"
+        )
     # Auto: under the default Explicit axes the embedding look-up raises ShardingTypeError.
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh(sizes, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Returns the sharding of parameters and optimiser state."""
-    return NamedSharding(mesh, PartitionSpec())
+class Placement:
+    """Where parameters and what belongs to them live.
+
+    Rows of config.sharding.table are (regex, where), the first full match wins. 'replicate' puts a
+    parameter on every device. 'fsdp' splits the largest axis that the 'data' axis of the mesh
+    divides, of tensors of at least config.sharding.fsdp_mib (ZeRO-3, 1910.02054). A tuple names a
+    mesh axis or None for each axis of the parameter (tensor parallelism, 1909.08053).
+
+    Attributes:
+      mesh: of all devices.
+      whole: the sharding of what every device has in full.
+    """
+
+    def __init__(self, options: ConfigDict):
+        self.mesh = make_mesh(tuple(options.mesh))
+        self.whole = NamedSharding(self.mesh, PartitionSpec())
+        self._least = options.fsdp_mib * _MIB
+        self._rows = [(re.compile(pattern), where) for pattern, where in options.table]
+        self._uses: Counter[str] = Counter()
+        self._indivisible: dict[str, int] = {}  # path -> bytes
+
+    def of(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        """Returns the sharding of a parameter.
+
+        Raises:
+          ValueError: no row matches its path, or a row's axes do not fit its shape.
+        """
+        for pattern, where in self._rows:
+            if pattern.fullmatch(path):
+                self._uses[pattern.pattern] += 1
+                return NamedSharding(self.mesh, self._spec(path, shape, where))
+        raise ValueError(
+            f"config.sharding.table: no row matches {path}; add a last row ('.*', 'replicate')"
+        )
+
+    def like(self, params: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Describes parameters where they are to live."""
+        shape = jax.ShapeDtypeStruct
+        return {
+            path: shape(value.shape, value.dtype, sharding=self.of(path, value.shape))
+            for path, value in params.items()
+        }
+
+    def like_state(self, state: Any, params: Mapping[str, Any]) -> Any:
+        """Describes an optimiser's state: what has a parameter's path and shape follows it."""
+
+        def describe(keys: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+            path = next((k.key for k in keys if getattr(k, "key", None) in params), None)
+            follows = path is not None and leaf.shape == params[path].shape
+            placed = self.of(path, leaf.shape) if follows else self.whole
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
+        return tree_map_with_path(describe, state)
+
+    def put(self, path: str, value: Any) -> Any:
+        """Copies a parameter on the host, in one or several arrays, to where it lives.
+
+        A copy: donation of a buffer that aliases host memory would overwrite that.
+        """
+
+        def place(array: np.ndarray) -> jax.Array:
+            array = np.asarray(array)
+            sharding = self.of(path, array.shape) if array.shape else self.whole
+            return jax.make_array_from_callback(
+                array.shape, sharding, lambda index: np.array(array[index], order="C")
+            )
+
+        return jax.tree.map(place, value)
+
+    def check_rows(self, params: Mapping[str, Any]) -> None:
+        """Raises ValueError for rows that none of all parameters takes, or that do not fit one."""
+        for path, value in params.items():
+            jax.tree.map(lambda leaf, path=path: self.of(path, leaf.shape), value)
+        unused = [p.pattern for p, _ in self._rows[:-1] if not self._uses[p.pattern]]
+        if unused:
+            raise ValueError(
+                f"config.sharding.table: {', '.join(map(repr, unused))} matches no parameter that "
+                "a row before has not taken: remove or correct it"
+            )
+
+    def prose(self) -> str:
+        """Describes the mesh, and who writes."""
+        devices, processes = self.mesh.devices.ravel(), jax.process_count()
+        data, model = (self.mesh.shape[axis] for axis in ("data", "model"))
+        many = f" of {processes} processes, of which process 0 writes" if processes > 1 else ""
+        text = (
+            f"Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}){many}; "
+            f"mesh {data} x {model} (data x model): each step's rows are split over data."
+        )
+        if self._indivisible:
+            total = sum(self._indivisible.values()) / _MIB
+            text += (
+                f"\n{len(self._indivisible)} parameters of {total:,.0f} MiB are on every device: "
+                f"no axis of theirs is a multiple of {data} ({', '.join([*self._indivisible][:3])})"
+            )
+        return text
+
+    def _spec(self, path: str, shape: tuple[int, ...], where: Row) -> PartitionSpec:
+        if where == "replicate":
+            return PartitionSpec()
+        if where == "fsdp":
+            parts, size = self.mesh.shape["data"], 4 * math.prod(shape)
+            if size < self._least or parts == 1:
+                return PartitionSpec()
+            axes = [axis for axis in range(len(shape)) if shape[axis] % parts == 0]
+            if not axes:
+                self._indivisible[path] = size
+                return PartitionSpec()
+            chosen = max(axes, key=lambda axis: shape[axis])
+            return PartitionSpec(*[None] * chosen, "data")
+        if len(where) != len(shape):
+            raise ValueError(
+                f"config.sharding.table: {where} names {len(where)} axes, but {path} has the shape "
+                f"{shape}"
+            )
+        names = [(names,) if isinstance(names, str) else names or () for names in where]
+        parts = [math.prod(self.mesh.shape[axis] for axis in axes) for axes in names]
+        # Of one column or row, as the scales of 8-bit weights have, there is nothing to split.
+        kept = [axes if size > 1 else None for size, axes in zip(shape, where, strict=True)]
+        for size, number in zip(shape, parts, strict=True):
+            if size > 1 and size % number:
+                raise ValueError(
+                    f"config.sharding.table: {where} splits {path} of shape {shape} in {number} "
+                    f"along {size}, which {number} does not divide"
+                )
+        return PartitionSpec(*kept)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Moves a host batch to the devices: '..._RxL' split by rows, the rest replicated."""
+    """Moves a host batch to the devices: '..._RxL' split by rows, the rest on every device.
+
+    Of several processes each has the whole batch, and moves the rows of its devices.
+    """
 
     def put(name: str, array: np.ndarray) -> jax.Array:
         spec = PartitionSpec()
         if name.endswith("_RxL"):
             spec = PartitionSpec(*[None] * (array.ndim - 2), "data", None)
         sharding = NamedSharding(mesh, spec)
-        return jax.device_put(array, sharding)
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return {name: put(name, array) for name, array in batch.items() if name != "ids_B"}

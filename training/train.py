@@ -16,19 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation.metrics import estimate, find
+from input_pipeline import hosts
 from input_pipeline.eta import phase, working
 from input_pipeline.examples import Examples
+from input_pipeline.files import remove
 from tasks.task import digest
 from training import collapse, cost
 from training.checkpoints import Checkpoints
 from training.compilation import PerShape
 from training.data import RunData
 from training.experiment import Experiment
-from training.interruption import Interrupted, stop_signals
+from training.interruption import Interrupted, stop_signals, stops_after
 from training.origin import check_origin, start_from_run
 from training.pending import Pending
 from training.progress import Progress
-from training.sharding import put_batch, replicated
+from training.sharding import put_batch
 from training.state import TrainState
 from training.train_step import make_train_step
 from training.tuning import optimizers
@@ -59,6 +61,10 @@ class Run:
         self._durations = Durations(config, len(self._train_split))
         self._metrics = experiment.task.metrics
         find(self._metrics, config.eval.metric)  # raises where there is none
+        hosts.check_same(
+            {**experiment.fingerprints, **data.fingerprints},
+            "give all hosts the same files (the checkpoint, and the data or their prepared copy)",
+        )
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)
         self._meta = {
             "config": json.loads(config.to_json()),
@@ -110,7 +116,15 @@ class Run:
             gates=experiment.gates(durations.unfreeze_every),
             ema=config.train.ema,
         )
-        self._train_step = PerShape(train_step, "the train step", print, donate=(0,))
+        placement, like = experiment.placement, experiment.like()
+        scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.whole)
+        moments = placement.like_state(jax.eval_shape(self._optimizer.init, like), like)
+        average = like if config.train.ema else None
+        self._like = TrainState(scalar, scalar, like, moments, average)
+        places = jax.tree.map(lambda leaf: leaf.sharding, self._like), placement.whole
+        self._train_step = PerShape(
+            train_step, "the train step", print, donate=(0,), out_shardings=places
+        )
 
     def _train(self) -> None:
         self._make_step()
@@ -125,7 +139,7 @@ class Run:
         self._meta["collapse"] = self._guard.seen  # the same dict: checkpoints hold it as it is
         self._describe(state, total)
         if left > 0 and not self._stopped_early():
-            (self._workdir / "results.json").unlink(missing_ok=True)  # of a shorter training
+            remove(self._workdir / "results.json")  # of a shorter training
             with working("Choosing the shapes of batches"):
                 plan = self._experiment.pipeline.plan(self._train_split)
             print(plan.prose())
@@ -152,7 +166,6 @@ class Run:
     def _start(self) -> TrainState:
         """Returns the state to start from, by the start order."""
         experiment, config = self._experiment, self._config
-        placed = replicated(experiment.mesh)
         latest, self._position = self._checkpoints.latest(), None
         if latest is not None:
             saved = self._checkpoints.meta(latest)
@@ -167,35 +180,26 @@ class Run:
             if saved["metric"] == config.eval.metric:
                 for key in ("best", "evaluations_without_gain", "collapse"):
                     self._meta[key] = saved[key]
-            scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=placed)
-            optimizer = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
-                jax.eval_shape(self._optimizer.init, experiment.like()),
-            )
             print(f"Start: from checkpoint {latest} of this workdir.")
-            average = experiment.like() if config.train.ema else None
-            like = TrainState(scalar, scalar, experiment.like(), optimizer, average)
-            return self._checkpoints.restore(latest, like)
+            return self._checkpoints.restore(latest, self._like)
         if config.resume_from:
             params = start_from_run(config, self._meta, experiment.like())
         else:
             params = experiment.put(experiment.initial)
             print(f"Start: from {config.model.init} weights of {config.model.checkpoint}.")
-        optimizer = jax.jit(self._optimizer.init, out_shardings=placed)(params)
-        zero = jax.device_put(jnp.int32(0), placed)
+        places = jax.tree.map(lambda leaf: leaf.sharding, self._like.optimizer)
+        optimizer = jax.jit(self._optimizer.init, out_shardings=places)(params)
+        zero = experiment.placement.put("", jnp.int32(0))
         average = jax.tree.map(jnp.copy, params) if config.train.ema else None  # params are donated
         return TrainState(zero, zero + 0, params, optimizer, average)
 
     def _describe(self, state: TrainState, total: int) -> None:
         """Prints the decisions that were derived from the config."""
         config, experiment, durations = self._config, self._experiment, self._durations
-        examples, devices = len(self._train_split), jax.devices()
+        examples = len(self._train_split)
         owners = self._train_split.owners_N
         windows = "" if owners is None else f" in {examples:,} windows"
-        print(
-            f"Devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); each "
-            "step's rows are split over them."
-        )
+        print(experiment.placement.prose())
         print(
             f"Training: {self._count:,} of {self._data.available:,} examples{windows}, {total:,} "
             "steps of "
@@ -230,7 +234,7 @@ class Run:
             with jax.transfer_guard("disallow"):
                 state, metrics = self._train_step(state, frozen, device_batch)
             pending.add(step, metrics, batch)
-            last, stop = step == total, stopped.is_set()
+            last, stop = step == total, stops_after(step, stopped)
             evaluate = last or step % durations.evaluate_every == 0
             save = last or stop or step % durations.checkpoint_every == 0
             if evaluate or save or step % durations.log_every == 0:

@@ -16,7 +16,7 @@ from models.heads import Model
 from models.pretrained import peft
 from tasks.task import Task
 from training import run_tokenizer
-from training.sharding import replicated
+from training.sharding import Placement
 from training.state import random_stream
 from training.tuning.optimizers import learning_rate_factors
 
@@ -42,12 +42,12 @@ class Weights:
         model: Model,
         task: Task,
         checkpoint: pretrained.Checkpoint,
-        mesh: jax.sharding.Mesh,
+        placement: Placement,
         num_features: int,
         say: Callable[[str], None],
     ):
         self._config, self._model, self._checkpoint = config, model, checkpoint
-        self._task, self._mesh, self._say = task, mesh, say
+        self._task, self._placement, self._say = task, placement, say
         self._blank = task.blank(num_features=num_features)
         self._layers = num_layers(model.config)
         self._draw = jax.jit(self._init)  # jitted here, for one trace to serve all uses
@@ -141,7 +141,7 @@ class Weights:
             self.initial[path] = np.array(value, np.float32)
         else:
             kept = adapters.freeze(self._config.adapt, path, value)
-            self.frozen[path] = jax.device_put(kept, replicated(self._mesh))
+            self.frozen[path] = self._placement.put(path, kept)
 
     def _parts(self) -> list[str]:
         """Names what is needed of the checkpoint beside the backbone."""

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -10,13 +9,13 @@ from ml_collections import ConfigDict
 
 from configs.overrides import find_recipe, load_config
 from configs.stored import differences, flatten_config
-from input_pipeline.files import write_json
+from input_pipeline.files import remove, write_json, write_text
 
 # What may differ between two starts in one workdir, since the trained weights don't depend on it.
 NOT_OF_THE_WEIGHTS = ("eval.checkpoint", "eval.split", "eval.test", "eval.robustness", "search.")
 NOT_OF_THE_WEIGHTS += ("train.on_config_change", "data.prepared_dir")
 NOT_OF_THE_WEIGHTS += ("integrate.", "inspect.", "verify.", "export.", "report.", "predict.")
-NOT_OF_THE_WEIGHTS += ("train.collapse", "review.folds")
+NOT_OF_THE_WEIGHTS += ("train.collapse", "review.folds", "sharding.")
 # All that a run writes, as globs: 'overwrite' deletes it. The rest stays: test_openings.jsonl is
 # evidence, review.csv may hold a person's marks, and verification.json and golden.npz are about the
 # pretrained checkpoint.
@@ -77,8 +76,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
             "again (--config.train.on_config_change=overwrite)."
         )
     elif changed:
-        for part in [part for glob in _OURS for part in workdir.glob(glob)]:
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        remove(*[part for glob in _OURS for part in workdir.glob(glob)])
 
 
 def run_command(config: ConfigDict, workdir: Path, *, recipe: str, mode: str = "train") -> str:
@@ -104,10 +102,9 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     Each of several runs of one main.py gets a command of its own; of another program, only the
     command line is known.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     recipe = find_recipe(sys.argv) if Path(sys.argv[0]).name == "main.py" else ""
     called = shlex.join(["python", *sys.argv])
     if recipe:
         called = run_command(config, workdir, recipe=recipe)
-    (workdir / "command.txt").write_text(called + "\n", "utf-8")
+    write_text(workdir / "command.txt", called + "\n")
     write_json(workdir / "config.json", json.loads(config.to_json()))

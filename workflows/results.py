@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from evaluation.metrics import Scores
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
+from input_pipeline.files import append_line
 from integration import methods
 from reporting import html_report, report
 from reporting.model_card import caveats, write_model_card
@@ -146,6 +147,5 @@ def _note_test_opening(workdir: Path, data: RunData, what: str) -> list[dict[str
         "model": what,
         "fingerprint": data.fingerprints["test"],
     }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    append_line(path, json.dumps(entry))
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

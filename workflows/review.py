@@ -39,7 +39,7 @@ from tasks.task import rows_of
 from training import run_probe
 from training.data import RunData, load_data
 from training.experiment import Experiment, build
-from training.sharding import put_batch, replicated
+from training.sharding import put_batch
 from training.state import TrainState
 from training.train import Run
 from training.workdir import NOT_OF_THE_WEIGHTS, check_workdir, has_checkpoint
@@ -219,7 +219,7 @@ def pooled(
     @jax.jit
     def run(frozen: Any, params: Any, batch: Any) -> Any:
         outputs = apply({**frozen, **params}, batch)
-        return jax.lax.with_sharding_constraint(outputs, replicated(mesh))
+        return jax.lax.with_sharding_constraint(outputs, experiment.placement.whole)
 
     windows = experiment.windows(examples, training=False)
     return predict(

@@ -3,7 +3,6 @@
 Not here: training itself (training/train.py), the table of results (results.py).
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.overrides import companion
 from input_pipeline.eta import phase, time_spent, working
-from input_pipeline.files import write_json
+from input_pipeline.files import remove, write_json
 from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import silent_loss
 from integration import methods
@@ -82,7 +81,7 @@ def _finish(run: Prepared) -> dict[str, Any]:
     if (workdir / "results.json").exists():
         print(f"This run is finished; its results are in {workdir / 'results.json'}:")
         return report.show_results(workdir)
-    shutil.rmtree(workdir / "integrated", ignore_errors=True)  # of a shorter training
+    remove(workdir / "integrated")  # of a shorter training
     if methods.apply(config):
         with phase("integration"):
             integrate.integrate_run(run.experiment, workdir, run.data)

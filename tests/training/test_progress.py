@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from input_pipeline import hosts
 from training.progress import Progress, read_metrics
 
 
@@ -126,8 +127,9 @@ def test_logging_steps_behind_those_begun_moves_nothing_back(tmp_path):
     assert "10/20" in console.file.getvalue().splitlines()[-2]
 
 
-def test_other_processes_show_and_write_nothing(tmp_path, capsys):
-    with Progress(tmp_path / "other", 3, enabled=False) as progress:
+def test_other_processes_show_and_write_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hosts, "_index", 1)
+    with Progress(tmp_path / "other", 3) as progress:
         progress.update(1, loss=0.5)
         progress.log(1, {"loss": 0.5})
         progress.message("text")
