@@ -163,6 +163,7 @@ class Ours(Trainer):
         self.step()
         experiment, config = self._experiment, self._experiment.model.config
         params = {**experiment.initial, **experiment.frozen}
+        head_size = getattr(config, "head_size", config.width // config.num_heads)
         layers = (v.size for p, v in params.items() if re.fullmatch("backbone/layer_.*kernel", p))
         return First(
             loss=float(self.loss),
@@ -172,8 +173,9 @@ class Ours(Trainer):
             head={p: v for p, v in experiment.initial.items() if p.startswith("head/")},
             model={
                 "matmul_params": sum(layers),
-                "attention_width": config.num_heads * getattr(config, "head_size", 0),
-                "windows": getattr(config, "windows", ()),
+                "attention_width": config.num_heads * head_size,
+                "windows": getattr(config, "windows", (0,) * config.num_layers),
+                "causal": not getattr(config, "bidirectional", True),
             },
         )
 

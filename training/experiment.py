@@ -86,6 +86,12 @@ class Experiment:
         return self.placement.mesh
 
     @property
+    def counted(self) -> "Experiment":
+        """The same in programs of which XLA counts every operation once: no kernels, no remat."""
+        model = self.model.clone(fused=None, remat="none")
+        return self if model == self.model else dataclasses.replace(self, model=model)
+
+    @property
     def metric(self) -> Metric:
         """The metric that chooses: config.eval.metric, or the task's first."""
         return find(self.task.metrics, self.config.eval.metric)
@@ -309,7 +315,11 @@ def build(
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
         fused=choose_attention(
-            config.model.attention, backbone, dtype=config.model.dtype, mesh=mesh, say=say
+            config.model.attention,
+            backbone,
+            dtype=config.model.dtype,
+            mesh=placement.mesh,
+            say=say,
         ),
     )
     weights = Weights(config, model, task, checkpoint, placement, num_features, say)
