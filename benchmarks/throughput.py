@@ -242,7 +242,7 @@ def summarise(
 
     own, median = blocks[worker.name], statistics.median
     flops = median(model_flops(block.lengths, model) / block.seconds for block in own)
-    bfloat16 = worker.name == BFLOAT16 or (worker.name == OURS and dtype == "bfloat16")
+    bfloat16 = worker.name == BFLOAT16 or (worker.name.startswith(OURS) and dtype == "bfloat16")
     peak = cost.peak_flops(worker.first.device, bfloat16=bfloat16)
     pairs = zip(own, blocks.get(PYTORCH, ()), strict=False)
     ratios = [a.examples_per_second / b.examples_per_second for a, b in pairs]
