@@ -224,7 +224,7 @@ def model_flops(lengths: np.ndarray, model: Mapping[str, Any]) -> float:
 COLUMNS = {
     "real tokens/s": ",.0f",
     "examples/s": ".2f",
-    f"x {PYTORCH}": ".2f",
+    "x PyTorch": ".2f",
     "padding": ".1%",
     "peak memory, GiB": ".2f",
     "first step after, s": ".1f",
@@ -237,14 +237,18 @@ COLUMNS = {
 def summarise(
     worker: Worker, model: Mapping[str, Any], blocks: Mapping[str, Sequence[Block]], dtype: str
 ) -> tuple[float | None, ...]:
-    """Returns the numbers of a variant's row; None without PyTorch, or without a known peak."""
+    """Returns the numbers of a variant's row; None without PyTorch, or without a known peak.
+
+    PyTorch's variant to compare with is the first that was measured.
+    """
     from training import cost
 
     own, median = blocks[worker.name], statistics.median
     flops = median(model_flops(block.lengths, model) / block.seconds for block in own)
     bfloat16 = worker.name == BFLOAT16 or (worker.name.startswith(OURS) and dtype == "bfloat16")
     peak = cost.peak_flops(worker.first.device, bfloat16=bfloat16)
-    pairs = zip(own, blocks.get(PYTORCH, ()), strict=False)
+    peer = blocks.get(PYTORCH, blocks.get(BFLOAT16, ()))
+    pairs = zip(own, peer, strict=False)
     ratios = [a.examples_per_second / b.examples_per_second for a, b in pairs]
     share = sum(block.lengths.sum() for block in own) / sum(block.positions for block in own)
     return (

@@ -101,12 +101,12 @@ def test_the_numbers_of_a_row_add_up():
     assert ours["real tokens/s"] == 20 and ours["examples/s"] == 1
     assert ours["padding"] == pytest.approx(0.2)
     assert theirs["padding"] == pytest.approx(0.5)
-    assert ours["x PyTorch float32"] == pytest.approx(2.25)  # the median of 3, 1 and 2.25
-    assert theirs["x PyTorch float32"] == 1
+    assert ours["x PyTorch"] == pytest.approx(2.25)  # the median of 3, 1 and 2.25
+    assert theirs["x PyTorch"] == 1
     assert ours["MFU"] == pytest.approx(6 * 100 * 40 / 2 / 989e12)
     assert ours["MFU, padding too"] == pytest.approx(ours["MFU"] / 0.8)
     assert theirs["MFU"] is theirs["MFU, padding too"] is None
-    assert summary(workers[0], model, {OURS: blocks[OURS]})["x PyTorch float32"] is None
+    assert summary(workers[0], model, {OURS: blocks[OURS]})["x PyTorch"] is None
 
 
 def test_model_flops_count_each_visible_pair_once():
