@@ -140,41 +140,6 @@ class Fused:
     kernel: str
     mesh: Mesh
 
-    def __call__(
-        self,
-        query_RxLxHxN: jax.Array,
-        key_RxLxKxN: jax.Array,
-        value_RxLxKxN: jax.Array,
-        view: Visible,
-        *,
-        scale: float,
-        cap: float = 0.0,
-    ) -> jax.Array:
-        """Returns [R, L, H, N]; for the arguments see `attend`."""
-        rows, length, heads, _ = query_RxLxHxN.shape
-        run, multiple = (_splash, 128) if self.kernel == "splash" else (_cudnn, 8)
-        # Padding behind the row is a segment 0, which reads itself, as padding in the row does.
-        after = ((0, 0), (0, -length % multiple))
-        inputs = [
-            jnp.pad(x, (*after, *((0, 0),) * (x.ndim - 2)))
-            for x in (query_RxLxHxN, key_RxLxKxN, value_RxLxKxN, view.segments_RxL)
-        ]
-
-        def axis(name: str, *sizes: int) -> str | None:
-            parts = self.mesh.shape.get(name, 1)
-            return None if parts == 1 or any(size % parts for size in sizes) else name
-
-        by_row = PartitionSpec(axis("data", rows))
-        by_head = PartitionSpec(*by_row, None, axis("model", heads, key_RxLxKxN.shape[2]))
-        mixed_RxLxHxN = jax.shard_map(
-            functools.partial(run, view.window, view.causal, scale, cap),
-            mesh=self.mesh,
-            in_specs=(by_head, by_head, by_head, by_row),
-            out_specs=by_head,
-            check_vma=False,  # kernels do not say how their results vary over the mesh
-        )(*inputs)
-        return mixed_RxLxHxN[:, :length]
-
 
 def mixed(
     fused: Fused | None,
@@ -190,34 +155,60 @@ def mixed(
     inputs = query_RxLxHxN, key_RxLxKxN, value_RxLxKxN
     if fused is None or view.segments_RxL is None:
         return attend(*inputs, view.mask_RxLxM, scale=scale, cap=cap)
-    return fused(*inputs, view, scale=scale, cap=cap)
+    rows, length, heads, _ = query_RxLxHxN.shape
+    run, multiple = (_splash, 128) if fused.kernel == "splash" else (_cudnn, 8)
+    # Padding behind the row is a segment 0, which reads itself, as padding in the row does.
+    after = ((0, 0), (0, -length % multiple))
+    inputs = (jnp.pad(x, (*after, (0, 0), (0, 0))) for x in inputs)
+    segments_RxL = jnp.pad(view.segments_RxL, after)
+
+    def axis(name: str, *sizes: int) -> str | None:
+        return (
+            name
+            if all(size % fused.mesh.shape.get(name, 1 + size) == 0 for size in sizes)
+            else None
+        )
+
+    by_row = PartitionSpec(axis("data", rows))
+    by_head = PartitionSpec(*by_row, None, axis("model", heads, key_RxLxKxN.shape[2]))
+    mixed_RxLxHxN = jax.shard_map(
+        functools.partial(run, view, scale, cap),
+        mesh=fused.mesh,
+        in_specs=(by_head, by_head, by_head, by_row),
+        out_specs=by_head,
+        check_vma=False,  # kernels do not say how their results vary over the mesh
+    )(*inputs, segments_RxL)
+    return mixed_RxLxHxN[:, :length]
 
 
 @functools.lru_cache
 def problem(
     fused: Fused,
-    heads: int,
-    kv_heads: int,
-    size: int,
+    shape: tuple[int, int, int],
     dtype: jnp.dtype,
-    *,
-    window: int = 0,
-    causal: bool = True,
-    cap: float = 0.0,
+    window: int,
+    causal: bool,
+    cap: float,
 ) -> str:
     """Returns why a kernel can't be used here; '' if a trial gives what `attend` gives.
 
     The trial, of packed rows with padding, compares results and gradients. It is what finds a
     shape that this device's kernel lacks, and a mask that it ignores.
+
+    Args:
+        fused: the kernel.
+        shape: H, K and N.
+        dtype: of queries, keys and values.
+        window, causal, cap: see `attend` and `attention_mask`.
     """
-    if fused.kernel == "cudnn" and cap:
+    name, (heads, kv_heads, size) = fused.kernel, shape
+    if name == "cudnn" and cap:
         return "cuDNN's kernel has no soft cap of the scores"
-    if fused.kernel == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
+    if name == "cudnn" and dtype != jnp.bfloat16:
         return f"cuDNN's kernel takes bfloat16, not {jnp.dtype(dtype).name}"
-    rows, rng = 2 * fused.mesh.shape["data"], np.random.default_rng(0)
-    # Not full, and of a length that is no multiple of the kernels' blocks.
-    segments_L = np.repeat((1, 2, 0), (70, 100, 22)).astype(np.int32)
-    segments_RxL = np.tile(segments_L, (rows, 1))
+    # Rows that are not full, of a length that is no multiple of the kernels' blocks.
+    segments_L, rng = np.repeat((1, 2, 0), (70, 100, 22)).astype(np.int32), np.random.default_rng(0)
+    segments_RxL = np.tile(segments_L, (2 * fused.mesh.shape["data"], 1))
     is_real = segments_RxL[:, :, None, None] > 0
     *inputs, slope = (
         rng.normal(size=(*segments_RxL.shape, count, size)).astype(dtype)
@@ -227,11 +218,8 @@ def problem(
 
     def results(kernel: Fused | None, slope: jax.Array, inputs: tuple) -> list[jax.Array]:
         view = visible(index_RxL, segments_RxL, window=window, causal=causal)
-
-        def mix(*inputs: jax.Array) -> jax.Array:
-            return mixed(kernel, *inputs, view, scale=size**-0.5, cap=cap)
-
-        mixed_RxLxHxN, pull = jax.vjp(mix, *inputs)
+        mix = functools.partial(mixed, view=view, scale=size**-0.5, cap=cap)
+        mixed_RxLxHxN, pull = jax.vjp(functools.partial(mix, kernel), *inputs)
         # Padding counts only if it is not finite.
         is_compared = is_real | ~jnp.isfinite(mixed_RxLxHxN)
         return [jnp.where(is_compared, mixed_RxLxHxN, 0), *pull(slope * is_real)]
@@ -246,45 +234,38 @@ def problem(
 
     try:
         largest = float(difference(slope, inputs))
-    except (RuntimeError, ValueError) as error:  # XLA's are RuntimeErrors
-        return f"the {fused.kernel} kernel does not run here: {str(error).splitlines()[0]}"
-    if largest > _TOLERANCE:
-        return f"the {fused.kernel} kernel differs from the plain one by {largest:.1%} in a trial"
-    return ""
-
-
-def _cudnn(
-    window: int, causal: bool, scale: float, cap: float, query, key, value, segments_RxL: jax.Array
-) -> jax.Array:
-    """Runs cuDNN's kernel on one device's rows; `cap` is 0."""
-    # A segment's positions follow one another, so that distances in the row are those in the text.
-    index_RxL = jnp.broadcast_to(jnp.arange(segments_RxL.shape[1]), segments_RxL.shape)
-    mask_RxLxL = attention_mask(index_RxL, segments_RxL, window=window, causal=causal)
-    # Saying `is_causal` too skips half the blocks. Its windows do not go with a mask.
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=mask_RxLxL[:, None],
-        scale=scale,
-        is_causal=causal,
-        implementation="cudnn",
+    except Exception as error:  # kernels raise what several packages do not show
+        return f"the {name} kernel does not run here: {str(error).strip().splitlines()[0]}"
+    off = largest > _TOLERANCE
+    return (
+        f"the {name} kernel differs from the plain one by {largest:.1%} in a trial" if off else ""
     )
 
 
-def _splash(
-    window: int, causal: bool, scale: float, cap: float, query, key, value, segments_RxL: jax.Array
-) -> jax.Array:
-    """Runs splash attention on one device's rows."""
+def _cudnn(view: Visible, scale: float, cap: float, *arrays: jax.Array) -> jax.Array:
+    """Runs cuDNN's kernel on one device's query, key, value and segments; `cap` is 0."""
+    *inputs, segments_RxL = arrays
+    # A segment's positions follow one another, so that distances in the row are those in the text.
+    index_RxL = jnp.broadcast_to(jnp.arange(segments_RxL.shape[1]), segments_RxL.shape)
+    mask_RxLxL = attention_mask(index_RxL, segments_RxL, window=view.window, causal=view.causal)
+    options = {"scale": scale, "implementation": "cudnn"}
+    # Saying `is_causal` too skips half the blocks. Its windows do not go with a mask.
+    options |= {"mask": mask_RxLxL[:, None], "is_causal": view.causal}
+    return jax.nn.dot_product_attention(*inputs, **options)
+
+
+def _splash(view: Visible, scale: float, cap: float, *arrays: jax.Array) -> jax.Array:
+    """Runs splash attention on one device's query, key, value and segments."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    length, heads, _ = query.shape[1:]
+    query_RxLxHxN, key, value, segments_RxL = arrays
+    length, heads, _ = query_RxLxHxN.shape[1:]
     # The farthest visible positions before and behind; None is all of them.
-    behind = 0 if causal else window // 2 if window else None
-    before = (window - 1 if causal else window // 2) if window else None
-    mask = splash.LocalMask((length, length), (before, behind), 0)
-    if not causal and not window:
-        mask = splash.FullMask((length, length))
+    near = view.window // 2 if view.window else None
+    reach = (view.window - 1 if view.window else None, 0) if view.causal else (near, near)
+    square = length, length
+    # The mask of a reach without limits is not one that splash attention can compute.
+    mask = splash.FullMask(square) if reach == (None, None) else splash.LocalMask(square, reach, 0)
     block = math.gcd(length, 512)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     kernel = splash.make_splash_mha_single_device(
@@ -292,6 +273,6 @@ def _splash(
         block_sizes=splash.BlockSizes(**{f"block_{name}": block for name in names}),
         attn_logits_soft_cap=cap or None,
     )
-    heads_first = (x.swapaxes(1, 2) for x in (query * scale, key, value))
+    heads_first = (x.swapaxes(1, 2) for x in (query_RxLxHxN * scale, key, value))
     segments = splash.SegmentIds(segments_RxL, segments_RxL)
     return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)

@@ -67,19 +67,20 @@ def choose_attention(
     elif isinstance(config, T5Config):
         problem = "T5 adds a bias for each head to the scores, which would fill as much memory"
     else:
-        decoder = isinstance(config, DecoderConfig)
-        size = config.head_size if decoder else config.width // config.num_heads
+        decoder, heads = isinstance(config, DecoderConfig), config.num_heads
+        shape = (heads, heads, config.width // heads)
+        if decoder:
+            shape = (heads, config.num_kv_heads, config.head_size)
+        causal = decoder and not config.bidirectional
         # A trial of each mask that the layers have, with a window that its short rows exceed.
         for window in {64 if window else 0 for window in getattr(config, "windows", (0,))}:
             problem = problem or attention.problem(
                 fused,
-                config.num_heads,
-                config.num_kv_heads if decoder else config.num_heads,
-                size,
+                shape,
                 jnp.dtype(dtype),
-                window=window,
-                causal=decoder and not config.bidirectional,
-                cap=getattr(config, "attention_cap", 0.0),
+                window,
+                causal,
+                getattr(config, "attention_cap", 0.0),
             )
     if problem and wanted == "fused":
         raise ValueError(

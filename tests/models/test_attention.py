@@ -151,8 +151,8 @@ def test_programs_of_accelerators_call_the_kernel_on_each_devices_part(kernel, p
 
 
 def test_a_trial_finds_a_kernel_that_ignores_segments_or_is_not_finite(splash, monkeypatch):
-    trial = functools.partial(attention.problem, splash, 2, 1, 8, jnp.dtype("float32"))
-    assert trial(window=64) == ""
+    trial = functools.partial(attention.problem, splash, (2, 1, 8), jnp.dtype("float32"))
+    assert trial(64, True, 0.0) == ""
     run = attention._splash
 
     def ignoring(*args):
@@ -164,7 +164,7 @@ def test_a_trial_finds_a_kernel_that_ignores_segments_or_is_not_finite(splash, m
     for kernel in (ignoring, broken):
         monkeypatch.setattr(attention, "_splash", kernel)
         attention.problem.cache_clear()
-        assert "differs from the plain one" in trial(window=64)
+        assert "differs from the plain one" in trial(64, True, 0.0)
 
 
 def test_the_choice_is_said_with_its_reason(splash, mesh, make_config, monkeypatch):
