@@ -67,27 +67,23 @@ def choose_attention(
     elif isinstance(config, T5Config):
         problem = "T5 adds a bias for each head to the scores, which would fill as much memory"
     else:
-        decoder, heads = isinstance(config, DecoderConfig), config.num_heads
-        shape = (heads, heads, config.width // heads)
-        if decoder:
+        heads = config.num_heads
+        shape, causal, cap = (heads, heads, config.width // heads), False, 0.0
+        if isinstance(config, DecoderConfig):
             shape = (heads, config.num_kv_heads, config.head_size)
-        causal = decoder and not config.bidirectional
+            causal, cap = not config.bidirectional, config.attention_cap
         # A trial of each mask that the layers have, with a window that its short rows exceed.
         for window in {64 if window else 0 for window in getattr(config, "windows", (0,))}:
             problem = problem or attention.problem(
-                fused,
-                shape,
-                jnp.dtype(dtype),
-                window,
-                causal,
-                getattr(config, "attention_cap", 0.0),
+                fused, shape, jnp.dtype(dtype), window, causal, cap
             )
     if problem and wanted == "fused":
         raise ValueError(
             f"config.model.attention='fused', but {problem}: set it to 'auto' or 'plain'"
         )
     if fused or platform != "cpu":
-        say(f"Attention: plain, because {problem}." if problem else f"Attention: {fused.kernel}.")
+        kind = f"plain, because {problem}" if problem else f"fused, by the {fused.kernel} kernel"
+        say(f"Attention: {kind}.")
     return None if problem else fused
 
 
