@@ -29,6 +29,11 @@ _DAY = 24 * 3600 * 1000  # milliseconds: preparing a large corpus may take hours
 _PATIENCE = 5.0  # seconds in which process 0 may report the same error as another process
 _LOOK = 1.0  # seconds between two looks for the failure of another process
 _END = "weitiao/end"
+_LOST = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")  # in JAX's errors
+_GONE = (
+    "Error: another process is gone, or the network to it ({}). Start the same command again on "
+    "all hosts to go on from the last checkpoint."
+)
 
 _client: Any = None  # of jax's coordination service; None where there is one process
 _index, _count, _alone, _calls = 0, 1, 0, 0
@@ -211,9 +216,10 @@ def ending_together() -> Iterator[None]:
         if _client is not None and not isinstance(error.code, int):
             _fail(str(error.code))
         raise
-    except BaseException:
+    except BaseException as error:
         if _client is not None:
-            _fail(traceback.format_exc())
+            lost = any(word in str(error) for word in _LOST)
+            _fail(_GONE.format(str(error).splitlines()[0]) if lost else traceback.format_exc())
         raise
 
 

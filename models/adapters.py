@@ -305,7 +305,7 @@ def pretrained_end(trained: Flat, *, params: Flat) -> dict[str, Any]:
         elif name == "lora_b":
             ends[path] = np.zeros(leaf.shape, np.float32)
         elif name == "ia3":
-            ends[path] = np.ones_like(leaf)
+            ends[path] = np.ones(leaf.shape, np.float32)
         elif name == "magnitude":
             ends[path] = _magnitude(params[f"{parent}/kernel"])
     return ends
