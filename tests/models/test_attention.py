@@ -108,12 +108,13 @@ def test_models_equal_themselves_with_the_kernel(splash, pack, make_config, rand
         np.testing.assert_allclose(left, right, atol=1e-4 * max(1.0, abs(right).max()))
 
 
-# What lowers a training's attention on a mesh of 2 x 2 devices.
+# What lowers a training's attention on a mesh of 2 x 2 devices, and runs it if that can be.
 LOWER = """
-import functools, sys, jax, jax.numpy as jnp
+import functools, sys, jax, jax.numpy as jnp, numpy as np
 from jax._src.cudnn import fused_attention_stablehlo
+from jax.experimental.pallas.ops.tpu import splash_attention
 from models.attention import Fused
-from tests.models.test_attention import mix
+from tests.models.test_attention import arrays, mix
 
 kernel, platform = sys.argv[1:]
 fused_attention_stablehlo.check_cudnn_version = lambda: 91300  # this machine has no cuDNN
@@ -122,6 +123,19 @@ rows = jax.ShapeDtypeStruct((6, 256), jnp.int32)
 inputs = [jax.ShapeDtypeStruct((6, 256, count, 64), jnp.bfloat16) for count in (4, 2, 2, 4)]
 step = jax.jit(functools.partial(mix, Fused(kernel, mesh), {"causal": True, "window": 100}))
 print(step.trace(rows, rows, *inputs).lower(lowering_platforms=(platform,)).as_text())
+if kernel == "splash":
+    name = "make_splash_mha_single_device"
+    interpreted = functools.partial(getattr(splash_attention, name), interpret=True)
+    setattr(splash_attention, name, interpreted)
+    segments = np.repeat([[1, 2], [3, 0]], 65, axis=1).astype(np.int32)
+    batch = (np.tile(np.arange(65, dtype=np.int32), (2, 2)), segments, *arrays(segments, 4, 2))
+    fused, plain = (
+        jax.jit(functools.partial(mix, form, {"causal": False}))(*batch)
+        for form in (Fused(kernel, mesh), None)
+    )
+    for one, other in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(one[segments > 0], other[segments > 0], atol=2e-5)
+    assert len(one.sharding.device_set) == 4
 """
 
 

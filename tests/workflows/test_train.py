@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -10,8 +11,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention
 
 from configs.overrides import load_config
+from models import backbone
 from reporting import report
 from tasks.classification import Classification
 from training import collapse, cost, data
@@ -234,6 +237,29 @@ def test_utilisation_of_a_known_device_is_that_of_the_stated_cost(
     train(short_config, tmp_path / "unknown")
     assert "mfu" not in capsys.readouterr().out
     assert not any("mfu" in line for line in read_metrics(tmp_path / "unknown/metrics.jsonl"))
+
+
+def test_a_run_with_a_fused_kernel_trains_alike_and_states_the_same_cost(
+    short_config, tmp_path, monkeypatch, capsys
+):
+    """With splash attention in Pallas' interpreter; the operations in it are counted."""
+    name = "make_splash_mha_single_device"
+    interpreted = functools.partial(getattr(splash_attention, name), interpret=True)
+    monkeypatch.setattr(splash_attention, name, interpreted)
+    monkeypatch.setattr(backbone, "_KERNELS", {"cpu": "splash"})
+    short_config.adapt.kind, short_config.train.integrate = "full", False
+    losses, costs = [], []
+    for wanted in ("fused", "plain"):
+        short_config.model.attention = wanted
+        train(short_config, tmp_path / wanted)
+        lines = read_metrics(tmp_path / wanted / "metrics.jsonl")
+        losses.append([line["loss"] for line in lines if "loss" in line])
+        output = capsys.readouterr().out
+        assert ("Attention: fused, by the splash kernel." in output) == (wanted == "fused")
+        costs.append(re.search(r"Computation: .*", output)[0])
+    assert costs[0] == costs[1]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert losses[0] != losses[1]
 
 
 def test_padding_is_no_part_of_utilisation():
