@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 SHARED = ("train", "sweep", "evaluate", "test", "predict", "integrate")  # modes of many processes
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "sentencepiece", "tokenizers")
 _DAY = 24 * 3600 * 1000  # milliseconds: preparing a large corpus may take hours
@@ -156,6 +158,17 @@ def gather(value: str) -> list[str]:
     _client.key_value_set(f"weitiao/{_calls}/{_index}", value)
     keys = [f"weitiao/{_calls}/{index}" for index in range(_count)]
     return [_client.blocking_key_value_get(key, _DAY) for key in keys]
+
+
+def whole(array: Any) -> np.ndarray:
+    """Returns all of an array, whose parts may be on the devices of several processes."""
+    if _client is not None and not (
+        isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated
+    ):
+        from jax.experimental import multihost_utils
+
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def check_start(mode: str, config: str, workdir: Path) -> None:

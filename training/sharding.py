@@ -96,7 +96,8 @@ class Placement:
     def put(self, path: str, value: Any) -> Any:
         """Copies a parameter on the host, in one or several arrays, to where it lives.
 
-        What is on the devices already stays. A copy: donation of a buffer that aliases host memory would overwrite that.
+        What is on the devices already stays. A copy, since donation of a buffer that aliases host
+        memory would overwrite that.
         """
 
         def place(array: np.ndarray | jax.Array) -> jax.Array:
