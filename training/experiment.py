@@ -20,7 +20,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.features.features import FeaturePipeline
 from input_pipeline.tokenizers.tokenization import Tokenizer
 from models import adapters, pretrained
-from models.backbone import BackboneConfig
+from models.backbone import BackboneConfig, choose_attention
 from models.decoder import DecoderConfig
 from models.heads import Model
 from tasks import task_class
@@ -84,6 +84,12 @@ class Experiment:
     def mesh(self) -> jax.sharding.Mesh:
         """All devices of all processes."""
         return self.placement.mesh
+
+    @property
+    def counted(self) -> "Experiment":
+        """The same in programs of which XLA counts every operation once: no kernels, no remat."""
+        model = self.model.clone(fused=None, remat="none")
+        return self if model == self.model else dataclasses.replace(self, model=model)
 
     @property
     def metric(self) -> Metric:
@@ -308,6 +314,13 @@ def build(
         hidden_dropout=config.model.hidden_dropout,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
+        fused=choose_attention(
+            config.model.attention,
+            backbone,
+            dtype=config.model.dtype,
+            mesh=placement.mesh,
+            say=say,
+        ),
     )
     weights = Weights(config, model, task, checkpoint, placement, num_features, say)
     with working("Reading the weights"):
