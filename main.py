@@ -26,6 +26,8 @@ from tasks import KINDS
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
+_ON_DISK = "expected a folder of a file system, not of an object store"
+flags.register_validator("workdir", lambda folder: "://" not in (folder or ""), _ON_DISK)
 flags.DEFINE_string("coordinator", "", "Of several processes: host:port of process 0.")
 flags.DEFINE_integer("num_processes", 0, "How many processes there are (docs/scaling.md).")
 flags.DEFINE_integer("process_id", -1, "Which of them this one is.")
