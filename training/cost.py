@@ -1,10 +1,13 @@
-"""What a training costs, reported before it starts: parameters, memory by kind, FLOPs per example.
+"""What a training costs, reported before it starts: parameters, memory by kind and per device, and
+FLOPs per example.
 
 FLOPs are those of the lowered program, as XLA counts them before it optimises: nothing is compiled.
 tests/training/test_cost.py checks them against a closed formula. The memory that a compiled program
 takes for its activations is reported by training/compilation.py.
 """
 
+import math
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +31,15 @@ def memory(tree: Any) -> dict[str, int]:
     for leaf in jax.tree.leaves(tree):
         sizes[jnp.dtype(leaf.dtype).name] += leaf.size * leaf.dtype.itemsize
     return dict(sizes)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that a device holds of the leaves of a tree (arrays, or shapes with shardings)."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
+        * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def flops_per_example(lowered: jax.stages.Lowered, batch: Mapping[str, Any]) -> float:
@@ -83,8 +95,71 @@ def describe_memory(state: TrainState, frozen: Mapping[str, Any]) -> str:
         f"Memory: parameters {_mebibytes(trained)} trained and {_mebibytes(memory(frozen))} "
         f"frozen, gradients {_mebibytes(trained)}, optimiser state "
         f"{_mebibytes(memory(state.optimizer))}; activations are the most of the temporaries that "
-        "each compilation reports."
+        f"each compilation reports.{_split(state, frozen)}"
     )
+
+
+def describe_devices(
+    state: TrainState,
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    *,
+    train_step: jax.stages.Lowered,
+    batch_size: int,
+) -> list[str]:
+    """Returns lines about what each device holds and computes; compiles the step to know.
+
+    Args:
+        state, frozen, batch, train_step: See describe; with their shardings, none is read.
+        batch_size: examples a step.
+    """
+    kinds = _kinds(state, frozen)
+    rows = {name: (bytes_per_device(tree), sum(memory(tree).values())) for name, tree in kinds}
+    rows["together"] = tuple(map(sum, zip(*rows.values(), strict=True)))
+    lines = ["Memory of each device, and of all it is a part of:"]
+    lines += [
+        f"  {name:<20}{held / _MIB:>12,.1f} MiB of {total / _MIB:,.1f}"
+        for name, (held, total) in rows.items()
+    ]
+    tokens, start = batch["tokens_RxL"], time.perf_counter()
+    cpu = jax.default_backend() == "cpu"
+    # What the program would need is the same when its machine code is not optimised.
+    options = {"xla_backend_optimization_level": 0} if cpu else None
+    analysis = train_step.compile(options).memory_analysis()
+    lines.append(
+        f"  {'temporaries':<20}{analysis.temp_size_in_bytes / _MIB:>12,.1f} MiB, activations and "
+        f"gradients among them, as the compiler for {jax.default_backend()} counts them (compiled "
+        f"in {time.perf_counter() - start:.0f} s); other compilers take more or less"
+    )
+    parts, row_count, length = tokens.shape
+    on_device = tokens.sharding.shard_shape(tokens.shape)[1]
+    lines.append(
+        f"A step: {batch_size} examples in {parts} x {row_count} rows of {length} positions at "
+        f"most, {parts * row_count * length:,} in all; each device computes {on_device} of "
+        f"{row_count} rows at a time, {batch_size * on_device / row_count:.3g} examples a step."
+    )
+    return lines
+
+
+def _kinds(state: TrainState, frozen: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Lists what fills the memory of devices, beside activations."""
+    return [
+        ("trained parameters", state.params),
+        ("frozen parameters", frozen),
+        ("gradients", state.params),
+        ("optimiser moments", state.optimizer),
+        *([("average", state.average)] if state.average else ()),
+    ]
+
+
+def _split(state: TrainState, frozen: Mapping[str, Any]) -> str:
+    """Says what each device holds, where that is not everything."""
+    kinds = _kinds(state, frozen)
+    held = {name: bytes_per_device(tree) for name, tree in kinds}
+    if sum(held.values()) == sum(sum(memory(tree).values()) for _, tree in kinds):
+        return ""
+    parts = ", ".join(f"{name} {size / _MIB:,.0f} MiB" for name, size in held.items())
+    return f" Of that each device holds: {parts}."
 
 
 def _giga(operations: float) -> str:

@@ -7,6 +7,7 @@ Start order: the workdir's own latest checkpoint, config.resume_from, pretrained
 import contextlib
 import itertools
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,6 +126,36 @@ class Run:
         self._train_step = PerShape(
             train_step, "the train step", print, donate=(0,), out_shardings=places
         )
+
+    def describe_devices(self) -> list[str]:
+        """Returns lines on what each device would hold and compute, from shapes alone."""
+        self._make_step()
+        experiment, config = self._experiment, self._config
+        with working("Choosing the shapes of batches"):
+            plan = experiment.pipeline.plan(self._train_split)
+        first = next(experiment.pipeline.train(self._train_split, first_example=0))
+        largest = max(plan.shapes, key=math.prod)
+        rows = {
+            name: np.zeros((*array.shape[:-2], *largest), array.dtype)
+            for name, array in first.items()
+            if name.endswith("_RxL")
+        }
+        batch = put_batch(first | rows, experiment.mesh)
+        frozen = experiment.placement.like(experiment.frozen)
+        lowered = self._train_step.lower(self._like, frozen, batch)
+        described = self._like, frozen, batch
+        tokens = int((first["segments_RxL"] > 0).sum())
+        with working("Compiling the train step"):
+            lines = cost.describe_devices(
+                *described, train_step=lowered, batch_size=config.data.batch_size
+            )
+        return [
+            experiment.placement.prose(),
+            cost.describe_parameters(self._like.params, frozen),
+            plan.prose(),
+            *lines,
+            f"The first step has {tokens:,} tokens.",
+        ]
 
     def _train(self) -> None:
         self._make_step()
