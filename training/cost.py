@@ -115,22 +115,21 @@ def describe_devices(
     """
     kinds = _kinds(state, frozen)
     rows = {name: (bytes_per_device(tree), sum(memory(tree).values())) for name, tree in kinds}
-    rows["together"] = tuple(map(sum, zip(*rows.values(), strict=True)))
-    lines = ["Memory of each device, and of all it is a part of:"]
+    start = time.perf_counter()
+    temporary = train_step.compile().memory_analysis().temp_size_in_bytes
+    seconds = time.perf_counter() - start
+    together = temporary + sum(held for held, _ in rows.values()) - rows["gradients"][0]
+    lines = ["Memory of each device, and what it is a part of:"]
     lines += [
         f"  {name:<20}{held / _MIB:>12,.1f} MiB of {total / _MIB:,.1f}"
         for name, (held, total) in rows.items()
     ]
-    tokens, start = batch["tokens_RxL"], time.perf_counter()
-    cpu = jax.default_backend() == "cpu"
-    # What the program would need is the same when its machine code is not optimised.
-    options = {"xla_backend_optimization_level": 0} if cpu else None
-    analysis = train_step.compile(options).memory_analysis()
-    lines.append(
-        f"  {'temporaries':<20}{analysis.temp_size_in_bytes / _MIB:>12,.1f} MiB, activations and "
-        f"gradients among them, as the compiler for {jax.default_backend()} counts them (compiled "
-        f"in {time.perf_counter() - start:.0f} s); other compilers take more or less"
-    )
+    lines += [
+        f"  {'temporaries':<20}{temporary / _MIB:>12,.1f} MiB, gradients and activations among them"
+        f", as the compiler for {jax.default_backend()} counts them (compiled in {seconds:.0f} s)",
+        f"  {'together':<20}{together / _MIB:>12,.1f} MiB, gradients counted once",
+    ]
+    tokens = batch["tokens_RxL"]
     parts, row_count, length = tokens.shape
     on_device = tokens.sharding.shard_shape(tokens.shape)[1]
     lines.append(
