@@ -67,7 +67,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         with in_use(workdir) if FLAGS.mode in _WRITERS else contextlib.nullcontext():
             getattr(module, name)(config, workdir, **arguments)
     except interruption.Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
+        if hosts.writes():
+            print(interrupted, file=sys.stderr)
         sys.exit(interruption.EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Start the same command again to go on from the last checkpoint.")

@@ -23,12 +23,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 SHARED = ("train", "sweep", "evaluate", "test", "predict", "integrate")  # modes of many processes
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "sentencepiece", "tokenizers")
 _DAY = 24 * 3600 * 1000  # milliseconds: preparing a large corpus may take hours
 _PATIENCE = 5.0  # seconds in which process 0 may report the same error as another process
 _LOOK = 1.0  # seconds between two looks for the failure of another process
 _END = "weitiao/end"
+_LOST = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")  # in JAX's errors
+_GONE = (
+    "Error: another process is gone, or the network to it ({}). Start the same command again on "
+    "all hosts to go on from the last checkpoint."
+)
 
 _client: Any = None  # of jax's coordination service; None where there is one process
 _index, _count, _alone, _calls = 0, 1, 0, 0
@@ -153,6 +160,17 @@ def gather(value: str) -> list[str]:
     return [_client.blocking_key_value_get(key, _DAY) for key in keys]
 
 
+def whole(array: Any) -> np.ndarray:
+    """Returns all of an array, whose parts may be on the devices of several processes."""
+    if _client is not None and not (
+        isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated
+    ):
+        from jax.experimental import multihost_utils
+
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
 def check_start(mode: str, config: str, workdir: Path) -> None:
     """Checks that the processes do the same thing with the same versions, in a folder all see.
 
@@ -211,9 +229,10 @@ def ending_together() -> Iterator[None]:
         if _client is not None and not isinstance(error.code, int):
             _fail(str(error.code))
         raise
-    except BaseException:
+    except BaseException as error:
         if _client is not None:
-            _fail(traceback.format_exc())
+            lost = any(word in str(error) for word in _LOST)
+            _fail(_GONE.format(str(error).splitlines()[0]) if lost else traceback.format_exc())
         raise
 
 

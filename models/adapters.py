@@ -27,9 +27,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from input_pipeline import hosts
 from models.backbone import layer_of, unflatten
 from models.layers import narrow_dot_general, narrow_product
 
@@ -190,7 +190,7 @@ def init(
         if name == "prompt":
             table = params[_EMBEDDING]
             ids = jax.random.randint(rng, shape[:1], 0, len(table))
-            leaves[path] = _whole(table[np.asarray(ids)]).astype(np.float32)
+            leaves[path] = hosts.whole(table[np.asarray(ids)]).astype(np.float32)
         elif name == "lora_a":
             key, bound = jax.random.fold_in(rng, zlib.crc32(kernel.encode())), shape[0] ** -0.5
             leaves[path] = np.array(jax.random.uniform(key, shape, minval=-bound, maxval=bound))
@@ -306,7 +306,7 @@ def pretrained_end(trained: Flat, *, params: Flat) -> dict[str, Any]:
         elif name == "lora_b":
             ends[path] = np.zeros(leaf.shape, np.float32)
         elif name == "ia3":
-            ends[path] = np.ones_like(leaf)
+            ends[path] = np.ones(leaf.shape, np.float32)
         elif name == "magnitude":
             ends[path] = _magnitude(params[f"{parent}/kernel"])
     return ends
@@ -373,17 +373,8 @@ def _column_norm(kernel: jax.Array) -> jax.Array:
     return jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
 
 
-def _whole(array: Any) -> np.ndarray:
-    """Returns all of an array, whose parts may be on the devices of several processes."""
-    if isinstance(array, jax.Array) and not (
-        array.is_fully_addressable or array.is_fully_replicated
-    ):
-        array = multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)
-
-
 def _magnitude(kernel: Any) -> np.ndarray:
-    return np.linalg.norm(_whole(opened(kernel)), axis=0)
+    return np.linalg.norm(hosts.whole(opened(kernel)), axis=0)
 
 
 def _intercept(

@@ -10,9 +10,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from input_pipeline import hosts
 from input_pipeline.eta import working
 from models.generation import Decoding, generate
 
@@ -89,9 +89,7 @@ class Writer:
                 for row, i in enumerate(batch):
                     tokens_BxL[row, : len(prompts[i])] = prompts[i]
                     lengths_B[row], ids_B[row] = len(prompts[i]), ids[i] % 2**32
-                written_BxT = np.asarray(
-                    self._write(params, *map(jnp.array, (tokens_BxL, lengths_B, ids_B)))
-                )
+                written_BxT = hosts.whole(self._write(params, tokens_BxL, lengths_B, ids_B))
                 for i, row in zip(batch, written_BxT, strict=False):
                     ends = np.flatnonzero(np.isin(row, self._decoding.end_ids))
                     written[i] = row[: ends[0] if len(ends) else None].tolist()

@@ -119,12 +119,15 @@ class Placement:
     def put(self, path: str, value: Any) -> Any:
         """Copies a parameter on the host, in one or several arrays, to where it lives.
 
-        A copy: donation of a buffer that aliases host memory would overwrite that.
+        What is on the devices already stays. A copy, since donation of a buffer that aliases host
+        memory would overwrite that.
         """
 
-        def place(array: np.ndarray) -> jax.Array:
-            array = np.asarray(array)
+        def place(array: np.ndarray | jax.Array) -> jax.Array:
             sharding = self.of(path, array.shape) if array.shape else self.whole
+            if isinstance(array, jax.Array) and array.shape:
+                return jax.device_put(array, sharding)
+            array = np.asarray(array)
             return jax.make_array_from_callback(
                 array.shape, sharding, lambda index: np.array(array[index], order="C")
             )

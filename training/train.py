@@ -62,8 +62,9 @@ class Run:
         self._durations = Durations(config, len(self._train_split))
         self._metrics = experiment.task.metrics
         find(self._metrics, config.eval.metric)  # raises where there is none
+        fingerprints = {**experiment.fingerprints, **data.fingerprints}
         hosts.check_same(
-            {**experiment.fingerprints, **data.fingerprints},
+            {f"the fingerprint of {name!r}": value for name, value in fingerprints.items()},
             "give all hosts the same files (the checkpoint, and the data or their prepared copy)",
         )
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)

@@ -101,6 +101,14 @@ class TextPipeline:
             )
         if size % count:
             raise ValueError(f"data.batch_size={size} is no multiple of train.microbatches={count}")
+        rows = size // count * task.sequences
+        if layout.kind == "pad" and rows % row_multiple:
+            fits = -(-rows // row_multiple) * row_multiple * count // task.sequences
+            raise ValueError(
+                f"data.batch_size={size} fills {rows} rows of a microbatch (layout.kind='pad'), "
+                f"which {row_multiple} devices along data do not divide: set it to {fits}, or the "
+                "layout to 'pack'"
+            )
         self._task, self._config, self._row_multiple = task, config, row_multiple
         self.encoder: Encoder = task.encoder(
             config.data.template, max_length=layout.max_length, prefix_ids=prefix_ids
