@@ -9,12 +9,13 @@ takes for its activations is reported by training/compilation.py.
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.eta import working
 from training.state import TrainState
 
 _MIB = 2**20
@@ -106,8 +107,8 @@ def describe_devices(
     *,
     train_step: jax.stages.Lowered,
     batch_size: int,
-) -> list[str]:
-    """Returns lines about what each device holds and computes; compiles the step to know.
+) -> Iterator[str]:
+    """Yields lines about what each device holds and computes; the last need the step compiled.
 
     Args:
         state, frozen, batch, train_step: See describe; with their shardings, none is read.
@@ -115,29 +116,27 @@ def describe_devices(
     """
     kinds = _kinds(state, frozen)
     rows = {name: (bytes_per_device(tree), sum(memory(tree).values())) for name, tree in kinds}
-    start = time.perf_counter()
-    temporary = train_step.compile().memory_analysis().temp_size_in_bytes
-    seconds = time.perf_counter() - start
-    together = temporary + sum(held for held, _ in rows.values()) - rows["gradients"][0]
-    lines = ["Memory of each device, and what it is a part of:"]
-    lines += [
-        f"  {name:<20}{held / _MIB:>12,.1f} MiB of {total / _MIB:,.1f}"
-        for name, (held, total) in rows.items()
-    ]
-    lines += [
-        f"  {'temporaries':<20}{temporary / _MIB:>12,.1f} MiB, gradients and activations among them"
-        f", as the compiler for {jax.default_backend()} counts them (compiled in {seconds:.0f} s)",
-        f"  {'together':<20}{together / _MIB:>12,.1f} MiB, gradients counted once",
-    ]
     tokens = batch["tokens_RxL"]
     parts, row_count, length = tokens.shape
     on_device = tokens.sharding.shard_shape(tokens.shape)[1]
-    lines.append(
+    yield (
         f"A step: {batch_size} examples in {parts} x {row_count} rows of {length} positions at "
         f"most, {parts * row_count * length:,} in all; each device computes {on_device} of "
         f"{row_count} rows at a time, {batch_size * on_device / row_count:.3g} examples a step."
     )
-    return lines
+    yield "Memory of each device, and what it is a part of:"
+    for name, (held, total) in rows.items():
+        yield f"  {name:<20}{held / _MIB:>12,.1f} MiB of {total / _MIB:,.1f}"
+    start = time.perf_counter()
+    with working("Compiling the train step"):  # of a large model on many devices, minutes
+        temporary = train_step.compile().memory_analysis().temp_size_in_bytes
+    seconds = time.perf_counter() - start
+    yield (
+        f"  {'temporaries':<20}{temporary / _MIB:>12,.1f} MiB, gradients and activations among them"
+        f", as the compiler for {jax.default_backend()} counts them (compiled in {seconds:.0f} s)"
+    )
+    together = temporary + sum(held for held, _ in rows.values()) - rows["gradients"][0]
+    yield f"  {'together':<20}{together / _MIB:>12,.1f} MiB, gradients counted once"
 
 
 def _kinds(state: TrainState, frozen: Mapping[str, Any]) -> list[tuple[str, Any]]:

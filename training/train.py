@@ -128,8 +128,8 @@ class Run:
             train_step, "the train step", print, donate=(0,), out_shardings=places
         )
 
-    def describe_devices(self) -> list[str]:
-        """Returns lines on what each device would hold and compute, from shapes alone."""
+    def describe_devices(self) -> Iterator[str]:
+        """Yields lines on what each device would hold and compute, from shapes alone."""
         self._make_step()
         experiment, config = self._experiment, self._config
         with working("Choosing the shapes of batches"):
@@ -143,20 +143,13 @@ class Run:
         }
         batch = put_batch(first | rows, experiment.mesh)
         frozen = experiment.placement.like(experiment.frozen)
-        lowered = self._train_step.lower(self._like, frozen, batch)
-        described = self._like, frozen, batch
-        tokens = int((first["segments_RxL"] > 0).sum())
-        with working("Compiling the train step"):
-            lines = cost.describe_devices(
-                *described, train_step=lowered, batch_size=config.data.batch_size
-            )
-        return [
-            experiment.placement.prose(),
-            cost.describe_parameters(self._like.params, frozen),
-            plan.prose(),
-            *lines,
-            f"The first step has {tokens:,} tokens.",
-        ]
+        described, size = (self._like, frozen, batch), config.data.batch_size
+        yield experiment.placement.prose()
+        yield cost.describe_parameters(self._like.params, frozen)
+        yield plan.prose()
+        yield f"The first step has {int((first['segments_RxL'] > 0).sum()):,} tokens."
+        lowered = self._train_step.lower(*described)
+        yield from cost.describe_devices(*described, train_step=lowered, batch_size=size)
 
     def _train(self) -> None:
         self._make_step()

@@ -35,7 +35,8 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     if not task.members:
         _show(data, train, task, pipeline, tokenizer)
     print("\nOn the devices:\n")
-    print(*Run(experiment, workdir, data, train).describe_devices(), sep="\n")
+    for line in Run(experiment, workdir, data, train).describe_devices():
+        print(line, flush=True)
 
 
 def _show(
