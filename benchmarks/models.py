@@ -12,6 +12,7 @@ side, and three times as many forward passes. Not here: the trainers (trainers.p
 layouts, and memory (throughput.py).
 """
 
+import math
 import os
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from benchmarks import timing
 from benchmarks.timing import OURS, PYTORCH, Worker
 from benchmarks.trainers import Data, Ours, PyTorch
 from configs import common
+from input_pipeline.batches import layout
 
 KINDS = ("encoder", "decoder")
 TOLERANCE = 1e-3  # of the losses of the first steps
@@ -39,7 +41,10 @@ _LOWEST_LOSS = 0.05
 
 
 def model_config(kind: str) -> Any:
-    """Returns the shape of BERT-base with a Chinese vocabulary, or a Llama of its size."""
+    """Returns the shape of BERT-base with a Chinese vocabulary, a Llama of its size, or Gemma's.
+
+    'gemma' is Gemma 3 270M but for the vocabulary, whose frozen table is only looked up.
+    """
     from models.bert import BertConfig
     from models.decoder import DecoderConfig
     from models.layers import Rope
@@ -48,6 +53,21 @@ def model_config(kind: str) -> Any:
     if kind == "encoder":
         shared |= {"num_distinct_layers": 12, "hidden": 3072, "embedding_size": 768}
         return BertConfig(model_type="bert", max_length=512, **shared)
+    if kind == "gemma":
+        return DecoderConfig(
+            vocab_size=_VOCABULARY,
+            width=640,
+            num_layers=18,
+            num_heads=4,
+            num_kv_heads=1,
+            head_size=256,
+            hidden=2048,
+            max_length=32768,
+            windows=((512,) * 5 + (0,)) * 3,
+            ropes=((Rope(base=1e4),) * 5 + (Rope(base=1e6),)) * 3,
+            attention_scale=256**-0.5,
+            embedding_scale=640**0.5,
+        )
     return DecoderConfig(
         model_type="llama",
         num_kv_heads=4,
@@ -65,41 +85,47 @@ def model_config(kind: str) -> Any:
     )
 
 
-def write_checkpoint(kind: str, folder: Path) -> ConfigDict:
+def write_checkpoint(model: Any, folder: Path) -> ConfigDict:
     """Draws weights, writes them with a vocabulary, and returns a config that trains them."""
     import jax
 
-    from models.backbone import flatten, parameter_shapes
+    from models.backbone import flatten, parameter_shapes, parts_of
     from models.pretrained import write_pretrained
     from training.state import merge
 
-    model, rng, params = model_config(kind), np.random.default_rng(0), {}
-    for path, leaf in flatten(parameter_shapes(model, ("pooler",) * (kind == "encoder"))).items():
+    encoder, rng, params = "pooler" in parts_of(model), np.random.default_rng(0), {}
+    for path, leaf in flatten(parameter_shapes(model, ("pooler",) * encoder)).items():
         drawn = rng.normal(0, 0.02, leaf.shape).astype(np.float32)
         params[path] = drawn + 1 if path.endswith("scale") else drawn
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     tree = jax.tree.map(np.asarray, merge(params))
-    write_pretrained(folder, model, tree, fields=no_dropout if kind == "encoder" else None)
+    write_pretrained(folder, model, tree, fields=no_dropout if encoder else None)
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(5, _VOCABULARY))]
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
-    print(f"\nThe {kind}: {sum(value.size for value in params.values()) / 1e6:.1f}M parameters")
+    size = sum(value.size for value in params.values())
+    print(f"\nA {model.model_type}: {size / 1e6:.1f}M parameters")
     config = common.get_config()
-    config.model.update(checkpoint=str(folder), pooling="first" if kind == "encoder" else "last")
+    config.model.update(checkpoint=str(folder), pooling="first" if encoder else "last")
     config.optimizer.learning_rate = _LEARNING_RATE
     return config
 
 
-def make_batch(rows: int, length: int) -> dict[str, np.ndarray]:
-    """Returns a training batch of random tokens, a row for each example."""
-    rng = np.random.default_rng(1)
+def make_batch(
+    lengths_B: np.ndarray, shape: tuple[int, int], kind: str = "pad", seed: int = 1
+) -> dict[str, np.ndarray]:
+    """Returns a training batch of random tokens, laid out in rows of `shape` as `kind` does."""
+    rng, count = np.random.default_rng(seed), len(lengths_B)
+    tokens_1xP = rng.integers(1, _VOCABULARY, (1, lengths_B.sum())).astype(np.int32)
+    rows_B, offsets_B = layout.place(kind, lengths_B, shape)
+    starts_B, segments_B = rows_B * shape[1] + offsets_B, np.arange(1, count + 1)
+    arrays = layout.fill(tokens_1xP, lengths_B, starts_B, segments_B, size=math.prod(shape))
+    names = ("positions_RxL", "segments_RxL", "tokens_RxL")
     return {
-        "tokens_RxL": rng.integers(1, _VOCABULARY, (1, rows, length)).astype(np.int32),
-        "positions_RxL": np.tile(np.arange(length, dtype=np.int32), (1, rows, 1)),
-        "segments_RxL": np.arange(1, rows + 1, dtype=np.int32)[None, :, None].repeat(length, 2),
-        "types_RxL": np.zeros((1, rows, length), np.int32),
-        "labels_B": rng.integers(0, 2, (1, rows)).astype(np.int32),
-        "weights_B": np.ones((1, rows), np.float32),
-        "ids_B": np.arange(rows)[None],
+        **dict(zip(names, arrays.reshape(3, 1, *shape), strict=True)),
+        "types_RxL": np.zeros((1, *shape), np.int32),
+        "labels_B": rng.integers(0, 2, (1, count)).astype(np.int32),
+        "weights_B": np.ones((1, count), np.float32),
+        "ids_B": np.arange(count)[None] + seed * count,
     }
 
 
@@ -119,11 +145,12 @@ def main() -> None:
     )
     timing.show_machine()
     with_pytorch = timing.has_pytorch()
-    data = Data(("0", "1"), batches=[make_batch(options.rows, options.length)])
+    shape = options.rows, options.length
+    data = Data(("0", "1"), batches=[make_batch(np.full(options.rows, options.length), shape)])
     try:
         for kind in options.models.split(","):
             with tempfile.TemporaryDirectory() as folder:
-                config = write_checkpoint(kind, Path(folder))
+                config = write_checkpoint(model_config(kind), Path(folder))
                 config.data.batch_size = options.rows
                 workers = [Worker(OURS, Ours, config, data)]
                 if with_pytorch:

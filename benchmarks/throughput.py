@@ -56,16 +56,6 @@ BFLOAT16 = "PyTorch bfloat16 autocast"
 TOLERANCE = 1e-2  # of the first loss and, relative, its gradient; seen: 1e-5 and 5e-4
 _BFLOAT16_TOLERANCE = 0.1
 
-# Dense peaks in TFLOP/s from NVIDIA's data sheets, bfloat16 and TF32; the first match wins.
-PEAKS = (
-    ("H100 PCIe", 756, 378),
-    ("H100 NVL", 835, 417),
-    ("H100", 989, 494),
-    ("H200", 989, 494),
-    ("A100", 312, 156),
-    ("L4", 121, 60),
-)
-
 
 def read_data(config: ConfigDict) -> Data:
     """Returns the training split that `config` names; imports TensorFlow."""
@@ -220,53 +210,57 @@ def model_flops(lengths: np.ndarray, model: Mapping[str, Any]) -> float:
 
     6 per parameter of a matrix product and token (2001.08361), and 12 per attention channel, layer
     and pair of tokens of which one sees the other; embeddings are looked up, not multiplied.
+    `model` is that of trainers.First.
     """
     lengths = lengths.astype(np.float64)
     pairs = 0.0
     for window in model["windows"]:
         seen = np.minimum(lengths, window) if window else lengths
-        pairs += (seen * (seen + 1) / 2 + (lengths - seen) * seen).sum()
+        causal = seen * (seen + 1) / 2 + (lengths - seen) * seen
+        pairs += (causal if model["causal"] else lengths**2).sum()
     return 6 * model["matmul_params"] * lengths.sum() + 12 * model["attention_width"] * pairs
-
-
-def peak_flops(device: str, *, bfloat16: bool) -> float | None:
-    """Returns the peak of a device in FLOP/s; None if it is not known."""
-    peaks = ((tf32, bf16)[bfloat16] for name, bf16, tf32 in PEAKS if name in device)
-    return next((1e12 * teraflops for teraflops in peaks), None)
 
 
 COLUMNS = {
     "real tokens/s": ",.0f",
     "examples/s": ".2f",
-    f"x {PYTORCH}": ".2f",
+    "x PyTorch": ".2f",
     "padding": ".1%",
     "peak memory, GiB": ".2f",
     "first step after, s": ".1f",
     "model GFLOP/s": ",.0f",
-    "utilisation": ".1%",
+    "MFU": ".1%",
+    "MFU, padding too": ".1%",
 }
 
 
 def summarise(
     worker: Worker, model: Mapping[str, Any], blocks: Mapping[str, Sequence[Block]], dtype: str
 ) -> tuple[float | None, ...]:
-    """Returns the numbers of a variant's row; None without PyTorch, or without a known peak."""
+    """Returns the numbers of a variant's row; None without PyTorch, or without a known peak.
+
+    PyTorch's variant to compare with is the first that was measured.
+    """
+    from training import cost
+
     own, median = blocks[worker.name], statistics.median
     flops = median(model_flops(block.lengths, model) / block.seconds for block in own)
-    bfloat16 = worker.name == BFLOAT16 or (worker.name == OURS and dtype == "bfloat16")
-    peak = peak_flops(worker.first.device, bfloat16=bfloat16)
-    pairs = zip(own, blocks.get(PYTORCH, ()), strict=False)
+    bfloat16 = worker.name == BFLOAT16 or (worker.name.startswith(OURS) and dtype == "bfloat16")
+    peak = cost.peak_flops(worker.first.device, bfloat16=bfloat16)
+    peer = blocks.get(PYTORCH, blocks.get(BFLOAT16, ()))
+    pairs = zip(own, peer, strict=False)
     ratios = [a.examples_per_second / b.examples_per_second for a, b in pairs]
-    real = sum(int(block.lengths.sum()) for block in own)
+    share = sum(block.lengths.sum() for block in own) / sum(block.positions for block in own)
     return (
         median(block.lengths.sum() / block.seconds for block in own),
         median(block.examples_per_second for block in own),
         median(ratios) if ratios else None,
-        1 - real / sum(block.positions for block in own),
+        1 - share,
         max(block.peak_bytes for block in own) / 2**30,
         worker.seconds,
         flops / 1e9,
         flops / peak if peak else None,
+        flops / share / peak if peak else None,
     )
 
 

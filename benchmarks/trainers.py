@@ -163,6 +163,8 @@ class Ours(Trainer):
         self.step()
         experiment, config = self._experiment, self._experiment.model.config
         params = {**experiment.initial, **experiment.frozen}
+        fused = experiment.model.fused
+        head_size = getattr(config, "head_size", config.width // config.num_heads)
         layers = (v.size for p, v in params.items() if re.fullmatch("backbone/layer_.*kernel", p))
         return First(
             loss=float(self.loss),
@@ -172,8 +174,10 @@ class Ours(Trainer):
             head={p: v for p, v in experiment.initial.items() if p.startswith("head/")},
             model={
                 "matmul_params": sum(layers),
-                "attention_width": config.num_heads * getattr(config, "head_size", 0),
-                "windows": getattr(config, "windows", ()),
+                "attention_width": config.num_heads * head_size,
+                "windows": getattr(config, "windows", (0,) * config.num_layers),
+                "attention": fused.kernel if fused else "plain",
+                "causal": not getattr(config, "bidirectional", True),
             },
         )
 
@@ -216,6 +220,7 @@ class PyTorch(Trainer):
         *,
         frozen: str,
         autocast: bool = False,
+        packed: bool = False,
     ):
         """Loads the checkpoint and tokenises all examples.
 
@@ -226,6 +231,7 @@ class PyTorch(Trainer):
             ours: the first step of our variant, whose examples and head this begins with.
             frozen: regex of the parameters that are not trained.
             autocast: whether to compute in bfloat16.
+            packed: whether to take the rows of data.batches, with a mask, instead of padding.
         """
         import torch
         import transformers
@@ -276,6 +282,9 @@ class PyTorch(Trainer):
             drop_last=True,
             collate_fn=self._collate,
         )
+        if packed:
+            self._batches = map(self._rows, itertools.cycle(data.batches))
+            return
         by_id = {example[2]: example for example in examples}
         first = self._collate([by_id[id_] for id_ in ours.ids])
         epochs = itertools.chain.from_iterable(itertools.repeat(loader))
@@ -306,7 +315,7 @@ class PyTorch(Trainer):
         self._norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return batch["attention_mask"].sum(1).numpy(), batch["input_ids"].numel()
+        return batch["lengths"].numpy(), batch["input_ids"].numel()
 
     def wait(self) -> None:
         """Returns when all steps are done."""
@@ -318,22 +327,45 @@ class PyTorch(Trainer):
         return self._torch.cuda.max_memory_allocated() if self._cuda else None
 
     def _logits(self) -> Any:
-        ids, mask = self._batch["input_ids"], self._batch["attention_mask"]
-        hidden = self._backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        names = ("input_ids", "attention_mask", "position_ids")
+        inputs = {name: self._batch[name] for name in names if name in self._batch}
+        hidden = self._backbone(**inputs).last_hidden_state
         if self._pooling == "mean":
-            mask = mask[:, :, None]
+            mask = inputs["attention_mask"][:, :, None]
             return self._head((hidden * mask).sum(1) / mask.sum(1))
-        places = 0 if self._pooling == "first" else mask.sum(1) - 1
-        return self._head(hidden[self._torch.arange(len(hidden), device=self._device), places])
+        return self._head(hidden.flatten(0, 1)[self._batch["places"]])
 
     def _collate(self, examples: Sequence[tuple[Sequence[int], int, int]]) -> dict[str, Any]:
         """Pads to the longest, as DataCollatorWithPadding does."""
         torch, pad = self._torch, self._torch.nn.utils.rnn.pad_sequence
         ids = [torch.tensor(ids).long() for ids, _, _ in examples]
+        tokens, lengths = pad(ids, batch_first=True), torch.tensor(list(map(len, ids)))
+        starts = torch.arange(len(ids)) * tokens.shape[1]
         return {
-            "input_ids": pad(ids, batch_first=True),
+            "input_ids": tokens,
             "attention_mask": pad([torch.ones_like(part) for part in ids], batch_first=True),
             "labels": torch.tensor([label for _, label, _ in examples]),
+            "lengths": lengths,
+            "places": starts + (0 if self._pooling == "first" else lengths - 1),
+        }
+
+    def _rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Returns packed rows with a mask by segment, which is not what flash attention takes."""
+        names = ("tokens_RxL", "positions_RxL", "segments_RxL")
+        tokens, positions, segments = (self._torch.tensor(batch[name][0]).long() for name in names)
+        mask = segments[:, :, None] == segments[:, None, :]
+        if self._pooling == "last":  # a decoder
+            mask &= positions[:, :, None] >= positions[:, None, :]
+        lengths = segments.flatten().bincount()[1:]
+        starts = ((segments > 0) & (positions == 0)).flatten().nonzero()[:, 0]
+        starts = starts[segments.flatten()[starts].argsort()]
+        return {
+            "input_ids": tokens,
+            "position_ids": positions,
+            "attention_mask": mask[:, None],
+            "labels": self._torch.tensor(batch["labels_B"][0]).long(),
+            "lengths": lengths,
+            "places": starts + (0 if self._pooling == "first" else lengths - 1),
         }
 
 

@@ -171,6 +171,8 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "model.checkpoint": NEEDED,
     "model.init": choice("pretrained", "scratch"),
     "model.dtype": choice("float32", "bfloat16", "auto"),
+    "model.attention": choice("auto", "plain", "fused"),
+    "model.remat": choice("none", "dots", "layers"),
     "model.pooling": choice("first", "last", "mean", "pooler", "mask"),
     "model.head": choice("linear", "label_words"),
     "model.head_start": choice("random", "probe"),

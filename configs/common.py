@@ -233,7 +233,10 @@ def _model() -> ConfigDict:
     model.init = "pretrained"  # 'scratch' draws random weights of the checkpoint's shapes
     model.dtype = "float32"  # of the computation: 'float32', 'bfloat16' (on CPUs the operands of
     # dense layers alone), or 'auto': what is fast where the run starts; parameters are float32
-    model.remat = False  # recomputes layers in the backward pass: less memory, a third more time
+    model.attention = "auto"  # 'plain'; 'fused' is one kernel (cuDNN's on NVIDIA GPUs, splash
+    # attention on TPUs) that keeps no scores in memory; 'auto' is that where a trial succeeds
+    model.remat = "none"  # what the backward pass computes again, for less memory: 'dots' (all but
+    # the outputs of dense layers; 4% more operations) or whole 'layers' (a third more)
     model.bidirectional = False  # lets a decoder's positions attend to later ones
     model.pooling = "mean"  # of an example's positions: 'first', 'last', 'mean', 'pooler' (the
     # first through BERT's own dense layer and tanh), or 'mask' (those of the template's {mask})

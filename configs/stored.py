@@ -39,6 +39,9 @@ CONSTANTS: dict[str, Any] = {
     "verify.examples": 8,
 }
 
+# Path -> value before -> value that means the same now.
+VALUES: dict[str, dict[Any, Any]] = {"model.remat": {False: "none", True: "layers"}}
+
 ABSENT = "(absent)"
 _MEMBER = re.compile(r"multi\.members\.\w+\.")  # a member of a multi_task holds all keys again
 
@@ -94,5 +97,5 @@ def _renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
         now = path.removesuffix(key) + present
         unset = now not in renewed or renewed[now] == defaults.get(present)
         if unset and (key not in CONSTANTS or value != CONSTANTS[key]):
-            renewed[now] = value
+            renewed[now] = VALUES[present].get(value, value) if present in VALUES else value
     return renewed

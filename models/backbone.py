@@ -15,7 +15,7 @@ decay and adapters match. Decoder and T5 also write, with `start` and `step`.
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -23,17 +23,68 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from models import attention
 from models.bert import Bert, BertConfig
 from models.decoder import Decoder, DecoderConfig
 from models.t5 import T5, T5Config
 
 BackboneConfig = BertConfig | DecoderConfig | T5Config
+_KERNELS = {"gpu": "cudnn", "tpu": "splash"}
 _MODULES: dict[type, Any] = {BertConfig: Bert, DecoderConfig: Decoder, T5Config: T5}
 
 
 def make_backbone(config: BackboneConfig, **attributes: Any) -> nn.Module:
-    """Returns the module of a config; attributes are dtype, remat, dropout, name."""
+    """Returns the module of a config; attributes are those of layers.Backbone."""
     return _MODULES[type(config)](config, **attributes)
+
+
+def choose_attention(
+    wanted: str,
+    config: BackboneConfig,
+    *,
+    dtype: jnp.dtype,
+    mesh: jax.sharding.Mesh,
+    say: Callable[[str], None],
+) -> attention.Fused | None:
+    """Returns the fused kernel that a model runs with on the devices of a mesh; None is plain.
+
+    Args:
+        wanted: 'auto', which says what runs on an accelerator and why; 'plain' or 'fused'.
+        config: of the model.
+        dtype: of its computation.
+        mesh: of its devices.
+        say: receives the line.
+
+    Raises:
+        ValueError: 'fused', where no kernel can.
+    """
+    if wanted == "plain":
+        return None
+    platform, problem = mesh.devices.flat[0].platform, ""
+    fused = attention.Fused(_KERNELS[platform], mesh) if platform in _KERNELS else None
+    if fused is None:
+        problem = f"no fused kernel runs on {platform}"
+    elif isinstance(config, T5Config):
+        problem = "T5 adds a bias for each head to the scores, which would fill as much memory"
+    else:
+        heads = config.num_heads
+        shape, causal, cap = (heads, heads, config.width // heads), False, 0.0
+        if isinstance(config, DecoderConfig):
+            shape = (heads, config.num_kv_heads, config.head_size)
+            causal, cap = not config.bidirectional, config.attention_cap
+        # A trial of each mask that the layers have, with a window that its short rows exceed.
+        for window in {64 if window else 0 for window in getattr(config, "windows", (0,))}:
+            problem = problem or attention.problem(
+                fused, shape, jnp.dtype(dtype), window, causal, cap
+            )
+    if problem and wanted == "fused":
+        raise ValueError(
+            f"config.model.attention='fused', but {problem}: set it to 'auto' or 'plain'"
+        )
+    if fused or platform != "cpu":
+        kind = f"plain, because {problem}" if problem else f"fused, by the {fused.kernel} kernel"
+        say(f"Attention: {kind}.")
+    return None if problem else fused
 
 
 def parts_of(config: BackboneConfig) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers
+from models import attention, layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,18 +69,20 @@ class Attention(nn.Module):
 
     config: BertConfig
     dtype: jnp.dtype
+    fused: attention.Fused | None
 
     @nn.compact
-    def __call__(self, x_PxD: jax.Array, mask_RxLxL: jax.Array) -> jax.Array:
+    def __call__(self, x_PxD: jax.Array, view: attention.Visible) -> jax.Array:
         """Maps [P, D] to [P, D], reading within rows of L positions."""
-        rows, length, _ = mask_RxLxL.shape
+        rows, length, _ = view.mask_RxLxM.shape
         width, heads = self.config.width, self.config.num_heads
         query, key, value = (
             layers.dense(width, self.dtype, name=name)(x_PxD).reshape(rows, length, heads, -1)
             for name in ("query", "key", "value")
         )
-        mixed = layers.attend(query, key, value, mask_RxLxL, scale=(width // heads) ** -0.5)
-        return layers.dense(width, self.dtype, name="output")(mixed.reshape(-1, width))
+        scale = (width // heads) ** -0.5
+        mixed_RxLxHxN = attention.mixed(self.fused, query, key, value, view, scale=scale)
+        return layers.dense(width, self.dtype, name="output")(mixed_RxLxHxN.reshape(-1, width))
 
 
 class Layer(nn.Module):
@@ -89,16 +91,17 @@ class Layer(nn.Module):
     config: BertConfig
     dtype: jnp.dtype
     dropout: float
+    fused: attention.Fused | None
 
     @nn.compact
-    def __call__(self, x_PxD: jax.Array, deterministic: bool, mask_RxLxL: jax.Array) -> jax.Array:
+    def __call__(self, x_PxD: jax.Array, deterministic: bool, view: attention.Visible) -> jax.Array:
         """Maps [P, D] to [P, D]."""
         config, dtype = self.config, self.dtype
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         mlp = layers.FeedForward(
             config.hidden, config.activation, dtype, bias=True, gated=False, name="mlp"
         )
-        y_PxD = Attention(config, dtype, name="attention")(x_PxD, mask_RxLxL)
+        y_PxD = Attention(config, dtype, self.fused, name="attention")(x_PxD, view)
         x_PxD = layer_norm(config, dtype, name="attention_norm")(x_PxD + drop(y_PxD))
         return layer_norm(config, dtype, name="mlp_norm")(x_PxD + drop(mlp(x_PxD)))
 
@@ -143,7 +146,7 @@ class Bert(layers.Backbone):
         if config.embedder_projection:
             self.embedder_projection = layers.dense(config.width, self.dtype)
         self.embedder_dropout = nn.Dropout(self.dropout)
-        self.layer = self.make_layers(Layer, config.num_distinct_layers)
+        self.layer = self.make_layers(Layer, config.num_distinct_layers, self.fused)
         self.pooler = layers.dense(config.width, self.dtype)
         self.mlm_head = MaskedLanguageModelHead(config, self.dtype)
 
@@ -178,10 +181,10 @@ class Bert(layers.Backbone):
         x_PxD = self.embedder_dropout(self.embedder_norm(x_PxE), deterministic=deterministic)
         if config.embedder_projection:
             x_PxD = self.embedder_projection(x_PxD)
-        mask_RxLxL = layers.attention_mask(positions_RxL, segments_RxL, causal=False)
+        view = attention.visible(positions_RxL, segments_RxL, causal=False)
         for i in range(config.num_layers):
             layer = self.layer[i * config.num_distinct_layers // config.num_layers]
-            x_PxD = layer(x_PxD, deterministic, mask_RxLxL)
+            x_PxD = layer(x_PxD, deterministic, view)
         return x_PxD.reshape(*tokens_RxL.shape, config.width)
 
     def pooled(self, first_BxD: jax.Array) -> jax.Array:

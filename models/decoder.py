@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers
+from models import attention, layers
 from models.layers import KeysValues, Rope
 
 
@@ -102,12 +102,13 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     dtype: jnp.dtype
+    fused: attention.Fused | None
 
     @nn.compact
     def __call__(
         self,
         x_PxD: jax.Array,
-        mask_RxLxM: jax.Array,
+        view: attention.Visible,
         rope: tuple[jax.Array, jax.Array],
         past: tuple[KeysValues, jax.Array] | None,
     ) -> tuple[jax.Array, KeysValues | None]:
@@ -115,7 +116,7 @@ class Attention(nn.Module):
 
         Args:
             x_PxD: hidden states of R rows of L positions.
-            mask_RxLxM: who may read whom; M is L without `past`.
+            view: who may read whom; M is L without `past`.
             rope: tables of the positions.
             past: keys and values in a cache, each [R, M, K, N], and the slots [R, L] for these
                 positions; None without a cache.
@@ -124,7 +125,7 @@ class Attention(nn.Module):
             The output, and the cache with these positions, None without one.
         """
         config, dtype = self.config, self.dtype
-        rows, length, _ = mask_RxLxM.shape
+        rows, length, _ = view.mask_RxLxM.shape
 
         def project(name: str, heads: int) -> jax.Array:
             width, bias = heads * config.head_size, config.attention_bias
@@ -145,11 +146,12 @@ class Attention(nn.Module):
             key_RxMxKxN = old_keys.at[place].set(key_RxMxKxN)
             value_RxMxKxN = old_values.at[place].set(value_RxMxKxN)
             cached = key_RxMxKxN, value_RxMxKxN
-        mixed_RxLxHxN = layers.attend(
+        mixed_RxLxHxN = attention.mixed(
+            self.fused,
             query_RxLxHxN,
             key_RxMxKxN,
             value_RxMxKxN,
-            mask_RxLxM,
+            view,
             scale=config.attention_scale,
             cap=config.attention_cap,
         )
@@ -163,6 +165,7 @@ class Layer(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
     dropout: float
+    fused: attention.Fused | None
 
     @nn.compact
     def __call__(
@@ -170,7 +173,7 @@ class Layer(nn.Module):
     ) -> tuple[jax.Array, KeysValues | None]:
         """Maps [P, D] to [P, D]; other arguments and the second result are those of `Attention`."""
         config, dtype = self.config, self.dtype
-        attention = Attention(config, dtype, name="attention")
+        attend = Attention(config, dtype, self.fused, name="attention")
         mlp = layers.FeedForward(
             config.hidden, config.activation, dtype, config.mlp_bias, name="mlp"
         )
@@ -183,7 +186,7 @@ class Layer(nn.Module):
                 y_PxD = rms_norm(config, dtype, name=f"post_{name}_norm")(y_PxD)
             return nn.Dropout(self.dropout)(y_PxD, deterministic=deterministic)
 
-        y_PxD, cached = attention(before("attention", x_PxD), *attended)
+        y_PxD, cached = attend(before("attention", x_PxD), *attended)
         x_PxD += after("attention", y_PxD)
         return x_PxD + after("mlp", mlp(before("mlp", x_PxD))), cached
 
@@ -198,7 +201,7 @@ class Decoder(layers.Backbone):
         config = self.config
         self.embedder = layers.Embedder(config.vocab_size, config.width)
         self.embedding_dropout = nn.Dropout(self.dropout)
-        self.layer = self.make_layers(Layer, config.num_layers)
+        self.layer = self.make_layers(Layer, config.num_layers, self.fused)
         self.final_norm = rms_norm(config, self.dtype)
         if not config.tied:
             self.lm_head = layers.vocabulary_head(config.vocab_size, self.dtype)
@@ -223,30 +226,30 @@ class Decoder(layers.Backbone):
         """
         causal = not self.config.bidirectional
 
-        def mask_of(window: int) -> jax.Array:
-            return layers.attention_mask(positions_RxL, segments_RxL, window=window, causal=causal)
+        def view_of(window: int) -> attention.Visible:
+            return attention.visible(positions_RxL, segments_RxL, window=window, causal=causal)
 
-        return self._run(tokens_RxL, positions_RxL, mask_of, deterministic=deterministic)[0]
+        return self._run(tokens_RxL, positions_RxL, view_of, deterministic=deterministic)[0]
 
     def _run(
         self,
         tokens_RxL: jax.Array,
         positions_RxL: jax.Array,
-        mask_of: Callable[[int], jax.Array],
+        view_of: Callable[[int], attention.Visible],
         *,
         past: Sequence[KeysValues] | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple]:
         """Returns hidden states and each layer's cache, whose slots are the positions.
 
-        `mask_of` returns the mask of a window, [R, L, M]; 0 is no window.
+        `view_of` returns who may read whom with a window; 0 is no window.
         """
         config = self.config
-        # A window that is longer than the row hides nothing: one mask serves all layers then.
+        # A window that is longer than the row hides nothing: one view serves all layers then.
         length = tokens_RxL.shape[1] if past is None else past[0][0].shape[1]
         reach = 2 * length if config.bidirectional else length
         windows = [window if window < reach else 0 for window in config.windows]
-        masks = {window: mask_of(window) for window in dict.fromkeys(windows)}
+        views = {window: view_of(window) for window in dict.fromkeys(windows)}
         tables = {
             rope: layers.rope_tables(positions_RxL, config.head_size, rope)
             for rope in dict.fromkeys(config.ropes)
@@ -257,9 +260,9 @@ class Decoder(layers.Backbone):
         )
         cache = []
         for i, layer in enumerate(self.layer):
-            mask, rope = masks[windows[i]], tables[config.ropes[i]]
+            view, rope = views[windows[i]], tables[config.ropes[i]]
             layer_past = None if past is None else (past[i], positions_RxL)
-            x_PxD, keys_values = layer(x_PxD, deterministic, mask, rope, layer_past)
+            x_PxD, keys_values = layer(x_PxD, deterministic, view, rope, layer_past)
             cache.append(keys_values)
         return self.final_norm(x_PxD).reshape(*tokens_RxL.shape, config.width), tuple(cache)
 
@@ -306,10 +309,11 @@ class Decoder(layers.Backbone):
         slots_M = jnp.arange(cache.layers[0][0].shape[1])
         distance_BxLxM = positions_BxL[:, :, None] - slots_M
 
-        def mask_of(window: int) -> jax.Array:
-            return (distance_BxLxM >= 0) & ((distance_BxLxM < window) if window else True)
+        def view_of(window: int) -> attention.Visible:
+            near_BxLxM = (distance_BxLxM < window) if window else True
+            return attention.Visible((distance_BxLxM >= 0) & near_BxLxM)
 
-        hidden, keys_values = self._run(tokens_BxL, positions_BxL, mask_of, past=cache.layers)
+        hidden, keys_values = self._run(tokens_BxL, positions_BxL, view_of, past=cache.layers)
         return hidden, cache._replace(layers=keys_values)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.attention import Fused
 from models.backbone import BackboneConfig, make_backbone
 from models.layers import Batch
 from models.t5 import T5Config
@@ -62,19 +63,25 @@ class Model(nn.Module):
         task_head: an unbound module, see tasks.task.Task.head.
         hidden_dropout: of the backbone, while training.
         dtype: of the backbone's computation.
-        remat: recompute each layer in the backward pass instead of storing its activations.
+        remat: what the backward pass computes again, see layers.Backbone.
+        fused: the kernel of attention; None is the plain form.
     """
 
     config: BackboneConfig
     task_head: nn.Module
     hidden_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
+    fused: Fused | None = None
 
     def setup(self):
         """Binds both."""
         self.backbone = make_backbone(
-            self.config, dtype=self.dtype, remat=self.remat, dropout=self.hidden_dropout
+            self.config,
+            dtype=self.dtype,
+            remat=self.remat,
+            dropout=self.hidden_dropout,
+            fused=self.fused,
         )
         self.head = self.task_head.clone(name="head", parent=self)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import layers
+from models import attention, layers
 from models.layers import KeysValues
 
 
@@ -184,7 +184,7 @@ class Attention(nn.Module):
             bias = self.relative_bias(distance_RxLxM)
         rows, _, heads, size = keys_values[0].shape
         query_RxLxHxN = self.query(x_PxD).reshape(rows, -1, heads, size)
-        mixed = layers.attend(query_RxLxHxN, *keys_values, mask_RxLxM, scale=1.0, bias=bias)
+        mixed = attention.attend(query_RxLxHxN, *keys_values, mask_RxLxM, scale=1.0, bias=bias)
         return self.output(mixed.reshape(x_PxD.shape[0], -1))
 
 
@@ -347,7 +347,7 @@ class T5(Stack):
             types_RxL: ignored.
             deterministic: False applies dropout, which then needs the rng 'dropout'.
         """
-        mask_RxLxL = layers.attention_mask(positions_RxL, segments_RxL, causal=False)
+        mask_RxLxL = attention.attention_mask(positions_RxL, segments_RxL, causal=False)
         positions = (positions_RxL, positions_RxL)
         x_PxD = self.embedder(tokens_RxL.reshape(-1))
         x_PxD, _ = self.run(x_PxD, positions, mask_RxLxL, deterministic=deterministic)
@@ -377,7 +377,7 @@ class T5(Stack):
         x_PxD, _ = self.decoder.run(
             self.embedder(inputs_RxT.reshape(-1)),
             (positions_RxT, positions_RxT),
-            layers.attention_mask(positions_RxT, segments_RxT),
+            attention.attention_mask(positions_RxT, segments_RxT),
             source=(self.decoder.source_keys_values(hidden_RxLxD), mask_RxTxL),
             deterministic=deterministic,
         )

@@ -429,7 +429,7 @@ def test_a_workdir_in_use_is_refused_and_named_with_its_first_command(
 
 def test_every_option_of_the_step_trains(tiny_config, tmp_path):
     """bfloat16, rematerialisation, microbatches, augmentation, dropout, decay by layer, wsd."""
-    tiny_config.model.update(dtype="bfloat16", remat=True, dropout=0.1, head="linear")
+    tiny_config.model.update(dtype="bfloat16", remat="dots", dropout=0.1, head="linear")
     tiny_config.train.update(microbatches=2, integrate=True)
     tiny_config.augmentation.update(deletion_rate=0.05, punctuation_rate=0.1)
     tiny_config.optimizer.update(

@@ -126,6 +126,7 @@ def recipe(make_config, write_config, tmp_path_factory):
     def write(name: str = "plain", change=lambda config: None) -> Path:
         config = make_config()
         config.train.update(duration=f"{STEPS} steps", log_every="1 step", checkpoint_every="50%")
+        config.train.microbatches = 2  # of as many examples as rows
         config.eval.every = "50%"
         config.integrate.points = 2
         change(config)

@@ -1,15 +1,17 @@
 """What a training costs, reported before it starts: parameters, memory by kind and per device, and
 FLOPs per example.
 
-FLOPs are those of the lowered program, as XLA counts them before it optimises: nothing is compiled.
+Here too: the peaks of devices, which give the utilisation of a training. FLOPs are those of the
+lowered program, as XLA counts them before it optimises: nothing is compiled.
 tests/training/test_cost.py checks them against a closed formula. The memory that a compiled program
 takes for its activations is reported by training/compilation.py.
 """
 
 import math
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +21,21 @@ from input_pipeline.eta import working
 from training.state import TrainState
 
 _MIB = 2**20
+
+# Dense peaks in TFLOP/s from the vendors' data sheets by a regex of JAX's or PyTorch's name: of
+# bfloat16, and of float32 as JAX multiplies it by default (TF32 on GPUs, bfloat16 on TPUs). The
+# first match wins.
+PEAKS = (
+    (r"H100 PCIe", 756, 378),
+    (r"H[12]00 NVL", 835, 417),
+    (r"\bH[12]00\b", 989, 494),
+    (r"\bA100\b", 312, 156),
+    (r"\bL4\b", 121, 60),
+    (r"TPU v4$", 275, 275),
+    (r"TPU v5( lite|e)$", 197, 197),
+    (r"TPU v5p?$", 459, 459),
+    (r"TPU v6( lite|e)$", 918, 918),
+)
 
 
 def count(tree: Any) -> int:
@@ -46,19 +63,42 @@ def bytes_per_device(tree: Any) -> int:
 def flops_per_example(lowered: jax.stages.Lowered, batch: Mapping[str, Any]) -> float:
     """Returns the operations of a program per example of its batch, a multiply-add being two.
 
-    The padding of the batch's shape counts. A layer that `remat` computes again counts once.
+    The padding of the batch's shape counts; fused kernels do not, and what `remat` computes again
+    counts again: see Experiment.counted.
     """
     analysis = lowered.cost_analysis() or {}
     # XLA counts the body of a loop once: of several microbatches, whose axis is the first, one.
     return float(analysis.get("flops", 0.0)) / batch["weights_B"].shape[-1]
 
 
+def peak_flops(device: str, *, bfloat16: bool) -> float | None:
+    """Returns the peak of a kind of device in FLOP/s; None if it is not known."""
+    if "MIG" in device:  # a part of a GPU
+        return None
+    peaks = ((tf32, bf16)[bfloat16] for name, bf16, tf32 in PEAKS if re.search(name, device))
+    return next((1e12 * teraflops for teraflops in peaks), None)
+
+
+def full_speed(
+    flops: float, batch: Mapping[str, Any], devices: Sequence[Any], *, bfloat16: bool
+) -> float | None:
+    """Returns the tokens per second of a training at the devices' peak; None if it is not known.
+
+    Speed in real tokens divided by this is model FLOPs utilisation (2204.02311, appendix B), of
+    which padding is no part.
+
+    Args:
+        flops: see `flops_per_example`.
+        batch: of the training; or its shapes.
+        devices: all of them.
+        bfloat16: whether it computes in that.
+    """
+    peak = peak_flops(devices[0].device_kind, bfloat16=bfloat16)
+    return peak and peak * len(devices) * _positions_per_example(batch) / flops
+
+
 def describe(
-    state: TrainState,
-    frozen: Mapping[str, Any],
-    batch: Mapping[str, Any],
-    *,
-    train_step: jax.stages.Lowered,
+    state: TrainState, frozen: Mapping[str, Any], batch: Mapping[str, Any], *, flops: float
 ) -> list[str]:
     """Returns lines about parameters, memory and FLOPs per example of a training.
 
@@ -66,15 +106,13 @@ def describe(
         state: as it starts; or its shapes.
         frozen: the parameters that are not trained, flat.
         batch: of the training, its arrays starting with the axis of microbatches; or its shapes.
-        train_step: the lowered step for the shape of this batch.
+        flops: of a step, see `flops_per_example`.
     """
-    flops = flops_per_example(train_step, batch)
-    positions = batch["tokens_RxL"].size / batch["weights_B"].size
     return [
         describe_parameters(state.params, frozen),
         describe_memory(state, frozen),
-        f"Computation: {_giga(flops)} GFLOP per example in a training step, at {positions:.0f} "
-        "positions per example, padding included.",
+        f"Computation: {_giga(flops)} GFLOP per example in a training step, at "
+        f"{_positions_per_example(batch):.0f} positions per example, padding included.",
     ]
 
 
@@ -158,6 +196,10 @@ def _split(state: TrainState, frozen: Mapping[str, Any]) -> str:
         return ""
     parts = ", ".join(f"{name} {size / _MIB:,.0f} MiB" for name, size in held.items())
     return f" Of that each device holds: {parts}."
+
+
+def _positions_per_example(batch: Mapping[str, Any]) -> float:
+    return batch["tokens_RxL"].size / batch["weights_B"].size
 
 
 def _giga(operations: float) -> str:

@@ -20,7 +20,7 @@ from input_pipeline.examples import Examples
 from input_pipeline.features.features import FeaturePipeline
 from input_pipeline.tokenizers.tokenization import Tokenizer
 from models import adapters, pretrained
-from models.backbone import BackboneConfig
+from models.backbone import BackboneConfig, choose_attention
 from models.decoder import DecoderConfig
 from models.heads import Model
 from tasks import task_class
@@ -30,7 +30,7 @@ from training import run_tokenizer
 from training.compilation import PerShape, resolve_dtype
 from training.run_features import run_features
 from training.run_probe import run_probe
-from training.sharding import Placement, put_batch
+from training.sharding import Placement, own_shards, put_batch
 from training.weights import Weights, num_layers
 
 _PROBED = 2048  # training examples (of long texts, windows) that a probe is fitted on
@@ -84,6 +84,12 @@ class Experiment:
     def mesh(self) -> jax.sharding.Mesh:
         """All devices of all processes."""
         return self.placement.mesh
+
+    @property
+    def counted(self) -> "Experiment":
+        """The same in programs of which XLA counts every operation once: no kernels, no remat."""
+        model = self.model.clone(fused=None, remat="none")
+        return self if model == self.model else dataclasses.replace(self, model=model)
 
     @property
     def metric(self) -> Metric:
@@ -312,6 +318,13 @@ def build(
         hidden_dropout=config.model.hidden_dropout,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
+        fused=choose_attention(
+            config.model.attention,
+            backbone,
+            dtype=config.model.dtype,
+            mesh=placement.mesh,
+            say=say,
+        ),
     )
     weights = Weights(config, model, task, checkpoint, placement, num_features, say)
     if read:
@@ -326,7 +339,12 @@ def build(
         config=config,
         task=task,
         tokenizer=tokenizer,
-        pipeline=make_pipeline(config, task, row_multiple=placement.mesh.shape["data"]),
+        pipeline=make_pipeline(
+            config,
+            task,
+            row_multiple=placement.mesh.shape["data"],
+            shards=own_shards(placement.mesh),
+        ),
         model=model,
         checkpoint=checkpoint,
         placement=placement,
@@ -376,16 +394,14 @@ def _backbone_config(
     return backbone
 
 
-def make_pipeline(
-    config: ConfigDict, task: Task, *, row_multiple: int = 1
-) -> TextPipeline | MixturePipeline:
-    """Returns what turns examples into batches; rows are a multiple of the number of devices."""
+def make_pipeline(config: ConfigDict, task: Task, **split: Any) -> TextPipeline | MixturePipeline:
+    """Returns what turns examples into batches; `split` says how rows are: see TextPipeline."""
     if task.members:
         pipelines = {
-            name: make_pipeline(member.config, member, row_multiple=row_multiple)
+            name: make_pipeline(member.config, member, **split)
             for name, member in task.members.items()
         }
         return MixturePipeline(pipelines, config)
     length = config.adapt.prompt_length if config.adapt.kind == "prompt" else 0
     prefix_ids = range(task.backbone.vocab_size, task.backbone.vocab_size + length)
-    return TextPipeline(task, config, row_multiple=row_multiple, prefix_ids=prefix_ids)
+    return TextPipeline(task, config, prefix_ids=prefix_ids, **split)

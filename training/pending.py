@@ -15,6 +15,8 @@ class Pending:
 
     Attributes:
       skipped: number of steps so far whose every label was masked.
+
+    `full_speed` is the number of tokens per second at the devices' peak, if it is known.
     """
 
     def __init__(
@@ -24,11 +26,12 @@ class Pending:
         first_step: int,
         *,
         skipped: int = 0,
+        full_speed: float | None = None,
     ):
         self._progress, self._guard, self._first_step = progress, guard, first_step
-        self.skipped = skipped
+        self.skipped, self._full_speed = skipped, full_speed
         self._steps: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
-        self._tokens = 0
+        self._tokens = self._positions = 0
         self._start = time.perf_counter()
 
     def add(
@@ -36,7 +39,9 @@ class Pending:
     ) -> None:
         """Keeps the metrics of a dispatched step without waiting for them."""
         self._steps.append((step, metrics, batch["ids_B"]))
-        self._tokens += int((batch["segments_RxL"] > 0).sum())
+        lengths = batch.get("lengths_B", batch["segments_RxL"] > 0)  # of the rows of all processes
+        self._tokens += int(lengths.sum())
+        self._positions += batch["segments_RxL"].size
         self._progress.update(step)
 
     def restart_clock(self, restart: bool) -> None:
@@ -65,6 +70,9 @@ class Pending:
                 continue
             values = {name: float(value) for name, value in trained[step].items()}
             last = {"tokens_per_second": speed} if step == max(trained) else {}
+            if last and self._full_speed:
+                last["mfu"] = speed / self._full_speed
+                last["padding"] = 1 - self._tokens / self._positions
             self._progress.log(step, {**values, **last}, show=bool(last))
         if self._first_step in broken:
             raise ValueError(
@@ -80,7 +88,8 @@ class Pending:
             )
         for step, metrics in trained.items():
             self._guard.check_loss(step, float(metrics["loss"]))
-        self._steps, self._tokens, self._start = [], 0, time.perf_counter()
+        self._steps, self._tokens, self._positions = [], 0, 0
+        self._start = time.perf_counter()
 
     def _skip(self, step: int, ids: np.ndarray) -> None:
         """Counts a step that changed no weight, and reports the first."""

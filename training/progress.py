@@ -22,6 +22,8 @@ from tensorboardX.proto import event_pb2, summary_pb2
 from input_pipeline import eta, hosts
 from input_pipeline.files import write_jsonl
 
+_ON_THE_BAR = ("loss", "tokens_per_second", "mfu")
+
 
 class Progress:
     """Shows and records a run; a context manager. Process 0 alone does both.
@@ -94,7 +96,12 @@ class Progress:
             self._events.close()
 
     def update(
-        self, step: int, *, loss: float | None = None, tokens_per_second: float | None = None
+        self,
+        step: int,
+        *,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        mfu: float | None = None,
     ) -> None:
         """Moves the live bar to `step` finished steps; a number that is not given stays shown."""
         if not self._enabled:
@@ -106,16 +113,19 @@ class Progress:
             self._shown["loss"] = f"loss {loss:.4f}"
         if tokens_per_second is not None:
             self._shown["speed"] = f"{tokens_per_second:,.0f} tokens/s"
+        if mfu is not None:
+            self._shown["mfu"] = f"mfu {mfu:.0%}"
         if self._work:
             self._work.done = step - (loss is None)  # what is only dispatched still runs
         self._bar.update(self._task, completed=step, shown="  ".join(self._shown.values()))
 
     def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
-        """Records named numbers of one step; 'loss' and 'tokens_per_second' also go to the bar.
+        """Records named numbers of one step; loss, speed and 'mfu' also go to the bar.
 
-        What depends on the clock (tokens per second) belongs under keys of its own: everything else
-        of a resumed run equals an uninterrupted one. Not-finite numbers are written as null. With
-        `show` false no line is printed, which suits all but the last of several steps.
+        What depends on the clock (tokens per second, mfu and its padding) belongs under keys of its
+        own: everything else of a resumed run equals an uninterrupted one. Not-finite numbers are
+        written as null. With `show` false no line is printed, which suits all but the last of
+        several steps.
         """
         if not self._enabled:
             return
@@ -130,11 +140,11 @@ class Progress:
         _write_event(self._events, step=step, summary=summary_pb2.Summary(value=scalars))
         if show:  # the flush syncs the disk: once for several steps
             self._events.flush()
-        self.update(
-            step, loss=values.get("loss"), tokens_per_second=values.get("tokens_per_second")
-        )
+        self.update(step, **{name: values.get(name) for name in _ON_THE_BAR})
         if show and ("loss" not in values or not self._console.is_terminal):
-            shown = "  ".join(f"{name} {_plain(value)}" for name, value in values.items())
+            plain = {name: _plain(value) for name, value in values.items()}
+            plain |= {"mfu": f"{values['mfu']:.0%}"} if "mfu" in values else {}
+            shown = "  ".join(f"{name} {value}" for name, value in plain.items())
             self.message(f"step {step}/{self._total_steps}  {shown}{self._eta()}")
 
     def message(self, text: str) -> None:

@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -196,8 +196,10 @@ class Placement:
 def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """Moves a host batch to the devices: '..._RxL' split by rows, the rest on every device.
 
-    Of several processes each has the whole batch, and moves the rows of its devices.
+    Of several processes each moves the rows of its devices. Where it has tokenised the examples in
+    these alone (shards_B), what belongs to examples is put together on the devices.
     """
+    shards = batch.get("shards_B")
 
     def put(name: str, array: np.ndarray) -> jax.Array:
         spec = PartitionSpec()
@@ -208,4 +210,38 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[
             return jax.device_put(array, sharding)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return {name: put(name, array) for name, array in batch.items() if name != "ids_B"}
+    def put_part(array: np.ndarray) -> jax.Array:
+        """Puts the examples in each part of the rows, zeros elsewhere, on that part's devices."""
+        part_of = shards.reshape(*shards.shape, *[1] * (array.ndim - shards.ndim))
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return np.where(part_of == index[0].start, array, 0).astype(array.dtype)[None]
+
+        shape = (mesh.shape["data"], *array.shape)
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, PartitionSpec("data")), part)
+
+    whole = {n: a for n, a in batch.items() if n not in ("ids_B", "shards_B", "lengths_B")}
+    if shards is None:
+        return {name: put(name, array) for name, array in whole.items()}
+    parts = {
+        name: array
+        for name, array in whole.items()
+        if not name.endswith("_RxL") and array.shape[: shards.ndim] == shards.shape
+    }
+    rest = {name: put(name, array) for name, array in whole.items() if name not in parts}
+    return rest | _join(mesh)({name: put_part(array) for name, array in parts.items()})
+
+
+@functools.cache
+def _join(mesh: jax.sharding.Mesh) -> Callable[[Mapping], dict[str, jax.Array]]:
+    """Returns the sum over parts, on every device; each example is in one part."""
+    return jax.jit(
+        lambda parts: {name: part.sum(0, dtype=part.dtype) for name, part in parts.items()},
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+
+
+def own_shards(mesh: jax.sharding.Mesh) -> list[int] | None:
+    """Returns the parts of the rows that this process feeds; None where it is all of them."""
+    own = [i for i, row in enumerate(mesh.devices) if any(d in mesh.local_devices for d in row)]
+    return None if len(own) == mesh.shape["data"] else own

@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,17 +98,16 @@ class Run:
                 collapse.restart(choice, self._workdir, error, learning_rate=self._rate)
                 self._meta |= _NOTHING_SEEN
 
-    def _make_step(self) -> None:
-        """Makes the train step; each earlier collapse has halved its learning rate."""
-        experiment, config, durations = self._experiment, self._config, self._durations
-        self._rate = config.optimizer.learning_rate * collapse.rate_factor(self._workdir)
+    def _step_of(self, experiment: Experiment) -> Callable:
+        """Returns the train step as a function."""
+        config, durations = self._config, self._durations
         schedule = make_schedule(
             config.schedule,
             warmup=durations.warmup,
             cooldown=durations.cooldown,
             total=durations.total_examples,
         )
-        train_step = make_train_step(
+        return make_train_step(
             experiment.apply,
             experiment.task.loss,
             self._optimizer,
@@ -118,6 +118,11 @@ class Run:
             gates=experiment.gates(durations.unfreeze_every),
             ema=config.train.ema,
         )
+
+    def _make_step(self) -> None:
+        """Makes the train step; each earlier collapse has halved its learning rate."""
+        experiment, config = self._experiment, self._config
+        self._rate = config.optimizer.learning_rate * collapse.rate_factor(self._workdir)
         placement, like = experiment.placement, experiment.like()
         scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.whole)
         moments = placement.like_state(jax.eval_shape(self._optimizer.init, like), like)
@@ -125,7 +130,7 @@ class Run:
         self._like = TrainState(scalar, scalar, like, moments, average)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._like), placement.whole
         self._train_step = PerShape(
-            train_step, "the train step", print, donate=(0,), out_shardings=places
+            self._step_of(experiment), "the train step", print, donate=(0,), out_shardings=places
         )
 
     def describe_devices(self) -> Iterator[str]:
@@ -173,8 +178,11 @@ class Run:
             )
             first = next(batches)
             frozen, batch = self._experiment.frozen, put_batch(first, self._experiment.mesh)
-            lowered = self._train_step.lower(state, frozen, batch)
-            print(*cost.describe(state, frozen, batch, train_step=lowered), sep="\n")
+            flops = self._flops(state, frozen, batch)
+            print(*cost.describe(state, frozen, batch, flops=flops), sep="\n")
+            self._full_speed = cost.full_speed(
+                flops, batch, jax.devices(), bfloat16=self._config.model.dtype == "bfloat16"
+            )
             batches = itertools.chain([first], batches)
             with (
                 Progress(self._workdir, total, resume_step=first_step or None) as progress,
@@ -187,6 +195,13 @@ class Run:
             print(f"{self._train_step.count} compilations of the train step.")
             if skipped := self._meta["skipped"]:
                 print(f"Note: {skipped:,} of {total:,} steps were skipped: all labels are masked.")
+
+    def _flops(self, *args: Any) -> float:
+        """Returns the operations of the train step per example, without compiling it."""
+        counted, step = self._experiment.counted, self._train_step
+        if counted is not self._experiment:
+            step = jax.jit(self._step_of(counted))
+        return cost.flops_per_example(step.lower(*args), args[-1])
 
     def _start(self) -> TrainState:
         """Returns the state to start from, by the start order."""
@@ -251,7 +266,11 @@ class Run:
         """Runs steps first_step + 1 .. total. Order: step, log, evaluate, save, stop."""
         durations, frozen = self._durations, self._experiment.frozen
         pending = Pending(
-            self._progress, self._guard, first_step + 1, skipped=self._meta["skipped"]
+            self._progress,
+            self._guard,
+            first_step + 1,
+            skipped=self._meta["skipped"],
+            full_speed=self._full_speed,
         )
         for step in range(first_step + 1, total + 1):
             batch = next(batches)

@@ -27,6 +27,7 @@ from input_pipeline.batches.augmentation import Augmenter, segmentation_draws
 from input_pipeline.batches.stream import Stream
 from input_pipeline.batches.targets import Chunk, Targets, Task
 from input_pipeline.batches.template import NO_SAMPLING, Encoded, Encoder
+from input_pipeline.eta import working
 from input_pipeline.examples import Examples, Ragged
 from input_pipeline.lazy import tf
 
@@ -80,6 +81,7 @@ class TextPipeline:
         config: ConfigDict,
         *,
         row_multiple: int = 1,
+        shards: Sequence[int] | None = None,
         prefix_ids: Sequence[int] = (),
     ):
         """Checks the configuration.
@@ -87,7 +89,8 @@ class TextPipeline:
         Args:
             task: what it asks of an example.
             config: of the run.
-            row_multiple: R is a multiple of this; the number of devices.
+            row_multiple: R is a multiple of this: the number of parts that rows are split in.
+            shards: which of these parts belong to this process; None is all.
             prefix_ids: put before every example: the virtual tokens of prompt tuning.
 
         Raises:
@@ -115,7 +118,7 @@ class TextPipeline:
         )
         self._columns = (*_POSITIONS, *(n for n in task.positions if n not in _POSITIONS))
         self._batch_size, self._step_shape = size, (count, size // count * task.sequences)
-        self._plan: ShapePlan | None = None
+        self._shards, self._plan = shards, None
         # Its tables take seconds to make, and both `plan` and `train` want it.
         self._augmenter = functools.lru_cache(maxsize=1)(
             lambda examples: Augmenter(examples, config.augmentation, seed=config.seed)
@@ -152,24 +155,28 @@ class TextPipeline:
             position: what `seen` returned: None.
 
         Yields:
-            Batches whose arrays all have a leading axis M; B is batch_size / M.
+            Batches whose arrays all have a leading axis M; B is batch_size / M. Where this process
+            tokenises the examples of its shards alone, the others are zeros, but for ids_B,
+            lengths_B (of all), and shards_B, the part of the rows that each example is in.
 
         Raises:
             ValueError: what a stage finds wrong, while iterating.
         """
         shapes = (self._plan or self.plan(examples)).shapes
+        lengths_N = None if self._shards is None else self._lengths(examples)
         failures: list[ValueError] = []
 
         def finish(*chunk: np.ndarray) -> list[np.ndarray]:
             try:
-                return self._lay_out(examples, shapes, *chunk)[1]
+                return self._lay_out(examples, shapes, lengths_N, *chunk)[1]
             except ValueError as error:  # TensorFlow would bury it in a stack of its own
                 failures.append(error)
                 raise
 
         count = max(1, _CHUNK // self._batch_size) * self._batch_size
         chunks = self._texts(examples, first_example=first_example, count=count)
-        names, arrays = self._lay_out(examples, shapes, *next(_iterate(chunks.take(1), [])))
+        first = next(_iterate(chunks.take(1), []))
+        names, arrays = self._lay_out(examples, shapes, lengths_N, *first)
         dtypes = [tf.as_dtype(array.dtype) for array in arrays]
         chunks = chunks.map(
             lambda *chunk: tf.numpy_function(finish, chunk, dtypes, stateful=False),
@@ -360,27 +367,64 @@ class TextPipeline:
             values["features_BxK"] = examples.features_NxK[indices_B]
         return flat_KxP, encoded.lengths_B, values | targets.examples
 
+    def _lengths(self, examples: Examples) -> np.ndarray | None:
+        """Returns each example's number of tokens; None where that is not the same in every epoch,
+        or an example has several sequences."""
+        drawn = any(v for k, v in self._config.augmentation.items() if k.endswith("_rate"))
+        if drawn or self._task.sequences > 1:
+            return None
+        with working("Counting tokens", len(examples)) as work:
+            lengths = []
+            for chunk in self._stored(examples):
+                lengths.append(self._sequences(*chunk[:2], None).lengths_B)
+                work.done += len(lengths[-1])
+        # Of some tasks the targets are a part of the sequence, and may be drawn.
+        encoded, _ = self._encode(examples, *next(self._stored(examples)))
+        same = np.array_equal(encoded.lengths_B, lengths[0])
+        return np.concatenate(lengths) if same else None
+
     def _lay_out(
-        self, examples: Examples, shapes: tuple[layouts.Shape, ...], *chunk: np.ndarray
+        self,
+        examples: Examples,
+        shapes: tuple[layouts.Shape, ...],
+        lengths_N: np.ndarray | None,
+        *chunk: np.ndarray,
     ) -> tuple[list[str], list[np.ndarray]]:
         """Tokenises and lays out the examples of S steps; runs in several threads at once.
+
+        With `lengths_N`, of all examples, those of other processes are placed, and not tokenised.
 
         Returns:
             the names of the last arrays; and the arrays: what `_columns` names of all steps end to
             end, int32 [K, positions]; the shape of each step, int64 [S, 2]; and the last ones, of
             examples, [S, M, B, ...].
         """
-        flat_KxP, lengths_S, values = self._arrays(examples, *chunk, num_threads=1)
+        if lengths_N is None:
+            flat_KxP, lengths_S, values = self._arrays(examples, *chunk, num_threads=1)
+        else:
+            lengths_S = lengths_N[chunk[2]]
         lengths_SxMxB = lengths_S.reshape(-1, *self._step_shape)
-        chosen, starts, size = [], [], 0
+        chosen, starts, shards, size = [], [], [], 0
         for lengths_MxB in lengths_SxMxB:
             (rows, length), places = self._place(lengths_MxB, shapes)
             chosen.append((rows, length))
             for rows_B, offsets_B in places:
                 starts.append(size + rows_B * length + offsets_B)
+                shards.append(rows_B * self._row_multiple // rows)
                 size += rows * length
         segments = 1 + np.arange(len(lengths_S)) % self._step_shape[1]
-        arrays = layouts.fill(flat_KxP, lengths_S, np.concatenate(starts), segments, size=size)
+        starts_S, shards_S = np.concatenate(starts), np.concatenate(shards)
+        if lengths_N is not None:
+            here = np.flatnonzero(np.isin(shards_S, self._shards))
+            flat_KxP, lengths_H, own = self._arrays(examples, *_part(chunk, here), num_threads=1)
+            assert np.array_equal(lengths_H, lengths_S[here])
+            values = {"lengths_B": lengths_S, "shards_B": shards_S}
+            for name, part in own.items():
+                values[name] = np.zeros((len(lengths_S), *part.shape[1:]), part.dtype)
+                values[name][here] = part
+            values["ids_B"] = examples.ids_N[chunk[2]]
+            starts_S, segments, lengths_S = starts_S[here], segments[here], lengths_H
+        arrays = layouts.fill(flat_KxP, lengths_S, starts_S, segments, size=size)
         shape = (*lengths_SxMxB.shape[:2], self._step_shape[1] // self._task.sequences)
         by_step = [value.reshape(*shape, *value.shape[1:]) for value in values.values()]
         return list(values), [arrays, np.array(chosen), *by_step]
@@ -394,6 +438,15 @@ class TextPipeline:
             if None not in places:
                 return shape, places
         raise ValueError(f"no shape of {shapes} holds examples of {lengths_MxB.tolist()} tokens")
+
+
+def _part(chunk: Sequence[np.ndarray], chosen: np.ndarray) -> list[np.ndarray]:
+    """Returns the chosen examples of what `_texts` gives."""
+    *columns, spans_Sx3, span_splits = chunk
+    spans = (spans_Sx3, span_splits)
+    if len(span_splits):
+        spans = Ragged(*spans).take(chosen)
+    return [*(column[chosen] if np.ndim(column) else column for column in columns), *spans]
 
 
 def _iterate(dataset: "tf.data.Dataset", failures: list[ValueError]) -> Iterator[Any]:

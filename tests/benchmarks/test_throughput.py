@@ -87,7 +87,7 @@ def summary(worker, model, blocks, dtype="bfloat16"):
 
 
 def test_the_numbers_of_a_row_add_up():
-    model = {"matmul_params": 100, "attention_width": 0, "windows": (0,)}
+    model = {"matmul_params": 100, "attention_width": 0, "windows": (0,), "causal": True}
 
     def worker(name, device):
         return types.SimpleNamespace(name=name, first=First(0.7, 1.0, [0], device), seconds=3.0)
@@ -101,12 +101,12 @@ def test_the_numbers_of_a_row_add_up():
     assert ours["real tokens/s"] == 20 and ours["examples/s"] == 1
     assert ours["padding"] == pytest.approx(0.2)
     assert theirs["padding"] == pytest.approx(0.5)
-    assert ours["x PyTorch float32"] == pytest.approx(2.25)  # the median of 3, 1 and 2.25
-    assert theirs["x PyTorch float32"] == 1
-    assert ours["utilisation"] == pytest.approx(6 * 100 * 40 / 2 / 989e12)
-    assert theirs["utilisation"] is None
-    assert summary(workers[0], model, {OURS: blocks[OURS]})["x PyTorch float32"] is None
-    assert throughput.peak_flops("NVIDIA L4", bfloat16=True) == 121e12
+    assert ours["x PyTorch"] == pytest.approx(2.25)  # the median of 3, 1 and 2.25
+    assert theirs["x PyTorch"] == 1
+    assert ours["MFU"] == pytest.approx(6 * 100 * 40 / 2 / 989e12)
+    assert ours["MFU, padding too"] == pytest.approx(ours["MFU"] / 0.8)
+    assert theirs["MFU"] is theirs["MFU, padding too"] is None
+    assert summary(workers[0], model, {OURS: blocks[OURS]})["x PyTorch"] is None
 
 
 def test_model_flops_count_each_visible_pair_once():
@@ -118,5 +118,7 @@ def test_model_flops_count_each_visible_pair_once():
         for query in range(length)
         for key in range(length)
     )
-    model = {"matmul_params": 7, "attention_width": 3, "windows": windows}
+    model = {"matmul_params": 7, "attention_width": 3, "windows": windows, "causal": True}
     assert throughput.model_flops(lengths, model) == 6 * 7 * 15 + 12 * 3 * pairs
+    encoder = model | {"windows": (0,), "causal": False}
+    assert throughput.model_flops(lengths, encoder) == 6 * 7 * 15 + 12 * 3 * (1 + 25 + 81)

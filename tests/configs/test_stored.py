@@ -83,6 +83,14 @@ def test_two_keys_that_became_one_keep_the_value_that_was_set(
     assert found["language.chunk"] == found["multi.members.b.language.chunk"] == expected
 
 
+def test_a_switch_that_became_a_choice_keeps_its_meaning(members):
+    saved = saved_of(members)
+    saved["model"]["remat"] = saved["multi"]["members"]["a"]["model"]["remat"] = False
+    assert stored.differences(saved, members) == {}
+    saved["model"]["remat"] = True
+    assert stored.differences(saved, members) == {"model.remat": ("layers", "none")}
+
+
 def test_a_workdir_of_another_version_is_resumed_or_refused_in_one_message(tmp_path, monkeypatch):
     config = common.get_config()
     write_config(tmp_path, config)

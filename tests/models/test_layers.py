@@ -60,7 +60,7 @@ def test_gradients_of_every_family_are_near_those_in_float32(family, pack):
     batch = (tokens % pretrained.config.vocab_size, *places)
 
     def loss(params, dtype):
-        model = make_backbone(pretrained.config, dtype=dtype, remat=True)
+        model = make_backbone(pretrained.config, dtype=dtype, remat="dots")
         hidden = model.apply({"params": params}, *batch)
         logits = model.apply({"params": params}, hidden, method="logits")
         return jnp.mean(jax.nn.log_softmax(logits)[..., 0]) + jnp.mean(jnp.square(hidden))

@@ -129,10 +129,34 @@ def test_frozen_parameters_cost_no_gradients():
     one_trained = flops_per_example(model.train_step, state, frozen, batch())
     assert one_trained < 0.4 * all_trained
     step = jax.jit(model.train_step).lower(state, frozen, batch())
-    lines = cost.describe(state, frozen, batch(), train_step=step)
+    flops = cost.flops_per_example(step, batch())
+    lines = cost.describe(state, frozen, batch(), flops=flops)
     total, trained = (sum(v.size for v in tree.values()) for tree in (model.params, head))
     assert f"{total / 1e6:,.1f}M" in lines[0] and f"({trained / total:.1%}) are trained" in lines[0]
     assert "32 positions per example" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("device", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("TPU v4", 275),
+        ("TPU v4 lite", None),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("TPU v6 lite", 918),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_of_a_device_is_that_of_no_other(device, teraflops):
+    found = cost.peak_flops(device, bfloat16=True)
+    assert found == (teraflops and teraflops * 1e12)
 
 
 def test_memory_counts_each_dtype_in_its_bytes():

@@ -21,7 +21,8 @@ def run(workdir, steps, *, resume_step=None, console=None):
         for step in steps:
             progress.update(step)
             loss = np.float32(1) / np.float32(step)
-            progress.log(step, {"loss": loss, "tokens_per_second": 1000.0 * step})
+            clock = {"tokens_per_second": 1000.0 * step, "mfu": 0.0411 * step}
+            progress.log(step, {"loss": loss, **clock})
             if step % 5 == 0:
                 progress.log(step, {"validation/accuracy": step / 20})
 
@@ -88,9 +89,10 @@ def test_tensorboard_reads_all_scalars_and_forgets_steps_after_a_resume(tmp_path
     run(tmp_path, range(1, 14))
     with Progress(tmp_path, 20, resume_step=10) as progress:
         progress.log(11, {"loss": 7.0})
+    clock = ("tokens_per_second", "mfu")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "tokens_per_second", "validation/accuracy"}
+    assert set(events.Tags()["scalars"]) == {"loss", *clock, "validation/accuracy"}
     losses = {event.step: event.value for event in events.Scalars("loss")}
     assert losses == pytest.approx({step: 1 / step for step in range(1, 11)} | {11: 7.0})
 
@@ -100,11 +102,11 @@ def test_elsewhere_than_on_a_terminal_each_log_is_one_line_with_the_time_left(tm
         progress.message("Model: [bold] " + "长" * 200)
         progress.log(10, {"loss": 0.5, "learning_rate": 5e-5, "tokens_per_second": 1234.5})
         progress.log(20, {"loss": 0.25}, show=False)
-        progress.log(30, {"loss": 0.125})
+        progress.log(30, {"loss": 0.125, "mfu": 0.406})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Model: [bold] " + "长" * 200
     assert lines[1] == "step 10/2000  loss 0.5  learning_rate 5e-05  tokens_per_second 1,234"
-    assert lines[2].startswith("step 30/2000  loss 0.125  ETA 0:0")
+    assert lines[2].startswith("step 30/2000  loss 0.125  mfu 41%  ETA 0:0")
     assert len(lines) == 3
 
 
@@ -112,7 +114,14 @@ def test_a_terminal_shows_step_loss_speed_and_validation(tmp_path):
     console = terminal()
     run(tmp_path, range(1, 11), console=console)
     shown = console.file.getvalue()
-    for text in ("10/20", "loss 0.1000", "10,000 tokens/s", "ETA", "validation/accuracy 0.5"):
+    for text in (
+        "10/20",
+        "loss 0.1000",
+        "10,000 tokens/s",
+        "mfu 41%",
+        "ETA",
+        "validation/accuracy 0.5",
+    ):
         assert text in shown
     assert "step 10/20  loss" not in shown  # the loss is in the bar alone
 

@@ -56,7 +56,7 @@ def logged(workdir: Path) -> dict[tuple[int, str], float]:
         (line["step"], name): value
         for line in lines
         for name, value in line.items()
-        if name != "tokens_per_second"
+        if name not in ("tokens_per_second", "mfu", "padding")
     }
 
 

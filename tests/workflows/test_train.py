@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -10,13 +11,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention
 
 from configs.overrides import load_config
+from models import backbone
 from reporting import report
 from tasks.classification import Classification
-from training import collapse, data
+from training import collapse, cost, data
 from training.data import load_data
 from training.pending import Pending
+from training.progress import read_metrics
 from workflows import marks, sweep
 from workflows.test import test as open_test
 from workflows.train import train
@@ -208,3 +212,67 @@ def test_a_run_that_learns_nothing_says_so_once_at_its_half(kind, short_config, 
     assert "start with config.model.head_start" not in output
     if kind == "class":
         assert output.count("Lower or raise config.optimizer") == output.count("learned nothing")
+
+
+@pytest.mark.parametrize("remat", ["none", "layers"])
+def test_utilisation_of_a_known_device_is_that_of_the_stated_cost(
+    short_config, tmp_path, monkeypatch, capsys, remat
+):
+    """Speed in real tokens times stated operations per position by the peak, also with remat."""
+    monkeypatch.setattr(cost, "PEAKS", ((r"cpu", 99, 1e-3),))  # a GFLOP/s in float32
+    short_config.model.remat, short_config.train.integrate = remat, False
+    short_config.adapt.kind = "full"
+    train(short_config, tmp_path / "run")
+    output = capsys.readouterr().out
+    stated = re.search(r"Computation: ([\d,.]+) GFLOP per example .* at (\d+) pos", output)
+    operations = float(stated[1].replace(",", "")) * 1e9 / int(stated[2])
+    lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if "mfu" in line]
+    assert len(lines) == 2
+    for line in lines:
+        speed, mfu = line["tokens_per_second"], line["mfu"]
+        assert mfu == pytest.approx(speed * operations / 1e9, rel=0.03)  # stated in 3 digits
+        assert 0 <= line["padding"] < 1
+        assert f"  mfu {mfu:.0%}  " in output
+    monkeypatch.setattr(cost, "PEAKS", ())
+    train(short_config, tmp_path / "unknown")
+    assert "mfu" not in capsys.readouterr().out
+    assert not any("mfu" in line for line in read_metrics(tmp_path / "unknown/metrics.jsonl"))
+
+
+def test_a_run_with_a_fused_kernel_trains_alike_and_states_the_same_cost(
+    short_config, tmp_path, monkeypatch, capsys
+):
+    """With splash attention in Pallas' interpreter; the operations in it are counted."""
+    name = "make_splash_mha_single_device"
+    interpreted = functools.partial(getattr(splash_attention, name), interpret=True)
+    monkeypatch.setattr(splash_attention, name, interpreted)
+    monkeypatch.setattr(backbone, "_KERNELS", {"cpu": "splash"})
+    short_config.adapt.kind, short_config.train.integrate = "full", False
+    losses, costs = [], []
+    for wanted in ("fused", "plain"):
+        short_config.model.attention = wanted
+        train(short_config, tmp_path / wanted)
+        lines = read_metrics(tmp_path / wanted / "metrics.jsonl")
+        losses.append([line["loss"] for line in lines if "loss" in line])
+        output = capsys.readouterr().out
+        assert ("Attention: fused, by the splash kernel." in output) == (wanted == "fused")
+        costs.append(re.search(r"Computation: .*", output)[0])
+    assert costs[0] == costs[1]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert losses[0] != losses[1]
+
+
+def test_padding_is_no_part_of_utilisation():
+    logged, guard = [], SimpleNamespace(check_loss=lambda *_: None)
+    progress = SimpleNamespace(
+        update=lambda *_: None, log=lambda step, values, **_: logged.append(values)
+    )
+    pending = Pending(progress, guard, first_step=1, full_speed=1e9)
+    for step, real in ((1, 8), (2, 4)):
+        segments = np.arange(8).reshape(1, 2, 4) < real
+        metrics = {"loss": 1.0, "gradient_norm": 1.0, "weight": 8.0}
+        pending.add(step, metrics, {"segments_RxL": segments, "ids_B": np.arange(8)})
+    pending.flush()
+    assert "mfu" not in logged[0]
+    assert logged[1]["padding"] == 0.25
+    assert logged[1]["mfu"] == logged[1]["tokens_per_second"] / 1e9

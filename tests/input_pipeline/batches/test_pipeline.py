@@ -45,7 +45,8 @@ def examples(reviews):
 
 @pytest.fixture
 def pipeline(tokenizer):
-    def make(kind="pack", *, rates=(0.0, 0.0), tokenizer=tokenizer, row_multiple=1, **options):
+    def make(kind="pack", *, rates=(0.0, 0.0), tokenizer=tokenizer, **options):
+        split = {name: options.pop(name) for name in ("row_multiple", "shards") if name in options}
         config = get_config()
         config.layout.update(kind=kind, max_length=64, row_length=96)
         config.data.update(template=TEMPLATE, batch_size=8)
@@ -55,9 +56,51 @@ def pipeline(tokenizer):
             group.update({k: options.pop(k) for k in [*options] if k in group})
         assert not options
         task = Classification(config, ("a", "b", "c"), tokenizer=tokenizer, backbone=None)
-        return TextPipeline(task, config, row_multiple=row_multiple)
+        return TextPipeline(task, config, **split)
 
     return make
+
+
+@pytest.mark.parametrize("kind", ["pack", "bucket", "pad"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_processes_that_tokenise_their_own_rows_make_one_batch(
+    pipeline, examples, kind, microbatches
+):
+    """Each array is, part by part of the rows, that of a process that tokenises everything."""
+    options = {"row_multiple": 4, "microbatches": microbatches}
+    whole = steps(pipeline(kind, **options), examples, 6)
+    for shards in ([0], [1, 3], [2]):
+        for batch, reference in zip(
+            steps(pipeline(kind, shards=shards, **options), examples, 6), whole, strict=True
+        ):
+            own = np.isin(batch.pop("shards_B"), shards)
+            segments = reference["segments_RxL"]
+            rows = np.arange(segments.shape[1]) * 4 // segments.shape[1]
+            np.testing.assert_array_equal(
+                batch.pop("lengths_B"),
+                [np.bincount(part.ravel(), minlength=own.shape[1] + 1)[1:] for part in segments],
+            )
+            assert (own.any() and not own.all()) or kind == "pack"
+            for name, array in reference.items():
+                if name.endswith("_RxL"):
+                    mine = np.isin(rows, shards)
+                    np.testing.assert_array_equal(batch[name][:, mine], array[:, mine])
+                    assert not batch[name][:, ~mine].any()
+                elif name == "ids_B":
+                    np.testing.assert_array_equal(batch[name], array)
+                else:
+                    np.testing.assert_array_equal(batch[name][own], array[own])
+                    assert not batch[name][~own].any()
+
+
+def test_lengths_that_are_drawn_are_tokenised_by_all(pipeline, examples):
+    options = {"row_multiple": 4, "rates": (0.1, 0.1)}
+    first, second = (
+        steps(pipeline(shards=shards, **options), examples, 2) for shards in (None, [1])
+    )
+    for batch, reference in zip(second, first, strict=True):
+        assert batch.keys() == reference.keys()
+        assert all((batch[name] == array).all() for name, array in reference.items())
 
 
 def steps(pipeline, examples, count, *, first_example=0):
