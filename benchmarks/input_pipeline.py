@@ -4,10 +4,11 @@
 
 On the training split of the reviews, with Gemma's vocabulary and a template: our pipeline in
 training order, in each layout, packed with each augmentation at a rate of 0.1, and packed with all
-of them as in configs/augmented.py; and a fast tokenizer of transformers behind a torch DataLoader
-with two workers and dynamic padding. They take turns in one process, for `--seconds` in each of
-several rounds; the table holds medians over the rounds. Without torch and transformers it measures
-ours alone.
+of them as in configs/augmented.py; large batches, whole and as one of several processes makes them,
+where the tokens are those of the whole batch; and a fast tokenizer of transformers behind a torch
+DataLoader with two workers and dynamic padding. They take turns in one process, for `--seconds` in
+each of several rounds; the table holds medians over the rounds. Without torch and transformers it
+measures ours alone.
 """
 
 import itertools
@@ -35,12 +36,18 @@ from training.run_tokenizer import load_original
 PEER = "transformers + DataLoader, 2 workers"
 TEMPLATE = "评论：{text}\n总的来说，很"
 MAX_LENGTH = 256
+_LARGE = 1024  # examples of a batch for several hosts
 Counts = tuple[int, int, int]  # examples, real tokens, positions of a batch
 Start = Callable[[], Iterator[Counts]]
 
 
-def ours(examples: Examples, batch_size: int, *, kind: str = "pack", **rates: float) -> Start:
-    """Returns what starts our training batches, as their counts; `rates` are the augmentation."""
+def ours(
+    examples: Examples, batch_size: int, *, kind: str = "pack", hosts: int = 1, **rates: float
+) -> Start:
+    """Returns what starts our training batches, as their counts; `rates` are the augmentation.
+
+    With several `hosts`, those of the first of so many processes.
+    """
     config = augmented.get_config()
     config.layout.update(kind=kind, max_length=MAX_LENGTH, row_length=384)
     config.augmentation.update({k: 0.0 for k in config.augmentation if k.endswith("_rate")})
@@ -48,13 +55,15 @@ def ours(examples: Examples, batch_size: int, *, kind: str = "pack", **rates: fl
     config.data.update(template=TEMPLATE, batch_size=batch_size)
     backbone = open_checkpoint(resolve(config.model.checkpoint)).config
     task = Classification(config, ("0", "1"), tokenizer=load_original(config), backbone=backbone)
-    pipeline = make_pipeline(config, task)
+    split = {"row_multiple": hosts, "shards": [0]} if hosts > 1 else {}
+    pipeline = make_pipeline(config, task, **split)
     pipeline.plan(examples)
 
     def start() -> Iterator[Counts]:
         for batch in pipeline.train(examples, first_example=0):
             segments = batch["segments_RxL"]
-            yield batch_size, int(np.count_nonzero(segments)), segments.size
+            lengths = batch.get("lengths_B", segments > 0)
+            yield batch_size, int(lengths.sum()), segments.size
 
     return start
 
@@ -116,6 +125,10 @@ def main() -> None:
     rates = {k: v for k, v in recipe.augmentation.items() if k.endswith("_rate") and v}
     pipelines |= {f"ours, pack, {name}": make(**{name: 0.1}) for name in rates}
     pipelines["ours, pack, all of these"] = make(**rates)
+    large = partial(ours, examples, _LARGE)
+    pipelines |= {f"ours, pack, batch {_LARGE}": large()}
+    for hosts in (2, 8):
+        pipelines[f"one of {hosts} processes, batch {_LARGE}"] = large(hosts=hosts)
     rounds = timing.take_turns(
         {name: partial(measure, start, options.seconds) for name, start in pipelines.items()},
         options.rounds,
