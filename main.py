@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Runs one mode, or exits with a message."""
-    from training import compilation, interruption
+    from training import compilation, interruption, sharding
 
     compilation.use_cache()
     compilation.keep_memory()
@@ -64,6 +64,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         name, arguments = "sweep" if name == "sweep" else "repeat", {"recipe": recipe}
     module = importlib.import_module(f"workflows.{_MODULES.get(name, name)}")
     try:
+        sharding.use_virtual_devices(config.sharding.devices, FLAGS.mode)
         hosts.check_start(FLAGS.mode, config.to_json(), workdir)
         with in_use(workdir) if FLAGS.mode in _WRITERS else contextlib.nullcontext():
             getattr(module, name)(config, workdir, **arguments)

@@ -208,10 +208,11 @@ def quantize(array: np.ndarray, dtype: str) -> Any:
     half of that divisor.
     """
     if dtype != "int8":
-        return np.asarray(array).astype(jnp.dtype(dtype))
-    array = np.asarray(array, np.float32)
-    scale = np.maximum(np.abs(array).max(axis=0, keepdims=True), 1e-30) / np.float32(127)
-    return Quantized(np.rint(array / scale).astype(np.int8), scale)
+        return array.astype(jnp.dtype(dtype))
+    xp = array.__array_namespace__()  # numpy's; jax's where the shapes alone are asked for
+    array = array.astype(np.float32)
+    scale = xp.maximum(xp.abs(array).max(axis=0, keepdims=True), 1e-30) / np.float32(127)
+    return Quantized(xp.rint(array / scale).astype(np.int8), scale)
 
 
 def freeze(adapt: ConfigDict, path: str, array: np.ndarray) -> Any:

@@ -344,3 +344,14 @@ def test_hosts_that_do_not_share_their_disks_are_named(start, recipe, tmp_path, 
         assert ended.codes == [1, 1]
         assert message in ended.outputs[0] and "Traceback" not in ended.outputs[0]
         assert "Error" not in ended.outputs[1]
+
+
+@pytest.mark.long
+def test_a_probe_that_all_fit_is_written_once(start, recipe, tmp_path):
+    def probe(config):
+        config.model.update(head="linear", label_words=(), head_start="probe", pooling="mean")
+
+    path = recipe("probe", probe)
+    ended = start(2, 1, f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert ended.codes == [0, 0], ended.outputs[0][-3000:]
+    assert (tmp_path / "run/probe.safetensors").is_file()

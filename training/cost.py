@@ -1,4 +1,5 @@
-"""What a training costs, reported before it starts: parameters, memory by kind, FLOPs per example.
+"""What a training costs, reported before it starts: parameters, memory by kind and per device, and
+FLOPs per example.
 
 Here too: the peaks of devices, which give the utilisation of a training. FLOPs are those of the
 lowered program, as XLA counts them before it optimises: nothing is compiled.
@@ -6,14 +7,17 @@ tests/training/test_cost.py checks them against a closed formula. The memory tha
 takes for its activations is reported by training/compilation.py.
 """
 
+import math
 import re
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from input_pipeline.eta import working
 from training.state import TrainState
 
 _MIB = 2**20
@@ -45,6 +49,15 @@ def memory(tree: Any) -> dict[str, int]:
     for leaf in jax.tree.leaves(tree):
         sizes[jnp.dtype(leaf.dtype).name] += leaf.size * leaf.dtype.itemsize
     return dict(sizes)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that a device holds of the leaves of a tree (arrays, or shapes with shardings)."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
+        * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def flops_per_example(lowered: jax.stages.Lowered, batch: Mapping[str, Any]) -> float:
@@ -121,8 +134,68 @@ def describe_memory(state: TrainState, frozen: Mapping[str, Any]) -> str:
         f"Memory: parameters {_mebibytes(trained)} trained and {_mebibytes(memory(frozen))} "
         f"frozen, gradients {_mebibytes(trained)}, optimiser state "
         f"{_mebibytes(memory(state.optimizer))}; activations are the most of the temporaries that "
-        "each compilation reports."
+        f"each compilation reports.{_split(state, frozen)}"
     )
+
+
+def describe_devices(
+    state: TrainState,
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    *,
+    train_step: jax.stages.Lowered,
+    batch_size: int,
+) -> Iterator[str]:
+    """Yields lines about what each device holds and computes; the last need the step compiled.
+
+    Args:
+        state, frozen, batch, train_step: See describe; with their shardings, none is read.
+        batch_size: examples a step.
+    """
+    kinds = _kinds(state, frozen)
+    rows = {name: (bytes_per_device(tree), sum(memory(tree).values())) for name, tree in kinds}
+    tokens = batch["tokens_RxL"]
+    parts, row_count, length = tokens.shape
+    on_device = tokens.sharding.shard_shape(tokens.shape)[1]
+    yield (
+        f"A step: {batch_size} examples in {parts} x {row_count} rows of {length} positions at "
+        f"most, {parts * row_count * length:,} in all; each device computes {on_device} of "
+        f"{row_count} rows at a time, {batch_size * on_device / row_count:.3g} examples a step."
+    )
+    yield "Memory of each device, and what it is a part of:"
+    for name, (held, total) in rows.items():
+        yield f"  {name:<20}{held / _MIB:>12,.1f} MiB of {total / _MIB:,.1f}"
+    start = time.perf_counter()
+    with working("Compiling the train step"):  # of a large model on many devices, minutes
+        temporary = train_step.compile().memory_analysis().temp_size_in_bytes
+    seconds = time.perf_counter() - start
+    yield (
+        f"  {'temporaries':<20}{temporary / _MIB:>12,.1f} MiB, gradients and activations among them"
+        f", as the compiler for {jax.default_backend()} counts them (compiled in {seconds:.0f} s)"
+    )
+    together = temporary + sum(held for held, _ in rows.values()) - rows["gradients"][0]
+    yield f"  {'together':<20}{together / _MIB:>12,.1f} MiB, gradients counted once"
+
+
+def _kinds(state: TrainState, frozen: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Lists what fills the memory of devices, beside activations."""
+    return [
+        ("trained parameters", state.params),
+        ("frozen parameters", frozen),
+        ("gradients", state.params),
+        ("optimiser moments", state.optimizer),
+        *([("average", state.average)] if state.average else ()),
+    ]
+
+
+def _split(state: TrainState, frozen: Mapping[str, Any]) -> str:
+    """Says what each device holds, where that is not everything."""
+    kinds = _kinds(state, frozen)
+    held = {name: bytes_per_device(tree) for name, tree in kinds}
+    if sum(held.values()) == sum(sum(memory(tree).values()) for _, tree in kinds):
+        return ""
+    parts = ", ".join(f"{name} {size / _MIB:,.0f} MiB" for name, size in held.items())
+    return f" Of that each device holds: {parts}."
 
 
 def _positions_per_example(batch: Mapping[str, Any]) -> float:

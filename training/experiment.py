@@ -276,6 +276,8 @@ def build(
     labels: Any,
     say: Callable[[str], None],
     training: Examples | None = None,
+    *,
+    read: bool = True,
 ) -> Experiment:
     """Loads the tokeniser and the weights that `config` names and puts the parts together.
 
@@ -286,13 +288,15 @@ def build(
       say: receives one line of prose for each derived decision.
       training: the examples that a new or changed tokeniser and the features are fitted on; None
         loads both from `workdir`.
+      read: False leaves the weights unread: `initial` and `frozen` are their shapes.
 
     Raises:
       ValueError: parts that don't fit each other, naming both.
     """
     resolve_dtype(config, workdir, say)
     placement = Placement(config.sharding)
-    checkpoint = pretrained.open_checkpoint(pretrained.resolve(config.model.checkpoint))
+    path = pretrained.resolve(config.model.checkpoint)
+    checkpoint = pretrained.open_checkpoint(path, config_alone=not read)
     if checkpoint.note:
         say(checkpoint.note)
     for why, count in checkpoint.ignored.items():
@@ -323,10 +327,13 @@ def build(
         ),
     )
     weights = Weights(config, model, task, checkpoint, placement, num_features, say)
-    with working("Reading the weights"):
-        weights.read(original, tokenizer, training)
-        weights.add_heads()
-        weights.add_adapters()
+    if read:
+        with working("Reading the weights"):
+            weights.read(original, tokenizer, training)
+            weights.add_heads()
+            weights.add_adapters()
+    else:
+        weights.describe()
     placement.check_rows({**weights.initial, **weights.frozen})
     experiment = Experiment(
         config=config,
@@ -353,7 +360,7 @@ def build(
         features=features,
         say=say,
     )
-    if config.model.head_start == "probe":
+    if config.model.head_start == "probe" and read:
         with phase("probe"):
             heads = run_probe(config, workdir, training, experiment.probe, experiment.initial)
         experiment.initial |= heads

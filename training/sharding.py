@@ -21,6 +21,24 @@ _MIB = 2**20
 Row = str | tuple[str | None, ...]
 
 
+def use_virtual_devices(count: int, mode: str) -> None:
+    """Has the process use so many virtual CPU devices; 0 leaves the real ones.
+
+    Call it before any device is touched.
+
+    Raises:
+      ValueError: the mode computes.
+    """
+    if count and mode != "inspect":
+        raise ValueError(
+            f"config.sharding.devices={count} is a mesh to look at, for --mode=inspect; --mode="
+            f"{mode} takes the devices at hand: leave it 0"
+        )
+    if count:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+
+
 def make_mesh(shape: tuple[int, int]) -> jax.sharding.Mesh:
     """Returns a mesh over all devices of all processes; -1 in `shape` is what is left.
 
@@ -77,9 +95,13 @@ class Placement:
 
     def like(self, params: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
         """Describes parameters where they are to live."""
-        shape = jax.ShapeDtypeStruct
+
+        def describe(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+            placed = self.of(path, leaf.shape)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
         return {
-            path: shape(value.shape, value.dtype, sharding=self.of(path, value.shape))
+            path: jax.tree.map(functools.partial(describe, path), value)
             for path, value in params.items()
         }
 

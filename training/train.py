@@ -7,6 +7,7 @@ Start order: the workdir's own latest checkpoint, config.resume_from, pretrained
 import contextlib
 import itertools
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,6 +132,29 @@ class Run:
         self._train_step = PerShape(
             self._step_of(experiment), "the train step", print, donate=(0,), out_shardings=places
         )
+
+    def describe_devices(self) -> Iterator[str]:
+        """Yields lines on what each device would hold and compute, from shapes alone."""
+        self._make_step()
+        experiment, config = self._experiment, self._config
+        with working("Choosing the shapes of batches"):
+            plan = experiment.pipeline.plan(self._train_split)
+        first = next(experiment.pipeline.train(self._train_split, first_example=0))
+        largest = max(plan.shapes, key=math.prod)
+        rows = {
+            name: np.zeros((*array.shape[:-2], *largest), array.dtype)
+            for name, array in first.items()
+            if name.endswith("_RxL")
+        }
+        batch = put_batch(first | rows, experiment.mesh)
+        frozen = experiment.placement.like(experiment.frozen)
+        described, size = (self._like, frozen, batch), config.data.batch_size
+        yield experiment.placement.prose()
+        yield cost.describe_parameters(self._like.params, frozen)
+        yield plan.prose()
+        yield f"The first step has {int((first['segments_RxL'] > 0).sum()):,} tokens."
+        lowered = self._train_step.lower(*described)
+        yield from cost.describe_devices(*described, train_step=lowered, batch_size=size)
 
     def _train(self) -> None:
         self._make_step()

@@ -52,18 +52,35 @@ class Weights:
         self._layers = num_layers(model.config)
         self._draw = jax.jit(self._init)  # jitted here, for one trace to serve all uses
         self._shapes = jax.eval_shape(self._draw, jax.random.key(0))
+        self._added = {
+            path: jax.ShapeDtypeStruct(shape, np.float32)
+            for path, shape in adapters.added_shapes(config.adapt, self._shapes).items()
+        }
         trained = adapters.trained_paths(config.adapt, self._shapes, num_layers=self._layers)
         self.initial: dict[str, np.ndarray] = {}
         self.frozen: dict[str, Any] = {}
         self.fresh: set[str] = set()
-        self._rates = functools.partial(
-            learning_rate_factors,
+        factors = learning_rate_factors(
             config.optimizer,
+            [*self._shapes, *self._added],
             num_layers=self._layers,
             decoder_layers=adapters.decoder_layers(self._shapes),
         )
-        factors = self._rates(self._shapes)
-        self.factors = {path: factors[path] for path in trained if factors[path] is not None}
+        self.factors = {
+            path: factors[path] for path in (*trained, *self._added) if factors[path] is not None
+        }
+        if not self.factors:
+            raise ValueError("config.optimizer.lr_table freezes every parameter: nothing to train")
+
+    def describe(self) -> None:
+        """Puts shapes in the place of parameters, with where they are to live; reads none."""
+        freeze = functools.partial(adapters.freeze, self._config.adapt)
+        for path, leaf in {**self._shapes, **self._added}.items():
+            if path in self.factors:
+                self.initial[path] = leaf
+            else:
+                self.frozen[path] = jax.eval_shape(functools.partial(freeze, path), leaf)
+        self.initial, self.frozen = map(self._placement.like, (self.initial, self.frozen))
 
     def read(self, original: Tokenizer, tokenizer: Tokenizer, training: Examples | None) -> None:
         """Reads the backbone from the checkpoint, or draws it."""
@@ -128,12 +145,8 @@ class Weights:
             added |= {path: value for path, value in started.items() if path in added}
             self.initial |= {p: v for p, v in started.items() if p in self.initial}
             self.fresh -= started.keys()
-        factors = self._rates(added)
-        self.factors |= {path: factor for path, factor in factors.items() if factor is not None}
         for path, value in added.items():
             self._place(path, value)
-        if not self.factors:
-            raise ValueError("config.optimizer.lr_table freezes every parameter: nothing to train")
 
     def _place(self, path: str, value: Any) -> None:
         """Keeps a trained parameter on the host, puts a frozen one on the devices."""

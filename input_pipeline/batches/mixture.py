@@ -211,6 +211,11 @@ class MixturePlan:
     plans: Mapping[str, Any]
     rates: Mapping[str, float]
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Those of all members."""
+        return [shape for plan in self.plans.values() for shape in plan.shapes]
+
     def prose(self) -> str:
         """Describes it for the start-up log."""
         return "\n".join(

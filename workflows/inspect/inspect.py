@@ -1,40 +1,49 @@
-"""--mode=inspect: the first examples after every stage, before any training and without weights."""
+"""--mode=inspect: the first examples after every stage, and what fits on the devices, before any
+training and without weights."""
 
 import itertools
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from input_pipeline.batches.pipeline import TextPipeline
 from input_pipeline.corpus import sources
+from input_pipeline.examples import Examples
 from input_pipeline.tokenizers import silent_loss
-from models import pretrained
-from tasks import task_class
-from training.data import load_data
-from training.experiment import make_pipeline
-from training.run_tokenizer import check_original, run_tokenizers, training_texts
+from input_pipeline.tokenizers.tokenization import Tokenizer
+from tasks.task import Task
+from training.data import RunData, load_data
+from training.experiment import build
+from training.run_tokenizer import training_texts
+from training.train import Run
 from workflows.inspect.stages import show_examples, show_records
 
 
 def inspect(config: ConfigDict, workdir: Path) -> None:
     """Prints config.inspect.examples rows of the source and examples of the training split.
 
-    A tokeniser that the config trains or changes is left in `workdir`, as training does.
+    Then what each of the devices, or of config.sharding.devices virtual ones, would hold. A
+    tokeniser that the config trains or changes is left in `workdir`, as training does.
     """
-    if members := task_class(config).member_configs(config):
-        for name, member in members.items():
-            print(f"\nMember {name!r}:\n")
-            inspect(member, workdir)
-        return
-    count, data = config.inspect.examples, load_data(config)
+    data = load_data(config)
     train = data.split("train")
-    original, tokenizer = run_tokenizers(config, workdir, train)
-    checkpoint = pretrained.open_checkpoint(pretrained.resolve(config.model.checkpoint))
-    if note := check_original(config, checkpoint, original):
-        print(note)
-    backbone = checkpoint.config
-    task = task_class(config)(config, data.labels, tokenizer=tokenizer, backbone=backbone)
-    task.check(train, "train")
-    pipeline = make_pipeline(config, task)
+    experiment = build(config, workdir, data.labels, print, train, read=False)
+    task, pipeline, tokenizer = experiment.task, experiment.pipeline, experiment.tokenizer
+    for name, member in task.members.items():
+        print(f"\nMember {name!r}:\n")
+        _show(data.members[name], train.parts[name], member, pipeline.pipelines[name], tokenizer)
+    if not task.members:
+        _show(data, train, task, pipeline, tokenizer)
+    print("\nOn the devices:\n")
+    for line in Run(experiment, workdir, data, train).describe_devices():
+        print(line, flush=True)
+
+
+def _show(
+    data: RunData, train: Examples, task: Task, pipeline: TextPipeline, tokenizer: Tokenizer
+) -> None:
+    """Prints the first examples of one task after every stage."""
+    config, count = data.config, data.config.inspect.examples
     print(data.prose())
     print(silent_loss.measure(training_texts(train), tokenizer).prose())
     print("\nAs read, recoded and cleaned:\n")
