@@ -26,14 +26,12 @@ from tasks import KINDS
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/reviews.py:runlocal.")
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
-_ON_DISK = "expected a folder of a file system, not of an object store"
-flags.register_validator("workdir", lambda folder: "://" not in (folder or ""), _ON_DISK)
+flags.register_validator("workdir", lambda path: "://" not in (path or ""), "no folder of a disk")
 flags.DEFINE_string("coordinator", "", "Of several processes: host:port of process 0.")
 flags.DEFINE_integer("num_processes", 0, "How many processes there are (docs/scaling.md).")
 flags.DEFINE_integer("process_id", -1, "Which of them this one is.")
 flags.DEFINE_integer("heartbeat", 100, "Seconds of silence after which a process is dead.")
-_MODES = ["train", "sweep", "evaluate", "test", "predict", "integrate", "report"]
-_MODES += ["review", "inspect", "verify", "export"]
+_MODES = [*hosts.SHARED, "report", "review", "inspect", "verify", "export"]
 # Where a mode is not the file of its name.
 _MODULES = {"repeat": "sweep"}
 _MODULES |= {mode: f"{mode}.{mode}" for mode in ("integrate", "inspect", "verify", "export")}

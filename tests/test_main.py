@@ -381,7 +381,7 @@ def test_known_keys_pass():
         (["--config.data.cleaning=5"], "config.data.cleaning: found '5', expected the keys of a"),
         (["--config.model.checkpoint=/nowhere"], "Checkpoint '/nowhere' doesn't exist"),
         (["--mode=predict"], "--config.predict.input=FILE"),
-        (["--workdir=gs://bucket/run"], "expected a folder of a file system"),
+        (["--workdir=gs://bucket/run"], "no folder of a disk"),
     ],
 )
 def test_mistakes_end_as_one_message(main, tiny_config, write_config, tmp_path, flags, message):
