@@ -31,8 +31,8 @@ flags.DEFINE_string("coordinator", "", "Of several processes: host:port of proce
 flags.DEFINE_integer("num_processes", 0, "How many processes there are (docs/scaling.md).")
 flags.DEFINE_integer("process_id", -1, "Which of them this one is.")
 flags.DEFINE_integer("heartbeat", 100, "Seconds of silence after which a process is dead.")
-_MODES = [*hosts.SHARED, "report", "review", "inspect", "verify", "export"]
-# Where a mode is not the file of its name.
+_MODES = ["train", "sweep", "evaluate", "test", "predict", "integrate", "report"]
+_MODES += ["review", "inspect", "verify", "export"]
 _MODULES = {"repeat": "sweep"}
 _MODULES |= {mode: f"{mode}.{mode}" for mode in ("integrate", "inspect", "verify", "export")}
 _WRITERS = ("train", "sweep", "test", "integrate", "review")  # one at a time in a workdir
