@@ -124,11 +124,21 @@ def writes() -> bool:
 
 
 def wait(what: str) -> None:
-    """Waits until all processes have come here."""
+    """Waits until all processes have come here.
+
+    Raises:
+        RuntimeError: they wait for different things, so that what follows would hang.
+    """
     global _calls
-    if _client is not None and not _alone:
-        _calls += 1
-        _client.wait_at_barrier(f"weitiao/{_calls}/{what}", _DAY)
+    if _client is None or _alone:
+        return
+    _calls += 1
+    key = f"weitiao/{_calls}"
+    if _index == 0:
+        _client.key_value_set(f"{key}/what", what)
+    _client.wait_at_barrier(key, _DAY)
+    if _index and (other := _client.blocking_key_value_get(f"{key}/what", _DAY)) != what:
+        raise RuntimeError(f"waits for {what!r}, but process 0 for {other!r}")
 
 
 @contextlib.contextmanager
@@ -151,12 +161,11 @@ def first(what: str) -> Iterator[None]:
 
 def gather(value: str) -> list[str]:
     """Returns the values of all processes, in the order of the processes."""
-    global _calls
     if _client is None or _alone:
         return [value]
-    _calls += 1
-    _client.key_value_set(f"weitiao/{_calls}/{_index}", value)
-    keys = [f"weitiao/{_calls}/{index}" for index in range(_count)]
+    keys = [f"weitiao/{_calls + 1}/{index}" for index in range(_count)]
+    _client.key_value_set(keys[_index], value)
+    wait("gather")
     return [_client.blocking_key_value_get(key, _DAY) for key in keys]
 
 
@@ -224,6 +233,7 @@ def ending_together() -> Iterator[None]:
     """
     try:
         yield
+        wait("end")
     except SystemExit as error:
         # A signal reaches all at the same step: each ends by itself.
         if _client is not None and not isinstance(error.code, int):
