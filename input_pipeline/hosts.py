@@ -28,6 +28,7 @@ import numpy as np
 SHARED = ("train", "sweep", "evaluate", "test", "predict", "integrate")  # modes of many processes
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "sentencepiece", "tokenizers")
 _DAY = 24 * 3600 * 1000  # milliseconds: preparing a large corpus may take hours
+_MINUTE = 60_000
 _PATIENCE = 5.0  # seconds in which process 0 may report the same error as another process
 _LOOK = 1.0  # seconds between two looks for the failure of another process
 _END = "weitiao/end"
@@ -88,7 +89,8 @@ def start(coordinator: str, processes: int, index: int, *, heartbeat: int) -> No
     import jax
     from jax._src.distributed import global_state  # JAX has no public client of its service
 
-    if jax.config.jax_platforms == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+    cpu = jax.config.jax_platforms == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", "")
+    if options and cpu:
         options["cluster_detection_method"] = "deactivate"
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat, **options)
@@ -124,11 +126,16 @@ def writes() -> bool:
 
 
 def wait(what: str) -> None:
-    """Waits until all processes have come here."""
-    global _calls
-    if _client is not None and not _alone:
-        _calls += 1
-        _client.wait_at_barrier(f"weitiao/{_calls}/{what}", _DAY)
+    """Waits until all processes have come here.
+
+    Raises:
+        RuntimeError: another has come elsewhere, for which it would wait for ever.
+    """
+    if len(set(places := gather(what))) > 1:
+        raise RuntimeError(
+            "the processes have gone different ways, which is an error of this program: they wait "
+            + ", ".join(f"{place!r} in process {i}" for i, place in enumerate(places))
+        )
 
 
 @contextlib.contextmanager
@@ -158,6 +165,16 @@ def gather(value: str) -> list[str]:
     _client.key_value_set(f"weitiao/{_calls}/{_index}", value)
     keys = [f"weitiao/{_calls}/{index}" for index in range(_count)]
     return [_client.blocking_key_value_get(key, _DAY) for key in keys]
+
+
+def all_come(what: str) -> bool:
+    """Returns whether all processes come here within a minute, as they do where all fail alike."""
+    try:
+        if _client is not None:
+            _client.wait_at_barrier(f"weitiao/{_calls}/{what}", _MINUTE)
+    except RuntimeError:  # JAX's: another waits elsewhere, or is gone
+        return False
+    return True
 
 
 def whole(array: Any) -> np.ndarray:
