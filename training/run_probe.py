@@ -7,7 +7,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.examples import Examples
-from input_pipeline.files import replacing
 from models.pretrained import safetensors
 from tasks import require
 from training.workdir import has_checkpoint
@@ -30,9 +29,7 @@ def run_probe(
     """
     path = workdir / "probe.safetensors"
     if training is not None and not has_checkpoint(workdir):
-        heads = fit(training)
-        with replacing(path) as partial:
-            safetensors.write(partial, heads)
+        safetensors.write(path, fit(training))
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: the head that this run started from. Put it back, or train again "
