@@ -133,7 +133,7 @@ def wait(what: str) -> None:
     """
     if len(set(places := gather(what))) > 1:
         raise RuntimeError(
-            "the processes have gone different ways, which is an error of this program: they wait for "
+            "the processes have gone different ways, an error of this program: they wait for "
             + ", ".join(f"{place!r} in process {i}" for i, place in enumerate(places))
         )
 
