@@ -1,7 +1,7 @@
 """Files that are written whole or not at all: a crash leaves the old one.
 
-Of several processes the first writes and deletes, and the others wait until it has: afterwards all
-of them see the same files.
+Of several processes the first writes and deletes. All wait before and after: up to here all of them
+see the old files, even a slow one that decides by them whether to write, and afterwards the new.
 """
 
 import contextlib
@@ -21,10 +21,11 @@ from input_pipeline import hosts
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a path to write to; what lies there at the end takes the place of `path` at once."""
     path = Path(path)
+    hosts.wait(f"to write {path.name}")
     if not hosts.writes():
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, path.name)
-        hosts.wait(path.name)
+        hosts.wait(f"written {path.name}")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write it too
@@ -33,26 +34,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    hosts.wait(path.name)
+    hosts.wait(f"written {path.name}")
 
 
 def remove(*paths: Path) -> None:
     """Deletes files and folders; those that are not there are fine."""
+    hosts.wait("to delete")
     if hosts.writes():
         for path in paths:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-    hosts.wait("remove")
+    hosts.wait("deleted")
 
 
 def append_line(path: Path, line: str) -> None:
     """Adds a line to a text file."""
+    hosts.wait(f"to add to {path.name}")
     if hosts.writes():
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-    hosts.wait(path.name)
+    hosts.wait(f"written {path.name}")
 
 
 def write_text(path: str | Path, text: str, *, encoding: str = "utf-8") -> None:

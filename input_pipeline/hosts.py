@@ -28,6 +28,7 @@ import numpy as np
 SHARED = ("train", "sweep", "evaluate", "test", "predict", "integrate")  # modes of many processes
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "sentencepiece", "tokenizers")
 _DAY = 24 * 3600 * 1000  # milliseconds: preparing a large corpus may take hours
+_MINUTE = 60_000
 _PATIENCE = 5.0  # seconds in which process 0 may report the same error as another process
 _LOOK = 1.0  # seconds between two looks for the failure of another process
 _END = "weitiao/end"
@@ -88,7 +89,8 @@ def start(coordinator: str, processes: int, index: int, *, heartbeat: int) -> No
     import jax
     from jax._src.distributed import global_state  # JAX has no public client of its service
 
-    if jax.config.jax_platforms == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+    cpu = jax.config.jax_platforms == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", "")
+    if options and cpu:
         options["cluster_detection_method"] = "deactivate"
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat, **options)
@@ -127,18 +129,13 @@ def wait(what: str) -> None:
     """Waits until all processes have come here.
 
     Raises:
-        RuntimeError: they wait for different things, so that what follows would hang.
+        RuntimeError: another has come elsewhere, for which it would wait for ever.
     """
-    global _calls
-    if _client is None or _alone:
-        return
-    _calls += 1
-    key = f"weitiao/{_calls}"
-    if _index == 0:
-        _client.key_value_set(f"{key}/what", what)
-    _client.wait_at_barrier(key, _DAY)
-    if _index and (other := _client.blocking_key_value_get(f"{key}/what", _DAY)) != what:
-        raise RuntimeError(f"waits for {what!r}, but process 0 for {other!r}")
+    if len(set(places := gather(what))) > 1:
+        raise RuntimeError(
+            "the processes have gone different ways, an error of this program: they wait for "
+            + ", ".join(f"{place!r} in process {i}" for i, place in enumerate(places))
+        )
 
 
 @contextlib.contextmanager
@@ -161,12 +158,23 @@ def first(what: str) -> Iterator[None]:
 
 def gather(value: str) -> list[str]:
     """Returns the values of all processes, in the order of the processes."""
+    global _calls
     if _client is None or _alone:
         return [value]
-    keys = [f"weitiao/{_calls + 1}/{index}" for index in range(_count)]
-    _client.key_value_set(keys[_index], value)
-    wait("gather")
+    _calls += 1
+    _client.key_value_set(f"weitiao/{_calls}/{_index}", value)
+    keys = [f"weitiao/{_calls}/{index}" for index in range(_count)]
     return [_client.blocking_key_value_get(key, _DAY) for key in keys]
+
+
+def all_come(what: str) -> bool:
+    """Returns whether all processes come here within a minute, as they do where all fail alike."""
+    try:
+        if _client is not None:
+            _client.wait_at_barrier(f"weitiao/{_calls}/{what}", _MINUTE)
+    except RuntimeError:  # JAX's: another waits elsewhere, or is gone
+        return False
+    return True
 
 
 def whole(array: Any) -> np.ndarray:

@@ -356,37 +356,3 @@ def test_a_probe_that_all_fit_is_written_once(start, recipe, tmp_path):
     ended = start(2, 1, f"--config={path}", f"--workdir={tmp_path / 'run'}")
     assert ended.codes == [0, 0], ended.outputs[0][-3000:]
     assert (tmp_path / "run/probe.safetensors").is_file()
-
-
-@pytest.mark.long
-def test_processes_that_part_ways_end(tmp_path):
-    """A write that one process alone makes is a message, where it was a wait without an end."""
-    code = """
-import sys
-from pathlib import Path
-from input_pipeline import files, hosts
-hosts.start(sys.argv[1], 2, int(sys.argv[2]), heartbeat=10)
-with hosts.ending_together():
-    files.write_text(Path(sys.argv[3], sys.argv[2]), "text")
-    print("never")
-"""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    started = Started(
-        [
-            subprocess.Popen(
-                [sys.executable, "-c", code, address, str(index), str(tmp_path)],
-                cwd=ROOT,
-                env=os.environ | {"JAX_PLATFORMS": "cpu"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for index in range(2)
-        ],
-        [],
-    ).end(60)
-    assert started.codes == [1, 1]
-    assert "Process 1: " in started.outputs[0]
-    assert "waits for '1', but process 0 for '0'" in started.outputs[0]

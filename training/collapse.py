@@ -153,6 +153,7 @@ def restart(choice: str, workdir: Path, error: Collapsed, *, learning_rate: floa
     if choice != "restart" or number > MOST_RESTARTS:
         raise error
     folder = workdir / "checkpoints"
+    hosts.wait("to restart")  # all have counted the restarts so far
     if hosts.writes():
         if (workdir / "metrics.jsonl").exists():
             shutil.copy(workdir / "metrics.jsonl", folder / "metrics.jsonl")

@@ -10,7 +10,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline import hosts
 from input_pipeline.batches.mixture import Mixture
 from input_pipeline.corpus.manifest import prose
 from input_pipeline.corpus.preparation import Prepared, load_split, prepare
@@ -132,5 +131,4 @@ def load_data(config: ConfigDict) -> RunData | SeveralData:
     """Prepares the data of config.data, or of each member, unless they are prepared already."""
     if members := task_class(config).member_configs(config):
         return SeveralData({name: load_data(member) for name, member in members.items()})
-    with hosts.first("prepared data"):  # in which each finds them, or makes a copy of its own
-        return RunData(config, prepare(config.data))
+    return RunData(config, prepare(config.data))

@@ -12,6 +12,7 @@ import jax
 
 from configs.stored import differences
 from evaluation.metrics import estimate
+from input_pipeline import hosts
 from input_pipeline.files import write_json
 from reporting import report
 from reporting.stored_scores import read_scores
@@ -50,7 +51,10 @@ def run_one(run: Planned, on_evaluation: OnEvaluation | None = None) -> Record:
         return run.facts | {"status": "finished"} | outcome(run)
     # Errors of one run: its values, a file it names, its size (out of memory).
     except (ValueError, FileNotFoundError, jax.errors.JaxRuntimeError) as error:
-        print(f"Failed: {error}", file=sys.stderr)
+        if not hosts.all_come(f"failed {run.name}"):
+            raise  # of this process alone, or another is gone: no run can follow
+        if hosts.writes():
+            print(f"Failed: {error}", file=sys.stderr)
         return run.facts | {"status": "failed", "message": str(error)}
 
 

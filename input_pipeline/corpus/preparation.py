@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import locking
+from input_pipeline import hosts, locking
 from input_pipeline.alignment import Alignment
 from input_pipeline.corpus import audit, cleaning, columns, sources, splitting, storage
 from input_pipeline.corpus.manifest import remark, untaught
@@ -65,6 +65,11 @@ def prepare(data: ConfigDict) -> Prepared:
         ValueError: if it cannot be read as asked, nothing is left of it, its splits leak and
             config.data.audit.on_leak is 'stop', or the folder cannot be written.
     """
+    with hosts.first("prepared data"):  # in which each finds them, or makes a copy of its own
+        return _prepare(data)
+
+
+def _prepare(data: ConfigDict) -> Prepared:
     files = sources.files_of(data)
     digests = {file: _digest(file) for file in files}
     options = json.loads(data.to_json())

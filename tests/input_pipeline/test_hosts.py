@@ -1,0 +1,57 @@
+"""Two processes that do little: how they start, share files, and part."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# Process 1 is slow to look at what process 0 is about to change.
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from input_pipeline import files, hosts
+
+hosts._MINUTE, folder, path = 1000, Path(sys.argv[1]), Path(sys.argv[1], "a")
+hosts.start("", 0, -1, heartbeat=10)
+slow = 0.5 * (not hosts.writes())
+with hosts.ending_together():
+    time.sleep(slow)
+    if not path.exists():
+        files.write_text(path, "text")
+    time.sleep(slow)
+    if path.exists():
+        files.append_line(path, "more")
+        files.remove(path)
+    assert hosts.all_come("both")
+    assert hosts.writes() or not hosts.all_come("process 1 alone")
+    print("Alike so far", file=sys.stderr)
+    hosts.wait("left" if hosts.writes() else "right")
+"""
+
+
+def test_processes_of_slurm_see_the_same_files_and_part_with_a_message(tmp_path):
+    """Without an accelerator, and without flags."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment |= {"SLURM_JOB_ID": str(random.randrange(4096)), "SLURM_STEP_NODELIST": "localhost"}
+    environment |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path)],
+            env=environment | {"SLURM_PROCID": index, "SLURM_LOCALID": index},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in ("0", "1")
+    ]
+    try:
+        outputs = [process.communicate(timeout=60)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert all("Alike so far" in output for output in outputs), outputs
+    assert [process.returncode for process in started] == [1, 1]
+    assert "they wait for 'left' in process 0, 'right' in process 1" in outputs[0]
+    assert "different ways" not in outputs[1]
