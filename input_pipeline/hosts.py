@@ -41,6 +41,7 @@ _GONE = (
 _client: Any = None  # of jax's coordination service; None where there is one process
 _index, _count, _alone, _calls = 0, 1, 0, 0
 _ended = threading.Event()
+_speaking = threading.Lock()  # of who prints the one message; never released
 
 
 def start(coordinator: str, processes: int, index: int, *, heartbeat: int) -> None:
@@ -249,6 +250,7 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         if _client is not None:
             lost = any(word in str(error) for word in _LOST)
+            time.sleep(2 * _LOOK * lost)  # it may have left a message, which _watch prints
             _fail(_GONE.format(str(error).splitlines()[0]) if lost else traceback.format_exc())
         raise
 
@@ -257,7 +259,7 @@ def _fail(message: str) -> None:
     """Prints the message, or has process 0 print it, and ends all processes."""
     if _index:
         time.sleep(_PATIENCE)
-    else:
+    elif _speaking.acquire(blocking=False):
         print(message, file=sys.stderr, flush=True)
     with contextlib.suppress(Exception):  # another process was faster, or all are gone
         _client.key_value_set(_END, f"{_index} {message}")
@@ -270,7 +272,7 @@ def _watch() -> None:
     while not _ended.wait(_LOOK):
         with contextlib.suppress(Exception):  # nobody has failed
             index, message = _client.key_value_try_get(_END).split(" ", 1)
-            if _index == 0 and index != "0":
+            if _index == 0 and index != "0" and _speaking.acquire(blocking=False):
                 print(f"Process {index}: {message}", file=sys.stderr, flush=True)
             if str(_index) != index:
                 _leave()
