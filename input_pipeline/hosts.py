@@ -168,14 +168,20 @@ def gather(value: str) -> list[str]:
     return [_client.blocking_key_value_get(key, _DAY) for key in keys]
 
 
-def all_come(what: str) -> bool:
-    """Returns whether all processes come here within a minute, as they do where all fail alike."""
+def all_fail(error: Exception) -> bool:
+    """Returns whether all processes have this error, so that they can go on together."""
+    if _is_lost(error):
+        return False
     try:
         if _client is not None:
-            _client.wait_at_barrier(f"weitiao/{_calls}/{what}", _MINUTE)
-    except RuntimeError:  # JAX's: another waits elsewhere, or is gone
+            _client.wait_at_barrier(f"weitiao/{_calls}/{type(error).__name__}", _MINUTE)
+    except RuntimeError:  # JAX's: another waits elsewhere
         return False
     return True
+
+
+def _is_lost(error: BaseException) -> bool:
+    return _client is not None and any(word in str(error) for word in _LOST)
 
 
 def whole(array: Any) -> np.ndarray:
@@ -249,7 +255,7 @@ def ending_together() -> Iterator[None]:
         raise
     except BaseException as error:
         if _client is not None:
-            lost = any(word in str(error) for word in _LOST)
+            lost = _is_lost(error)
             time.sleep(2 * _LOOK * lost)  # it may have left a message, which _watch prints
             _fail(_GONE.format(str(error).splitlines()[0]) if lost else traceback.format_exc())
         raise
