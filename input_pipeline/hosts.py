@@ -41,6 +41,7 @@ _GONE = (
 _client: Any = None  # of jax's coordination service; None where there is one process
 _index, _count, _alone, _calls = 0, 1, 0, 0
 _ended = threading.Event()
+_speaking = threading.Lock()  # of who prints the one message; never released
 
 
 def start(coordinator: str, processes: int, index: int, *, heartbeat: int) -> None:
@@ -167,14 +168,20 @@ def gather(value: str) -> list[str]:
     return [_client.blocking_key_value_get(key, _DAY) for key in keys]
 
 
-def all_come(what: str) -> bool:
-    """Returns whether all processes come here within a minute, as they do where all fail alike."""
+def all_fail(error: Exception) -> bool:
+    """Returns whether all processes have this error, so that they can go on together."""
+    if _is_lost(error):
+        return False
     try:
         if _client is not None:
-            _client.wait_at_barrier(f"weitiao/{_calls}/{what}", _MINUTE)
-    except RuntimeError:  # JAX's: another waits elsewhere, or is gone
+            _client.wait_at_barrier(f"weitiao/{_calls}/{type(error).__name__}", _MINUTE)
+    except RuntimeError:  # JAX's: another waits elsewhere
         return False
     return True
+
+
+def _is_lost(error: BaseException) -> bool:
+    return _client is not None and any(word in str(error) for word in _LOST)
 
 
 def whole(array: Any) -> np.ndarray:
@@ -249,7 +256,8 @@ def ending_together() -> Iterator[None]:
         raise
     except BaseException as error:
         if _client is not None:
-            lost = any(word in str(error) for word in _LOST)
+            lost = _is_lost(error)
+            time.sleep(2 * _LOOK * lost)  # it may have left a message, which _watch prints
             _fail(_GONE.format(str(error).splitlines()[0]) if lost else traceback.format_exc())
         raise
 
@@ -258,7 +266,7 @@ def _fail(message: str) -> None:
     """Prints the message, or has process 0 print it, and ends all processes."""
     if _index:
         time.sleep(_PATIENCE)
-    else:
+    elif _speaking.acquire(blocking=False):
         print(message, file=sys.stderr, flush=True)
     with contextlib.suppress(Exception):  # another process was faster, or all are gone
         _client.key_value_set(_END, f"{_index} {message}")
@@ -271,7 +279,7 @@ def _watch() -> None:
     while not _ended.wait(_LOOK):
         with contextlib.suppress(Exception):  # nobody has failed
             index, message = _client.key_value_try_get(_END).split(" ", 1)
-            if _index == 0 and index != "0":
+            if _index == 0 and index != "0" and _speaking.acquire(blocking=False):
                 print(f"Process {index}: {message}", file=sys.stderr, flush=True)
             if str(_index) != index:
                 _leave()

@@ -51,8 +51,8 @@ def run_one(run: Planned, on_evaluation: OnEvaluation | None = None) -> Record:
         return run.facts | {"status": "finished"} | outcome(run)
     # Errors of one run: its values, a file it names, its size (out of memory).
     except (ValueError, FileNotFoundError, jax.errors.JaxRuntimeError) as error:
-        if not hosts.all_come(f"failed {run.name}"):
-            raise  # of this process alone, or another is gone: no run can follow
+        if not hosts.all_fail(error):
+            raise  # the others wait in this run, or one is gone: no run can follow
         if hosts.writes():
             print(f"Failed: {error}", file=sys.stderr)
         return run.facts | {"status": "failed", "message": str(error)}

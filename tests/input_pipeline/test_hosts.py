@@ -24,8 +24,9 @@ with hosts.ending_together():
     if path.exists():
         files.append_line(path, "more")
         files.remove(path)
-    assert hosts.all_come("both")
-    assert hosts.writes() or not hosts.all_come("process 1 alone")
+    assert hosts.all_fail(ValueError("alike"))
+    assert hosts.writes() or not hosts.all_fail(OSError("of process 1 alone"))
+    assert not hosts.all_fail(RuntimeError("UNAVAILABLE: another is gone"))
     print("Alike so far", file=sys.stderr)
     hosts.wait("left" if hosts.writes() else "right")
 """
