@@ -29,6 +29,7 @@ SHARED = ("train", "sweep", "evaluate", "test", "predict", "integrate")  # modes
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "sentencepiece", "tokenizers")
 _DAY = 24 * 3600 * 1000  # milliseconds: preparing a large corpus may take hours
 _MINUTE = 60_000
+_SOON, _FIND = 10.0, 240.0  # seconds until the wait for the others is reported, and given up
 _PATIENCE = 5.0  # seconds in which process 0 may report the same error as another process
 _LOOK = 1.0  # seconds between two looks for the failure of another process
 _END = "weitiao/end"
@@ -93,10 +94,12 @@ def start(coordinator: str, processes: int, index: int, *, heartbeat: int) -> No
     cpu = jax.config.jax_platforms == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", "")
     if options and cpu:
         options["cluster_detection_method"] = "deactivate"
+    asked = ", ".join(f"{name}={value}" for name, value in given.items() if value)
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat, **options)
+        with _finding(asked or "the environment of the cluster says where"):
+            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat, **options)
     except RuntimeError as error:
-        raise ValueError(f"the {processes} processes did not find each other: {error}") from None
+        raise ValueError(f"the processes did not find each other ({asked}): {error}") from None
     if global_state.num_processes > 1:
         _client, _index = global_state.client, global_state.process_id
         _count = global_state.num_processes
@@ -105,6 +108,32 @@ def start(coordinator: str, processes: int, index: int, *, heartbeat: int) -> No
         atexit.register(lambda: (_ended.set(), watcher.join()))
         if _index:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, to the very end
+
+
+@contextlib.contextmanager
+def _finding(asked: str) -> Iterator[None]:
+    """Reports a long wait for the other processes, and ends it: JAX's end is a core dump."""
+
+    def give_up() -> None:
+        print(
+            f"Error: the processes did not find each other within {_FIND:.0f} s ({asked}): start "
+            "all of them, each --process_id from 0 on once, with the address of process 0's host "
+            "and a port that is free there and open to the others",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    said = {"args": [f"Waiting for the other processes ({asked})."], "kwargs": {"file": sys.stderr}}
+    timers = threading.Timer(_SOON, print, **said), threading.Timer(_FIND, give_up)
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def _has_cluster() -> bool:

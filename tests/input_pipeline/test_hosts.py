@@ -56,3 +56,20 @@ def test_processes_of_slurm_see_the_same_files_and_part_with_a_message(tmp_path)
     assert [process.returncode for process in started] == [1, 1]
     assert "they wait for 'left' in process 0, 'right' in process 1" in outputs[0]
     assert "different ways" not in outputs[1]
+
+
+def test_a_process_that_finds_no_others_says_so_and_ends():
+    script = "from input_pipeline import hosts; hosts._SOON, hosts._FIND = 0, 2; "
+    script += "hosts.start('localhost:1', 2, 1, heartbeat=10)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    asked = "--coordinator=localhost:1, --num_processes=2, --process_id=1"
+    assert f"Waiting for the other processes ({asked})." in ended.stderr
+    assert f"Error: the processes did not find each other within 2 s ({asked})" in ended.stderr
+    assert "stack trace" not in ended.stderr
