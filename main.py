@@ -87,11 +87,14 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = FLAGS(sys.argv)
         started = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
         hosts.start(*started, heartbeat=FLAGS.heartbeat)
-        with hosts.ending_together():
-            check_values(FLAGS.config, tasks=KINDS)
-        return rest
     except (flags.Error, ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
+    with hosts.ending_together():  # an error of all, or of one that was started otherwise
+        try:
+            check_values(FLAGS.config, tasks=KINDS)
+        except (ValueError, OSError) as error:
+            sys.exit(f"Error: {error}")
+    return rest
 
 
 if __name__ == "__main__":

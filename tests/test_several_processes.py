@@ -25,6 +25,8 @@ from training import train
 put = train.put_batch
 
 def noted(batch, mesh):
+    if os.path.exists(os.environ["NOTES"] + ".fails"):
+        raise ValueError("a fault of one")
     placed = put(batch, mesh)
     tokens = placed["tokens_RxL"]
     rows = {str(shard.index[-2]): np.asarray(shard.data).tolist()
@@ -285,6 +287,47 @@ def test_all_end_when_one_is_killed(start, recipe, tmp_path, killed):
     assert "Start: from checkpoint" in resumed.end().outputs[0]
 
 
+@pytest.mark.long
+def test_the_fault_of_one_is_the_only_message(start, recipe, tmp_path):
+    """Process 0 computes with the one that ends, which is no fault of its own."""
+    options = f"--config={recipe('long', a_long_run)}", f"--workdir={tmp_path / 'run'}"
+    started = start(2, 2, *options, together=False)
+    wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 3')
+    started.notes[1].with_suffix(".fails").touch()
+    assert started.end(60).codes == [1, 1]
+    assert started.outputs[0].count("Error") == 1
+    assert "Process 1: Error: a fault of one" in started.outputs[0]
+    assert "Error" not in started.outputs[1]
+
+
+def fitted_and_shifted(reviews_csv):
+    def change(config):
+        config.model.update(head="linear", pooling="mean", head_start="probe", label_words=())
+        config.data.template = "{text}"
+        config.features.update(use="both", svd=4, compare=False)
+        config.tokenizer.keep_others = 8
+        config.integrate.update(methods=("interpolation", "soup"), shifted_files=str(reviews_csv))
+        config.train.keep_latest = 2
+
+    return change
+
+
+@pytest.mark.long
+def test_what_is_fitted_and_prepared_beside_the_run_is_written_once(
+    start, recipe, tmp_path, reviews_csv
+):
+    """The probe, features, a vocabulary, a shifted set, and a soup of checkpoints."""
+    path, workdir = recipe("fitted", fitted_and_shifted(reviews_csv)), tmp_path / "run"
+    ended = start(2, 2, f"--config={path}", f"--workdir={workdir}")
+    assert ended.codes == [0, 0], "\n".join(output[-3000:] for output in ended.outputs)
+    integration = json.loads((workdir / "results.json").read_text())["integration"]
+    assert {row["kind"] for row in integration["candidates"]} >= {"interpolation", "soup"}
+    assert integration["shifted_curve"]
+    for name in ("probe.safetensors", "features.safetensors", "tokenizer.model"):
+        assert (workdir / name).is_file()
+    assert not list(workdir.glob("*.partial"))
+
+
 def other_seed(index):
     return [f"--config.seed={index}"]
 
@@ -301,6 +344,7 @@ def table(*rows):
     [
         (None, [], other_seed, "--config of process 1 differs from process 0's"),
         (None, ["--mode=export"], None, "--mode=export runs in one process, found 2"),
+        (None, ["--config.seeds=0"], None, "config.seeds: found 0, expected"),
         pytest.param(
             table((".*/no_such", "fsdp"), (".*", "replicate")),
             [],
@@ -309,7 +353,7 @@ def table(*rows):
             marks=pytest.mark.long,
         ),
     ],
-    ids=["seeds", "mode", "row"],
+    ids=["seeds", "mode", "value", "row"],
 )
 def test_what_does_not_fit_is_one_message_of_process_0(
     start, recipe, tmp_path, change, options, each, message, request
