@@ -98,6 +98,10 @@ def start(coordinator: str, processes: int, index: int, *, heartbeat: int) -> No
     try:
         with _finding(asked or "the environment of the cluster says where"):
             jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat, **options)
+    except ValueError as error:
+        if options or _has_tasks():
+            raise
+        print(f"Note: one process, since nothing on this TPU host names others ({error}).")
     except RuntimeError as error:
         raise ValueError(f"the processes did not find each other ({asked}): {error}") from None
     if global_state.num_processes > 1:
@@ -138,11 +142,14 @@ def _finding(asked: str) -> Iterator[None]:
 
 def _has_cluster() -> bool:
     """Whether a job with several processes, or a TPU host, is all around."""
-    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    if any(int(os.environ.get(name) or 1) > 1 for name in tasks):
-        return True
     tpu = any(any(Path("/dev").glob(device)) for device in ("accel[0-9]*", "vfio/[0-9]*"))
-    return tpu and importlib.util.find_spec("libtpu") is not None
+    return _has_tasks() or (tpu and importlib.util.find_spec("libtpu") is not None)
+
+
+def _has_tasks() -> bool:
+    """Whether Slurm or Open MPI has started this process beside others."""
+    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    return any(int(os.environ.get(name) or 1) > 1 for name in tasks)
 
 
 def count() -> int:
