@@ -235,7 +235,8 @@ def problem(
     try:
         largest = float(difference(slope, inputs))
     except Exception as error:  # kernels raise what several packages do not show
-        return f"the {name} kernel does not run here: {str(error).strip().splitlines()[0]}"
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"the {name} kernel does not run here: {why}"
     off = largest > _TOLERANCE
     return (
         f"the {name} kernel differs from the plain one by {largest:.1%} in a trial" if off else ""

@@ -180,10 +180,9 @@ class Placement:
                 f"config.sharding.table: {where} names {len(where)} axes, but {path} has the shape "
                 f"{shape}"
             )
-        names = [(names,) if isinstance(names, str) else names or () for names in where]
-        parts = [math.prod(self.mesh.shape[axis] for axis in axes) for axes in names]
+        parts = [1 if axis is None else self.mesh.shape[axis] for axis in where]
         # Of one column or row, as the scales of 8-bit weights have, there is nothing to split.
-        kept = [axes if size > 1 else None for size, axes in zip(shape, where, strict=True)]
+        kept = [axis if size > 1 else None for size, axis in zip(shape, where, strict=True)]
         for size, number in zip(shape, parts, strict=True):
             if size > 1 and size % number:
                 raise ValueError(

@@ -181,6 +181,15 @@ def test_a_trial_finds_a_kernel_that_ignores_segments_or_is_not_finite(splash, m
         assert "differs from the plain one" in trial(64, True, 0.0)
 
 
+def test_a_kernel_that_fails_without_a_message_is_no_crash(splash, monkeypatch):
+    def fail(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(attention, "_splash", fail)
+    reason = attention.problem(splash, (2, 1, 8), jnp.dtype("float32"), 0, True, 0.0)
+    assert reason == "the splash kernel does not run here: NotImplementedError"
+
+
 def test_the_choice_is_said_with_its_reason(splash, mesh, make_config, monkeypatch):
     said = []
 
