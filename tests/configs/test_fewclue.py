@@ -2,12 +2,18 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from configs.checks import check_values
 from configs.fewclue import METHODS, SPLITS, TASKS, get_config, methods, sweep
 from input_pipeline.corpus import preparation, sources
+from models.backbone import parameter_shapes
+from models.bert import BertConfig
+from models.pretrained import write_pretrained
 from tasks import KINDS
+from training.experiment import build
 
 IDIOMS = ["一目了然", "举足轻重", "乐此不疲", "五花八门", "井井有条", "亡羊补牢", "画蛇添足"]
 
@@ -130,6 +136,31 @@ def test_every_method_has_a_template_that_fits_its_data_and_a_word_for_each_labe
         assert len(set(words)) == len(words) == len(config.data.labels)
     if method == "masked":  # a BERT for Chinese reads a character as a piece
         assert {len(word) for word in words} == {masks}
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if "masked" in methods(task)])
+def test_masked_label_words_stand_at_the_masks_of_a_model_given_by_path(tmp_path, task):
+    config = config_of(task, tmp_path, method="masked")
+    texts = [path.read_text("utf-8") for path in tmp_path.glob("*.json")]
+    characters = sorted(set("".join([*texts, *config.model.label_words, config.data.template])))
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = [*marks, *filter(str.strip, characters)]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    shape = {"width": 16, "num_layers": 1, "num_distinct_layers": 1, "num_heads": 2, "hidden": 16}
+    model = BertConfig(
+        model_type="bert", vocab_size=len(vocabulary), max_length=256, embedding_size=16, **shape
+    )
+    shapes = parameter_shapes(model, ["mlm_head"])
+    write_pretrained(tmp_path, model, jax.tree.map(lambda x: np.full(x.shape, 0.1, "f4"), shapes))
+    config.model.checkpoint = str(tmp_path)
+    prepared = preparation.prepare(config.data)
+    experiment = build(config, tmp_path, prepared.labels, lambda _: None)
+    examples = preparation.load_split(prepared, "train")
+    experiment.pipeline.plan(examples)
+    batch = next(experiment.pipeline.train(examples, first_example=0))
+    masked = batch["tokens_RxL"] == experiment.tokenizer.mask_id
+    assert masked.sum() == config.data.batch_size * len(config.model.label_words[0])
+    assert (masked == (batch["mask_RxL"] > 0)).all()
 
 
 def test_the_sweep_is_over_the_published_splits_alone():
