@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.checks import check_values
-from configs.fewclue import METHODS, SPLITS, TASKS, get_config, methods, sweep
+from configs.fewclue import TASKS, get_config, methods, sweep
 from input_pipeline.corpus import preparation, sources
 from models.backbone import parameter_shapes
 from models.bert import BertConfig
@@ -49,8 +49,8 @@ FORMATS = {  # labels, and a row of a label; `mark` makes the rows of each file 
         },
     ),
     "iflytek": (
-        (0, 118),
-        lambda mark, label: {"label": label, "label_des": "打车", "sentence": f"{mark}叫车{label}"},
+        ("打车", "租车"),
+        lambda mark, label: {"label": 3, "label_des": label, "sentence": f"{mark}找车{label}"},
     ),
     "ocnli": (
         ("contradiction", "entailment", "neutral"),
@@ -164,8 +164,7 @@ def test_masked_label_words_stand_at_the_masks_of_a_model_given_by_path(tmp_path
 
 
 def test_the_sweep_is_over_the_published_splits_alone():
-    assert sweep() == [{"data.split.fold": fold} for fold in range(5)] and SPLITS == 5
-    assert {name for task in TASKS for name in methods(task)} == set(METHODS)
+    assert sweep() == [{"data.split.fold": fold} for fold in range(5)]
 
 
 @pytest.mark.parametrize(
