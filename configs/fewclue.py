@@ -95,9 +95,12 @@ def get_config(arg: str | None = "eprstmt") -> ConfigDict:
     if method in ("probe", "fine_tuning"):
         common.use_encoder(config)
         config.data.template = "query: {text}" + "{pair}" * ("pair_column" in data)
+        config.optimizer.learning_rate = 1e-5  # the probe's head is far from 0 with so few examples
+        config.train.duration = "10 epochs"
         if method == "fine_tuning":  # a random head needs a higher rate than the encoder
-            config.model.head_start = "random"
+            config.model.head_start, config.optimizer.learning_rate = "random", 3e-5
             config.optimizer.lr_table = (("head/.*", 20.0), *config.optimizer.lr_table)
+            config.train.duration = "20 epochs"
         return config
     config.data.template, words = _WORDS[f"{name}:{method}"]
     config.model.update(head="label_words", pooling="last", label_words=tuple(words.split()))
