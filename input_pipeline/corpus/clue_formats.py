@@ -29,7 +29,8 @@ OTHER_BLANK = "□□□□"
 _TAG = re.compile("#idiom[0-9]*#")
 _EXPECTED = {
     "c3": '[["line", ..], [{"question": .., "choice": [..], "answer": ..}, ..], "id"]',
-    "chid": '{"candidates": ["..", ..], "content": ["..#idiom000378#..", ..]}',
+    "chid": '{"candidates": ["..", ..], "content": ["..#idiom000378#..", ..]}, or FewCLUE\'s '
+    '{"candidates": ["..", ..], "content": "..#idiom#..", "answer": 0}',
     "wsc": '{"target": {"span1_text": .., "span1_index": 0, "span2_text": .., "span2_index": 9}, '
     '"label": "true", "text": ..}',
 }
@@ -86,15 +87,18 @@ def _questions(item: Any, annotated: bool) -> Iterator[dict[str, Any]]:
 
 
 def _blanks(item: Any, annotated: bool) -> Iterator[dict[str, Any]]:
-    answer = {"answer": item["answer"]} if annotated and "answer" in item else {}
-    passages = item["content"]
-    for passage in [passages] if isinstance(passages, str) else passages:
+    passages, single = item["content"], {}
+    if isinstance(passages, str):  # FewCLUE's
+        if (blanks := len(_TAG.findall(passages))) != 1:
+            raise ValueError(f"'content', which has {blanks} blanks instead of one")
+        passages, single = [passages], {"id": str(item.get("id", ""))}
+        single |= {"answer": item["answer"]} if annotated else {}
+    for passage in passages:
         for blank in _TAG.finditer(passage):
             parts = (passage[: blank.start()], passage[blank.end() :])
             text = BLANK.join(_TAG.sub(OTHER_BLANK, part) for part in parts)
-            name = blank[0] if isinstance(passages, list) else str(item.get("id", ""))
-            row = {"text": text, "candidates": item["candidates"], "id": name, **answer}
-            yield row | {"group": group_of(passage)}
+            row = {"text": text, "candidates": item["candidates"], "id": blank[0]}
+            yield row | {"group": group_of(passage)} | single
 
 
 def _referents(item: Any, annotated: bool) -> Iterator[dict[str, Any]]:

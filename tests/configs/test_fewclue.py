@@ -123,6 +123,15 @@ def test_chid_has_its_answers_beside_the_blank(tmp_path):
     assert records[1].text == "train0表格让数据____6。" and records[1].choices == tuple(IDIOMS)
     assert [record.labels for record in records[:2]] == [("0",), ("6",)]
     assert records[0].name == "9"
+    for change, said in (
+        (("#idiom#", "#idiom##idiom#"), "2 blanks"),
+        (("answer", "a"), "'answer'"),
+    ):
+        config = config_of("chid", tmp_path)
+        content = (tmp_path / "train_0.json").read_text("utf-8").replace(*change)
+        (tmp_path / "train_0.json").write_text(content, "utf-8")
+        with pytest.raises(ValueError, match=rf"train_0\.json:1: not like chid at .*{said}"):
+            list(sources.read(config.data))
 
 
 @pytest.mark.parametrize("arg", [f"{task}:{name}" for task in TASKS for name in methods(task)])
