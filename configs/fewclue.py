@@ -90,13 +90,12 @@ def get_config(arg: str | None = "eprstmt") -> ConfigDict:
     config.data.audit.kind = "exact"
     config.layout.max_length = length
 
-    config.train.update(duration="20 epochs", integrate=False, collapse="ignore")
+    config.train.update(duration="10 epochs", integrate=False, collapse="ignore")
     config.eval.every = config.train.checkpoint_every = "100%"
     if method in ("probe", "fine_tuning"):
         common.use_encoder(config)
         config.data.template = "query: {text}" + "{pair}" * ("pair_column" in data)
         config.optimizer.learning_rate = 1e-5  # the probe's head is far from 0 with so few examples
-        config.train.duration = "10 epochs"
         if method == "fine_tuning":  # a random head needs a higher rate than the encoder
             config.model.head_start, config.optimizer.learning_rate = "random", 3e-5
             config.optimizer.lr_table = (("head/.*", 20.0), *config.optimizer.lr_table)
