@@ -31,7 +31,7 @@ def pooled(runs: Sequence[Scores], metric: str) -> Scores:
     """Returns scores of which a metric is the mean of the runs' values, for any examples.
 
     The statistics of the runs stand side by side, and the value is the mean of the values: where an
-    example is left out or drawn twice, it is so in all runs. (The mean of the statistics would do
+    example is left out, it is so in all runs. (The mean of the statistics would do
     for accuracy, but not for F1, a correlation or perplexity.)
 
     Args:
@@ -49,11 +49,11 @@ def pooled(runs: Sequence[Scores], metric: str) -> Scores:
         parts = zip(*(np.split(part, len(runs), axis=-1) for part in (sums, whole)), strict=True)
         return np.mean([single.value(*part) for part in parts], axis=0)
 
-    statistics = np.concatenate([run.statistics[single.name] for run in runs], axis=1)
+    statistics = {single.name: np.concatenate([r.statistics[single.name] for r in runs], axis=1)}
+    # Files of older versions hold no groups.
+    groups_N = next((run.groups_N for run in runs if run.groups_N is not None), None)
     mean = single._replace(value=value)
-    return Scores(
-        (mean,), first.ids_N, {single.name: statistics}, truth=first.truth, groups_N=first.groups_N
-    )
+    return Scores((mean,), first.ids_N, statistics, truth=first.truth, groups_N=groups_N)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -155,17 +155,19 @@ def _compare_shares(only_first: int, only_second: int, count: int, level: float)
     differing = only_first + only_second
     middle = (only_first - only_second) / (count + 2)
     reach = math.sqrt(differing + 1 - (count + 2) * middle**2) / (count + 2)
-    reach *= stats.norm.ppf(1 - LEVEL / 2)
+    reach *= float(stats.norm.ppf(1 - LEVEL / 2))
     # With 2 more disagreements than the test needs at least, a sample rarely has too few of them.
-    differing = max(differing, math.ceil(1 - math.log2(level)) + 2)
-    needed = stats.binom.isf(level / 2, differing, 0.5) + 1
-    share = stats.beta.ppf(POWER, needed, differing - needed + 1)  # P(at least `needed`) = POWER
-    detectable = float((2 * share - 1) * differing / count)
+    differing = min(max(differing, math.ceil(1 - math.log2(level)) + 2), count)
+    detectable = math.inf
+    if 2.0 ** (1 - count) <= level:
+        needed = stats.binom.isf(level / 2, differing, 0.5) + 1
+        share = stats.beta.ppf(POWER, needed, differing - needed + 1)  # P(>= `needed`) is POWER
+        detectable = float((2 * share - 1) * differing / count)
     return {
         "test": "McNemar's exact test",
         "p": mcnemar(only_first, only_second),
         "interval": [max(middle - reach, -1.0), min(middle + reach, 1.0)],
-        "detectable": detectable if detectable <= 1 else math.inf,
+        "detectable": detectable,
     }
 
 
@@ -183,8 +185,8 @@ def _compare_means(
         statistics: [G, K] of either side.
         freedom: degrees of freedom of the error, from `_freedom`.
         runs: values of the runs of either side, or None where one has a single run. Examples and
-            seeds both scatter: their squared errors add up (Owen 2007, doi:10.1214/07-AOAS122,
-            shows that this is on the safe side), and the degrees of freedom are Welch's.
+            seeds both scatter: their squared errors add up, which counts what a seed does to single
+            examples twice, on the safe side. The degrees of freedom are Welch's (1947).
         level: of significance.
     """
     value, error, units = difference["value"], difference["standard_error"], len(statistics[0])
@@ -309,7 +311,8 @@ def _power(row: Mapping[str, Any], metric: Metric) -> str:
     text += f"found in {POWER * 100:.0f} of 100 cases"
     if row["seeds_error"] is not None:
         by_seeds = 2 * row["seeds_error"] ** 2 > row["standard_error"] ** 2
-        text += f"; what limits it are the {'seeds' if by_seeds else units}"
+        more, less = ("seeds", units) if by_seeds else (units, "seeds")
+        text += f"; the {more} limit it more than the {less}"
     return text + "."
 
 

@@ -244,7 +244,10 @@ def _row(summary: Mapping[str, Any], metrics: Sequence[Shown]) -> list[str]:
     """Returns a cell per metric, empty where a model has none, and the number of examples."""
     known = [summary[metric["name"]] for metric in metrics if metric["name"] in summary]
     values = [cell(summary[m["name"]], m) if m["name"] in summary else "" for m in metrics]
-    return [*values, f"{known[0]['count']:,}" if known else ""]
+    if not known:
+        return [*values, ""]
+    groups = f" in {known[0]['groups']:,} groups" if "groups" in known[0] else ""
+    return [*values, f"{known[0]['count']:,}{groups}"]
 
 
 def class_cells(per_class: Mapping[str, Mapping[str, Any]]) -> Cells:
