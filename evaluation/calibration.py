@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from evaluation.classification_metrics import squared_errors
+from evaluation.metrics import Metric, Scores, estimate, mean, one_each
 
 BINS = 15  # the number of Guo et al. (1706.04599), but here with as many examples in each
 DRAWS = 999  # of what chance alone would show
@@ -74,7 +75,10 @@ def calibrate(logits_NxC: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray:
 
 
 def card(
-    labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
+    labels_N: np.ndarray,
+    classes_N: np.ndarray,
+    log_probabilities_NxC: np.ndarray,
+    groups_N: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Returns the calibration of probabilities; JSON-ready.
 
@@ -82,6 +86,7 @@ def card(
         labels_N: true classes.
         classes_N: predicted ones, whose probability is the confidence.
         log_probabilities_NxC: normalised.
+        groups_N: see Scores.
 
     Returns:
         'count', 'ece', 'ece_by_chance' and 'ece_p' from `by_chance`, 'brier', 'brier_error' (its
@@ -92,7 +97,8 @@ def card(
     right_N = classes_N == labels_N
     brier_N = squared_errors(labels_N, probabilities_NxC)
     bins = reliability(confidence_N, right_N)
-    error = np.std(brier_N, ddof=1) / np.sqrt(len(brier_N)) if len(brier_N) > 1 else np.nan
+    metric, ids_N = Metric("brier", "Brier score", mean), np.arange(len(brier_N))
+    scores = Scores((metric,), ids_N, {"brier": one_each(brier_N)}, groups_N=groups_N)
     ece = calibration_error(bins)
     ece_by_chance, ece_p = by_chance(confidence_N, ece)
     return {
@@ -101,7 +107,7 @@ def card(
         "ece_by_chance": ece_by_chance,
         "ece_p": ece_p,
         "brier": float(brier_N.mean()),
-        "brier_error": float(error),
+        "brier_error": estimate(scores, "brier")["standard_error"],
         "bins": bins,
         "coverage": selective_accuracy(confidence_N, right_N),
     }

@@ -64,7 +64,8 @@ def test_errors_are_by_the_groups_of_the_data_in_tables_sentences_and_files(
         assert comparison["sentence"].startswith("On 40 test examples (errors by 10 groups), ")
     for scores in read_scores(tmp_path / "run" / "scores_test.npz").values():
         assert len(np.unique(scores.groups_N)) == 10
-    assert "(errors by 10 groups)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "(errors by 10 groups)" in printed and "40 in 10 groups" in printed
 
 
 def test_without_a_validation_split_nothing_is_trained(short_config, tmp_path):
