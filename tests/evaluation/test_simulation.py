@@ -99,7 +99,7 @@ def side(statistics_NxK, value, groups_N=None):
 
 def difference(draw, value, gain):
     """Returns the true difference: that of very many examples."""
-    sides = draw(np.random.default_rng(1), 2_000_000, gain)
+    sides = draw(np.random.default_rng(1), 500_000, gain)
     first, second = (float(value(s, s)) for s in (side.sum(axis=0) for side in sides))
     return first - second
 
@@ -227,7 +227,7 @@ def test_the_interval_over_seeds_holds_the_mean_of_all_seeds():
 @pytest.mark.parametrize("case", CASES)
 def test_two_standard_errors_reach_the_truth_in_95_of_100_samples(case, count):
     draw, value, _ = CASES[case]
-    truth = draw(np.random.default_rng(1), 2_000_000, 0)[0].sum(axis=0)
+    truth = draw(np.random.default_rng(1), 500_000, 0)[0].sum(axis=0)
     truth, rng, samples = float(value(truth, truth)), np.random.default_rng(0), 400
     rows = [estimate(side(draw(rng, count, 0)[0], value), "metric") for _ in range(samples)]
     reached = np.mean([abs(row["value"] - truth) <= 1.96 * row["standard_error"] for row in rows])
