@@ -2,8 +2,8 @@
 
 Statistics of examples in; p values, intervals, power and plain sentences out, for every metric
 alike: all are functions of sums over examples (evaluation/metrics.py). A side of a comparison is a
-model, or the runs of a setting that differ in their seed alone. tests/evaluation/test_simulation.py
-measures how often p values and intervals of known truths are right.
+model, or the runs of a setting that differ in seed or fold alone. How often p values and intervals
+are right is measured on known truths by tests/evaluation/test_simulation.py.
 """
 
 import math
@@ -91,7 +91,7 @@ def compare(
 
     Single runs whose metric is a share of right answers are compared by McNemar's exact test, all
     others by Student's t of the jackknife's error. Where both sides have several runs, that error
-    holds the scatter over the seeds too.
+    holds the scatter over the runs too.
 
     Args:
         first, second: the runs of each: one, or several whose mean counts.
@@ -101,14 +101,14 @@ def compare(
     Returns:
         As `paired_difference`, with 'metric'; 'test' (its name), 'p' and 'interval' of 95 %;
         'detectable', the difference that would be significant in 80 of 100 samples, infinite where
-        the examples are too few for any; and, of several runs, 'seeds_error' (the part of the
-        standard error that is due to seeds). What does not exist is None.
+        the examples are too few for any; and, of several runs, 'runs_error' (the part of the
+        standard error that is due to runs). What does not exist is None.
 
     Raises:
         ValueError: the runs are not about the same examples with the same truth.
     """
     sides = [pooled(runs, metric.name) for runs in (first, second)]
-    names = ("test", "p", "interval", "detectable", "seeds_error")
+    names = ("test", "p", "interval", "detectable", "runs_error")
     comparison = {
         "metric": metric.name,
         **paired_difference(*sides, metric=metric.name),
@@ -193,12 +193,12 @@ def _compare_means(
     if not math.isfinite(error):  # of one example or group, or where the metric needs each of them
         return {"p": 1.0, "detectable": math.inf}
     test = "the paired t test" + " over groups" * ("groups" in difference)
-    squares, freedoms, seeds_error = [error**2], [freedom], None
+    squares, freedoms, runs_error = [error**2], [freedom], None
     if runs is not None:
-        test = f"Welch's t test over {'groups' if 'groups' in difference else 'examples'} and seeds"
+        test = f"Welch's t test over {'groups' if 'groups' in difference else 'examples'} and runs"
         squares += [float(np.var(side, ddof=1)) / len(side) for side in runs]
         freedoms += [len(side) - 1 for side in runs]
-        seeds_error = math.sqrt(sum(squares[1:]))
+        runs_error = math.sqrt(sum(squares[1:]))
     error = math.sqrt(sum(squares))
     parts = sum(square**2 / degrees for square, degrees in zip(squares, freedoms, strict=True))
     freedom = error**4 / parts if parts else freedom
@@ -213,7 +213,7 @@ def _compare_means(
         "p": min(p, 1.0),
         "interval": [value - reach, value + reach],
         "detectable": math.inf if 2.0 ** (1 - units) > level else detectable or None,
-        "seeds_error": seeds_error,
+        "runs_error": runs_error,
     }
 
 
@@ -306,12 +306,12 @@ def _power(row: Mapping[str, Any], metric: Metric) -> str:
     units = "groups" if "groups" in row else "examples"
     if not math.isfinite(row["detectable"]):
         return f" So few {units} can show no difference."
-    text = f" With these {units}{' and seeds' * (row['seeds_error'] is not None)}, a difference of "
+    text = f" With these {units}{' and runs' * (row['runs_error'] is not None)}, a difference of "
     text += f"{_number(row['detectable'], metric)}{' points' * (metric.scale == 100)} would be "
     text += f"found in {POWER * 100:.0f} of 100 cases"
-    if row["seeds_error"] is not None:
-        by_seeds = 2 * row["seeds_error"] ** 2 > row["standard_error"] ** 2
-        more, less = ("seeds", units) if by_seeds else (units, "seeds")
+    if row["runs_error"] is not None:
+        by_runs = 2 * row["runs_error"] ** 2 > row["standard_error"] ** 2
+        more, less = ("runs", units) if by_runs else (units, "runs")
         text += f"; the {more} limit it more than the {less}"
     return text + "."
 

@@ -7,38 +7,40 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from training.state import Params, TrainState, random_stream
+from training.state import Params, TrainState
+from training.tuning.regularizers import Batch, Place, Regularizers
 
-Batch = Mapping[str, jax.Array]
-Apply = Callable[..., Any]
-Loss = Callable[[Any, Batch], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+Result = tuple[tuple[jax.Array, dict[str, jax.Array]], Params]  # loss, sums; gradients
+
+_ASCENT_SHARE = 4  # of the batch: the ascent of SAM reads a fourth of it, as in 2110.08529
 
 
 def make_train_step(
-    apply: Apply,
-    loss: Loss,
+    regularizers: Regularizers,
     optimizer: optax.GradientTransformation,
     *,
     learning_rate: float,
     schedule: Callable[[jax.Array], jax.Array],
     batch_size: int,
-    seed: int,
     gates: Callable[[jax.Array], Mapping[str, jax.Array]] | None = None,
     ema: float = 0.0,
+    swa_from: int | None = None,
+    sam: float = 0.0,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, frozen, batch) -> (state, metrics)`; jit it with `state` donated.
 
     Args:
-      apply: `apply(flat_params, batch, rng) -> outputs`, with dropout where rng is given.
-      loss: `loss(outputs, batch) -> (sum, weight, sums)` over the batch's examples.
+      regularizers: the gradient of a microbatch, and what changes it.
       optimizer: its updates are for a learning rate of 1; its update may take `is_taught`.
       learning_rate: the peak.
       schedule: factor on it, as a function of the examples seen.
       batch_size: examples a step, over all microbatches.
-      seed: of the dropout stream.
       gates: factor 0 or 1 on each path's update, as a function of the examples seen.
       ema: decay of TrainState.average, at most (1 + step) / (10 + step), so that a
         short run forgets its initial weights; used where the state has an average.
+      swa_from: examples after which that average weighs all steps alike instead (SWA, 1803.05407);
+        until then it is the weights.
+      sam: radius of the ascent (SAM, 2010.01412): gradients are those at weights of a higher loss.
 
     The batch's arrays start with the microbatch axis M. Sums are divided by the total weight once,
     so that M microbatches equal one large batch. A total weight of 0, of a batch whose every label
@@ -50,28 +52,20 @@ def make_train_step(
     def train_step(
         state: TrainState, frozen: Params, batch: Batch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        step_rng = random_stream(seed, "dropout", state.step)
+        pretrained, step = state.pretrained, state.step
 
-        def microbatch_loss(params: Params, part: Batch, index: jax.Array) -> Any:
-            rng = jax.random.fold_in(step_rng, index)
-            total, weight, sums = loss(apply({**frozen, **params}, part, rng), part)
-            return total, {"weight": weight, **sums}
+        def gradient(params: Params, batch: Batch) -> Result:
+            """Returns the sums over the microbatches."""
+            weights, pull = jax.vjp(lambda p: regularizers.weights(p, pretrained, step), params)
+            result, gradients = _accumulated(regularizers, weights, frozen, batch, step)
+            return result, pull(gradients)[0]
 
-        gradient = jax.value_and_grad(microbatch_loss, has_aux=True)
-
-        def accumulate(carry: Any, indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-            new = gradient(state.params, indexed[1], indexed[0])
-            return jax.tree.map(jnp.add, carry, new), None
-
-        count = batch["weights_B"].shape[0]
-        first = jax.tree.map(lambda array: array[0], dict(batch))
-        if count == 1:
-            (total, sums), gradients = gradient(state.params, first, jnp.int32(0))
-        else:
-            shapes = jax.eval_shape(gradient, state.params, first, jnp.int32(0))
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            parts = (jnp.arange(count, dtype=jnp.int32), dict(batch))
-            ((total, sums), gradients), _ = jax.lax.scan(accumulate, zeros, parts)
+        params = state.params
+        if sam:
+            _, slope = gradient(params, _first_part(batch))
+            reach = sam / jnp.maximum(optax.tree.norm(slope), 1e-12)
+            params = jax.tree.map(lambda p, g: p + reach * g, params, slope)
+        (total, sums), gradients = gradient(params, batch)
 
         weight = sums.pop("weight")
         # Without a label all gradients are 0. What else would move goes by scalars that are then
@@ -79,6 +73,7 @@ def make_train_step(
         is_taught = weight != 0  # a weight that is not a number counts: its loss ends the run
         weight = jnp.where(is_taught, weight, 1.0)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
+        gradients = regularizers.after(gradients, state.params, pretrained, step, is_taught)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.params, is_taught=is_taught
         )
@@ -91,8 +86,11 @@ def make_train_step(
         params = jax.tree.map(lambda p, u: p + applied * u, state.params, updates)
         average = state.average
         if average is not None:
-            decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
-            share = (1 - decay) * is_taught
+            if swa_from is None:
+                share = 1 - jnp.minimum(ema, (1 + step) / (10 + step))
+            else:  # 1 / n of the n-th step from there on, before it 1: the weights themselves
+                share = 1 / (1 + jnp.maximum(state.examples - swa_from, 0) // batch_size)
+            share *= is_taught
             average = jax.tree.map(lambda a, p: a + share * (p - a), average, params)
         metrics = {
             "weight": weight * is_taught,
@@ -102,7 +100,37 @@ def make_train_step(
             "learning_rate": rate,
         }
         seen = state.examples + batch_size
-        state = TrainState(state.step + 1, seen, params, optimizer_state, average)
+        state = TrainState(step + 1, seen, params, optimizer_state, average, pretrained)
         return state, metrics
 
     return train_step
+
+
+def _accumulated(
+    regularizers: Regularizers, params: Params, frozen: Params, batch: Batch, step: jax.Array
+) -> Result:
+    """Returns sums over the microbatches of their losses and gradients."""
+
+    def gradient(index: jax.Array, part: Batch) -> Result:
+        return regularizers.gradient(params, frozen, part, Place(step, index))
+
+    def accumulate(carry: Any, indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, gradient(*indexed)), None
+
+    count = batch["weights_B"].shape[0]
+    first = jax.tree.map(lambda array: array[0], dict(batch))
+    if count == 1:
+        return gradient(jnp.int32(0), first)
+    shapes = jax.eval_shape(gradient, jnp.int32(0), first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    parts = (jnp.arange(count, dtype=jnp.int32), dict(batch))
+    return jax.lax.scan(accumulate, zeros, parts)[0]
+
+
+def _first_part(batch: Batch) -> Batch:
+    """Returns the microbatches with the first examples; the others have no weight."""
+    count, size = batch["weights_B"].shape
+    examples = -(-count * size // _ASCENT_SHARE)
+    part = {name: array[: -(-examples // size)] for name, array in batch.items()}
+    numbers = jnp.arange(part["weights_B"].size).reshape(-1, size)
+    return {**part, "weights_B": jnp.where(numbers < examples, part["weights_B"], 0.0)}

@@ -1,7 +1,7 @@
 """--mode=report: finished runs side by side. What differs, the value of each, and what is chance.
 
 Reads results.json, config.json and the stored scores of any number of workdirs; no model and no
-data. Runs that differ in their seed alone are one group, whose spread is reported.
+data. Runs that differ in seed or fold alone are one group, whose spread is reported.
 """
 
 import dataclasses
@@ -22,8 +22,9 @@ from reporting import report as tables
 from reporting.html_report import write_html
 from reporting.stored_scores import read_scores
 from training.workdir import NOT_OF_THE_WEIGHTS
+from workflows.planning import REPEATED
 
-_REPEATED = ("seed", "seeds")  # what runs of a group may differ in
+_REPEATED = (*REPEATED, "seeds")  # what runs of a group may differ in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,13 @@ class FinishedRun:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The config without the seed."""
+        """The config without seed and fold."""
         return {key: value for key, value in self.config.items() if key not in _REPEATED}
+
+    @property
+    def repeat(self) -> str:
+        """Which run of its setting it is: 'seed/fold'."""
+        return "/".join(str(self.config[key]) for key in REPEATED)
 
 
 @working("Comparing the runs")
@@ -199,17 +205,16 @@ def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """Returns the runs of each setting.
 
     Raises:
-        ValueError: two runs of a setting have the same seed: a copy shows no spread.
+        ValueError: two runs of a setting have the same seed and fold: a copy shows no spread.
     """
-    groups: dict[str, dict[int, FinishedRun]] = {}
+    groups: dict[str, dict[str, FinishedRun]] = {}
     for run in runs:
         group = groups.setdefault(json.dumps(run.setting, sort_keys=True), {})
-        same = group.setdefault(run.config["seed"], run)
+        same = group.setdefault(run.repeat, run)
         if same is not run:
             raise ValueError(
-                f"{same.folder} and {run.folder} have the same config and the same seed, "
-                f"{run.config['seed']}: a copy shows no spread over seeds; leave one of them out "
-                "of config.report.runs"
+                f"{same.folder} and {run.folder} have the same config, seed and fold "
+                f"({run.repeat}): a copy shows no spread; leave one out of config.report.runs"
             )
     return [list(group.values()) for group in groups.values()]
 
@@ -224,7 +229,7 @@ def _describe(
     mean = estimate(pooled, metric.name)
     return {
         "workdirs": [str(run.folder) for run in group],
-        "seeds": [run.config["seed"] for run in group],
+        "repeats": [run.repeat for run in group],
         "model": group[0].model,
         "differs": {
             key: value

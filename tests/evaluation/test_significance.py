@@ -142,7 +142,7 @@ def test_with_any_number_of_examples_several_runs_are_compared_as_by_welchs_test
     found, expected = significance.compare(*runs, LOSS), stats.ttest_ind(*sides, equal_var=False)
     assert found["p"] == pytest.approx(expected.pvalue, rel=1e-6)
     assert found["interval"] == pytest.approx([*expected.confidence_interval()], rel=1e-6)
-    assert found["standard_error"] == pytest.approx(found["seeds_error"])
+    assert found["standard_error"] == pytest.approx(found["runs_error"])
 
 
 @pytest.mark.parametrize(
@@ -190,13 +190,13 @@ def test_a_group_is_worth_the_mean_of_its_runs_also_where_the_metric_is_not_line
     left_out = [np.sqrt((s.sum(1, keepdims=True) - s) / 59).mean(axis=0) for s in squares]
     error = np.sqrt(59 * np.var(left_out[0] - left_out[1]))
     over_seeds = [np.var([estimate(r, "rmse")["value"] for r in runs], ddof=1) for runs in sides]
-    seeds_error = np.sqrt(over_seeds[0] / 3 + over_seeds[1] / 2)
-    assert found["seeds_error"] == pytest.approx(seeds_error)
-    assert found["standard_error"] == pytest.approx(np.hypot(error, seeds_error))
+    runs_error = np.sqrt(over_seeds[0] / 3 + over_seeds[1] / 2)
+    assert found["runs_error"] == pytest.approx(runs_error)
+    assert found["standard_error"] == pytest.approx(np.hypot(error, runs_error))
     low, high = found["interval"]
     assert low < found["value"] < high
     mixed = significance.compare(sides[0], sides[1][:1], RMSE)  # one run shows no spread of seeds
-    assert mixed["seeds_error"] is None and "seeds" not in mixed["test"]
+    assert mixed["runs_error"] is None and "runs" not in mixed["test"]
 
 
 def test_what_other_seeds_could_undo_is_not_called_real():
@@ -210,15 +210,15 @@ def test_what_other_seeds_could_undo_is_not_called_real():
     scattered = group(0.6, 0.9, 0.9), group(0.6, 0.75, 0.6)
     for sides, verdict in ((steady, "likely real"), (scattered, "may be chance")):
         row, text = judged(*sides)
-        assert f"by Welch's t test over examples and seeds): {verdict}." in text
-        assert text.endswith("; the seeds limit it more than the examples.")
+        assert f"by Welch's t test over examples and runs): {verdict}." in text
+        assert text.endswith("; the runs limit it more than the examples.")
         single, _ = judged(*([runs[0]] for runs in sides))
         assert single["p"] < 0.001 or sides is scattered
-        assert row["seeds_error"] < row["standard_error"]
+        assert row["runs_error"] < row["standard_error"]
     few = [[accuracy_of(run.statistics["accuracy"][:40, 0]) for run in runs] for runs in steady]
-    assert judged(*few)[1].endswith("; the examples limit it more than the seeds.")
+    assert judged(*few)[1].endswith("; the examples limit it more than the runs.")
     one, text = judged(group(0.8, 0.8), group(0.6))
-    assert one["seeds_error"] is None and "seeds" not in text and "likely real" in text
+    assert one["runs_error"] is None and "and runs" not in text and "likely real" in text
 
 
 def test_power_counts_the_comparisons_that_are_corrected_for():

@@ -16,6 +16,7 @@ from tasks.classification import Classification
 from training.state import TrainState, merge, random_stream
 from training.train_step import make_train_step
 from training.tuning.optimizers import make_optimizer
+from training.tuning.regularizers import Passes, Regularizers
 
 CONFIG = DecoderConfig(
     vocab_size=64,
@@ -61,7 +62,7 @@ def padded_batch(examples: int, microbatches: int = 1) -> dict[str, np.ndarray]:
 
 
 def apply(params, batch, rng=None):
-    return MODEL.apply({"params": merge(params)}, batch, deterministic=True)
+    return [MODEL.apply({"params": merge(params)}, batch, deterministic=True)]
 
 
 @functools.cache
@@ -82,19 +83,17 @@ def one_step(
     loss=TASK.loss,
     options=PLAIN,
 ):
-    params = dict(initial_params())
+    params, regularize = dict(initial_params()), common.get_config().regularize
     fixed = {path: params.pop(path) for path in list(params) if path.startswith(tuple(frozen))}
     config = common.get_config().optimizer
     config.update(options)
     optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
     step = make_train_step(
-        apply,
-        loss,
+        Regularizers(regularize, Passes(apply, loss), seed=0),
         optimizer,
         learning_rate=1.0,
         schedule=schedule,
         batch_size=batch_size,
-        seed=0,
         ema=ema or 0.0,
     )
     average = None if ema is None else jax.tree.map(lambda value: value + 1, params)
@@ -193,13 +192,11 @@ def test_training_learns_labels_by_heart():
     optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
     step = jax.jit(
         make_train_step(
-            apply,
-            TASK.loss,
+            Regularizers(common.get_config().regularize, Passes(apply, TASK.loss), seed=0),
             optimizer,
             learning_rate=1e-2,
             schedule=lambda n: 1.0,
             batch_size=8,
-            seed=0,
         )
     )
     state = TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))

@@ -71,19 +71,19 @@ def test_seeds_are_one_group_and_the_better_setting_is_told_from_chance(make_run
     found = comparison.compare(runs, tmp_path)
     low, high, _ = found["runs"]
     assert [row["count"] for row in found["runs"]] == [3, 3, 1]
-    assert [row["seeds"] for row in found["runs"]] == [[0, 1, 2], [0, 1, 2], [5]]
+    assert [row["repeats"] for row in found["runs"]][1:] == [["0/0", "1/0", "2/0"], ["5/0"]]
     assert low["differs"] == {"optimizer.learning_rate": 1e-5, "model.dropout": 0.0}
     assert low["mean"] == pytest.approx(np.mean(low["values"]))
     assert low["test_openings"] == 3
     assert high["mean"] - low["mean"] > 0.1
     better, chance = found["comparisons"]
-    assert better["second"] == chance["second"] == "low_0 and 2 more seeds"
+    assert better["second"] == chance["second"] == "low_0 and 2 more runs"
     assert better["value"] == pytest.approx(high["mean"] - low["mean"])
     assert better["p_holm"] < 0.01 and "likely real" in better["sentence"]
     assert chance["p_holm"] > 0.05 and "may be chance" in chance["sentence"]
-    assert chance["seeds_error"] is None and 0 < better["seeds_error"] < better["standard_error"]
-    assert "by Welch's t test over examples and seeds" in better["sentence"]
-    assert "by the paired t test" in chance["sentence"] and "seeds)" not in chance["sentence"]
+    assert chance["runs_error"] is None and 0 < better["runs_error"] < better["standard_error"]
+    assert "by Welch's t test over examples and runs" in better["sentence"]
+    assert "by the paired t test" in chance["sentence"] and "runs)" not in chance["sentence"]
     assert [row.get("detectable") for row in found["runs"]] == [
         None,
         better["detectable"],
@@ -124,7 +124,7 @@ def test_one_run_is_never_two_seeds(make_run, tmp_path, monkeypatch):
     assert comparison.find_runs(["a", str(folder), "./*"], tmp_path) == [folder]
     shutil.copytree(folder, tmp_path / "copy")
     other = make_run("other", 0.6, seed=1)
-    with pytest.raises(ValueError, match=r"/a and .*/copy have .* the same seed, 0: "):
+    with pytest.raises(ValueError, match=r"/a and .*/copy have .*, seed and fold \(0/0\): "):
         comparison.compare([folder, other, tmp_path / "copy"], tmp_path)
 
 

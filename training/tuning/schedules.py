@@ -51,6 +51,13 @@ class Durations:
         self.cooldown = parse_duration(config.schedule.cooldown, **units)
         period = config.adapt.unfreeze_every
         self.unfreeze_every = period and parse_duration(period, **units)
+        average = config.train.swa_from
+        self.swa_from = parse_duration(average, **units) if average else None
+        if average and self.swa_from >= total:
+            raise ValueError(
+                f"config.train.swa_from={average!r} is after {self.swa_from} examples, but the "
+                f"training has {total}: shorten it"
+            )
 
 
 def make_schedule(
