@@ -118,11 +118,21 @@ def compare(
         return comparison
     statistics, level = paired_statistics(*sides, metric=metric.name), LEVEL / family
     if len(first) == len(second) == 1 and (outcomes := _outcomes(*statistics)):
-        return comparison | _compare_shares(*outcomes, comparison["count"], level)
+        comparison |= _compare_shares(*outcomes, comparison["count"], level)
+        return comparison | {"interval": _reaching_zero(comparison)}
     freedom, runs = _freedom(paired_changes(*sides, metric=metric.name)[1]), None
     if min(len(first), len(second)) > 1:
         runs = [[estimate(run, metric.name)["value"] for run in side] for side in (first, second)]
-    return comparison | _compare_means(comparison, statistics, freedom, runs, level)
+    comparison |= _compare_means(comparison, statistics, freedom, runs, level)
+    return comparison | {"interval": _reaching_zero(comparison)}
+
+
+def _reaching_zero(comparison: Mapping[str, Any]) -> list[float] | None:
+    """Returns the interval, with 0 in it where p does not exclude it: exact tests are stricter."""
+    if comparison["interval"] is None or comparison["p"] < LEVEL:
+        return comparison["interval"]
+    low, high = comparison["interval"]
+    return [min(low, 0.0), max(high, 0.0)]
 
 
 def _outcomes(first_NxK: np.ndarray, second_NxK: np.ndarray) -> tuple[int, int] | None:
@@ -146,16 +156,16 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def _compare_shares(only_first: int, only_second: int, count: int, level: float) -> dict[str, Any]:
-    """Returns test, interval and power of two shares of right answers.
+    """Returns test, error, interval and power of two shares of right answers.
 
-    The interval adds half an example to each of the four outcomes (Agresti and Min 2005,
-    doi:10.1002/sim.1781): without, one of few disagreements is far too narrow. Power is that of the
-    exact test on as many disagreements, and on at least the few that it needs.
+    Error and interval add half an example to each of the four outcomes (Agresti and Min 2005,
+    doi:10.1002/sim.1781): without, those of few disagreements are far too small. Power is that of
+    the exact test on as many disagreements, and on at least the few that it needs.
     """
     differing = only_first + only_second
     middle = (only_first - only_second) / (count + 2)
-    reach = math.sqrt(differing + 1 - (count + 2) * middle**2) / (count + 2)
-    reach *= float(stats.norm.ppf(1 - LEVEL / 2))
+    error = math.sqrt(differing + 1 - (count + 2) * middle**2) / (count + 2)
+    reach = float(stats.norm.ppf(1 - LEVEL / 2)) * error
     # With 2 more disagreements than the test needs at least, a sample rarely has too few of them.
     differing = min(max(differing, math.ceil(1 - math.log2(level)) + 2), count)
     detectable = math.inf
@@ -164,6 +174,7 @@ def _compare_shares(only_first: int, only_second: int, count: int, level: float)
         share = stats.beta.ppf(POWER, needed, differing - needed + 1)  # P(>= `needed`) is POWER
         detectable = float((2 * share - 1) * differing / count)
     return {
+        "standard_error": error,
         "test": "McNemar's exact test",
         "p": mcnemar(only_first, only_second),
         "interval": [max(middle - reach, -1.0), min(middle + reach, 1.0)],

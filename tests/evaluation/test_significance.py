@@ -74,6 +74,7 @@ def test_a_verdict_on_shares_is_that_of_the_exact_test(rows):
     assert ("likely real" in text) == (exact < 0.05 and only_first != only_second)
     low, high = row["interval"]
     assert -1 <= low < row["value"] + 1e-9 and row["value"] - 1e-9 < high <= 1
+    assert (low <= 0 <= high) == (exact >= 0.05)  # the interval never says another thing
     assert row["detectable"] > 0 and "nan" not in text
     assert ("can show no difference" in text) == (len(rows) < 6)
 
@@ -93,6 +94,8 @@ def test_no_verdict_is_surer_than_coins_that_fall_on_one_side(differences, group
     assert 2.0 ** (1 - np.count_nonzero(units)) <= row["p"] + 1e-12 or row["p"] == 1
     assert "nan" not in text and "inf" not in text
     assert ("can show no difference" in text) == (len(units) < 6)
+    if row["interval"]:
+        assert (row["interval"][0] <= 0 <= row["interval"][1]) == (row["p"] >= 0.05)
 
 
 def test_mcnemar_is_the_sign_test_of_those_that_differ():

@@ -150,10 +150,9 @@ def test_95_of_100_intervals_hold_the_truth_and_5_of_100_tests_find_what_is_not_
     least = 0.94
     if count == 20:  # of rare large losses 20 examples may hold none: no method knows of them
         least = 0.78 if case == "log loss" else 0.93
-    else:
-        assert covered <= 0.965 + slack(samples)
+    else:  # an interval holds 0 where the exact test, which is too careful, does not exclude it
+        assert covered <= (0.98 if "accuracy" in case else 0.965) + slack(samples)
     assert covered >= least - slack(samples)
-    # The exact test is too careful of few examples; none is careless.
     assert rejected <= 0.06 + slack(samples) or (case == "log loss" and count == 20)
 
 
