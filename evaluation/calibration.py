@@ -14,9 +14,10 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from evaluation.classification_metrics import squared_errors
+from evaluation.metrics import Metric, Scores, estimate, mean, one_each
 
 BINS = 15  # the number of Guo et al. (1706.04599), but here with as many examples in each
-DRAWS = 500  # of the interval
+DRAWS = 999  # of what chance alone would show
 _CHUNK = 2**20  # examples of a block of draws
 LEAST, GREATEST = 0.05, 20.0  # temperatures
 
@@ -74,7 +75,10 @@ def calibrate(logits_NxC: np.ndarray, fitted: Mapping[str, Any]) -> np.ndarray:
 
 
 def card(
-    labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
+    labels_N: np.ndarray,
+    classes_N: np.ndarray,
+    log_probabilities_NxC: np.ndarray,
+    groups_N: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Returns the calibration of probabilities; JSON-ready.
 
@@ -82,10 +86,10 @@ def card(
         labels_N: true classes.
         classes_N: predicted ones, whose probability is the confidence.
         log_probabilities_NxC: normalised.
+        groups_N: see Scores.
 
     Returns:
-        'count', 'ece', 'ece_interval' from `calibration_interval`, 'ece_by_chance' (what perfectly
-        calibrated probabilities would show on so many examples), 'brier', 'brier_error' (its
+        'count', 'ece', 'ece_by_chance' and 'ece_p' from `by_chance`, 'brier', 'brier_error' (its
         standard error), 'bins' from `reliability` and 'coverage' from `selective_accuracy`.
     """
     probabilities_NxC = np.exp(log_probabilities_NxC)
@@ -93,14 +97,17 @@ def card(
     right_N = classes_N == labels_N
     brier_N = squared_errors(labels_N, probabilities_NxC)
     bins = reliability(confidence_N, right_N)
-    error = np.std(brier_N, ddof=1) / np.sqrt(len(brier_N)) if len(brier_N) > 1 else np.nan
+    metric, ids_N = Metric("brier", "Brier score", mean), np.arange(len(brier_N))
+    scores = Scores((metric,), ids_N, {"brier": one_each(brier_N)}, groups_N=groups_N)
+    ece = calibration_error(bins)
+    ece_by_chance, ece_p = by_chance(confidence_N, ece)
     return {
         "count": len(labels_N),
-        "ece": calibration_error(bins),
-        "ece_interval": calibration_interval(confidence_N, right_N),
-        "ece_by_chance": _by_chance(bins),
+        "ece": ece,
+        "ece_by_chance": ece_by_chance,
+        "ece_p": ece_p,
         "brier": float(brier_N.mean()),
-        "brier_error": float(error),
+        "brier_error": estimate(scores, "brier")["standard_error"],
         "bins": bins,
         "coverage": selective_accuracy(confidence_N, right_N),
     }
@@ -148,52 +155,40 @@ def calibration_error(bins: list[dict[str, float]]) -> float:
     return float(np.average(gaps, weights=[row["count"] for row in bins]))
 
 
-def calibration_interval(
-    confidence_N: np.ndarray, right_N: np.ndarray, *, draws: int = DRAWS, seed: int = 0
-) -> list[float] | None:
-    """Returns the 95 % bootstrap interval [low, high] of the ECE; None for a single example.
+def by_chance(
+    confidence_N: np.ndarray, error: float, *, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """Returns the ECE that calibrated predictions show on average, and the p value of `error`.
 
-    Chance adds to an ECE, and to one of drawn examples twice, so that quantiles of the latter lie
-    too high. The interval holds instead, as multiples of the measured one, each ECE that would make
-    it an ordinary one: so many times the gaps between accuracy and confidence, plus the noise of
-    the drawn bins, give it neither among the highest nor the lowest 2.5 %. It reaches down to 0
-    where all may be calibrated, and may lie below the measured ECE.
+    Each draw makes an example right with the probability that its confidence states (Broecker and
+    Smith 2007, doi:10.1175/WAF993.1). p is how often the ECE is at least `error`: a test of whether
+    all is calibrated, which holds its level whatever the number of examples, as far as these are
+    independent.
 
     Args:
         confidence_N: from 0 to 1.
-        right_N: bool.
+        error: the measured ECE.
         draws: how many.
         seed: of the draws.
     """
-    count, gaps_N = len(confidence_N), right_N - confidence_N
-    if count < 2:
-        return None
-    numbers_N = _bin_numbers(confidence_N, BINS)
+    count, numbers_N = len(confidence_N), _bin_numbers(confidence_N, BINS)
     size, block = int(numbers_N.max()) + 1, max(1, _CHUNK // count)
-    gaps_K = np.bincount(numbers_N, gaps_N, size) / count
     rng, drawn = np.random.default_rng(seed), []
     for start in range(0, draws, block):
-        rows_DxN = rng.integers(0, count, (min(block, draws - start), count))
-        cells_DxN = numbers_N[rows_DxN] + size * np.arange(len(rows_DxN))[:, None]
-        sums = np.bincount(cells_DxN.ravel(), gaps_N[rows_DxN].ravel(), size * len(rows_DxN))
-        drawn.append(sums.reshape(-1, size) / count)
-    noise_DxK, multiples = np.concatenate(drawn) - gaps_K, np.linspace(0, 4, 41)
-    errors = [np.abs(multiple * gaps_K + noise_DxK).sum(axis=1) for multiple in multiples]
-    lowest, highest = np.maximum.accumulate(np.quantile(errors, [0.025, 0.975], axis=1), axis=1)
-    error = np.abs(gaps_K).sum()
-    return [float(error * np.interp(error, bound, multiples)) for bound in (highest, lowest)]
+        gaps_DxN = rng.random((min(block, draws - start), count)) < confidence_N
+        gaps_DxN = gaps_DxN - confidence_N
+        cells_DxN = numbers_N + size * np.arange(len(gaps_DxN))[:, None]
+        sums = np.bincount(cells_DxN.ravel(), gaps_DxN.ravel(), size * len(gaps_DxN))
+        drawn.append(np.abs(sums.reshape(-1, size)).sum(axis=1) / count)
+    errors_D = np.concatenate(drawn)
+    extreme = np.sum(errors_D >= error - 1e-12)
+    return float(errors_D.mean()), float((1 + extreme) / (1 + draws))
 
 
 def _bin_numbers(confidence_N: np.ndarray, bins: int) -> np.ndarray:
     """Returns which bin each example is in, from 0, none of them empty."""
     numbers_N = (rankdata(confidence_N, method="min").astype(int) - 1) * bins // len(confidence_N)
     return np.unique(numbers_N, return_inverse=True)[1]
-
-
-def _by_chance(bins: list[dict[str, float]]) -> float:
-    """Returns about what ECE is on average where all is calibrated: a mean of half normals."""
-    errors, counts = zip(*((row["standard_error"], row["count"]) for row in bins), strict=True)
-    return float(np.sqrt(2 / np.pi) * np.average(errors, weights=counts))
 
 
 def selective_accuracy(

@@ -118,12 +118,15 @@ def statistics(
     }
 
 
-def per_class(counts_Nx3C: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def per_class(
+    counts_Nx3C: np.ndarray, labels: Sequence[str], groups_N: np.ndarray | None = None
+) -> dict[str, dict[str, float | None]]:
     """Returns the numbers of each class; JSON-ready.
 
     Args:
         counts_Nx3C: statistics of `macro_f1`, of a task with one label, several, or spans.
         labels: names of the classes.
+        groups_N: see Scores.
 
     Returns:
         label -> 'precision', 'recall', 'f1'; 'precision_error', 'recall_error', 'f1_error', the
@@ -139,8 +142,8 @@ def per_class(counts_Nx3C: np.ndarray, labels: Sequence[str]) -> dict[str, dict[
         row: dict[str, float | None] = {}
         for name, whole in (("precision", predicted), ("recall", true), ("f1", predicted + true)):
             metric = Metric(name, name, getattr(metrics, name))
-            scores = Scores((metric,), np.arange(count), {name: counts_Nx3})
-            row[name], error, _ = metrics.estimate(scores, name).values()
-            row[f"{name}_error"] = error if whole and count > 1 else None
+            scores = Scores((metric,), np.arange(count), {name: counts_Nx3}, groups_N=groups_N)
+            row[name], error, *_ = metrics.estimate(scores, name).values()
+            row[f"{name}_error"] = error if whole and np.isfinite(error) else None
         rows[label] = row | {"support": int(true)}
     return rows

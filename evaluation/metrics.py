@@ -4,6 +4,9 @@ Every metric is a function of sums over examples: counts of right answers, of pa
 entities. A task keeps these statistics of each example (`Scores`), and value, standard error and
 difference of two models follow for all of them in the same way. A metric may be about some of the
 examples only, such as those for which a text was written: these alone count.
+
+Examples of one group (a premise, document or author; config.data.group_column) are not independent:
+errors leave out whole groups.
 """
 
 import dataclasses
@@ -48,6 +51,7 @@ class Scores:
             of NaN alone is of an example that the metric is not about (`about`).
         detail: more JSON-ready facts about all of them, such as a confusion matrix.
         truth: a digest of the true answers, by which two models' scores are known to be comparable.
+        groups_N: int64, which group each example is in; None where all are independent.
     """
 
     metrics: tuple[Metric, ...]
@@ -55,6 +59,7 @@ class Scores:
     statistics: Mapping[str, np.ndarray]
     detail: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     truth: Any = None
+    groups_N: np.ndarray | None = None
 
     def without(self, ids: np.ndarray) -> "Scores":
         """Returns the scores of all examples but those with the given ids; without details, and
@@ -62,7 +67,8 @@ class Scores:
         keep_N = ~np.isin(self.ids_N, ids)
         metrics = tuple(metric for metric in self.metrics if metric.additive)
         statistics = {m.name: self.statistics[m.name][keep_N] for m in metrics}
-        return Scores(metrics, self.ids_N[keep_N], statistics)
+        groups_N = None if self.groups_N is None else self.groups_N[keep_N]
+        return Scores(metrics, self.ids_N[keep_N], statistics, groups_N=groups_N)
 
     def metric(self, name: str) -> Metric:
         """Returns a metric by its name; 'auto' is the first.
@@ -156,11 +162,17 @@ def class_counts(truth_N: np.ndarray, classes_N: np.ndarray, num_classes: int) -
 
 def estimate(scores: Scores, name: str) -> dict[str, float]:
     """Returns a metric as {'value', 'standard_error', 'count'}, of the examples that it is about;
-    the error of one example is NaN, and so is the value of none."""
+    the error of one example is NaN, and so is the value of none.
+
+    Where groups hold several examples, 'groups' is their number: the error leaves out one group at
+    a time, and that of a single group is NaN.
+    """
     metric = scores.metric(name)
     values_NxK = scores.statistics[metric.name]
-    value, changes_N = _leave_one_out(metric, values_NxK[counted(values_NxK)])
-    return {"value": value, "standard_error": _error(changes_N), "count": len(changes_N)}
+    about_N = counted(values_NxK)
+    values_GxK = _by_group(values_NxK[about_N], scores.groups_N, about_N)
+    value, changes_G = _leave_one_out(metric, values_GxK)
+    return {"value": value, "standard_error": _error(changes_G), **_counts(about_N, changes_G)}
 
 
 def summarise(scores: Scores) -> dict[str, Any]:
@@ -193,31 +205,63 @@ def paired_difference(first: Scores, second: Scores, *, metric: str) -> dict[str
     samples where the models agree. For accuracy, (difference / error)^2 is close to McNemar's test.
 
     Returns:
-        {'value', 'standard_error', 'count', 'z'}; z is value / standard_error, NaN if that is 0.
+        {'value', 'standard_error', 'count'}, with 'groups' as from `estimate`.
 
     Raises:
         ValueError: if the two are not about the same examples with the same truth.
     """
-    values_NxK, others_NxK = paired_statistics(first, second, metric=metric)
-    value, changes_N = _leave_one_out(first.metric(metric), values_NxK)
-    other_value, other_changes_N = _leave_one_out(second.metric(metric), others_NxK)
-    difference, error = value - other_value, _error(changes_N - other_changes_N)
-    z = difference / error if error > 0 else float("nan")
-    return {"value": difference, "standard_error": error, "count": len(changes_N), "z": z}
+    value, changes_G = paired_changes(first, second, metric=metric)
+    counts = _counts(_about_both(first, second, metric), changes_G)
+    return {"value": value, "standard_error": _error(changes_G), **counts}
+
+
+def paired_changes(first: Scores, second: Scores, *, metric: str) -> tuple[float, np.ndarray]:
+    """Returns the difference of `paired_difference`, and by how much it changes when each of the
+    examples, or of the groups, is left out."""
+    sides = zip((first, second), paired_statistics(first, second, metric=metric), strict=True)
+    one, other = (_leave_one_out(side.metric(metric), values) for side, values in sides)
+    return one[0] - other[0], one[1] - other[1]
 
 
 def paired_statistics(
     first: Scores, second: Scores, *, metric: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the statistics [N, K] of either, of the examples that the metric is about in both.
+    """Returns the statistics [G, K] of either, of the examples that the metric is about in both;
+    those of a group are summed.
 
     Raises:
         ValueError: if the two are not about the same examples with the same truth.
     """
+    about_N = _about_both(first, second, metric)
+    groups_N = second.groups_N if first.groups_N is None else first.groups_N  # older files lack it
+    one, other = (
+        _by_group(side.statistics[side.metric(metric).name][about_N], groups_N, about_N)
+        for side in (first, second)
+    )
+    return one, other
+
+
+def _about_both(first: Scores, second: Scores, metric: str) -> np.ndarray:
     check_paired(first, second)
-    sides = [scores.statistics[scores.metric(metric).name] for scores in (first, second)]
-    both_N = counted(sides[0]) & counted(sides[1])
-    return sides[0][both_N], sides[1][both_N]
+    one_N, other_N = (counted(s.statistics[s.metric(metric).name]) for s in (first, second))
+    return one_N & other_N
+
+
+def _by_group(
+    values_MxK: np.ndarray, groups_N: np.ndarray | None, about_N: np.ndarray
+) -> np.ndarray:
+    """Returns the summed statistics [G, K] of the groups of the M examples in `about_N`."""
+    if groups_N is None or not len(values_MxK):
+        return values_MxK
+    _, numbers_M = np.unique(groups_N[about_N], return_inverse=True)
+    sums_GxK = np.zeros((numbers_M.max() + 1, values_MxK.shape[1]))
+    np.add.at(sums_GxK, numbers_M, values_MxK)
+    return sums_GxK
+
+
+def _counts(about_N: np.ndarray, changes_G: np.ndarray) -> dict[str, int]:
+    count, groups = int(about_N.sum()), len(changes_G)
+    return {"count": count} | ({"groups": groups} if groups < count else {})
 
 
 def check_paired(first: Scores, second: Scores) -> None:
@@ -231,14 +275,15 @@ def check_paired(first: Scores, second: Scores) -> None:
         )
 
 
-def _error(changes_N: np.ndarray) -> float:
+def _error(changes_G: np.ndarray) -> float:
     """Returns the jackknife standard error (Efron & Stein 1981); of a mean, the usual s / sqrt(N).
 
     Args:
-        changes_N: by how much the estimate changes when each of the N examples is left out.
+        changes_G: by how much the estimate changes when each of the examples, or of the groups, is
+            left out.
     """
-    count = len(changes_N)
-    return float(np.sqrt((count - 1) * np.var(changes_N))) if count > 1 else float("nan")
+    count = len(changes_G)
+    return float(np.sqrt((count - 1) * np.var(changes_G))) if count > 1 else float("nan")
 
 
 def _leave_one_out(metric: Metric, values_NxK: np.ndarray) -> tuple[float, np.ndarray]:

@@ -26,6 +26,7 @@ def scores(
     *,
     labels: Sequence[str],
     reachable_N: np.ndarray | None = None,
+    groups_N: np.ndarray | None = None,
 ) -> Scores:
     """Counts spans: right are those whose start, stop and label are all those of a true one.
 
@@ -35,6 +36,7 @@ def scores(
         predicted, true: of each text, int32 [S, 3] of start, stop and index in `labels`.
         labels: names.
         reachable_N: true spans that could be predicted; their number is reported.
+        groups_N: see Scores.
     """
     counts_NxCx3 = np.zeros((len(ids_N), len(labels), 3))
     digest = hashlib.sha256()
@@ -43,13 +45,14 @@ def scores(
         for kind, part in enumerate((one & other, one, other)):
             np.add.at(counts_NxCx3, (row, [label for _, _, label in part], kind), 1)
         digest.update(repr(sorted(other)).encode())
-    classes = per_class(np.moveaxis(counts_NxCx3, -1, 1).reshape(len(ids_N), -1), labels)
+    counts_Nx3C = np.moveaxis(counts_NxCx3, -1, 1).reshape(len(ids_N), -1)
+    classes = per_class(counts_Nx3C, labels, groups_N)
     detail = {"per_class": classes, "spans": int(counts_NxCx3[..., 2].sum())}
     if reachable_N is not None:
         detail["representable"] = int(reachable_N.sum())
     counts_Nx3 = counts_NxCx3.sum(axis=1)
     statistics = {metric.name: counts_Nx3 for metric in metrics}
-    return Scores(metrics, ids_N, statistics, detail, truth=digest.hexdigest())
+    return Scores(metrics, ids_N, statistics, detail, digest.hexdigest(), groups_N)
 
 
 def character_frequency(train: Examples, texts: Sequence[str]) -> list[np.ndarray]:

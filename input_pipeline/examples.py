@@ -70,6 +70,7 @@ class Examples:
         words: int32, the stop offset of each word; the words of a text tile it.
         pair_words: of the second texts.
         leaked_N: bool, examples with a copy in another split (audit.py).
+        groups_N: int64, which premise, document or author (config.data.group_column) each is of.
         values_NxK: float32, the numbers that came with the texts.
         features_NxK: float32, made by features.py.
         owners_N: int64, ids of the examples that these are windows of (windows.py).
@@ -91,6 +92,7 @@ class Examples:
     words: Ragged | None = None
     pair_words: Ragged | None = None
     leaked_N: np.ndarray | None = None
+    groups_N: np.ndarray | None = None
     values_NxK: np.ndarray | None = None
     features_NxK: np.ndarray | None = None
     owners_N: np.ndarray | None = None

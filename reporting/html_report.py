@@ -159,15 +159,15 @@ def _calibration(cards: Mapping[str, Any]) -> dict[str, Any] | None:
     for name, card in cards.items():
         for when in ("before", "after"):
             part = card[when]
-            # Files of older versions hold neither interval nor error.
-            interval = " to ".join(f"{bound:.3f}" for bound in part.get("ece_interval") or ())
+            # Files of older versions hold neither p nor error.
+            p = number(part.get("ece_p"))
             brier = number(part["brier"], part.get("brier_error"))
             temperature = f"{card['temperature']:.2f}" if when == "after" else ""
-            rows.append((f"{name}, {when}", f"{part['ece']:.3f}", interval, brier, temperature))
+            chance = f"{part['ece_by_chance']:.3f}"
+            rows.append((f"{name}, {when}", f"{part['ece']:.3f}", chance, p, brier, temperature))
     last = list(cards.values())[-1]
     return {
-        "table": (("model", "ECE", "95 % interval", "Brier score", "temperature"), rows),
-        "by_chance": f"{last['after']['ece_by_chance']:.3f}",
+        "table": (("model", "ECE", "by chance", "p", "Brier score", "temperature"), rows),
         "figure": Markup(figures.svg(figures.calibration(last))),
     }
 

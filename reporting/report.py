@@ -244,7 +244,10 @@ def _row(summary: Mapping[str, Any], metrics: Sequence[Shown]) -> list[str]:
     """Returns a cell per metric, empty where a model has none, and the number of examples."""
     known = [summary[metric["name"]] for metric in metrics if metric["name"] in summary]
     values = [cell(summary[m["name"]], m) if m["name"] in summary else "" for m in metrics]
-    return [*values, f"{known[0]['count']:,}" if known else ""]
+    if not known:
+        return [*values, ""]
+    groups = f" in {known[0]['groups']:,} groups" if "groups" in known[0] else ""
+    return [*values, f"{known[0]['count']:,}{groups}"]
 
 
 def class_cells(per_class: Mapping[str, Mapping[str, Any]]) -> Cells:
@@ -353,9 +356,11 @@ def run_cells(rows: Sequence[Mapping[str, Any]], metric: Shown) -> Cells:
             number(row["mean"], row["standard_error"], **form),
             number(row["deviation"], **form),
             " to ".join(number(bound, **form) for bound in row["interval"] or ()),
+            number(row.get("detectable"), **form),
             str(row["test_openings"]),
         )
         for title, row in zip(run_titles(rows), rows, strict=True)
     ]
     columns = ("run", "what differs", "runs", metric["title"], "deviation over runs")
-    return (*columns, "95 % interval of the mean", "looks at the test split"), lines
+    columns += ("95 % interval over runs", "difference found in 80 of 100")
+    return (*columns, "looks at the test split"), lines

@@ -1,7 +1,7 @@
 """Scores as a file beside the results, so that runs can be compared without their models.
 
-One .npz holds, for every row of a results table, the examples' ids, a digest of their true answers
-and the statistics of each metric.
+One .npz holds, for every row of a results table, the examples' ids and groups, a digest of their
+true answers and the statistics of each metric.
 """
 
 import functools
@@ -35,6 +35,8 @@ def write_scores(path: str | Path, scores: Mapping[str, Scores]) -> None:
             "truth": row.truth,
         }
         arrays[f"{number}/ids"] = row.ids_N
+        if row.groups_N is not None:
+            arrays[f"{number}/groups"] = row.groups_N
         for column, metric in enumerate(metrics):
             arrays[f"{number}/{column}"] = row.statistics[metric.name]
     with replacing(path) as partial, partial.open("wb") as file:
@@ -63,7 +65,9 @@ def _row(file: Mapping[str, np.ndarray], number: int, facts: Mapping[str, Any]) 
     values = [metric | {"value": _function(metric["value"])} for metric in facts["metrics"]]
     metrics = tuple(Metric(**metric) for metric in values)
     statistics = {metric.name: file[f"{number}/{i}"] for i, metric in enumerate(metrics)}
-    return Scores(metrics, file[f"{number}/ids"], statistics, truth=facts["truth"])
+    groups_N = file.get(f"{number}/groups")  # files of older versions hold none
+    ids_N, truth = file[f"{number}/ids"], facts["truth"]
+    return Scores(metrics, ids_N, statistics, truth=truth, groups_N=groups_N)
 
 
 def _name(value: Any) -> Any:

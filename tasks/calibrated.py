@@ -8,7 +8,7 @@ import numpy as np
 from evaluation import calibration
 from evaluation.evaluate import Predictions
 from input_pipeline.examples import Examples
-from tasks.task import Task, rows_of
+from tasks.task import Task, groups_of, rows_of
 
 
 class Calibrated(Task):
@@ -50,9 +50,10 @@ class Calibrated(Task):
         """Returns the cards (evaluation.calibration.card) of the model's probabilities and of the
         calibrated ones, 'before' and 'after', and the 'temperature' and 'bias' between them."""
         labels_N = examples.labels_N[rows_of(examples, predictions.ids_N)]
+        groups_N = groups_of(examples, predictions.ids_N)
         logits_NxC, cards = self.logits(predictions), {}
         for name, fitted in {"before": {}, "after": predictions.fitted}.items():
             logs_NxC = calibration.calibrate(logits_NxC, fitted)
-            cards[name] = calibration.card(labels_N, self.classes(logs_NxC), logs_NxC)
+            cards[name] = calibration.card(labels_N, self.classes(logs_NxC), logs_NxC, groups_N)
         unchanged = {"temperature": 1.0, "bias": [0.0] * logits_NxC.shape[1]}
         return cards | unchanged | dict(predictions.fitted)

@@ -25,7 +25,18 @@ from models import layers
 from tasks import label_words, limits
 from tasks.calibrated import Calibrated
 from tasks.limits import Given, Limit
-from tasks.task import Arrays, Chunk, Fit, Loss, Targets, check_labels, digest, rows_of, text_record
+from tasks.task import (
+    Arrays,
+    Chunk,
+    Fit,
+    Loss,
+    Targets,
+    check_labels,
+    digest,
+    groups_of,
+    rows_of,
+    text_record,
+)
 from tasks.whole_text import WholeText
 
 ACCURACY = Metric("accuracy", "accuracy, %", mean, scale=100, digits=1)
@@ -200,10 +211,17 @@ class Classification(WholeText, Calibrated):
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Compares predictions with the labels; the loss is without class weights."""
         labels_N = examples.labels_N[rows_of(examples, predictions.ids_N)]
-        return self.scores(predictions.ids_N, labels_N, self.log_probabilities(predictions))
+        logs_NxC = self.log_probabilities(predictions)
+        groups_N = groups_of(examples, predictions.ids_N)
+        return self.scores(predictions.ids_N, labels_N, logs_NxC, groups_N=groups_N)
 
     def scores(
-        self, ids_N: np.ndarray, labels_N: np.ndarray, log_probabilities_NxC: np.ndarray
+        self,
+        ids_N: np.ndarray,
+        labels_N: np.ndarray,
+        log_probabilities_NxC: np.ndarray,
+        *,
+        groups_N: np.ndarray | None = None,
     ) -> Scores:
         """Compares log probabilities with the labels; adds a confusion matrix (true by predicted)
         and the scores of each class."""
@@ -211,10 +229,10 @@ class Classification(WholeText, Calibrated):
         statistics = self.statistics(labels_N, classes_N, log_probabilities_NxC)
         matrix = confusion_matrix(labels_N, classes_N, labels=np.arange(self.size))
         counts_Nx3C = class_counts(labels_N, classes_N, self.size)
-        per_class = classification_metrics.per_class(counts_Nx3C, self.labels)
+        per_class = classification_metrics.per_class(counts_Nx3C, self.labels, groups_N)
         detail = {"confusion_matrix": matrix.tolist(), "per_class": per_class}
         statistics = {metric.name: statistics[metric.name] for metric in self.metrics}
-        return Scores(self.metrics, ids_N, statistics, detail, digest(labels_N))
+        return Scores(self.metrics, ids_N, statistics, detail, digest(labels_N), groups_N)
 
     def statistics(
         self, labels_N: np.ndarray, classes_N: np.ndarray, log_probabilities_NxC: np.ndarray
@@ -235,7 +253,8 @@ class Classification(WholeText, Calibrated):
             if columns is not None:
                 predict, how = baselines.classes, {"columns": columns}
             logs_NxC = predict(train, examples, num_classes=self.size, **how)
-            return self.scores(examples.ids_N, examples.labels_N, logs_NxC)
+            sides = examples.ids_N, examples.labels_N, logs_NxC
+            return self.scores(*sides, groups_N=examples.groups_N)
 
         parts = (part.take(part.labels_N >= 0) for part in (train, examples))
         return self.linear_baselines(*parts, score)

@@ -25,7 +25,7 @@ from models.generation import Decoding
 from models.t5 import T5Config
 from tasks.language_task import TokenTask
 from tasks.limits import Given, Limit, report
-from tasks.task import Chunk, Loaded, Targets, rows_of, text_record
+from tasks.task import Chunk, Loaded, Targets, groups_of, rows_of, text_record
 from tasks.writing import Writer
 
 _NEAREST = "nearest training prompt"
@@ -257,7 +257,8 @@ class Generation(TokenTask):
         without = sum(not answer.strip() for answer in answers)
         detail = {"without_answer": without, "too_long": int((tokens_N == 0).sum()) - without}
         statistics = {metric.name: statistics[metric.name] for metric in metrics}
-        return Scores(metrics, of_texts.ids_N, statistics, detail, truth=of_texts.truth)
+        groups_N = groups_of(examples, predictions.ids_N)
+        return Scores(metrics, of_texts.ids_N, statistics, detail, of_texts.truth, groups_N)
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
         """Scores character 5-grams on the answers, and answers to other prompts.
@@ -272,7 +273,8 @@ class Generation(TokenTask):
         floor = surprisal.ngram_floor(list(train.pairs_N), examples.ids_N, read)
         is_read_N = np.array([bool(answer) for answer in read])
         statistics = {name: about(is_read_N, values) for name, values in floor.statistics.items()}
-        scores = {self.FLOOR: dataclasses.replace(floor, statistics=statistics)}
+        floor = dataclasses.replace(floor, statistics=statistics, groups_N=examples.groups_N)
+        scores = {self.FLOOR: floor}
         chosen = np.flatnonzero(is_read_N)[: self.config.generation.examples]
         if not len(chosen):
             return scores
@@ -282,8 +284,10 @@ class Generation(TokenTask):
             [asked[i] for i in chosen], known, list(train.pairs_N)
         )
         statistics = _of_written(texts_N, read)
-        metrics, truth = generated_text.METRICS, floor.truth
-        return scores | {_NEAREST: Scores(metrics, examples.ids_N, statistics, truth=truth)}
+        metrics = generated_text.METRICS
+        return scores | {
+            _NEAREST: dataclasses.replace(floor, metrics=metrics, statistics=statistics)
+        }
 
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
         """Yields prompt, answer, the written text and the answer's bits per character.

@@ -21,7 +21,7 @@ from models.bert import BertConfig
 from models.decoder import DecoderConfig
 from models.t5 import T5Config
 from tasks.language_task import LanguageModelling
-from tasks.task import Chunk, Targets, rows_of
+from tasks.task import Chunk, Targets, groups_of, rows_of
 
 _MEAN_SPAN = 3.0  # tokens of a corrupted span (1910.10683)
 
@@ -116,13 +116,17 @@ class CausalLanguageModelling(LanguageModelling):
         nats_N = nats_N + predictions["first_N"] * np.log(self.backbone.vocab_size)
         of_texts = surprisal.bit_scores(predictions.ids_N, nats_N, texts)
         statistics = {**of_texts.statistics, **surprisal.token_scores(predictions).statistics}
-        return dataclasses.replace(of_texts, metrics=self.metrics, statistics=statistics)
+        groups_N = groups_of(examples, predictions.ids_N)
+        return dataclasses.replace(
+            of_texts, metrics=self.metrics, statistics=statistics, groups_N=groups_N
+        )
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
         """Scores a model of character n-grams that learned the same texts."""
         examples = examples.take(np.argsort(examples.ids_N, kind="stable"))
         texts = list(examples.texts_N)
-        return {self.FLOOR: surprisal.ngram_floor(list(train.texts_N), examples.ids_N, texts)}
+        floor = surprisal.ngram_floor(list(train.texts_N), examples.ids_N, texts)
+        return {self.FLOOR: dataclasses.replace(floor, groups_N=examples.groups_N)}
 
     def rates(self, nats: float, text: str) -> Mapping[str, float]:
         """Returns the bits per character."""

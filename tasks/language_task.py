@@ -6,6 +6,7 @@ generation.py), log probabilities in chunks (models/language_heads.py), metrics 
 (evaluation/surprisal.py).
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from models.decoder import DecoderConfig
 from models.language_heads import LanguageHead, Seq2SeqHead, divergences
 from models.t5 import T5Config
 from tasks.limits import Given, Limit
-from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of
+from tasks.task import Arrays, Chunk, Loss, Targets, Task, groups_of, rows_of
 
 _FITTING = {BertConfig: "masked_language_modelling", DecoderConfig: "causal_language_modelling"}
 _FITTING[T5Config] = "span_corruption"
@@ -123,14 +124,15 @@ class LanguageModelling(TokenTask):
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
         """Counts nats and right answers of the tokens asked for."""
-        return surprisal.token_scores(predictions)
+        scores = surprisal.token_scores(predictions)
+        return dataclasses.replace(scores, groups_N=groups_of(examples, predictions.ids_N))
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
         """Scores tokens by their frequency in the training texts."""
         tokens, size = self.asked_tokens(train), self.backbone.vocab_size
-        return {
-            self.FLOOR: surprisal.frequency_floor(self.asked(examples), tokens, vocab_size=size)
-        }
+        asked = self.asked(examples)
+        floor = surprisal.frequency_floor(asked, tokens, vocab_size=size)
+        return {self.FLOOR: dataclasses.replace(floor, groups_N=groups_of(examples, asked.ids_N))}
 
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
         """Yields each document's loss in nats, and its least expected tokens.

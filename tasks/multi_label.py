@@ -21,7 +21,7 @@ from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
 from models import layers
 from tasks.classification import LOSS, MACRO_F1, Classification, masked_logits
-from tasks.task import Arrays, Chunk, Fit, Loss, Targets, digest, rows_of, text_record
+from tasks.task import Arrays, Chunk, Fit, Loss, Targets, digest, groups_of, rows_of, text_record
 
 
 class MultiLabel(Classification):
@@ -140,7 +140,8 @@ class MultiLabel(Classification):
         true_NxC = self._true(examples, rows_of(examples, predictions.ids_N))
         probabilities_NxC = self._probabilities(predictions)
         thresholds_C = self._thresholds(predictions.fitted)
-        return self._scores(predictions.ids_N, true_NxC, probabilities_NxC, thresholds_C)
+        groups_N = groups_of(examples, predictions.ids_N)
+        return self._scores(predictions.ids_N, true_NxC, probabilities_NxC, thresholds_C, groups_N)
 
     def _scores(
         self,
@@ -148,6 +149,7 @@ class MultiLabel(Classification):
         true_NxC: np.ndarray,
         probabilities_NxC: np.ndarray,
         thresholds_C: np.ndarray,
+        groups_N: np.ndarray | None,
     ) -> Scores:
         given_NxC = probabilities_NxC >= thresholds_C
         counts_NxCx3 = np.stack([true_NxC & given_NxC, given_NxC, true_NxC], axis=-1) * 1.0
@@ -160,10 +162,11 @@ class MultiLabel(Classification):
             "auroc": placements(true_NxC, probabilities_NxC),
             "loss": one_each(losses_N),
         }
-        known = per_class(statistics["macro_f1"], self.labels)
+        known = per_class(statistics["macro_f1"], self.labels, groups_N)
         for label, threshold in zip(self.labels, thresholds_C.tolist(), strict=True):
             known[label]["threshold"] = threshold
-        return Scores(self.metrics, ids_N, statistics, {"per_class": known}, digest(true_NxC))
+        detail, truth = {"per_class": known}, digest(true_NxC)
+        return Scores(self.metrics, ids_N, statistics, detail, truth, groups_N)
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
         """Scores each label's frequency, TF-IDF and, if there are any, features alone.
@@ -181,7 +184,8 @@ class MultiLabel(Classification):
                 held_NxC = baselines.several(rest, held, self._true(rest), columns=columns)
                 thresholds_C = best_thresholds(self._true(held), held_NxC)
             found_NxC = baselines.several(train, examples, self._true(train), columns=columns)
-            return self._scores(examples.ids_N, self._true(examples), found_NxC, thresholds_C)
+            sides = examples.ids_N, self._true(examples), found_NxC
+            return self._scores(*sides, thresholds_C, examples.groups_N)
 
         return self.linear_baselines(train, examples, score)
 

@@ -254,7 +254,20 @@ class MultiTask(Task):
             {MEAN: about(is_in_mean_N, np.concatenate(firsts, axis=1)), **statistics},
             {name: dict(part.detail) for name, part in scores.items()},
             {name: part.truth for name, part in scores.items()},
+            _joint_groups([part.groups_N for part in scores.values()], np.diff(bounds)),
         )
+
+
+def _joint_groups(parts: Sequence[np.ndarray | None], counts: Sequence[int]) -> np.ndarray | None:
+    """Returns the groups of all members' examples, none of them in two; None without any."""
+    if all(groups_N is None for groups_N in parts):
+        return None
+    pairs = zip(parts, counts, strict=True)
+    known = [np.arange(count) if groups_N is None else groups_N for groups_N, count in pairs]
+    starts = np.cumsum([0, *(groups_N.max() + 1 for groups_N in known)])
+    return np.concatenate(
+        [start + groups_N for start, groups_N in zip(starts, known, strict=False)]
+    )
 
 
 def _metrics(metrics: Mapping[str, Sequence[Metric]], widths: Sequence[int]) -> tuple[Metric, ...]:

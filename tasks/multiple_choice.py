@@ -257,7 +257,8 @@ class MultipleChoice(Calibrated):
         right_N = np.exp(-loss_N) if guessing else np.argmax(logs_NxK, axis=1) == answers_N
         statistics = {"accuracy": one_each(right_N), "loss": one_each(loss_N)}
         ids_N = examples.ids_N.astype(np.int64)
-        return Scores(self.metrics, ids_N, statistics, truth=answers_N.tolist())
+        truth, groups_N = answers_N.tolist(), examples.groups_N
+        return Scores(self.metrics, ids_N, statistics, truth=truth, groups_N=groups_N)
 
     def _clues(self, examples: Examples, counts: Counter, *, training: bool) -> np.ndarray:
         """Returns overlap and log frequency of choices [N, K, 2]; -inf of absent ones.

@@ -274,7 +274,8 @@ class ReadingComprehension(Task):
             name: one_each(np.array(list(map(compare, texts, truth))))
             for name, compare in (("f1", answers.f1), ("exact_match", answers.exact_match))
         }
-        return Scores(self.metrics, examples.ids_N.astype(np.int64), statistics, truth=truth)
+        ids_N, groups_N = examples.ids_N.astype(np.int64), examples.groups_N
+        return Scores(self.metrics, ids_N, statistics, truth=truth, groups_N=groups_N)
 
 
 def _out_of_reach(given: Given, *, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

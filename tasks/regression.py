@@ -20,7 +20,7 @@ from input_pipeline.examples import Examples
 from tasks import limits
 from tasks.classification import LOSS
 from tasks.limits import Given, Limit
-from tasks.task import Arrays, Chunk, Fit, Loss, Targets, digest, rows_of, text_record
+from tasks.task import Arrays, Chunk, Fit, Loss, Targets, digest, groups_of, rows_of, text_record
 from tasks.whole_text import WholeText
 
 
@@ -134,10 +134,16 @@ class Regression(WholeText):
         """Returns correlations, the root mean squared error in the data's unit, and the loss."""
         true_N = examples.numbers_N[rows_of(examples, predictions.ids_N)]
         deviation, numbers_N = predictions.fitted["deviation"], self._numbers(predictions)
-        return self._scores(predictions.ids_N, true_N, numbers_N, deviation)
+        groups_N = groups_of(examples, predictions.ids_N)
+        return self._scores(predictions.ids_N, true_N, numbers_N, deviation, groups_N)
 
     def _scores(
-        self, ids_N: np.ndarray, true_N: np.ndarray, numbers_N: np.ndarray, deviation: float
+        self,
+        ids_N: np.ndarray,
+        true_N: np.ndarray,
+        numbers_N: np.ndarray,
+        deviation: float,
+        groups_N: np.ndarray | None,
     ) -> Scores:
         true_N, errors_N = true_N.astype(np.float64), (numbers_N - true_N) ** 2
         statistics = {
@@ -146,7 +152,7 @@ class Regression(WholeText):
             "rmse": one_each(errors_N),
             "loss": one_each(errors_N / deviation**2),
         }
-        return Scores(self.metrics, ids_N, statistics, {}, digest(true_N))
+        return Scores(self.metrics, ids_N, statistics, {}, digest(true_N), groups_N)
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
         """Scores the mean, TF-IDF and, if there are any, features alone."""
@@ -154,7 +160,8 @@ class Regression(WholeText):
         def score(train: Examples, examples: Examples, columns: Any) -> Scores:
             numbers_N = baselines.numbers(train, examples, columns=columns)
             deviation = _scale(train)["deviation"]
-            return self._scores(examples.ids_N, examples.numbers_N, numbers_N, deviation)
+            sides = examples.ids_N, examples.numbers_N, numbers_N
+            return self._scores(*sides, deviation, examples.groups_N)
 
         parts = (part.take(np.isfinite(part.numbers_N)) for part in (train, examples))
         return self.linear_baselines(*parts, score)

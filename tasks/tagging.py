@@ -339,6 +339,7 @@ class Tagging(Task):
             [taken.spans.row(row) for row in range(len(taken))],
             labels=self.labels,
             reachable_N=predictions.outputs.get("reachable_N"),
+            groups_N=taken.groups_N,
         )
 
     def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:

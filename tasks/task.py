@@ -325,6 +325,11 @@ def rows_of(examples: Examples, ids_N: np.ndarray) -> np.ndarray:
     return rows_N
 
 
+def groups_of(examples: Examples, ids_N: np.ndarray) -> np.ndarray | None:
+    """Returns Scores.groups_N: the group of the example of each id; None where there are none."""
+    return None if examples.groups_N is None else examples.groups_N[rows_of(examples, ids_N)]
+
+
 def check_labels(labels_N: np.ndarray, split: str) -> None:
     """Raises ValueError if every label is masked: nothing can be learned or measured."""
     if not (labels_N >= 0).any():

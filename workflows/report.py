@@ -144,6 +144,8 @@ def compare(
     metric, split = runs[0].scores.metric(runs[0].results["metric"]), runs[0].split
     rows = [_describe(group, groups, metric) for group in groups]
     comparisons = _comparisons(rows, groups, metric, split)
+    for row, comparison in zip(rows[1:], comparisons, strict=True):
+        row["detectable"] = comparison["detectable"]
     result = {
         "split": split,
         "metric": tables.shown(metric),
@@ -251,29 +253,12 @@ def _comparisons(
     """Returns each group against the first, with Holm's correction over all."""
     baseline, *scores = [[run.scores for run in group] for group in groups]
     comparisons = significance.correct(
-        [significance.compare(group, baseline, metric) for group in scores]
+        [significance.compare(group, baseline, metric, family=len(scores)) for group in scores]
     )
     second, *firsts = tables.run_titles(rows)
-    for comparison, first, group in zip(comparisons, firsts, groups[1:], strict=True):
+    for comparison, first in zip(comparisons, firsts, strict=True):
         comparison |= {"first": first, "second": second}
-        comparison["p_mcnemar_by_repeat"] = _mcnemar_by_repeat(group, groups[0], metric)
         comparison["sentence"] = significance.sentence(
             comparison, metric, first=first, second=second, split=split
         )
     return comparisons
-
-
-def _mcnemar_by_repeat(
-    first: Sequence[FinishedRun], second: Sequence[FinishedRun], metric: Metric
-) -> dict[str, float]:
-    """Returns McNemar's p value of each pair of runs with the same seed and fold, by these.
-
-    The mean of several runs is no share of 0 and 1; {} for metrics that are none anyway.
-    """
-    partners = {run.repeat: run.scores for run in second}
-    pairs = {
-        run.repeat: significance.mcnemar(run.scores, partners[run.repeat], metric)
-        for run in first
-        if run.repeat in partners
-    }
-    return {repeat: p for repeat, p in pairs.items() if p is not None}

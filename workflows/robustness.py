@@ -83,7 +83,7 @@ def robustness(
                 "metrics": {m.name: estimate(changed_scores, m.name) for m in scores.metrics},
                 "difference": paired_difference(changed_scores, scores, metric=metric),
                 "ece": _calibration_error(changed_records),
-                "flipped": _flipped(answers.ids_N, records, changed_records),
+                "flipped": _flipped(changed_scores, records, changed_records),
             }
         )
     return rows
@@ -127,7 +127,7 @@ def _calibration_error(records: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _flipped(
-    ids_N: np.ndarray,
+    scores: Scores,
     records: Sequence[Mapping[str, Any]],
     changed_records: Sequence[Mapping[str, Any]],
 ) -> dict[str, float] | None:
@@ -136,4 +136,5 @@ def _flipped(
     if any(isinstance(prediction, float) for prediction in before):
         return None
     flipped_N = np.array([old != new for old, new in zip(before, after, strict=True)])
-    return estimate(Scores((_FLIPPED,), ids_N, {"flipped": one_each(flipped_N)}), "flipped")
+    statistics, groups_N = {"flipped": one_each(flipped_N)}, scores.groups_N
+    return estimate(Scores((_FLIPPED,), scores.ids_N, statistics, groups_N=groups_N), "flipped")

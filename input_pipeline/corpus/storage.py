@@ -165,6 +165,14 @@ def _examples(columns: Mapping[str, list], features: Mapping[str, Any], count: i
         splits = np.concatenate([[0], *lengths]).cumsum().astype(np.int64)
         return Ragged(values[0] if len(names) == 1 else np.stack(values, axis=1), splits)
 
+    def groups() -> np.ndarray | None:
+        """Numbers the groups; a record without one is its own."""
+        names, numbers = objects("group"), {}
+        if names is None:
+            return None
+        keys = (name or row for row, name in enumerate(names))
+        return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
     spans = ragged("spans/start", "spans/stop", "spans/label")
     return Examples(
         texts_N=objects("text"),
@@ -181,5 +189,6 @@ def _examples(columns: Mapping[str, list], features: Mapping[str, Any], count: i
         words=ragged("words"),
         pair_words=ragged("pair_words"),
         leaked_N=dense("leaked", np.bool_),
+        groups_N=groups(),
         values_NxK=dense("values", np.float32),
     )

@@ -13,9 +13,9 @@ from scipy.special import log_softmax
 from evaluation.calibration import (
     GREATEST,
     LEAST,
+    by_chance,
     calibrate,
     calibration_error,
-    calibration_interval,
     card,
     fit,
     reliability,
@@ -139,39 +139,28 @@ def test_temperature_brings_the_error_of_new_examples_down_to_chance():
     assert after["brier"] < before["brier"] - 2 * before["brier_error"]
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 2.0])
-@pytest.mark.parametrize("count", [150, 1000])
-def test_the_interval_covers_the_true_error_where_there_is_none_and_where_there_is_some(
-    sharpness, count
-):
-    def judged(seed, size):
-        logits_NxC, labels_N = make_case(seed, size)
-        logs_NxC = log_softmax(sharpness * logits_NxC, axis=1)
-        return np.exp(logs_NxC.max(axis=1)), logs_NxC.argmax(axis=1) == labels_N
-
-    truth = 0.0 if sharpness == 1 else calibration_error(reliability(*judged(10**6, 200_000)))
-    assert truth == 0 or truth > 0.1
-    samples = [judged(seed, count) for seed in range(120)]
-    intervals = [calibration_interval(*sample, draws=200) for sample in samples]
-    covered = np.mean([low <= truth <= high for low, high in intervals])
-    assert covered > 0.87  # of 95 % wanted, and 120 samples know it to 2 %
-    above = np.mean([low > 0 for low, _ in intervals])
-    if truth == 0:
-        assert above < 0.1
-    elif count == 1000:  # of 150, it may all be chance
-        assert above > 0.9
+def test_p_is_uniform_where_all_is_calibrated_and_small_where_it_is_not():
+    for count in (20, 150, 1000):
+        found = {1.0: [], 3.0: []}
+        for seed in range(100):
+            logits_NxC, labels_N = make_case(seed, count)
+            for sharpness, p_values in found.items():
+                logs_NxC = log_softmax(sharpness * logits_NxC, axis=1)
+                p_values.append(card(labels_N, logits_NxC.argmax(axis=1), logs_NxC)["ece_p"])
+        assert np.mean(np.array(found[1.0]) <= 0.1) <= 0.16  # a tenth wanted
+        assert 0.35 <= np.mean(np.array(found[1.0]) <= 0.5) <= 0.65
+        assert count < 1000 or max(found[3.0]) < 0.01
 
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=60))
-def test_the_interval_is_json_the_same_each_time_and_that_of_one_example_unknown(rows):
+def test_what_chance_would_show_is_json_and_the_same_each_time(rows):
     levels_N, right_N = map(np.array, zip(*rows, strict=True))
-    found = calibration_interval(levels_N / 12, right_N)
-    if len(rows) == 1:
-        assert found is None
-        return
-    assert found == json.loads(json.dumps(found)) == calibration_interval(levels_N / 12, right_N)
-    assert 0 <= found[0] <= found[1]
+    error = calibration_error(reliability(levels_N / 12, right_N))
+    mean, p = found = by_chance(levels_N / 12, error)
+    assert found == tuple(json.loads(json.dumps(found))) == by_chance(levels_N / 12, error)
+    assert 0 <= mean <= 1 and 0 < p <= 1
+    assert by_chance(levels_N / 12, 0.0)[1] == 1
 
 
 levels = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=80)

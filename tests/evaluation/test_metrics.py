@@ -18,6 +18,7 @@ from evaluation.metrics import (
     estimate,
     f1,
     find,
+    macro_f1,
     mean,
     one_each,
     paired_difference,
@@ -156,17 +157,16 @@ def test_paired_difference_of_accuracy_by_hand():
     second = make_scores([0, 0, 1, 1], [0, 1, 0, 0])
     found = paired_difference(first, second, metric="accuracy")
     error = np.std([0, 1, 1, 0], ddof=1) / 2
-    expected = {"value": 0.5, "standard_error": error, "count": 4, "z": 0.5 / error}
+    expected = {"value": 0.5, "standard_error": error, "count": 4}
     assert found == pytest.approx(expected)
     reverse = paired_difference(second, first, metric="accuracy")
-    assert (reverse["value"], reverse["z"]) == pytest.approx((-0.5, -0.5 / error))
+    assert reverse == pytest.approx(expected | {"value": -0.5})
 
 
 def test_equal_models_differ_by_nothing():
     predictions = random_scores(0, 50)
     found = paired_difference(predictions, predictions, metric="macro_f1")
     assert (found["value"], found["standard_error"]) == (0, 0)
-    assert np.isnan(found["z"])
 
 
 def test_pairing_other_examples_names_both_counts():
@@ -221,7 +221,7 @@ def test_models_are_compared_on_the_examples_that_both_are_about():
     differences_N = (values_2xN[0] - values_2xN[1])[:10]
     error = np.std(differences_N, ddof=1) / np.sqrt(10)
     expected = {"value": differences_N.mean(), "standard_error": error, "count": 10}
-    assert found == pytest.approx(expected | {"z": differences_N.mean() / error})
+    assert found == pytest.approx(expected)
     assert [len(side) for side in paired_statistics(first, second, metric="m")] == [10, 10]
 
 
@@ -255,3 +255,40 @@ def test_better_ranks_higher_whichever_way_a_metric_goes():
     good, bad = {"accuracy": 0.9, "loss": 0.5}, {"accuracy": 0.9, "loss": 0.6}
     assert rank(good, metrics, "auto") > rank(bad, metrics, "auto")
     assert rank(good, metrics, "loss") > rank({"accuracy": 1.0, "loss": 0.6}, metrics, "loss")
+
+
+def test_copies_in_groups_give_the_error_of_the_single_examples():
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 2, (40, 6)) * 1.0 for _ in range(2))
+    metric = Metric("m", "", macro_f1)
+
+    def scores(values_NxK, groups_N=None):
+        return Scores((metric,), np.arange(len(values_NxK)), {"m": values_NxK}, groups_N=groups_N)
+
+    groups_N = rng.permutation(np.repeat(np.arange(40), 3))
+    copied = [scores(values[groups_N], groups_N) for values in (first, second)]
+    alone = scores(first), scores(second)
+    for found, expected in (
+        (estimate(copied[0], "m"), estimate(alone[0], "m")),
+        (paired_difference(*copied, metric="m"), paired_difference(*alone, metric="m")),
+    ):
+        assert found == pytest.approx(expected | {"count": 120, "groups": 40})
+    # Groups of one are the examples, and of one group the error is unknown.
+    single = scores(first, np.arange(40) * 7)
+    assert estimate(single, "m") == pytest.approx(estimate(alone[0], "m"))
+    one = estimate(scores(first, np.zeros(40, int)), "m")
+    assert one["groups"] == 1 and np.isnan(one["standard_error"])
+    assert one["value"] == estimate(alone[0], "m")["value"]
+
+
+def test_groups_count_where_the_metric_is_about_their_examples():
+    about_N = np.arange(30) % 3 > 0
+    values_NxK = about(about_N, one_each(np.random.default_rng(0).normal(size=30)))
+    groups_N = np.arange(30) // 3
+    scores = Scores((Metric("m", "", mean),), np.arange(30), {"m": values_NxK}, groups_N=groups_N)
+    found = estimate(scores, "m")
+    assert (found["count"], found["groups"]) == (20, 10)
+    means = values_NxK[about_N, 0].reshape(10, 2).mean(axis=1)
+    assert found["standard_error"] == pytest.approx(np.std(means, ddof=1) / np.sqrt(10))
+    left = estimate(scores.without(np.arange(3)), "m")
+    assert (left["count"], left["groups"]) == (18, 9)

@@ -148,7 +148,7 @@ def test_everything_in_the_workdir_is_told_and_escaped(workdir):
         "optimizer.learning_rate = 0.0003",
         "without leaks: accuracy, %",
         "reliability",
-        "interval, from a bootstrap",
+        "p is how often they show at least as much",
     ):
         assert text in page, text
     value = json.loads((workdir / "results.json").read_text("utf-8"))["models"]["fine-tuned"]
@@ -289,9 +289,9 @@ def test_classes_and_calibration_are_told_with_their_errors(workdir):
         value, error = 100 * first[share], 100 * first[f"{share}_error"]
         assert f"<td>{value:.1f} <small>± {error:.1f}</small></td>" in page
     card = results["calibration"][report.FINETUNED]["after"]
-    low, high = card["ece_interval"]
-    assert f"<td>{card['ece']:.3f}</td><td>{low:.3f} to {high:.3f}</td>" in page
-    assert f"95 % interval {low:.3f} to {high:.3f}" in write_model_card(workdir).read_text("utf-8")
+    chance = f"<td>{card['ece_by_chance']:.3f}</td><td>{card['ece_p']:.3f}</td>"
+    assert f"<td>{card['ece']:.3f}</td>{chance}" in page
+    assert f"(p = {card['ece_p']:.2g} that " in write_model_card(workdir).read_text("utf-8")
 
 
 def test_runs_side_by_side_have_a_page(workdir, tmp_path):

@@ -47,6 +47,18 @@ def test_the_mean_of_several_tasks_and_rows_without_a_metric(tmp_path):
     assert [metric.name for metric in found["two"].metrics] == ["mean"]
 
 
+def test_groups_come_back_and_older_files_have_none(tmp_path):
+    statistics, groups_N = {"accuracy": np.eye(4, 2)}, np.array([3, 0, 3, 1])
+    scores = Scores((ACCURACY,), np.arange(4), statistics, groups_N=groups_N)
+    write_scores(tmp_path / "scores.npz", {"row": scores, "older": Scores(*vars(scores).values())})
+    with np.load(tmp_path / "scores.npz") as file:
+        arrays = dict(file)
+    del arrays["1/groups"]
+    np.savez(tmp_path / "scores.npz", **arrays)
+    row, older = read_scores(tmp_path / "scores.npz").values()
+    assert row.groups_N.tolist() == [3, 0, 3, 1] and older.groups_N is None
+
+
 def test_a_file_names_no_function_of_others(tmp_path):
     scores = Scores((ACCURACY,), np.arange(3), {"accuracy": np.ones((3, 2))})
     write_scores(tmp_path / "scores.npz", {"row": scores})

@@ -1,5 +1,6 @@
 """Several tasks in one run: each as it would be alone, sharing the backbone, metrics apart."""
 
+import dataclasses
 import itertools
 import json
 
@@ -216,6 +217,18 @@ def test_scores_are_those_of_each_member_alone(started):
     floors = experiment.task.baselines(data.split("train"), validation)
     assert list(floors) == [MultiTask.FLOOR]
     assert floors[MultiTask.FLOOR].truth == scores.truth
+    # Groups of one member; each example of the other is its own.
+    parts, name = dict(validation.parts), list(validation.parts)[1]
+    size = len(parts[name])
+    parts[name] = dataclasses.replace(parts[name], groups_N=np.arange(size) // 2)
+    grouped = summarise(
+        experiment.task.score(predictions, dataclasses.replace(validation, parts=parts))
+    )
+    assert grouped[MEAN]["groups"] == len(validation) - size // 2
+    for key, row in grouped.items():
+        if key in summary and "count" in row and key != MEAN:
+            assert ("groups" in row) == key.startswith(f"{name}/")
+            assert row["value"] == pytest.approx(summary[key]["value"])
 
 
 def test_a_metric_of_which_less_is_better_raises_the_mean_when_it_falls():

@@ -10,7 +10,7 @@ from configs import common
 from evaluation.baselines import TFIDF
 from evaluation.metrics import Scores, estimate, one_each
 from evaluation.surprisal import PERPLEXITY
-from reporting.report import FINETUNED, write_results
+from reporting.report import FINETUNED, run_cells, write_results
 from reporting.stored_scores import read_scores, write_scores
 from tasks.classification import ACCURACY
 from workflows import report as comparison
@@ -81,14 +81,14 @@ def test_seeds_are_one_group_and_the_better_setting_is_told_from_chance(make_run
     assert better["value"] == pytest.approx(high["mean"] - low["mean"])
     assert better["p_holm"] < 0.01 and "likely real" in better["sentence"]
     assert chance["p_holm"] > 0.05 and "may be chance" in chance["sentence"]
-    assert chance["p_seeds"] is None and better["p_seeds"] < 0.05
-    assert "over the seeds by Welch's test" in better["sentence"]
-    assert "Welch" not in chance["sentence"]
-    # The pairs of runs with the same seed are shares of 0 and 1, their mean is none.
-    assert better["p_mcnemar"] is None
-    assert list(better["p_mcnemar_by_repeat"]) == ["0/0", "1/0", "2/0"]
-    assert max(better["p_mcnemar_by_repeat"].values()) < 0.01
-    assert chance["p_mcnemar_by_repeat"] == {}  # of other seeds
+    assert chance["runs_error"] is None and 0 < better["runs_error"] < better["standard_error"]
+    assert "by Welch's t test over examples and runs" in better["sentence"]
+    assert "by the paired t test" in chance["sentence"] and "runs)" not in chance["sentence"]
+    assert [row.get("detectable") for row in found["runs"]] == [
+        None,
+        better["detectable"],
+        chance["detectable"],
+    ]
     assert json.loads((tmp_path / "comparison.json").read_text("utf-8"))["runs"][0] == low
     printed = capsys.readouterr().out
     assert better["sentence"] in printed and "optimizer.learning_rate=0.0001" in printed
@@ -108,11 +108,14 @@ def test_the_difference_of_groups_is_that_of_their_means_for_every_metric(make_r
     assert difference["value"] == pytest.approx(high["mean"] - low["mean"], rel=1e-12)
 
 
-def test_single_runs_have_one_mcnemar(make_run, tmp_path):
+def test_single_runs_are_compared_by_the_exact_test(make_run, tmp_path):
     folders = make_run("a", 0.6), make_run("b", 0.8, **{"model.dropout": 0.1})
-    (found,) = comparison.compare(folders, tmp_path)["comparisons"]
-    assert found["p_mcnemar_by_repeat"] == {"0/0": found["p_mcnemar"]}
-    assert "by McNemar's test" in found["sentence"]
+    found = comparison.compare(folders, tmp_path)
+    assert "by McNemar's exact test" in found["conclusion"]
+    detectable = f"{100 * found['comparisons'][0]['detectable']:.1f}"
+    assert f"a difference of {detectable} points would be found in 80" in found["conclusion"]
+    columns, (_, second) = run_cells(found["runs"], found["metric"])
+    assert dict(zip(columns, second, strict=True))["difference found in 80 of 100"] == detectable
 
 
 def test_one_run_is_never_two_seeds(make_run, tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ def test_numbers_have_no_flips_and_neither_they_nor_several_labels_one_confidenc
 
 
 def make_row(title, value, error, *, changed=1.0):
-    difference = {"value": value, "standard_error": error, "count": 400, "z": 0.0}
+    difference = {"value": value, "standard_error": error, "count": 400}
     flipped = {"value": 0.094, "standard_error": 0.013, "count": 400}
     return {
         "perturbation": title,

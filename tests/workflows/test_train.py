@@ -16,6 +16,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from configs.overrides import load_config
 from models import backbone
 from reporting import report
+from reporting.stored_scores import read_scores
 from tasks.classification import Classification
 from training import collapse, cost, data
 from training.data import load_data
@@ -45,6 +46,26 @@ def test_without_a_test_split_and_with_one_validation_example_a_run_ends(short_c
     assert not (tmp_path / "run" / "test_openings.jsonl").exists()
     with pytest.raises(ValueError, match=r"and no 'test': set config\.data\.split\.test"):
         open_test(short_config, tmp_path / "run")
+
+
+def test_errors_are_by_the_groups_of_the_data_in_tables_sentences_and_files(
+    short_config, reviews, tmp_path, capsys
+):
+    with (tmp_path / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = [(text, label, i // 4) for i, (text, label) in enumerate(reviews)]
+        csv.writer(file).writerows([("text", "label", "author"), *rows])
+    short_config.data.update(files=str(tmp_path / "reviews.csv"), group_column="author")
+    short_config.data.split.update(kind="group", validation=20, test=40)
+    results = train(short_config, tmp_path / "run")
+    for row in results["models"].values():
+        assert (row["accuracy"]["count"], row["accuracy"]["groups"]) == (40, 10)
+    for comparison in results["comparisons"]:
+        assert comparison["groups"] == 10
+        assert comparison["sentence"].startswith("On 40 test examples (errors by 10 groups), ")
+    for scores in read_scores(tmp_path / "run" / "scores_test.npz").values():
+        assert len(np.unique(scores.groups_N)) == 10
+    printed = capsys.readouterr().out
+    assert "(errors by 10 groups)" in printed and "40 in 10 groups" in printed
 
 
 def test_without_a_validation_split_nothing_is_trained(short_config, tmp_path):

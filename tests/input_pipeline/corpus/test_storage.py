@@ -58,6 +58,7 @@ def test_everything_in_a_record_comes_back(tmp_path):
     numbers = [np.nan if record.number is None else record.number for record in FULL]
     np.testing.assert_array_equal(examples.numbers_N, np.float32(numbers))
     assert examples.label_sets is None
+    assert examples.groups_N.tolist() == [i // 4 for i in range(1, 20)]
     assert not examples.leaked_N.any()
     assert storage.load(folder, "test", 2).leaked_N.tolist() == [True, False]
 
@@ -78,9 +79,17 @@ def test_what_the_data_lack_is_not_stored(tmp_path):
     folder = write(tmp_path / "a", {"train": bare}, **empty)
     assert set(tfds.builder_from_directory(folder).info.features) == {"text", "where"}
     examples = storage.load(folder, "train", 2)
-    for name in ("labels", "names", "pairs", "numbers", "choices", "histories", "leaked"):
+    for name in ("labels", "names", "pairs", "numbers", "choices", "histories", "leaked", "groups"):
         assert getattr(examples, f"{name}_N") is None
     assert examples.spans is None and examples.label_sets is None
+
+
+def test_a_record_without_a_group_is_its_own(tmp_path):
+    groups = ("乙", "", "甲", "乙", "")
+    records = [Record(text="好", where=f"a:{i}", group=group) for i, group in enumerate(groups)]
+    examples = storage.load(write(tmp_path / "a", {"train": records}, leaked={}), "train", 5)
+    assert examples.groups_N.tolist() == [0, 1, 2, 0, 3]
+    assert examples.take(np.array([3, 2])).groups_N.tolist() == [0, 2]
 
 
 def test_several_labels_make_a_sequence(tmp_path):
