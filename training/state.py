@@ -24,6 +24,7 @@ class TrainState(NamedTuple):
     params: dict[str, jax.Array]  # the trained ones
     optimizer: optax.OptState
     average: dict[str, jax.Array] | None = None  # of the parameters, with config.train.ema
+    rate: jax.Array | None = None  # float32 factor on the learning rate, of the schedule 'plateau'
 
 
 def merge(*parts: Params) -> dict:

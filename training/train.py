@@ -36,7 +36,7 @@ from training.sharding import put_batch
 from training.state import TrainState
 from training.train_step import make_train_step
 from training.tuning import optimizers
-from training.tuning.schedules import Durations, make_schedule
+from training.tuning.schedules import Durations, check_plateau, path_schedules
 from training.workdir import write_config
 
 OnEvaluation = Callable[[int, list[float]], None]  # of the step and its rank: better is greater
@@ -61,6 +61,7 @@ class Run:
         self._count, self._said_stuck = len(train_split), False
         self._train_split = experiment.windows(train_split, training=True)
         self._durations = Durations(config, len(self._train_split))
+        check_plateau(config, self._durations)
         self._metrics = experiment.task.metrics
         find(self._metrics, config.eval.metric)  # raises where there is none
         fingerprints = {**experiment.fingerprints, **data.fingerprints}
@@ -82,6 +83,11 @@ class Run:
             **_NOTHING_SEEN,
         }
 
+    @property
+    def steps(self) -> int:
+        """Number of steps of the whole training."""
+        return self._durations.steps
+
     def train(self) -> None:
         """Trains to the end of config.train.duration, or to early stopping."""
         choice = self._config.train.collapse
@@ -90,6 +96,7 @@ class Run:
                 self._workdir / "checkpoints",
                 rank=self._experiment.rank,
                 keep_latest=self._config.train.keep_latest,
+                keep_best=self._config.train.keep_best,
             )
             try:
                 with contextlib.closing(checkpoints) as self._checkpoints:  # leaves no thread
@@ -101,11 +108,11 @@ class Run:
     def _step_of(self, experiment: Experiment) -> Callable:
         """Returns the train step as a function."""
         config, durations = self._config, self._durations
-        schedule = make_schedule(
+        schedule = path_schedules(
             config.schedule,
-            warmup=durations.warmup,
-            cooldown=durations.cooldown,
-            total=durations.total_examples,
+            experiment.factors,
+            durations=durations,
+            gates=experiment.gates(durations.unfreeze_every),
         )
         return make_train_step(
             experiment.apply,
@@ -115,7 +122,6 @@ class Run:
             schedule=schedule,
             batch_size=config.data.batch_size,
             seed=config.seed,
-            gates=experiment.gates(durations.unfreeze_every),
             ema=config.train.ema,
         )
 
@@ -127,7 +133,9 @@ class Run:
         scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.whole)
         moments = placement.like_state(jax.eval_shape(self._optimizer.init, like), like)
         average = like if config.train.ema else None
-        self._like = TrainState(scalar, scalar, like, moments, average)
+        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=placement.whole)
+        rate = rate if config.schedule.name == "plateau" else None
+        self._like = TrainState(scalar, scalar, like, moments, average, rate)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._like), placement.whole
         self._train_step = PerShape(
             self._step_of(experiment), "the train step", print, donate=(0,), out_shardings=places
@@ -227,11 +235,28 @@ class Run:
         else:
             params = experiment.put(experiment.initial)
             print(f"Start: from {config.model.init} weights of {config.model.checkpoint}.")
+        return self._fresh(params)
+
+    def _fresh(self, params: dict[str, jax.Array]) -> TrainState:
+        """Returns the state before the first step."""
         places = jax.tree.map(lambda leaf: leaf.sharding, self._like.optimizer)
         optimizer = jax.jit(self._optimizer.init, out_shardings=places)(params)
-        zero = experiment.placement.put("", jnp.int32(0))
-        average = jax.tree.map(jnp.copy, params) if config.train.ema else None  # params are donated
-        return TrainState(zero, zero + 0, params, optimizer, average)
+        zero = self._experiment.placement.put("", jnp.int32(0))
+        # Copied, since params are donated.
+        average = jax.tree.map(jnp.copy, params) if self._config.train.ema else None
+        rate = None if self._like.rate is None else jnp.exp(zero)
+        return TrainState(zero, zero + 0, params, optimizer, average, rate)
+
+    def losses(self) -> Iterator[float]:
+        """Yields the loss of each step of a training from the start that keeps nothing."""
+        self._make_step()
+        experiment = self._experiment
+        state = self._fresh(experiment.put(experiment.initial))
+        batches = experiment.pipeline.train(self._train_split, first_example=0)
+        for batch in itertools.islice(batches, self.steps):
+            batch = put_batch(batch, experiment.mesh)
+            state, metrics = self._train_step(state, experiment.frozen, batch)
+            yield float(metrics["loss"])
 
     def _describe(self, state: TrainState, total: int) -> None:
         """Prints the decisions that were derived from the config."""
@@ -252,7 +277,8 @@ class Run:
         frozen = experiment.frozen if config.adapt.kind == "full" else {}
         shown = {**experiment.initial, **frozen}
         layers = experiment.num_layers, experiment.decoder_layers
-        for line in optimizers.describe(config.optimizer, shown, *layers):
+        print(*optimizers.describe(config.optimizer, shown, *layers), sep="\n")
+        for line in durations.describe(config.schedule, experiment.factors):
             print(line)
 
     def _loop(
@@ -287,7 +313,11 @@ class Run:
                 self._check_labels(step, last=last)
             values = self.evaluate(step, state) if evaluate else None
             finished = last or self._stopped_early()
-            if save or finished or (values and not self._meta["evaluations_without_gain"]):
+            if values and state.rate is not None and not finished:
+                state = self._reduced(state)
+            # Of several best ones each is written; what is not among them is deleted.
+            gain = not self._meta["evaluations_without_gain"] or self._config.train.keep_best > 1
+            if save or finished or (values and gain):
                 ranks = self._experiment.rank(values) if values else ()
                 self._meta["position"] = self._experiment.pipeline.seen(
                     self._train_split, step, since=self._position
@@ -354,6 +384,18 @@ class Run:
                 f"{change} config.optimizer.learning_rate, or the head's in lr_table;{probe} or "
                 "train for longer."
             )
+
+    def _reduced(self, state: TrainState) -> TrainState:
+        """Halves the rate after each config.schedule.patience evaluations without a gain."""
+        waited, patience = self._meta["evaluations_without_gain"], self._config.schedule.patience
+        if not waited or waited % patience:
+            return state
+        state = state._replace(rate=state.rate / 2)
+        self._progress.message(
+            f"The learning rate is halved to {self._rate * float(state.rate):.3g} after {waited} "
+            "evaluations without a better validation result."
+        )
+        return state
 
     def _stopped_early(self) -> bool:
         patience = self._config.train.early_stopping

@@ -85,7 +85,7 @@ class Model:
             lambda logits, part: (logits.sum(), part["weights_B"].sum(), {}),
             self.optimizer,
             learning_rate=1e-3,
-            schedule=lambda examples: jnp.float32(1),
+            schedule=lambda examples: dict.fromkeys(self.params, jnp.float32(1)),
             batch_size=EXAMPLES,
             seed=0,
         )

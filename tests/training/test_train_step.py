@@ -92,7 +92,7 @@ def one_step(
         loss,
         optimizer,
         learning_rate=1.0,
-        schedule=schedule,
+        schedule=lambda n: dict.fromkeys(params, schedule(n)),
         batch_size=batch_size,
         seed=0,
         ema=ema or 0.0,
@@ -197,7 +197,7 @@ def test_training_learns_labels_by_heart():
             TASK.loss,
             optimizer,
             learning_rate=1e-2,
-            schedule=lambda n: 1.0,
+            schedule=lambda n: dict.fromkeys(params, 1.0),
             batch_size=8,
             seed=0,
         )
