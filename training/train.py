@@ -83,11 +83,6 @@ class Run:
             **_NOTHING_SEEN,
         }
 
-    @property
-    def steps(self) -> int:
-        """Number of steps of the whole training."""
-        return self._durations.steps
-
     def train(self) -> None:
         """Trains to the end of config.train.duration, or to early stopping."""
         choice = self._config.train.collapse
@@ -244,19 +239,20 @@ class Run:
         zero = self._experiment.placement.put("", jnp.int32(0))
         # Copied, since params are donated.
         average = jax.tree.map(jnp.copy, params) if self._config.train.ema else None
-        rate = None if self._like.rate is None else jnp.exp(zero)
+        plateau = self._config.schedule.name == "plateau"
+        rate = self._experiment.placement.put("", jnp.float32(1)) if plateau else None
         return TrainState(zero, zero + 0, params, optimizer, average, rate)
 
-    def losses(self) -> Iterator[float]:
-        """Yields the loss of each step of a training from the start that keeps nothing."""
+    def try_rates(self) -> Iterator[tuple[float, float]]:
+        """Yields learning rate and loss of each step of a training that saves nothing."""
         self._make_step()
         experiment = self._experiment
         state = self._fresh(experiment.put(experiment.initial))
         batches = experiment.pipeline.train(self._train_split, first_example=0)
-        for batch in itertools.islice(batches, self.steps):
+        for batch in itertools.islice(batches, self._durations.steps):
             batch = put_batch(batch, experiment.mesh)
             state, metrics = self._train_step(state, experiment.frozen, batch)
-            yield float(metrics["loss"])
+            yield float(metrics["learning_rate"]), float(metrics["loss"])
 
     def _describe(self, state: TrainState, total: int) -> None:
         """Prints the decisions that were derived from the config."""

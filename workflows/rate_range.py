@@ -5,7 +5,8 @@ is watched (Smith, 1506.01186). Nothing is evaluated or saved but the losses and
 split but the training split is opened.
 """
 
-from collections.abc import Iterator, Sequence
+import collections
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from training.compilation import resolve_dtype
 from training.data import load_data
 from training.experiment import build
 from training.train import Run
-from training.tuning.schedules import RANGE
 
 _DIVERGED = 4.0  # times its least: a loss that ends the test
 _MEAN = 5  # steps whose mean loss is compared
+_FEWEST = 20  # steps that a proposal needs
 
 
 def rate_range(config: ConfigDict, workdir: Path) -> float | None:
@@ -38,12 +39,10 @@ def rate_range(config: ConfigDict, workdir: Path) -> float | None:
     training = data.split("train")
     experiment = build(config, folder, data.labels, print, training)
     experiment.check(training, "train", training=True)
-    run = Run(experiment, folder, data, training)
-    losses = list(until_diverged(run.losses()))
-    middles = (np.arange(len(losses)) + 0.5) / run.steps
-    rates = config.optimizer.learning_rate * RANGE ** (2 * middles - 1)
+    pairs = list(until_diverged(Run(experiment, folder, data, training).try_rates()))
+    rates, losses = np.array(pairs).T
     smoothed, steepest, tenth = propose(rates, losses)
-    record = {"rate": rates.tolist(), "loss": losses, "smoothed": smoothed.tolist()}
+    record = {"rate": rates.tolist(), "loss": losses.tolist(), "smoothed": smoothed.tolist()}
     write_json(workdir / "rate_range.json", record | {"proposed": steepest, "tenth": tenth})
     figures.save_rate_range(workdir, record, steepest)
     where = f"{len(losses)} steps; the plot is {workdir / 'rate_range.png'}"
@@ -58,39 +57,41 @@ def rate_range(config: ConfigDict, workdir: Path) -> float | None:
     return steepest
 
 
-def until_diverged(losses: Iterator[float]) -> Iterator[float]:
-    """Yields losses up to the first that is not finite, or whose recent mean is far too high."""
-    recent, least = [], np.inf
-    for loss in losses:
+def until_diverged(pairs: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Yields (rate, loss) until a loss is not finite, or its recent mean is far above its least."""
+    recent, least = collections.deque(maxlen=_MEAN), np.inf
+    for rate, loss in pairs:
         if not np.isfinite(loss):
             return
-        yield loss
-        recent = [*recent[1 - _MEAN :], loss]
+        yield rate, loss
+        recent.append(loss)
         mean = float(np.mean(recent))
-        if len(recent) == _MEAN:
-            least = min(least, mean)
         if mean > _DIVERGED * least:
             return
+        if len(recent) == _MEAN:
+            least = min(least, mean)
 
 
-def propose(
-    rates: np.ndarray, losses: Sequence[float]
-) -> tuple[np.ndarray, float | None, float | None]:
+def propose(rates: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float | None, float | None]:
     """Returns the smoothed losses, the rate of their steepest fall, and a tenth of their least's.
 
     Args:
         rates: of the steps, growing.
         losses: the training loss of each.
     """
-    # Centred: a mean of the past alone would lag, and propose rates that are too high.
-    window = np.ones(max(1, len(losses) // 10) | 1)
-    if len(losses) < 2 * len(window):
+    # Centred: a mean of the past alone would lag, and propose rates that are too high. A fifth of
+    # the steps, twice: over curves of this form with the noise of small batches, shorter windows
+    # find a slope of the noise.
+    window, smoothed = np.ones((len(losses) // 5) | 1), losses
+    if len(losses) < _FEWEST:
         raise ValueError(
-            f"config.search.range_test: only {len(losses)} steps before the loss diverged or the "
-            "test ended: lower config.optimizer.learning_rate, or test for longer"
+            f"config.search.range_test: {len(losses)} steps are too few to choose a rate by, "
+            f"expected {_FEWEST}: test for longer, or lower config.optimizer.learning_rate if the "
+            "loss diverged"
         )
     weights = np.convolve(np.ones(len(losses)), window, "same")
-    smoothed = np.convolve(losses, window, "same") / weights
+    for _ in range(2):
+        smoothed = np.convolve(smoothed, window, "same") / weights
     least = int(smoothed.argmin())
     slopes = np.gradient(smoothed, np.log(rates))[: least + 1]
     if not least or slopes.min() >= 0:

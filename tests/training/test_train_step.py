@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from configs.checks import OPTIMIZERS
 from models.backbone import flatten
 from models.decoder import DecoderConfig
 from models.heads import ClassifierHead, Model
@@ -142,6 +143,39 @@ def test_a_batch_of_masked_labels_moves_nothing_but_the_counters(microbatches, l
         np.testing.assert_array_equal(state.params[path], value)
         np.testing.assert_array_equal(state.average[path], value + 1)
         np.testing.assert_array_equal(state.optimizer[1].nu[path], 0 * value)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_masked_batch_leaves_the_memory_of_every_optimizer(name):
+    """After steps that taught, so that moments, averages and counters are not zero."""
+    batch = padded_batch(8)
+    config = common.get_config().optimizer
+    config.update(name=name, weight_decay=0.5)
+    params = initial_params()
+    optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
+    step = jax.jit(
+        make_train_step(
+            apply,
+            TASK.loss,
+            optimizer,
+            learning_rate=0.01,
+            schedule=lambda n: dict.fromkeys(params, 1.0),
+            batch_size=8,
+            seed=0,
+            ema=0.9,
+        )
+    )
+    state = TrainState(
+        jnp.int32(0), jnp.int32(0), params, optimizer.init(params), params, jnp.float32(0.5)
+    )
+    for _ in range(2):
+        state, _ = step(state, {}, batch)
+    for path, value in params.items():
+        assert (state.params[path] != value).any()
+    masked, metrics = step(state, {}, batch | {"weights_B": 0 * batch["weights_B"]})
+    assert float(metrics["learning_rate"]) == pytest.approx(0.005)
+    assert (int(masked.step), int(masked.examples)) == (3, 24)
+    jax.tree.map(np.testing.assert_array_equal, masked[2:], state[2:])
 
 
 def test_a_masked_microbatch_counts_for_nothing_beside_others():

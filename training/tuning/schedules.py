@@ -113,8 +113,8 @@ def path_schedules(
             row = make_schedule(config, name=name or config.name, total=total - start, **parts)
         except ValueError as error:
             raise ValueError(
-                f"config.schedule.table: {pattern!r} starts after {text}, of which remain "
-                f"{total - start} examples, too few: {error}"
+                f"config.schedule.table: {pattern!r} starts after {text}, and only "
+                f"{total - start} examples follow: {error}"
             ) from None
         schedules.append(_delayed(row, start))
     rows = [(pattern, number) for number, (pattern, *_) in enumerate(config.table, start=1)]
