@@ -25,6 +25,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     monkeypatch.setattr(Experiment, "rank", lambda self, values: [0.0])
     config = make_config()
     config.optimizer.name = optimizer
+    config.adapt.update(kind="last_layers", layers=1)  # less to compile
     config.schedule.update(name=schedule, patience=2)
     config.train.update(
         duration="16 steps", checkpoint_every="2 steps", log_every="1 step", integrate=False
