@@ -123,19 +123,18 @@ class Ours(Trainer):
         from training.state import TrainState
         from training.train_step import make_train_step
         from training.tuning.optimizers import make_optimizer
+        from training.tuning.regularizers import Regularizers
 
         keep_memory()
         self._experiment = experiment = build(config, Path(), data.labels, print)
         optimizer = make_optimizer(config.optimizer, experiment.factors)
         step = make_train_step(
-            experiment.apply,
-            experiment.task.loss,
+            Regularizers(config.regularize, experiment.passes(), seed=config.seed),
             optimizer,
             learning_rate=config.optimizer.learning_rate,
             # Constant, as in the loop beside it.
             schedule=lambda examples: dict.fromkeys(experiment.factors, jnp.float32(1)),
             batch_size=config.data.batch_size,
-            seed=config.seed,
         )
         self._step = PerShape(step, "the train step", print, donate=(0,))
         self._forward = jax.jit(experiment.apply)

@@ -33,6 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.generation = _generation()
     config.multi = _multi()
     config.adapt = _adapt()
+    config.regularize = _regularize()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
     config.sharding = _sharding()
@@ -248,7 +249,9 @@ def _model() -> ConfigDict:
     model.head_bias = True  # False to export a decoder: transformers' classifiers on them have none
     model.label_words = ()  # with 'label_words': one word per label, in class order
     model.dropout = 0.0  # on the pooled vector, before the head
+    model.dropout_samples = 1  # masks of it a step, whose losses are averaged (1905.09788)
     model.hidden_dropout = 0.0  # after the embeddings and in each residual branch
+    model.attention_dropout = 0.0  # of what a position reads; not with a fused kernel
     return model
 
 
@@ -260,7 +263,6 @@ def _classification() -> ConfigDict:
     classification.separator = "/"  # between the levels of hierarchical labels
     classification.class_weights = ()  # in the loss, in class order; ('balanced',) is by frequency
     classification.focal_gamma = 0.0  # focal loss (1708.02002); 0 is cross-entropy
-    classification.label_smoothing = 0.0  # share of the target spread over all classes
     classification.threshold = "fitted"  # of 'multi': fitted per class on validation; or a
     # probability
     return classification
@@ -344,6 +346,25 @@ def _adapt() -> ConfigDict:
     return adapt
 
 
+def _regularize() -> ConfigDict:
+    """Regularisers (training/tuning/regularizers.py, docs/tuning.md); 0 is off."""
+    regularize = ConfigDict()
+    regularize.label_smoothing = 0.0  # share of the target spread over all classes
+    regularize.r_drop = 0.0  # weight of the divergence of two dropout masks; 1 to 5
+    regularize.r3f = 0.0  # weight of the divergence under noise of the embeddings; 0.1 to 5
+    regularize.neftune = 0.0  # noise of the embeddings, in the paper's unit; 1 to 10
+    regularize.fgm = 0.0  # adversarial change of the embeddings, in their norms; 0.01 to 0.5
+    regularize.freelb = 0.0  # radius of three such changes, likewise
+    regularize.sam = 0.0  # radius of the ascent in the weights; 0.01 to 0.1
+    regularize.mixout = 0.0  # share of the weights' entries that a step puts back; 0.1 to 0.9
+    regularize.l2_sp = 0.0  # pull towards the pretrained weights; 0.001 to 0.1
+    regularize.child_tuning = 0.0  # share of the gradient's entries dropped; 0.3 to 0.8
+    regularize.mixup = 0.0  # alpha of the Beta distribution that mixes pooled vectors; 0.1 to 1
+    regularize.noisy_tune = 0.0  # noise of the first weights, in their deviations; 0.1 to 0.3
+    regularize.reinit_layers = 0  # top layers that are drawn anew at the start
+    return regularize
+
+
 def _optimizer() -> ConfigDict:
     """The optimiser and its tables: docs/tuning.md."""
     optimizer = ConfigDict()
@@ -388,6 +409,7 @@ def _train() -> ConfigDict:
     train.keep_latest = 1  # checkpoints kept besides the best ones
     train.keep_best = 1  # the best checkpoints by the validation metric, which a soup joins
     train.ema = 0.0  # decay of a running average of the weights, kept besides them; 0 is off
+    train.swa_from = ""  # duration from which that average weighs all steps alike (1803.05407)
     train.collapse = "stop"  # when the model predicts a single class: 'ignore', 'stop' or 'restart'
     train.early_stopping = 0  # stops after this many evaluations without a gain; 0 is off
     train.on_config_change = "refuse"  # in another run's workdir: 'refuse', 'continue', 'overwrite'

@@ -129,6 +129,21 @@ def trained_paths(adapt: ConfigDict, shapes: Mapping[str, Any], *, num_layers: i
     return heads | chosen
 
 
+def top_layers(paths: Iterable[str], count: int, *, num_layers: int) -> list[str]:
+    """Returns the paths of the last `count` layers, of an encoder-decoder those of its decoder.
+
+    Raises:
+        ValueError: the model has fewer.
+    """
+    backbone = [path for path in paths if path.startswith("backbone/")]
+    top = _top(backbone, num_layers)
+    if count >= top:
+        raise ValueError(
+            f"config.regularize.reinit_layers={count}, but the model has {top - 1} layers: lower it"
+        )
+    return [path for path in backbone if top > _depth(path, num_layers, top) >= top - count]
+
+
 def decoder_layers(paths: Iterable[str]) -> int:
     """Returns how many layers of an encoder-decoder's decoder are among `paths`."""
     decoder = (path for path in paths if path.startswith("backbone/decoder/layer_"))

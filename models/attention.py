@@ -7,13 +7,17 @@ kernel on NVIDIA GPUs and splash attention, written in Pallas, on TPUs. models/b
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import layers
+
+Drop = Callable[[jax.Array], jax.Array]
 
 _TOLERANCE = 0.05  # of a trial, of the largest value; bfloat16 gives about 0.01
 
@@ -75,6 +79,12 @@ def attention_mask(
     return mask_RxLxL
 
 
+def dropping(module: nn.Dropout, *, deterministic: bool) -> Drop | None:
+    """Returns a module as `attend` takes it, None where it drops nothing."""
+    nothing = deterministic or not module.rate
+    return None if nothing else functools.partial(module, deterministic=False)
+
+
 def attend(
     query_RxLxHxN: jax.Array,
     key_RxLxKxN: jax.Array,
@@ -84,6 +94,7 @@ def attend(
     scale: float,
     cap: float = 0.0,
     bias: jax.Array | None = None,
+    drop: Drop | None = None,
 ) -> jax.Array:
     """Grouped-query attention (2305.13245): H / K query heads read each key/value head.
 
@@ -98,6 +109,7 @@ def attend(
         scale: factor on the scores.
         cap: soft cap of the scores; 0 is off.
         bias: float32 [R or 1, H, L, M], added to the scores (T5, 1910.10683).
+        drop: dropout of the softmax.
 
     Returns:
         Mixed values [R, L, H, N] in the dtype of the query.
@@ -119,6 +131,8 @@ def attend(
     highest = jax.lax.stop_gradient(jnp.max(scores_RxHxLxM, axis=-1, keepdims=True))
     weights_RxHxLxM = jnp.exp(scores_RxHxLxM - highest)
     total_RxHxL = jnp.sum(weights_RxHxLxM, axis=-1)
+    if drop is not None:
+        weights_RxHxLxM = drop(weights_RxHxLxM)
     weights_RxKxPxM = weights_RxHxLxM.astype(value_RxLxKxN.dtype).reshape(
         rows, kv_heads, -1, key_RxKxMxN.shape[2]
     )
@@ -150,11 +164,12 @@ def mixed(
     *,
     scale: float,
     cap: float = 0.0,
+    drop: Drop | None = None,
 ) -> jax.Array:
-    """Returns [R, L, H, N], by the kernel if there is one and no cache; see `attend`."""
+    """Returns [R, L, H, N], by the kernel if there is one and no cache or dropout; see `attend`."""
     inputs = query_RxLxHxN, key_RxLxKxN, value_RxLxKxN
-    if fused is None or view.segments_RxL is None:
-        return attend(*inputs, view.mask_RxLxM, scale=scale, cap=cap)
+    if fused is None or view.segments_RxL is None or drop is not None:
+        return attend(*inputs, view.mask_RxLxM, scale=scale, cap=cap, drop=drop)
     rows, length, heads, _ = query_RxLxHxN.shape
     run, multiple = (_splash, 128) if fused.kernel == "splash" else (_cudnn, 8)
     # Padding behind the row is a segment 0, which reads itself, as padding in the row does.

@@ -2,8 +2,10 @@
 
 Every backbone is a `layers.Backbone` with
 
-    __call__(tokens_RxL, positions_RxL, segments_RxL, types_RxL=None, *, deterministic=True)
+    __call__(tokens_RxL, positions_RxL, segments_RxL, types_RxL=None, *, deterministic=True,
+             noise_RxLxE=None)
         -> hidden_RxLxD   in the compute dtype, after the last norm; for T5 the encoder's
+    embed(tokens_RxL) -> float32 [P, E]  the tokens' vectors, to which the noise is added
     logits(hidden) -> float32 [..., V]   over the vocabulary
     everything(tokens_RxL, ...) -> None  calls all submodules, so that `init` makes all parameters
     PARTS: ClassVar[tuple[str, ...]]     top levels of the tree that a checkpoint may lack and that

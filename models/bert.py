@@ -69,10 +69,11 @@ class Attention(nn.Module):
 
     config: BertConfig
     dtype: jnp.dtype
+    dropout: float
     fused: attention.Fused | None
 
     @nn.compact
-    def __call__(self, x_PxD: jax.Array, view: attention.Visible) -> jax.Array:
+    def __call__(self, x_PxD: jax.Array, view: attention.Visible, deterministic: bool) -> jax.Array:
         """Maps [P, D] to [P, D], reading within rows of L positions."""
         rows, length, _ = view.mask_RxLxM.shape
         width, heads = self.config.width, self.config.num_heads
@@ -81,7 +82,8 @@ class Attention(nn.Module):
             for name in ("query", "key", "value")
         )
         scale = (width // heads) ** -0.5
-        mixed_RxLxHxN = attention.mixed(self.fused, query, key, value, view, scale=scale)
+        drop = attention.dropping(nn.Dropout(self.dropout), deterministic=deterministic)
+        mixed_RxLxHxN = attention.mixed(self.fused, query, key, value, view, scale=scale, drop=drop)
         return layers.dense(width, self.dtype, name="output")(mixed_RxLxHxN.reshape(-1, width))
 
 
@@ -91,6 +93,7 @@ class Layer(nn.Module):
     config: BertConfig
     dtype: jnp.dtype
     dropout: float
+    attention_dropout: float
     fused: attention.Fused | None
 
     @nn.compact
@@ -101,7 +104,8 @@ class Layer(nn.Module):
         mlp = layers.FeedForward(
             config.hidden, config.activation, dtype, bias=True, gated=False, name="mlp"
         )
-        y_PxD = Attention(config, dtype, self.fused, name="attention")(x_PxD, view)
+        attend = Attention(config, dtype, self.attention_dropout, self.fused, name="attention")
+        y_PxD = attend(x_PxD, view, deterministic)
         x_PxD = layer_norm(config, dtype, name="attention_norm")(x_PxD + drop(y_PxD))
         return layer_norm(config, dtype, name="mlp_norm")(x_PxD + drop(mlp(x_PxD)))
 
@@ -158,6 +162,7 @@ class Bert(layers.Backbone):
         types_RxL: jax.Array | None = None,
         *,
         deterministic: bool = True,
+        noise_RxLxE: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the hidden states after the last layer, [R, L, D] in the compute dtype.
 
@@ -170,10 +175,11 @@ class Bert(layers.Backbone):
             segments_RxL: int32, 0 where padding. Segments never attend to each other.
             types_RxL: int32, 0 in a first text, 1 in a second one; None is 0 everywhere.
             deterministic: False applies dropout, which then needs the rng 'dropout'.
+            noise_RxLxE: added to the tokens' vectors.
         """
         config = self.config
         types_RxL = jnp.zeros_like(tokens_RxL) if types_RxL is None else types_RxL
-        x_PxE = self.embedder(tokens_RxL.reshape(-1))
+        x_PxE = layers.noisy(self.embed(tokens_RxL), noise_RxLxE)
         x_PxE += self.embedder_types(types_RxL.reshape(-1))
         x_PxE += self.embedder_positions(positions_RxL.reshape(-1) + config.position_offset)
         if config.num_tasks:
@@ -186,6 +192,10 @@ class Bert(layers.Backbone):
             layer = self.layer[i * config.num_distinct_layers // config.num_layers]
             x_PxD = layer(x_PxD, deterministic, view)
         return x_PxD.reshape(*tokens_RxL.shape, config.width)
+
+    def embed(self, tokens_RxL: jax.Array) -> jax.Array:
+        """Returns the tokens' vectors [P, E], to which noise may be added."""
+        return self.embedder(tokens_RxL.reshape(-1))
 
     def pooled(self, first_BxD: jax.Array) -> jax.Array:
         """Passes each text's first hidden state through BERT's dense layer and tanh: [B, D]."""

@@ -102,6 +102,7 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     dtype: jnp.dtype
+    dropout: float
     fused: attention.Fused | None
 
     @nn.compact
@@ -111,6 +112,7 @@ class Attention(nn.Module):
         view: attention.Visible,
         rope: tuple[jax.Array, jax.Array],
         past: tuple[KeysValues, jax.Array] | None,
+        deterministic: bool,
     ) -> tuple[jax.Array, KeysValues | None]:
         """Maps [P, D] to [P, D], reading within rows of L positions, or of M slots of a cache.
 
@@ -120,6 +122,7 @@ class Attention(nn.Module):
             rope: tables of the positions.
             past: keys and values in a cache, each [R, M, K, N], and the slots [R, L] for these
                 positions; None without a cache.
+            deterministic: no dropout.
 
         Returns:
             The output, and the cache with these positions, None without one.
@@ -154,6 +157,7 @@ class Attention(nn.Module):
             view,
             scale=config.attention_scale,
             cap=config.attention_cap,
+            drop=attention.dropping(nn.Dropout(self.dropout), deterministic=deterministic),
         )
         output = layers.dense(config.width, dtype, use_bias=config.output_bias, name="output")
         return output(mixed_RxLxHxN.reshape(rows * length, -1)), cached
@@ -165,6 +169,7 @@ class Layer(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype
     dropout: float
+    attention_dropout: float
     fused: attention.Fused | None
 
     @nn.compact
@@ -173,7 +178,7 @@ class Layer(nn.Module):
     ) -> tuple[jax.Array, KeysValues | None]:
         """Maps [P, D] to [P, D]; other arguments and the second result are those of `Attention`."""
         config, dtype = self.config, self.dtype
-        attend = Attention(config, dtype, self.fused, name="attention")
+        attend = Attention(config, dtype, self.attention_dropout, self.fused, name="attention")
         mlp = layers.FeedForward(
             config.hidden, config.activation, dtype, config.mlp_bias, name="mlp"
         )
@@ -186,7 +191,7 @@ class Layer(nn.Module):
                 y_PxD = rms_norm(config, dtype, name=f"post_{name}_norm")(y_PxD)
             return nn.Dropout(self.dropout)(y_PxD, deterministic=deterministic)
 
-        y_PxD, cached = attend(before("attention", x_PxD), *attended)
+        y_PxD, cached = attend(before("attention", x_PxD), *attended, deterministic)
         x_PxD += after("attention", y_PxD)
         return x_PxD + after("mlp", mlp(before("mlp", x_PxD))), cached
 
@@ -214,6 +219,7 @@ class Decoder(layers.Backbone):
         types_RxL: jax.Array | None = None,
         *,
         deterministic: bool = True,
+        noise_RxLxE: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the hidden states after the final norm, [R, L, D] in the compute dtype.
 
@@ -223,13 +229,24 @@ class Decoder(layers.Backbone):
             segments_RxL: int32, 0 where padding. Segments never attend to each other.
             types_RxL: ignored.
             deterministic: False applies dropout.
+            noise_RxLxE: added to the tokens' vectors.
         """
         causal = not self.config.bidirectional
 
         def view_of(window: int) -> attention.Visible:
             return attention.visible(positions_RxL, segments_RxL, window=window, causal=causal)
 
-        return self._run(tokens_RxL, positions_RxL, view_of, deterministic=deterministic)[0]
+        return self._run(
+            tokens_RxL,
+            positions_RxL,
+            view_of,
+            deterministic=deterministic,
+            noise_RxLxE=noise_RxLxE,
+        )[0]
+
+    def embed(self, tokens_RxL: jax.Array) -> jax.Array:
+        """Returns the tokens' vectors [P, D], to which noise may be added."""
+        return self.embedder(tokens_RxL.reshape(-1)) * self.config.embedding_scale
 
     def _run(
         self,
@@ -239,6 +256,7 @@ class Decoder(layers.Backbone):
         *,
         past: Sequence[KeysValues] | None = None,
         deterministic: bool = True,
+        noise_RxLxE: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple]:
         """Returns hidden states and each layer's cache, whose slots are the positions.
 
@@ -254,7 +272,7 @@ class Decoder(layers.Backbone):
             rope: layers.rope_tables(positions_RxL, config.head_size, rope)
             for rope in dict.fromkeys(config.ropes)
         }
-        x_PxD = self.embedder(tokens_RxL.reshape(-1)) * config.embedding_scale
+        x_PxD = layers.noisy(self.embed(tokens_RxL), noise_RxLxE)
         x_PxD = self.embedding_dropout(
             x_PxD.astype(layers.between(self.dtype)), deterministic=deterministic
         )

@@ -65,6 +65,7 @@ class Model(nn.Module):
         dtype: of the backbone's computation.
         remat: what the backward pass computes again, see layers.Backbone.
         fused: the kernel of attention; None is the plain form.
+        attention_dropout: of the backbone, while training.
     """
 
     config: BackboneConfig
@@ -73,6 +74,7 @@ class Model(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     fused: Fused | None = None
+    attention_dropout: float = 0.0
 
     def setup(self):
         """Binds both."""
@@ -81,14 +83,35 @@ class Model(nn.Module):
             dtype=self.dtype,
             remat=self.remat,
             dropout=self.hidden_dropout,
+            attention_dropout=self.attention_dropout,
             fused=self.fused,
         )
         self.head = self.task_head.clone(name="head", parent=self)
 
     def __call__(self, batch: Batch, *, deterministic: bool) -> dict[str, jax.Array]:
-        """Returns the head's outputs for a batch of input_pipeline/batches/pipeline.py."""
+        """Returns the head's outputs for a batch of input_pipeline/batches/pipeline.py.
+
+        The batch may hold what training/tuning/regularizers.py adds: 'noise_RxLxE' of the tokens'
+        vectors and 'mix_B', see ClassifierHead.
+        """
         hidden_RxLxD = self._hidden(batch, deterministic=deterministic)
         return self.head(self.backbone, hidden_RxLxD, batch, deterministic=deterministic)
+
+    def samples(self, batch: Batch, *, count: int) -> list[dict[str, jax.Array]]:
+        """Returns the outputs of `count` dropout masks before the head, and one in the backbone."""
+        hidden_RxLxD = self._hidden(batch, deterministic=False)
+        return [
+            self.head(self.backbone, hidden_RxLxD, batch, deterministic=False) for _ in range(count)
+        ]
+
+    def embed(self, batch: Batch) -> jax.Array:
+        """Returns the tokens' vectors, float32 [R, L, E]."""
+        tokens_RxL = batch["tokens_RxL"]
+        return self.backbone.embed(tokens_RxL).reshape(*tokens_RxL.shape, -1)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Returns the backbone's logits over the vocabulary, float32 [..., V]."""
+        return self.backbone.logits(hidden)
 
     def head_inputs(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the vectors that the head is linear in: {'inputs_BxD'} or {'inputs_RxLxD'}."""
@@ -106,7 +129,24 @@ class Model(nn.Module):
             segments_RxL,
             batch["types_RxL"],
             deterministic=deterministic,
+            noise_RxLxE=batch.get("noise_RxLxE"),
         )
+
+
+def partners(count: int) -> np.ndarray:
+    """Returns whom each of B examples is mixed with: its neighbour; an odd last one is alone."""
+    return np.minimum(np.arange(count) ^ 1, count - 1)
+
+
+def mixed(values: jax.Array, batch: Batch) -> jax.Array:
+    """Returns values [B, ...], of which each gives way to its partner's where 'mix_B' is below 1.
+
+    Hidden mixup (1905.08941): mix * own + (1 - mix) * partner's.
+    """
+    if "mix_B" not in batch:
+        return values
+    mix_B = batch["mix_B"].reshape(-1, *[1] * (values.ndim - 1))
+    return mix_B * values + (1 - mix_B) * values[partners(len(values))]
 
 
 class ClassifierHead(nn.Module):
@@ -150,7 +190,7 @@ class ClassifierHead(nn.Module):
         if self.masks:
             states = backbone.before_logits(states.reshape(-1, self.masks, states.shape[-1]))
             states, product = states.astype(jnp.float32), "bkd,kdc->bc"
-        states = nn.Dropout(self.dropout, deterministic=deterministic)(states)
+        states = mixed(nn.Dropout(self.dropout, deterministic=deterministic)(states), batch)
         init = nn.initializers.normal(HEAD_STDDEV)
         kernel = self.param("kernel", init, (*states.shape[1:], self.num_classes))
         logits_BxC = jnp.einsum(product, states, kernel)
@@ -166,7 +206,7 @@ class ClassifierHead(nn.Module):
         if features_BxK is not None:
             shape = (self.num_features, self.num_classes)
             kernel_KxC = self.param("feature_kernel", nn.initializers.zeros, shape)
-            logits_BxC += features_BxK.astype(jnp.float32) @ kernel_KxC
+            logits_BxC += mixed(features_BxK.astype(jnp.float32), batch) @ kernel_KxC
         return {"logits_BxC": logits_BxC}
 
     def inputs(

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import Batch
+from models.layers import Batch, divergence
 from models.t5 import shift_right
 
 Project = Callable[[Any, jax.Array], jax.Array]
@@ -27,9 +27,11 @@ class LanguageHead(nn.Module):
 
     Attributes:
         chunk: number of positions whose logits are held at once.
+        smoothing: share of the target spread over the vocabulary, while training.
     """
 
     chunk: int
+    smoothing: float = 0.0
 
     @nn.compact
     def __call__(
@@ -37,11 +39,13 @@ class LanguageHead(nn.Module):
     ) -> dict[str, jax.Array]:
         """Returns {'log_probability_RxL' float32, 'best_RxL' int32}; zeros without a target.
 
+        While training also 'hidden_RxLxD', for `divergences`.
+
         Args:
             backbone: bound, with `logits`.
             hidden_RxLxD: after the last norm.
             batch: 'targets_RxL' is read: int32, 1 + the target's id; 0 is no target.
-            deterministic: ignored.
+            deterministic: without `smoothing`.
         """
         if self.is_initializing():
             backbone.logits(hidden_RxLxD)  # bound, so that it makes its parameters
@@ -52,9 +56,15 @@ class LanguageHead(nn.Module):
             return module.apply({"params": params}, hidden_SxD, method="logits")
 
         scores_RxL, best_RxL = log_probabilities(
-            project, params, hidden_RxLxD, targets_RxL=batch["targets_RxL"], chunk=self.chunk
+            project,
+            params,
+            hidden_RxLxD,
+            targets_RxL=batch["targets_RxL"],
+            chunk=self.chunk,
+            smoothing=0.0 if deterministic else self.smoothing,
         )
-        return {"log_probability_RxL": scores_RxL, "best_RxL": best_RxL}
+        outputs = {"log_probability_RxL": scores_RxL, "best_RxL": best_RxL}
+        return outputs if deterministic else {**outputs, "hidden_RxLxD": hidden_RxLxD}
 
 
 class Seq2SeqHead(LanguageHead):
@@ -88,7 +98,13 @@ class Seq2SeqHead(LanguageHead):
 
 
 def log_probabilities(
-    project: Project, params: Any, hidden_RxLxD: jax.Array, *, targets_RxL: jax.Array, chunk: int
+    project: Project,
+    params: Any,
+    hidden_RxLxD: jax.Array,
+    *,
+    targets_RxL: jax.Array,
+    chunk: int,
+    smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Scores tokens in chunks of positions; the gradient's memory is bounded as well.
 
@@ -102,20 +118,64 @@ def log_probabilities(
         hidden_RxLxD: hidden states.
         targets_RxL: int32, 1 + the token; 0 is no target.
         chunk: number of positions whose logits are held at once, but at least one of each row.
+        smoothing: share of each score that is the mean over the vocabulary (1512.00567).
 
     Returns:
         Log probability [R, L], float32, and the likeliest token [R, L], int32; zeros without a
         target.
     """
-    rows, length, _ = hidden_RxLxD.shape
+    chunks, whole = _chunks(targets_RxL, chunk)
+    hidden_KxSxD, targets_KxS = chunks(hidden_RxLxD), chunks(targets_RxL)
+    # Traced here, since in the backward pass Linen's method interceptors are no longer active.
+    project, _ = jax.closure_convert(project, params, jnp.zeros_like(hidden_KxSxD[0]))
+    score = functools.partial(_scores, smoothing, project)
+    scores_KxS, best_KxS = _chunked(score, params, hidden_KxSxD, targets_KxS)
+    return whole(scores_KxS), whole(best_KxS)
+
+
+def divergences(
+    project: Callable[[jax.Array], jax.Array],
+    hidden_RxLxD: jax.Array,
+    others_RxLxD: jax.Array,
+    *,
+    targets_RxL: jax.Array,
+    chunk: int,
+) -> jax.Array:
+    """Returns how far two predictions of each token are apart, see models.layers.divergence.
+
+    Chunk by chunk as `log_probabilities`; logits are made again in the backward pass.
+
+    Args:
+        project: hidden [S, D] -> float32 logits [S, V].
+        hidden_RxLxD, others_RxLxD: hidden states of two passes.
+        targets_RxL, chunk: see `log_probabilities`.
+
+    Returns:
+        float32 [R, L]; zeros without a target.
+    """
+    chunks, whole = _chunks(targets_RxL, chunk)
+
+    @jax.checkpoint
+    def apart(hidden_SxD: jax.Array, others_SxD: jax.Array, targets_S: jax.Array) -> jax.Array:
+        sides = (jnp.where(targets_S[:, None] > 0, x, 0) for x in (hidden_SxD, others_SxD))
+        return jnp.where(targets_S > 0, divergence(*map(project, sides)), 0.0)
+
+    parts = tuple(map(chunks, (hidden_RxLxD, others_RxLxD, targets_RxL)))
+    return whole(jax.lax.map(lambda part: apart(*part), parts))
+
+
+def _chunks(targets_RxL: jax.Array, chunk: int) -> tuple[Callable, Callable]:
+    """Returns what cuts [R, L, ...] into [number, S, ...], targets first, and what undoes it."""
+    rows, length = targets_RxL.shape
     step = min(length, max(1, chunk // rows))
     padding = -length % step
     order_RxL = jnp.argsort(targets_RxL == 0, axis=1, stable=True)
     back_RxL = jnp.argsort(order_RxL, axis=1)
 
-    def chunks(x_RxL: jax.Array) -> jax.Array:  # [R, L, ...] to [number, rows * step, ...]
-        rest = [(0, 0)] * (x_RxL.ndim - 2)
-        x_RxL = jnp.pad(x_RxL, ((0, 0), (0, padding), *rest))
+    def chunks(x_RxL: jax.Array) -> jax.Array:
+        rest = [1] * (x_RxL.ndim - 2)
+        x_RxL = jnp.take_along_axis(x_RxL, order_RxL.reshape(rows, length, *rest), axis=1)
+        x_RxL = jnp.pad(x_RxL, ((0, 0), (0, padding), *[(0, 0) for _ in rest]))
         x_RxKxS = x_RxL.reshape(rows, -1, step, *x_RxL.shape[2:])
         return x_RxKxS.swapaxes(0, 1).reshape(-1, rows * step, *x_RxL.shape[2:])
 
@@ -123,27 +183,22 @@ def log_probabilities(
         x_RxL = x_KxS.reshape(-1, rows, step).swapaxes(0, 1).reshape(rows, -1)[:, :length]
         return jnp.take_along_axis(x_RxL, back_RxL, axis=1)
 
-    hidden_KxSxD = chunks(jnp.take_along_axis(hidden_RxLxD, order_RxL[:, :, None], axis=1))
-    targets_KxS = chunks(jnp.take_along_axis(targets_RxL, order_RxL, axis=1))
-    # Traced here, since in the backward pass Linen's method interceptors are no longer active.
-    project, _ = jax.closure_convert(project, params, jnp.zeros_like(hidden_KxSxD[0]))
-    scores_KxS, best_KxS = _chunked(project, params, hidden_KxSxD, targets_KxS)
-    return whole(scores_KxS), whole(best_KxS)
+    return chunks, whole
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(
-    project: Project, params: Any, hidden_KxSxD: jax.Array, targets_KxS: jax.Array
+    score: Callable, params: Any, hidden_KxSxD: jax.Array, targets_KxS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Scores chunk by chunk: log probabilities and likeliest tokens, [K, S]."""
     return jax.lax.map(
-        lambda part: _if_asked(functools.partial(_scores, project, params), *part),
+        lambda part: _if_asked(functools.partial(score, params), *part),
         (hidden_KxSxD, targets_KxS),
     )
 
 
 def _chunked_forward(
-    project: Project, params: Any, hidden_KxSxD: Any, targets_KxS: Any
+    score: Callable, params: Any, hidden_KxSxD: Any, targets_KxS: Any
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     """Also computes the gradient of each position's score by its hidden state from the same logits.
 
@@ -153,20 +208,20 @@ def _chunked_forward(
     params = jax.tree.map(lambda leaf: leaf.value, params, is_leaf=_is_primal)
     hidden_KxSxD, targets_KxS = hidden_KxSxD.value, targets_KxS.value
 
-    def score(hidden_SxD: jax.Array, targets_S: jax.Array) -> tuple[jax.Array, ...]:
+    def with_slopes(hidden_SxD: jax.Array, targets_S: jax.Array) -> tuple[jax.Array, ...]:
         scores_S, pull, best_S = jax.vjp(
-            lambda hidden: _scores(project, params, hidden, targets_S), hidden_SxD, has_aux=True
+            lambda hidden: score(params, hidden, targets_S), hidden_SxD, has_aux=True
         )
         return scores_S, best_S, *pull(jnp.ones_like(scores_S))
 
     scores_KxS, best_KxS, slopes_KxSxD = jax.lax.map(
-        lambda part: _if_asked(score, *part), (hidden_KxSxD, targets_KxS)
+        lambda part: _if_asked(with_slopes, *part), (hidden_KxSxD, targets_KxS)
     )
     kept = (params, hidden_KxSxD, targets_KxS) if trained else (params, None, None)
     return (scores_KxS, best_KxS), (*kept, slopes_KxSxD)
 
 
-def _chunked_backward(project: Project, kept: tuple, gradients: tuple) -> tuple:
+def _chunked_backward(score: Callable, kept: tuple, gradients: tuple) -> tuple:
     """Multiplies the slopes; for the gradient of `params` logits are made again, by chunk."""
     params, hidden_KxSxD, targets_KxS, slopes_KxSxD = kept
     gradient_KxS = gradients[0]
@@ -181,10 +236,10 @@ def _chunked_backward(project: Project, kept: tuple, gradients: tuple) -> tuple:
         hidden_SxD, targets_S, gradient_S = part
 
         def more(total: Any) -> Any:
-            def score(params: Any) -> jax.Array:
-                return _scores(project, params, hidden_SxD, targets_S)[0]
+            def scores(params: Any) -> jax.Array:
+                return score(params, hidden_SxD, targets_S)[0]
 
-            (change,) = jax.vjp(score, params)[1](gradient_S)
+            (change,) = jax.vjp(scores, params)[1](gradient_S)
             return jax.tree.map(jnp.add, total, change)
 
         return jax.lax.cond(jnp.any(targets_S > 0), more, lambda total: total, total), None
@@ -211,12 +266,15 @@ def _if_asked(score: Callable, hidden_SxD: jax.Array, targets_S: jax.Array) -> A
 
 
 def _scores(
-    project: Project, params: Any, hidden_SxD: jax.Array, targets_S: jax.Array
+    smoothing: float, project: Project, params: Any, hidden_SxD: jax.Array, targets_S: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns log probabilities of the targets, zero without one, and the likeliest tokens."""
     # Replaced here, not multiplied below: 0 * NaN of padding would reach the gradient.
     logits_SxV = project(params, jnp.where(targets_S[:, None] > 0, hidden_SxD, 0))
     chosen_Sx1 = jnp.take_along_axis(logits_SxV, jnp.maximum(targets_S - 1, 0)[:, None], axis=1)
-    scores_S = chosen_Sx1[:, 0] - jax.nn.logsumexp(logits_SxV, axis=1)
+    chosen_S = chosen_Sx1[:, 0]
+    if smoothing:
+        chosen_S = (1 - smoothing) * chosen_S + smoothing * jnp.mean(logits_SxV, axis=1)
+    scores_S = chosen_S - jax.nn.logsumexp(logits_SxV, axis=1)
     best_S = jnp.argmax(logits_SxV, axis=1).astype(jnp.int32)
     return jnp.where(targets_S > 0, scores_S, 0.0), jnp.where(targets_S > 0, best_S, 0)

@@ -44,6 +44,7 @@ class Backbone(nn.Module):
         dtype: of the computation; parameters are float32.
         remat: what the backward pass computes again, to store less: 'none' or a key of REMAT.
         dropout: rate behind the embeddings and in each residual branch, when not deterministic.
+        attention_dropout: rate of what a position reads of others, likewise.
         fused: the kernel of attention, see attention.Fused; None is the plain form.
     """
 
@@ -51,13 +52,15 @@ class Backbone(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     fused: Any = None
 
     def make_layers(self, layer_class: Any, number: int, *options: Any) -> list[nn.Module]:
         """Returns layers to assign in setup; the second argument of their calls is static."""
         if self.remat != "none":
             layer_class = nn.remat(layer_class, static_argnums=(2,), policy=REMAT[self.remat])
-        return [layer_class(self.config, self.dtype, self.dropout, *options) for _ in range(number)]
+        rates = self.dropout, self.attention_dropout
+        return [layer_class(self.config, self.dtype, *rates, *options) for _ in range(number)]
 
 
 class Embedder(nn.Module):
@@ -180,6 +183,11 @@ def rotate(x_RxLxHxN: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Arr
     return jnp.concatenate(rotated, axis=-1).astype(x_RxLxHxN.dtype)
 
 
+def noisy(x_PxE: jax.Array, noise_RxLxE: jax.Array | None) -> jax.Array:
+    """Returns the vectors with the noise of training/tuning/regularizers.py, if there is any."""
+    return x_PxE if noise_RxLxE is None else x_PxE + noise_RxLxE.reshape(x_PxE.shape)
+
+
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
     """Bounds `x` smoothly to (-cap, cap) as Gemma 2 does (2408.00118); 0 leaves it alone."""
     return jnp.tanh(x / cap) * cap if cap else x
@@ -194,6 +202,24 @@ def vocabulary_head(vocab_size: int, dtype: jnp.dtype) -> nn.Dense:
         return product("...d,dv->...v", x, kernel)
 
     return nn.Dense(vocab_size, use_bias=False, dtype=dtype, dot_general=float32_out)
+
+
+def divergence(logits: jax.Array, others: jax.Array, *, where: Any = True) -> jax.Array:
+    """Returns KL(p, q) + KL(q, p) of the softmax over the last axis: float32 [...].
+
+    Args:
+        logits, others: [..., C], finite.
+        where: bool, the classes that exist.
+    """
+    logits, others = (jnp.where(where, x, -1e9).astype(jnp.float32) for x in (logits, others))
+    logs, other_logs = jax.nn.log_softmax(logits), jax.nn.log_softmax(others)
+    products = (jnp.exp(logs) - jnp.exp(other_logs)) * (logs - other_logs)
+    return jnp.sum(jnp.where(where, products, 0.0), axis=-1)
+
+
+def binary_divergence(logits: jax.Array, others: jax.Array) -> jax.Array:
+    """Returns KL(p, q) + KL(q, p) of the sigmoids of logits: float32, of their shape."""
+    return (jax.nn.sigmoid(logits) - jax.nn.sigmoid(others)) * (logits - others)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

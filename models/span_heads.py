@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from models.heads import HEAD_STDDEV
-from models.layers import Batch, Rope, rope_tables, rotate
+from models.layers import Batch, Rope, binary_divergence, rope_tables, rotate
 
 _NEVER = -1e9  # the score of invalid spans: finite, and below any real score
 
@@ -137,6 +137,27 @@ def span_losses(
     labels_C = 1 + jnp.arange(len(scores.starts_CxRxL))
     classes = (scores.starts_CxRxL, scores.stops_CxRxL, labels_C)
     return jnp.mean(jax.lax.map(loss_of, classes), axis=0)
+
+
+def span_divergences(
+    outputs: Batch, others: Batch, asked_RxL: jax.Array, segments_RxL: jax.Array, num_examples: int
+) -> jax.Array:
+    """Returns how far two predictions of spans are apart: models.layers.binary_divergence, summed
+    over the spans of an example, the mean over classes; float32 [B]. See `span_losses`."""
+    sides = [_spans(side, asked_RxL, segments_RxL, num_examples) for side in (outputs, others)]
+    is_span_RxLxL = sides[0].shared_RxLxL > _NEVER / 2
+
+    @jax.checkpoint
+    def apart(terms: list) -> jax.Array:
+        logits = (
+            jnp.where(is_span_RxLxL, side.shared_RxLxL + starts[:, :, None] + stops[:, None], 0.0)
+            for side, (starts, stops) in zip(sides, terms, strict=True)
+        )
+        spans_P = binary_divergence(*logits).sum(axis=2).reshape(-1)
+        return jnp.where(sides[0].member_BxP, spans_P, 0.0).sum(axis=1)
+
+    classes = [(side.starts_CxRxL, side.stops_CxRxL) for side in sides]
+    return jnp.mean(jax.lax.map(apart, classes), axis=0)
 
 
 def best_spans(

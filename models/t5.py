@@ -147,12 +147,14 @@ class Attention(nn.Module):
         dtype: of the computation.
         has_bias: whether the layer has a relative bias of its own.
         causal: see `RelativeBias`.
+        dropout: of the softmax, when not deterministic.
     """
 
     config: T5Config
     dtype: jnp.dtype
     has_bias: bool
     causal: bool
+    dropout: float
 
     def setup(self):
         """Declares query, key, value, output and, for umT5, relative_bias."""
@@ -163,6 +165,7 @@ class Attention(nn.Module):
         init = nn.initializers.variance_scaling(1 / config.head_size, "fan_in", "normal")
         self.query = dense(width, kernel_init=init)
         self.key, self.value, self.output = dense(width), dense(width), dense(config.width)
+        self.drop = nn.Dropout(self.dropout)
         if self.has_bias:
             self.relative_bias = RelativeBias(config, self.causal)
 
@@ -178,13 +181,18 @@ class Attention(nn.Module):
         mask_RxLxM: jax.Array,
         distance_RxLxM: jax.Array | None = None,
         bias: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
     ) -> jax.Array:
         """Maps [P, D] to [P, D]; the distances are for a bias of the layer's own."""
         if self.has_bias:
             bias = self.relative_bias(distance_RxLxM)
         rows, _, heads, size = keys_values[0].shape
         query_RxLxHxN = self.query(x_PxD).reshape(rows, -1, heads, size)
-        mixed = attention.attend(query_RxLxHxN, *keys_values, mask_RxLxM, scale=1.0, bias=bias)
+        drop = attention.dropping(self.drop, deterministic=deterministic)
+        mixed = attention.attend(
+            query_RxLxHxN, *keys_values, mask_RxLxM, scale=1.0, bias=bias, drop=drop
+        )
         return self.output(mixed.reshape(x_PxD.shape[0], -1))
 
 
@@ -194,6 +202,7 @@ class Layer(nn.Module):
     config: T5Config
     dtype: jnp.dtype
     dropout: float
+    attention_dropout: float
     is_decoder: bool
 
     def setup(self):
@@ -203,10 +212,11 @@ class Layer(nn.Module):
             nn.RMSNorm, epsilon=config.norm_epsilon, dtype=layers.between(dtype)
         )
         self.pre_attention_norm = norm()
-        self.attention = Attention(config, dtype, config.bias_per_layer, causal=self.is_decoder)
+        rate, causal = self.attention_dropout, self.is_decoder
+        self.attention = Attention(config, dtype, config.bias_per_layer, causal, rate)
         if self.is_decoder:
             self.pre_cross_attention_norm = norm()
-            self.cross_attention = Attention(config, dtype, has_bias=False, causal=False)
+            self.cross_attention = Attention(config, dtype, False, False, rate)  # has_bias, causal
         self.pre_mlp_norm = norm()
         self.mlp = layers.FeedForward(config.hidden, config.activation, dtype, gated=config.gated)
         self.drop = nn.Dropout(self.dropout)
@@ -239,10 +249,11 @@ class Layer(nn.Module):
             old, slot = past
             update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
             keys_values = tuple(update(*pair, slot) for pair in zip(old, keys_values, strict=True))
-        y_PxD = self.attention(y_PxD, keys_values, *view)
+        y_PxD = self.attention(y_PxD, keys_values, *view, deterministic=deterministic)
         x_PxD += self.drop(y_PxD, deterministic=deterministic)
         if self.is_decoder:
-            y_PxD = self.cross_attention(self.pre_cross_attention_norm(x_PxD), *source)
+            y_PxD = self.pre_cross_attention_norm(x_PxD)
+            y_PxD = self.cross_attention(y_PxD, *source, deterministic=deterministic)
             x_PxD += self.drop(y_PxD, deterministic=deterministic)
         y_PxD = self.mlp(self.pre_mlp_norm(x_PxD))
         return x_PxD + self.drop(y_PxD, deterministic=deterministic), keys_values
@@ -325,7 +336,8 @@ class T5(Stack):
         super().setup()
         config = self.config
         self.embedder = layers.Embedder(config.vocab_size, config.width)
-        self.decoder = Stack(config, self.dtype, self.remat, self.dropout, is_decoder=True)
+        rates = self.dropout, self.attention_dropout
+        self.decoder = Stack(config, self.dtype, self.remat, *rates, is_decoder=True)
         if not config.tied:
             self.lm_head = layers.vocabulary_head(config.vocab_size, self.dtype)
 
@@ -337,6 +349,7 @@ class T5(Stack):
         types_RxL: jax.Array | None = None,
         *,
         deterministic: bool = True,
+        noise_RxLxE: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the encoder's hidden states after its final norm, [R, L, D].
 
@@ -346,12 +359,17 @@ class T5(Stack):
             segments_RxL: int32, 0 where padding. Segments never attend to each other.
             types_RxL: ignored.
             deterministic: False applies dropout, which then needs the rng 'dropout'.
+            noise_RxLxE: added to the tokens' vectors.
         """
         mask_RxLxL = attention.attention_mask(positions_RxL, segments_RxL, causal=False)
         positions = (positions_RxL, positions_RxL)
-        x_PxD = self.embedder(tokens_RxL.reshape(-1))
+        x_PxD = layers.noisy(self.embed(tokens_RxL), noise_RxLxE)
         x_PxD, _ = self.run(x_PxD, positions, mask_RxLxL, deterministic=deterministic)
         return x_PxD.reshape(*tokens_RxL.shape, -1)
+
+    def embed(self, tokens_RxL: jax.Array) -> jax.Array:
+        """Returns the encoder's token vectors [P, D], to which noise may be added."""
+        return self.embedder(tokens_RxL.reshape(-1))
 
     def decode(
         self,

@@ -5,7 +5,7 @@ ordered labels and trees of labels build on this in multi_label.py, ordinal.py a
 heads from words are in label_words.py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, class_counts, macro_f1, mean, one_each
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
+from models import layers
 from tasks import label_words, limits
 from tasks.calibrated import Calibrated
 from tasks.limits import Given, Limit
@@ -43,7 +44,8 @@ class Classification(WholeText, Calibrated):
     FLOOR = baselines.TFIDF
     EXPORT = "classifier"
     REVIEW = True
-    OPTIONS = ("class_weights", "focal_gamma", "label_smoothing")
+    OPTIONS = ("class_weights", "focal_gamma")
+    SMOOTHING = True
     WORDS = True
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
@@ -163,10 +165,20 @@ class Classification(WholeText, Calibrated):
         losses_B = self.losses(logits_BxC, labels_B)
         return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {"correct": correct}
 
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Compares the probabilities of the labels."""
+        weights_B = batch["weights_B"].astype(jnp.float32)
+        sides = (masked_logits(side, weights_B) for side in (outputs, others))
+        weights_B *= jnp.asarray(self._weights_C)[batch["labels_B"]]
+        return jnp.sum(weights_B * layers.divergence(*sides))
+
     def guess_loss(self, examples: Examples) -> float | None:
         """Returns the loss of predicting the frequencies of the labels; None with options that
         make probabilities differ from frequencies on purpose."""
-        if any(self.config.classification[name] for name in self.OPTIONS):
+        options = [self.config.classification[name] for name in self.OPTIONS]
+        if any(options) or self.config.regularize.label_smoothing:
             return None
         counts_C = np.bincount(examples.labels_N[examples.labels_N >= 0], minlength=self.size)
         logs_C, classes_C = np.log(np.maximum(counts_C, 1e-30)), np.arange(self.size)
@@ -177,7 +189,7 @@ class Classification(WholeText, Calibrated):
     def losses(self, logits_BxC: jax.Array, labels_B: jax.Array) -> jax.Array:
         """Returns the cross-entropy of each example, smoothed or focused if so configured."""
         options, true_BxC = self.config.classification, jax.nn.one_hot(labels_B, self.size)
-        smooth_BxC = optax.smooth_labels(true_BxC, options.label_smoothing)
+        smooth_BxC = optax.smooth_labels(true_BxC, self.config.regularize.label_smoothing)
         losses_B = optax.softmax_cross_entropy(logits_BxC, smooth_BxC)
         if options.focal_gamma:  # (1 - p) ** gamma of the true class (1708.02002)
             right_B = jnp.sum(jax.nn.softmax(logits_BxC) * true_BxC, -1)

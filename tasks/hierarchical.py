@@ -30,6 +30,7 @@ class Hierarchical(Classification):
     EXPORT = ""
     REVIEW = False
     OPTIONS = ("class_weights",)
+    SMOOTHING = False
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
         """Builds the tree, and metrics with the accuracy of each level above the label.

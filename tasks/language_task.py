@@ -6,10 +6,11 @@ generation.py), log probabilities in chunks (models/language_heads.py), metrics 
 (evaluation/surprisal.py).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples, object_array
 from models.bert import BertConfig
 from models.decoder import DecoderConfig
-from models.language_heads import LanguageHead, Seq2SeqHead
+from models.language_heads import LanguageHead, Seq2SeqHead, divergences
 from models.t5 import T5Config
 from tasks.limits import Given, Limit
 from tasks.task import Arrays, Chunk, Loss, Targets, Task, rows_of
@@ -37,25 +38,46 @@ class TokenTask(Task):
     """Asks for tokens: 'targets_RxL' holds 1 + the token that is asked for, else 0."""
 
     EXPORT = "language_model"
+    SMOOTHING = True
     positions = ("targets_RxL",)
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns the output projection of the backbone, chunk by chunk."""
         head = Seq2SeqHead if isinstance(self.backbone, T5Config) else LanguageHead
-        return head(chunk=self.config.language.chunk)
+        smoothing = self.config.regularize.label_smoothing
+        return head(chunk=self.config.language.chunk, smoothing=smoothing)
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the cross-entropy of the tokens that are asked for; the weight is their number."""
-        targets_RxL, segments_RxL = batch["targets_RxL"], batch["segments_RxL"]
-        weights_RxL = batch["weights_B"].astype(jnp.float32)[jnp.maximum(segments_RxL - 1, 0)]
-        weights_RxL *= (targets_RxL > 0) & (segments_RxL > 0)
+        targets_RxL, weights_RxL = batch["targets_RxL"], _weights(batch)
         scores_RxL = jnp.where(weights_RxL > 0, outputs["log_probability_RxL"], 0.0)
         correct = jnp.sum(weights_RxL * (outputs["best_RxL"] == targets_RxL - 1))
         return -jnp.sum(weights_RxL * scores_RxL), jnp.sum(weights_RxL), {"correct": correct}
 
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Compares the probabilities of the tokens at each place that asks for one."""
+        apart_RxL = divergences(
+            logits,
+            outputs["hidden_RxLxD"],
+            others["hidden_RxLxD"],
+            targets_RxL=batch["targets_RxL"],
+            chunk=self.config.language.chunk,
+        )
+        weights_RxL = _weights(batch)
+        return jnp.sum(weights_RxL * jnp.where(weights_RxL > 0, apart_RxL, 0.0))
+
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Returns them with what was asked for."""
         return {**outputs, "targets_RxL": batch["targets_RxL"]}
+
+
+def _weights(batch: Arrays) -> jax.Array:
+    """Returns the weight of each position [R, L]: its example's, 0 where no token is asked for."""
+    segments_RxL = batch["segments_RxL"]
+    weights_RxL = batch["weights_B"].astype(jnp.float32)[jnp.maximum(segments_RxL - 1, 0)]
+    return weights_RxL * ((batch["targets_RxL"] > 0) & (segments_RxL > 0))
 
 
 class LanguageModelling(TokenTask):

@@ -4,7 +4,7 @@ Here: sigmoid losses, thresholds fitted on the validation split, F1 over labels.
 classification.py.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, f1, mean, one_each
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
+from models import layers
 from tasks.classification import LOSS, MACRO_F1, Classification, masked_logits
 from tasks.task import Arrays, Chunk, Fit, Loss, Targets, digest, rows_of, text_record
 
@@ -79,7 +80,8 @@ class MultiLabel(Classification):
 
     def guess_loss(self, examples: Examples) -> float | None:
         """Returns the mean entropy of the labels; None as in Classification."""
-        if any(self.config.classification[name] for name in self.OPTIONS):
+        options = [self.config.classification[name] for name in self.OPTIONS]
+        if any(options) or self.config.regularize.label_smoothing:
             return None
         shares_C = self._true(examples).mean(axis=0)
         return float(entropy([shares_C, 1 - shares_C]).mean())
@@ -93,7 +95,7 @@ class MultiLabel(Classification):
         options, weights_B = self.config.classification, batch["weights_B"].astype(jnp.float32)
         labels_BxC, logits_BxC = batch["labels_BxC"], masked_logits(outputs, weights_B)
         labels_BxC = labels_BxC.astype(jnp.float32)
-        smoothing = options.label_smoothing
+        smoothing = self.config.regularize.label_smoothing
         smooth_BxC = labels_BxC * (1 - smoothing) + smoothing / 2
         losses_BxC = optax.sigmoid_binary_cross_entropy(logits_BxC, smooth_BxC)
         if options.focal_gamma:  # by the probability of what is true, as in 1708.02002
@@ -103,6 +105,14 @@ class MultiLabel(Classification):
         right_B = jnp.mean((logits_BxC > 0) == (labels_BxC > 0), axis=-1)
         total = jnp.sum(weights_B * losses_BxC.mean(axis=-1))
         return total, jnp.sum(weights_B), {"correct": jnp.sum(weights_B * right_B)}
+
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Compares the probability of each label; the mean over the labels counts."""
+        weights_B = batch["weights_B"].astype(jnp.float32)
+        sides = (masked_logits(side, weights_B) for side in (outputs, others))
+        return jnp.sum(weights_B * layers.binary_divergence(*sides).mean(axis=-1))
 
     def fit(self, predictions: Predictions, validation: Examples) -> Mapping[str, Any]:
         """Returns the thresholds that make each label's F1 greatest."""

@@ -43,6 +43,11 @@ class MemberHeads(nn.Module):
     names: tuple[str, ...]
     head_of: Callable[[str], nn.Module]
 
+    @property
+    def dropout(self) -> float:
+        """The highest of the heads'."""
+        return max(getattr(self.head_of(name), "dropout", 0.0) for name in self.names)
+
     @nn.compact
     def __call__(
         self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Arrays, *, deterministic: bool
@@ -65,6 +70,7 @@ class MultiTask(Task):
 
     FLOOR = "each task's floor"
     SHIFTED = False
+    SMOOTHING = True  # each member judges for itself
 
     def __init__(self, config: ConfigDict, labels: Mapping[str, Sequence[str]], **parts: Any):
         """Makes the members.
@@ -144,6 +150,12 @@ class MultiTask(Task):
         name = member_of(batch)
         total, weight, sums = self.members[name].loss(outputs, batch)
         return total, weight, _renamed({"loss": total, **sums}, "", f"{name}/")
+
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Compares what the batch's member predicts."""
+        return self.members[member_of(batch)].divergence(outputs, others, batch, logits)
 
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Returns what the batch's member fetches, named for it."""

@@ -8,7 +8,7 @@ choice and what follows it. Not here: reading the formats (input_pipeline/).
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +25,7 @@ from evaluation.metrics import Scores, one_each
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.corpus.clue_formats import BLANK
 from input_pipeline.examples import Examples
+from models import layers
 from models.decoder import DecoderConfig
 from models.heads import ClassifierHead
 from models.language_heads import LanguageHead
@@ -68,6 +69,7 @@ class MultipleChoice(Calibrated):
 
     metrics = (ACCURACY, LOSS)
     FLOOR = "overlap and frequency"
+    SMOOTHING = True
     BIASES = False  # choices differ from example to example
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
@@ -175,9 +177,25 @@ class MultipleChoice(Calibrated):
         # Replaced before the logarithm, not after: 0 * NaN would reach the gradient.
         logits_BxK = jnp.where(weights_B[:, None] > 0, logits_BxK, 0.0)
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, batch["labels_B"])
+        if smoothing := self.config.regularize.label_smoothing:
+            exists_BxK = batch["choices_BxK"] > 0
+            logs_BxK = jnp.where(exists_BxK, jax.nn.log_softmax(logits_BxK), 0.0)
+            mean_B = logs_BxK.sum(axis=1) / jnp.maximum(exists_BxK.sum(axis=1), 1)
+            losses_B = (1 - smoothing) * losses_B - smoothing * mean_B
         right_B = jnp.argmax(logits_BxK, axis=-1) == batch["labels_B"]
         weight = jnp.sum(weights_B)
         return jnp.sum(weights_B * losses_B), weight, {"accuracy": jnp.sum(weights_B * right_B)}
+
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Compares the probabilities of the choices."""
+        weights_B = batch["weights_B"].astype(jnp.float32)
+        sides = (
+            jnp.where(weights_B[:, None] > 0, _logits(side, batch), 0.0)
+            for side in (outputs, others)
+        )
+        return jnp.sum(weights_B * layers.divergence(*sides, where=batch["choices_BxK"] > 0))
 
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Returns the log probabilities of the choices, [B, K]; of absent ones, -1e9."""

@@ -41,6 +41,7 @@ class Ordinal(Classification):
     EXPORT = ""
     REVIEW = False
     OPTIONS = ("class_weights", "focal_gamma")
+    SMOOTHING = False
     WORDS = False
 
     def prose(self) -> str:

@@ -9,7 +9,7 @@ input_pipeline/batches/windows.py and answers compared by evaluation/answers.py.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +24,7 @@ from evaluation.metrics import Metric, Scores, mean, one_each
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.batches.windows import split
 from input_pipeline.examples import Examples, object_array
+from models import layers
 from models.token_heads import TokenHead
 from tasks import text_windows
 from tasks.limits import Given, Limit
@@ -41,6 +42,7 @@ class ReadingComprehension(Task):
         Metric("exact_match", "exact match, %", mean, scale=100, digits=1),
     )
     FLOOR = "best matching sentence"
+    SMOOTHING = True
     positions = ("asked_RxL", "starts_RxL", "ends_RxL")
     offsets = True
 
@@ -130,19 +132,39 @@ class ReadingComprehension(Task):
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the mean cross-entropy of start and end among the positions of each window."""
         weights_B = batch["weights_B"].astype(jnp.float32)
-        asked_BxP, logits_Px2 = _asked(outputs, batch)
-        # Replaced before the logarithm, not after: 0 * NaN would reach the gradient.
-        counted_BxP = asked_BxP & (weights_B[:, None] > 0)
-        logits_BxPx2 = jnp.where(counted_BxP[..., None], logits_Px2, _NEVER)
+        asked_BxP, logits_BxPx2 = self._counted(outputs, batch)
         true_Px2 = jnp.stack([batch["starts_RxL"].ravel(), batch["ends_RxL"].ravel()], axis=1) > 0
         true_BxPx2 = asked_BxP[..., None] & true_Px2
         logs_BxPx2 = jax.nn.log_softmax(logits_BxPx2, axis=1)
         losses_B = -jnp.where(true_BxPx2, logs_BxPx2, 0.0).sum((1, 2)) / 2
+        if smoothing := self.config.regularize.label_smoothing:
+            logs_B = jnp.where(asked_BxP[..., None], logs_BxPx2, 0.0).sum((1, 2)) / 2
+            mean_B = logs_B / jnp.maximum(asked_BxP.sum(axis=1), 1)
+            losses_B = (1 - smoothing) * losses_B - smoothing * mean_B
         best_BxPx2 = logits_BxPx2 == logits_BxPx2.max(1, keepdims=True)
         right_B = (best_BxPx2 & true_BxPx2).any(1).all(-1)
         losses_B = jnp.where(weights_B > 0, losses_B, 0.0)
         weight = jnp.sum(weights_B)
         return jnp.sum(weights_B * losses_B), weight, {"both_right": jnp.sum(weights_B * right_B)}
+
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Compares the probabilities of starts and ends, half of each."""
+        asked_BxP, _ = self._counted(outputs, batch)
+        sides = (self._counted(side, batch)[1].swapaxes(1, 2) for side in (outputs, others))
+        apart_Bx2 = layers.divergence(*sides, where=asked_BxP[:, None])
+        weights_B = batch["weights_B"].astype(jnp.float32)
+        return jnp.sum(weights_B * jnp.where(weights_B > 0, apart_Bx2.mean(axis=1), 0.0))
+
+    def _counted(self, outputs: Arrays, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+        """Returns which positions are asked [B, P], and logits [B, P, 2] of those that count.
+
+        Replaced before the logarithm, not after: 0 * NaN would reach the gradient.
+        """
+        asked_BxP, logits_Px2 = _asked(outputs, batch)
+        counted_BxP = asked_BxP & (batch["weights_B"][:, None] > 0)
+        return asked_BxP, jnp.where(counted_BxP[..., None], logits_Px2, _NEVER)
 
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Returns log probabilities within each window, -1e9 where nothing is asked."""

@@ -3,10 +3,11 @@
 Here: a squared error on the scale of the training numbers, and correlations.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
@@ -115,6 +116,14 @@ class Regression(WholeText):
         outputs_B = jnp.where(weights_B > 0, outputs["logits_BxC"][:, 0].astype(jnp.float32), 0.0)
         losses_B = jnp.square(outputs_B - batch["numbers_B"])
         return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {}
+
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Sums the squared differences."""
+        weights_B = batch["weights_B"].astype(jnp.float32)
+        apart_B = (outputs["logits_BxC"] - others["logits_BxC"])[:, 0].astype(jnp.float32)
+        return jnp.sum(weights_B * jnp.square(jnp.where(weights_B > 0, apart_B, 0.0)))
 
     def _numbers(self, predictions: Predictions) -> np.ndarray:
         """Returns the predictions in the unit of the data."""

@@ -7,7 +7,7 @@ together (text_windows.py), scores and floors (evaluation/spans.py). Scores are 
 the characters of the data, so that what a tokeniser cannot represent counts as missed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,8 +24,8 @@ from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.batches.windows import split as split_windows
 from input_pipeline.examples import Examples, object_array
 from input_pipeline.tokenizers.character_tokenizer import CharacterTokenizer
-from models import crf
-from models.span_heads import SpanHead, best_spans, span_losses
+from models import crf, layers
+from models.span_heads import SpanHead, best_spans, span_divergences, span_losses
 from models.token_heads import TokenHead
 from tasks import text_windows
 from tasks.limits import Given, Limit, untaught
@@ -47,6 +47,7 @@ class Tagging(Task):
     FLOOR = "dictionary of training spans"
     LABELS = "span_labels"
     PROBE = True
+    SMOOTHING = True
     BOUND = ("tagging.characters", "tagging.head", "tagging.slots")
     offsets = True
 
@@ -63,6 +64,11 @@ class Tagging(Task):
             )
         super().__init__(config, labels, **parts)
         self._flat = config.tagging.head != "global_pointer"
+        if config.regularize.label_smoothing and not self._flat:
+            raise ValueError(
+                "config.regularize.label_smoothing: spans of config.tagging.head='global_pointer' "
+                "are no distribution to smooth: set it to 0, or the head to 'softmax' or 'crf'"
+            )
         self._slots = config.tagging.slots
         if self._slots > 1 and (config.tagging.characters or not self._flat):
             raise ValueError(
@@ -237,10 +243,28 @@ class Tagging(Task):
         logits_RxLxC = jnp.where(asked_RxL[..., None], outputs["logits_RxLxC"], 0.0)
         scores = crf.Scores(*(outputs[name] for name in crf.Scores._fields))
         chains = crf.chains(asked_RxL, segments_RxL)
-        likelihoods_RxL = crf.log_likelihoods(logits_RxLxC, tags_RxL, chains, scores)
+        smoothing = self.config.regularize.label_smoothing
+        likelihoods_RxL = crf.log_likelihoods(
+            logits_RxLxC, tags_RxL, chains, scores, smoothing=smoothing
+        )
         right_RxL = jnp.argmax(logits_RxLxC, axis=-1) == tags_RxL
         sums = {"accuracy": jnp.sum(weights_RxL * right_RxL)}
         return -jnp.sum(weights_RxL * likelihoods_RxL), jnp.sum(weights_RxL), sums
+
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Compares the probabilities of each token's tags, of chains too; or of spans."""
+        _, segments_RxL, weights_RxL = self._tokens(batch)
+        asked_RxL = weights_RxL > 0
+        if not self._flat:
+            weights_B = batch["weights_B"].astype(jnp.float32)
+            apart_B = span_divergences(outputs, others, asked_RxL, segments_RxL, len(weights_B))
+            return jnp.sum(weights_B * jnp.where(weights_B > 0, apart_B, 0.0))
+        sides = (
+            jnp.where(asked_RxL[..., None], side["logits_RxLxC"], 0.0) for side in (outputs, others)
+        )
+        return jnp.sum(weights_RxL * layers.divergence(*sides))
 
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Finds the best legal tags and the probability of each, or the best spans."""

@@ -11,6 +11,7 @@ an example meets them:
     targets      tokens to what the loss needs beside them             host, each batch
     head         a Linen module from hidden states to outputs          device
     loss         outputs and batch to (sum, weight, sums)              device, under jit
+    divergence   two outputs of a batch to how far they are apart      device, under jit
     outputs      what is fetched of a prediction                       device, under jit
     decode       fetched outputs of windows to predictions             host
     complete     what needs a loop over the model: generated texts     host and device
@@ -85,6 +86,8 @@ class Task(abc.ABC):
     REVIEW: ClassVar[bool] = False  # --mode=review, config.review.exclude: one class per text
     ROBUSTNESS: ClassVar[bool] = False  # config.eval.robustness: a changed text keeps its answer
     PROBE: ClassVar[bool] = False  # config.model.head_start: a regression can fit the head
+    SMOOTHING: ClassVar[bool] = False  # config.regularize.label_smoothing can spread its labels
+    MIXUP: ClassVar[bool] = False  # config.regularize.mixup: a head reads one vector per example
 
     # Facts that instances may replace.
     metrics: tuple[Metric, ...]  # the first chooses the checkpoint by default, the last breaks ties
@@ -110,8 +113,15 @@ class Task(abc.ABC):
             backbone: shapes of the model.
 
         Raises:
-            ValueError: features for a head that reads none.
+            ValueError: features for a head that reads none, or smoothing of what is no
+                distribution.
         """
+        if config.regularize.label_smoothing and not self.SMOOTHING:
+            kind = f" of kind {config.classification.kind}" * (config.task == "classification")
+            raise ValueError(
+                f"config.regularize.label_smoothing={config.regularize.label_smoothing}: "
+                f"config.task={config.task!r}{kind} has no labels to smooth: set it to 0"
+            )
         if config.features.use != "none" and not self.FEATURES:
             raise ValueError(
                 f"config.features.use={config.features.use!r}: config.task={config.task!r} reads "
@@ -227,6 +237,21 @@ class Task(abc.ABC):
         Returns:
             (sum in nats, sum of weights, {name: sum that is logged divided by the weight}), float32
             scalars.
+        """
+
+    @abc.abstractmethod
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Returns how far two predictions of a batch are apart, summed and weighted as the loss is.
+
+        That is KL(p, q) + KL(q, p) of what the loss is the cross-entropy of, see
+        models.layers.divergence; of numbers, the squared difference.
+
+        Args:
+            outputs, others: of the head, of the same batch.
+            batch: as of `loss`.
+            logits: hidden states [..., D] to logits over the vocabulary [..., V].
         """
 
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:

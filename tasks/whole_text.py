@@ -17,7 +17,7 @@ from input_pipeline.examples import Examples
 from models.heads import ClassifierHead
 from tasks.task import Task
 
-_LOSS_OPTIONS = ("class_weights", "focal_gamma", "label_smoothing")
+_LOSS_OPTIONS = ("class_weights", "focal_gamma")
 
 
 class WholeText(Task):
@@ -32,6 +32,7 @@ class WholeText(Task):
     FEATURES = True
     ROBUSTNESS = True
     PROBE = True
+    MIXUP = True
     BOUND = ("classification.kind",)
     OPTIONS: ClassVar[tuple[str, ...]] = ()
     WORDS: ClassVar[bool] = False

@@ -204,7 +204,7 @@ class Checkpoints:
             flatten(restored.params),
             parts["state"],
             None if like.average is None else flatten(restored["average"]),
-            parts.get("rate"),
+            rate=parts.get("rate"),
         )
 
     def _check_optimizer(self, step: int, like: TrainState) -> None:

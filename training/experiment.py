@@ -31,6 +31,7 @@ from training.compilation import PerShape, resolve_dtype
 from training.run_features import run_features
 from training.run_probe import run_probe
 from training.sharding import Placement, own_shards, put_batch
+from training.tuning.regularizers import Passes
 from training.weights import Weights, num_layers
 
 _PROBED = 2048  # training examples (of long texts, windows) that a probe is fitted on
@@ -111,12 +112,33 @@ class Experiment:
         """Number of layers of an encoder-decoder's decoder that the run has."""
         return adapters.decoder_layers({**self.initial, **self.frozen})
 
-    def _apply(
-        self, params: Mapping, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
-        """Returns the head's outputs; `self.apply` takes flat parameters. With `rng`, dropout."""
-        rngs = None if rng is None else {"dropout": rng}
-        return self.model.apply({"params": params}, batch, deterministic=rng is None, rngs=rngs)
+    def _apply(self, params: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the head's outputs without dropout; `self.apply` takes flat parameters."""
+        return self.model.apply({"params": params}, batch, deterministic=True)
+
+    def passes(self) -> Passes:
+        """Returns what a train step computes of the model and the task."""
+        samples = self.config.model.dropout_samples
+
+        def outputs(params: Mapping, batch: Mapping, rng: jax.Array) -> list[dict]:
+            options = {"rngs": {"dropout": rng}, "count": samples, "method": Model.samples}
+            return self.model.apply({"params": params}, batch, **options)
+
+        def embed(params: Mapping, batch: Mapping) -> jax.Array:
+            return self.model.apply({"params": params}, batch, method=Model.embed)
+
+        def logits(params: Mapping, hidden: jax.Array) -> jax.Array:
+            return self.model.apply({"params": params}, hidden, method=Model.logits)
+
+        task, adapted = self.task, functools.partial(adapters.adapted, self.config.adapt)
+        return Passes(
+            adapted(outputs),
+            task.loss,
+            task.divergence,
+            adapted(embed),
+            adapted(logits),
+            task.sequences,
+        )
 
     def with_features(self, examples: Examples) -> Examples:
         """Returns the examples with the features that the head reads, if it reads any."""
@@ -316,6 +338,7 @@ def build(
         backbone,
         task.head(num_features=num_features),
         hidden_dropout=config.model.hidden_dropout,
+        attention_dropout=config.model.attention_dropout,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
         fused=choose_attention(

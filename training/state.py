@@ -24,6 +24,9 @@ class TrainState(NamedTuple):
     params: dict[str, jax.Array]  # the trained ones
     optimizer: optax.OptState
     average: dict[str, jax.Array] | None = None  # of the parameters, with config.train.ema
+    # What regularisers pull the trained weights to, by path; no step changes it, and checkpoints
+    # lack it, since it is read again.
+    pretrained: dict[str, jax.Array] | None = None
     rate: jax.Array | None = None  # float32 factor on the learning rate, of the schedule 'plateau'
 
 

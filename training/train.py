@@ -5,6 +5,7 @@ Start order: the workdir's own latest checkpoint, config.resume_from, pretrained
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from input_pipeline import hosts
 from input_pipeline.eta import phase, working
 from input_pipeline.examples import Examples
 from input_pipeline.files import remove
+from models import adapters
 from tasks.task import digest
 from training import collapse, cost
 from training.checkpoints import Checkpoints
@@ -35,7 +37,7 @@ from training.progress import Progress
 from training.sharding import put_batch
 from training.state import TrainState
 from training.train_step import make_train_step
-from training.tuning import optimizers
+from training.tuning import optimizers, regularizers
 from training.tuning.schedules import Durations, check_plateau, path_schedules
 from training.workdir import write_config
 
@@ -68,6 +70,15 @@ class Run:
         hosts.check_same(
             {f"the fingerprint of {name!r}": value for name, value in fingerprints.items()},
             "give all hosts the same files (the checkpoint, and the data or their prepared copy)",
+        )
+        added = filter(adapters.is_added, experiment.initial)
+        rootless = experiment.rootless.union(added)
+        self._pretrained = [path for path in experiment.initial if path not in rootless]
+        regularizers.check(
+            config,
+            pretrained=self._pretrained,
+            mixes=experiment.task.MIXUP,
+            head_dropout=getattr(experiment.model.task_head, "dropout", 0.0),
         )
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)
         self._meta = {
@@ -109,15 +120,16 @@ class Run:
             durations=durations,
             gates=experiment.gates(durations.unfreeze_every),
         )
+        passes, options = experiment.passes(), config.regularize
         return make_train_step(
-            experiment.apply,
-            experiment.task.loss,
+            regularizers.Regularizers(options, passes, seed=config.seed),
             self._optimizer,
             learning_rate=self._rate,
             schedule=schedule,
             batch_size=config.data.batch_size,
-            seed=config.seed,
             ema=config.train.ema,
+            swa_from=durations.swa_from,
+            sam=options.sam,
         )
 
     def _make_step(self) -> None:
@@ -127,10 +139,12 @@ class Run:
         placement, like = experiment.placement, experiment.like()
         scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement.whole)
         moments = placement.like_state(jax.eval_shape(self._optimizer.init, like), like)
-        average = like if config.train.ema else None
-        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=placement.whole)
-        rate = rate if config.schedule.name == "plateau" else None
-        self._like = TrainState(scalar, scalar, like, moments, average, rate)
+        average = like if config.train.ema or config.train.swa_from else None
+        kept = config.regularize.mixout or config.regularize.l2_sp
+        pretrained = {path: like[path] for path in self._pretrained} if kept else None
+        plateau = config.schedule.name == "plateau"
+        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=placement.whole) if plateau else None
+        self._like = TrainState(scalar, scalar, like, moments, average, pretrained, rate)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._like), placement.whole
         self._train_step = PerShape(
             self._step_of(experiment), "the train step", print, donate=(0,), out_shardings=places
@@ -224,7 +238,7 @@ class Run:
                 for key in ("best", "evaluations_without_gain", "collapse"):
                     self._meta[key] = saved[key]
             print(f"Start: from checkpoint {latest} of this workdir.")
-            return self._checkpoints.restore(latest, self._like)
+            return self._with_pretrained(self._checkpoints.restore(latest, self._like))
         if config.resume_from:
             params = start_from_run(config, self._meta, experiment.like())
         else:
@@ -234,14 +248,15 @@ class Run:
 
     def _fresh(self, params: dict[str, jax.Array]) -> TrainState:
         """Returns the state before the first step."""
+        params = self._first_weights(params)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._like.optimizer)
         optimizer = jax.jit(self._optimizer.init, out_shardings=places)(params)
         zero = self._experiment.placement.put("", jnp.int32(0))
-        # Copied, since params are donated.
-        average = jax.tree.map(jnp.copy, params) if self._config.train.ema else None
-        plateau = self._config.schedule.name == "plateau"
-        rate = self._experiment.placement.put("", jnp.float32(1)) if plateau else None
-        return TrainState(zero, zero + 0, params, optimizer, average, rate)
+        average = self._like.average and jax.tree.map(jnp.copy, params)  # params are donated
+        one = self._experiment.placement.put("", jnp.float32(1))
+        rate = one if self._config.schedule.name == "plateau" else None
+        state = TrainState(zero, zero + 0, params, optimizer, average, rate=rate)
+        return self._with_pretrained(state)
 
     def try_rates(self) -> Iterator[tuple[float, float]]:
         """Yields learning rate and loss of each step of a training that saves nothing."""
@@ -253,6 +268,37 @@ class Run:
             batch = put_batch(batch, experiment.mesh)
             state, metrics = self._train_step(state, experiment.frozen, batch)
             yield float(metrics["learning_rate"]), float(metrics["loss"])
+
+    def _with_pretrained(self, state: TrainState) -> TrainState:
+        """Returns the state with the weights that regularisers pull to, if any does."""
+        paths, initial = self._like.pretrained or (), self._experiment.initial
+        pretrained = self._experiment.put({path: initial[path] for path in paths})
+        return state._replace(pretrained=pretrained if paths else None)
+
+    def _first_weights(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the weights of the first step, with noise or layers anew if so configured."""
+        options, experiment = self._config.regularize, self._experiment
+        count, top = options.reinit_layers, []
+        if not count and not options.noisy_tune:
+            return params
+        if count:
+            paths = [*experiment.initial, *experiment.frozen]
+            top = adapters.top_layers(paths, count, num_layers=experiment.num_layers)
+            if frozen := sorted(set(top) - params.keys()):
+                raise ValueError(
+                    f"config.regularize.reinit_layers={count} would draw {frozen[0]} anew, which "
+                    "is not trained: set it to 0, or config.adapt.kind='full'"
+                )
+            print(f"Start: the last {count} layers are drawn anew.")
+        begin = functools.partial(
+            regularizers.first_weights,
+            options,
+            pretrained=self._pretrained,
+            top=top,
+            seed=self._config.seed,
+        )
+        places = {path: value.sharding for path, value in params.items()}
+        return jax.jit(begin, out_shardings=places)(params)
 
     def _describe(self, state: TrainState, total: int) -> None:
         """Prints the decisions that were derived from the config."""

@@ -31,7 +31,7 @@ def rate_range(config: ConfigDict, workdir: Path) -> float | None:
     probe) to the folder rate_range.
     """
     config, folder = config.copy_and_resolve_references(), workdir / "rate_range"
-    config.train.update(duration=config.search.range_test, ema=0.0)
+    config.train.update(duration=config.search.range_test, ema=0.0, swa_from="")
     config.schedule.update(name="range", warmup="0%", table=())
     config.adapt.unfreeze_every = ""
     resolve_dtype(config, folder, print)

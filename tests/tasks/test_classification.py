@@ -22,6 +22,7 @@ LABELS = ("差", "中", "好")
 
 def make_task(labels=LABELS, *, model=None, **options):
     config = common.get_config()
+    config.regularize.label_smoothing = options.pop("label_smoothing", 0.0)
     config.classification.update(options)
     config.model.update(model or {})
     return task_class(config)(config, labels, tokenizer=None, backbone=None)
@@ -151,7 +152,11 @@ def test_too_few_or_repeated_labels_are_refused(labels):
     ("options", "model", "message"),
     [
         ({"class_weights": (1.0, 2.0)}, {}, "class_weights: found 2 for 3 labels"),
-        ({"kind": "ordinal", "label_smoothing": 0.1}, {}, "label_smoothing=0.1 means nothing"),
+        (
+            {"kind": "ordinal", "label_smoothing": 0.1},
+            {},
+            "label_smoothing=0.1: .* kind ordinal has no labels",
+        ),
         ({"kind": "regression", "class_weights": (1.0,)}, {}, "class_weights=.* means nothing"),
         ({"kind": "ordinal"}, {"head": "label_words"}, "label_words' means nothing"),
         ({"kind": "hierarchical"}, {}, "separator='/' is in none of the labels"),

@@ -22,6 +22,7 @@ LABELS = ("房间", "早餐", "快递")
 
 def make_task(**options):
     config = common.get_config()
+    config.regularize.label_smoothing = options.pop("label_smoothing", 0.0)
     config.classification.update(kind="multi", **options)
     return task_class(config)(config, LABELS, tokenizer=None, backbone=None)
 

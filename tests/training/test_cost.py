@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
 from models import heads
 from models.backbone import flatten
 from models.bert import BertConfig
@@ -15,6 +16,7 @@ from models.pretrained import open_checkpoint
 from training import cost
 from training.state import TrainState, merge
 from training.train_step import make_train_step
+from training.tuning.regularizers import Passes, Regularizers
 
 ROWS, LENGTH, EXAMPLES = 4, 64, 8
 INTS = ("tokens_RxL", "positions_RxL", "segments_RxL", "types_RxL")
@@ -80,14 +82,16 @@ class Model:
             ),
             self.params,
         )
-        self.train_step = make_train_step(
-            lambda params, part, rng: self.forward(params, part),
+        passes = Passes(
+            lambda params, part, rng: [self.forward(params, part)],
             lambda logits, part: (logits.sum(), part["weights_B"].sum(), {}),
+        )
+        self.train_step = make_train_step(
+            Regularizers(common.get_config().regularize, passes, seed=0),
             self.optimizer,
             learning_rate=1e-3,
             schedule=lambda examples: dict.fromkeys(self.params, jnp.float32(1)),
             batch_size=EXAMPLES,
-            seed=0,
         )
 
     def forward(self, params, part):

@@ -17,6 +17,7 @@ from tasks.classification import Classification
 from training.state import TrainState, merge, random_stream
 from training.train_step import make_train_step
 from training.tuning.optimizers import make_optimizer
+from training.tuning.regularizers import Passes, Regularizers
 
 CONFIG = DecoderConfig(
     vocab_size=64,
@@ -62,7 +63,7 @@ def padded_batch(examples: int, microbatches: int = 1) -> dict[str, np.ndarray]:
 
 
 def apply(params, batch, rng=None):
-    return MODEL.apply({"params": merge(params)}, batch, deterministic=True)
+    return [MODEL.apply({"params": merge(params)}, batch, deterministic=True)]
 
 
 @functools.cache
@@ -83,19 +84,17 @@ def one_step(
     loss=TASK.loss,
     options=PLAIN,
 ):
-    params = dict(initial_params())
+    params, regularize = dict(initial_params()), common.get_config().regularize
     fixed = {path: params.pop(path) for path in list(params) if path.startswith(tuple(frozen))}
     config = common.get_config().optimizer
     config.update(options)
     optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
     step = make_train_step(
-        apply,
-        loss,
+        Regularizers(regularize, Passes(apply, loss), seed=0),
         optimizer,
         learning_rate=1.0,
         schedule=lambda n: dict.fromkeys(params, schedule(n)),
         batch_size=batch_size,
-        seed=0,
         ema=ema or 0.0,
     )
     average = None if ema is None else jax.tree.map(lambda value: value + 1, params)
@@ -155,18 +154,21 @@ def test_a_masked_batch_leaves_the_memory_of_every_optimizer(name):
     optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
     step = jax.jit(
         make_train_step(
-            apply,
-            TASK.loss,
+            Regularizers(common.get_config().regularize, Passes(apply, TASK.loss), seed=0),
             optimizer,
             learning_rate=0.01,
             schedule=lambda n: dict.fromkeys(params, 1.0),
             batch_size=8,
-            seed=0,
             ema=0.9,
         )
     )
     state = TrainState(
-        jnp.int32(0), jnp.int32(0), params, optimizer.init(params), params, jnp.float32(0.5)
+        jnp.int32(0),
+        jnp.int32(0),
+        params,
+        optimizer.init(params),
+        params,
+        rate=jnp.float32(0.5),
     )
     for _ in range(2):
         state, _ = step(state, {}, batch)
@@ -227,13 +229,11 @@ def test_training_learns_labels_by_heart():
     optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
     step = jax.jit(
         make_train_step(
-            apply,
-            TASK.loss,
+            Regularizers(common.get_config().regularize, Passes(apply, TASK.loss), seed=0),
             optimizer,
             learning_rate=1e-2,
             schedule=lambda n: dict.fromkeys(params, 1.0),
             batch_size=8,
-            seed=0,
         )
     )
     state = TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))

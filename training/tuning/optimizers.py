@@ -97,6 +97,7 @@ def check(config: ConfigDict) -> None:
         for key, value, expected in (
             ("schedule.name", config.schedule.name, "constant"),
             ("train.ema", config.train.ema, 0.0),
+            ("train.swa_from", config.train.swa_from, ""),
         ):
             if value != expected:
                 raise ValueError(
@@ -280,7 +281,7 @@ def schedule_free(b1: float, change: Change) -> optax.GradientTransformationExtr
 
 def gradient_point(params: Params, state: optax.OptState) -> Params:
     """Returns where the gradient is computed: at the parameters, or y of `schedule_free`."""
-    last = state[-1]
+    last = state[-1] if state else None
     if not isinstance(last, ScheduleFreeState):
         return params
     return {path: x + (1 - last.b1) * (last.z[path] - x) for path, x in params.items()}

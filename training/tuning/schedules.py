@@ -59,6 +59,13 @@ class Durations:
         self.starts = tuple(parse_duration(start, **units) for *_, start in config.schedule.table)
         period = config.adapt.unfreeze_every
         self.unfreeze_every = period and parse_duration(period, **units)
+        average = config.train.swa_from
+        self.swa_from = parse_duration(average, **units) if average else None
+        if average and self.swa_from >= total:
+            raise ValueError(
+                f"config.train.swa_from={average!r} is after {self.swa_from} examples, but the "
+                f"training has {total}: shorten it"
+            )
 
     def describe(self, config: ConfigDict, paths: Iterable[str]) -> Iterator[str]:
         """Yields which row of config.schedule.table took how many of the trained paths."""
