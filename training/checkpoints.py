@@ -211,10 +211,10 @@ class Checkpoints:
         """Raises ValueError unless the saved optimiser has the state of `like`'s."""
         if _shapes(self._metadata(step, "optimizer")) != _shapes(_optimizer(like)):
             raise ValueError(
-                f"checkpoint {step} of {self._directory} has the state of another optimiser, or of "
-                "other tasks: use the config it was trained with (config.json in its workdir); "
-                "optimizer.name, multi.members and schedule.name ('plateau' or not) decide. "
-                "config.resume_from starts a new run from its parameters"
+                f"checkpoint {step} of {self._directory} has the state of another optimiser, of "
+                "other tasks or of an older version: use the config it was trained with "
+                "(config.json in its workdir; optimizer.name, multi.members and schedule.name, "
+                "'plateau' or not, decide), or start another run with config.resume_from"
             )
 
     def _check(self, step: int, like: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from evaluation.metrics import estimate, find
 from input_pipeline import hosts
-from input_pipeline.eta import phase, working
+from input_pipeline.eta import phase, track, working
 from input_pipeline.examples import Examples
 from input_pipeline.files import remove
 from models import adapters
@@ -264,7 +264,8 @@ class Run:
         experiment = self._experiment
         state = self._fresh(experiment.put(experiment.initial))
         batches = experiment.pipeline.train(self._train_split, first_example=0)
-        for batch in itertools.islice(batches, self._durations.steps):
+        batches = itertools.islice(batches, self._durations.steps)
+        for batch in track(batches, self._durations.steps, "Range test, steps"):
             batch = put_batch(batch, experiment.mesh)
             state, metrics = self._train_step(state, experiment.frozen, batch)
             yield float(metrics["learning_rate"]), float(metrics["loss"])
@@ -311,8 +312,9 @@ class Run:
             f"Training: {self._count:,} of {self._data.available:,} examples{windows}, {total:,} "
             "steps of "
             f"{config.data.batch_size} in {config.train.microbatches} microbatches, "
-            f"{durations.total_examples / examples:.3g} epochs; {config.schedule.name} schedule up "
-            f"to {self._rate:g} after {durations.warmup:,} examples; "
+            f"{durations.total_examples / examples:.3g} epochs; {config.optimizer.name}, "
+            f"{config.schedule.name} schedule up to {self._rate:g} after {durations.warmup:,} "
+            "examples; "
             f"evaluation on {len(self._data.split('validation')):,} examples every "
             f"{durations.evaluate_every} steps, checkpoint every {durations.checkpoint_every}."
         )

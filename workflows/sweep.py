@@ -43,6 +43,11 @@ def sweep(config: ConfigDict, workdir: Path, *, recipe: str) -> list[Record]:
       Interrupted: a signal came; the same command goes on.
     """
     if config.search.range_test:
+        if config.search.trials or config.search.print_commands or config.seeds > 1:
+            raise ValueError(
+                "config.search.range_test is one short training: set search.trials=0, "
+                "search.print_commands=False and seeds=1, or leave it empty"
+            )
         rate_range.rate_range(config, workdir)
         return []
     if config.search.trials:

@@ -134,7 +134,9 @@ def test_each_member_is_as_it_would_be_alone(started):
                 assert not gradient.any(), path
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "schedule_free"])
+@pytest.mark.parametrize(
+    "name", ["muon", *(pytest.param(n, marks=pytest.mark.long) for n in ("adamw", "schedule_free"))]
+)
 def test_a_step_leaves_the_heads_of_the_other_tasks_with_their_memory(
     started, multi_config, tmp_path, monkeypatch, name
 ):

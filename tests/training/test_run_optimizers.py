@@ -16,7 +16,11 @@ def saved(workdir):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "schedule"), [("muon", "plateau"), ("schedule_free", "constant")]
+    ("optimizer", "schedule"),
+    [
+        ("muon", "plateau"),
+        pytest.param("schedule_free", "constant", marks=pytest.mark.long),
+    ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
     make_config, tmp_path, monkeypatch, optimizer, schedule

@@ -49,6 +49,10 @@ def test_the_rate_grows_over_four_decades_and_no_other_split_is_opened(
     monkeypatch.setattr(RunData, "split", note)
     tiny_config.search.range_test = "40 steps"
     tiny_config.adapt.kind = "head"  # little to compile
+    tiny_config.search.trials = 2
+    with pytest.raises(ValueError, match=r"range_test is one short training: set search\.trials=0"):
+        sweep(tiny_config, tmp_path, recipe="configs/reviews.py")
+    tiny_config.search.trials = 0
     before = tiny_config.to_json()
     assert sweep(tiny_config, tmp_path, recipe="configs/reviews.py") == []
     assert tiny_config.to_json() == before

@@ -328,8 +328,10 @@ def describe(
     """Says in prose which row of each table took which parameters."""
     lines = []
     if config.name == "muon":
-        sizes = [jax.tree.leaves(params[path])[0].size for path in params if is_matrix(path)]
-        lines.append(f"Muon takes {len(sizes)} matrices, {sum(sizes) / 1e6:.1f}M values.")
+        factors = match_table(config.lr_table, params, "optimizer.lr_table")
+        taken = [path for path in params if is_matrix(path) and factors[path] is not None]
+        size = sum(jax.tree.leaves(params[path])[0].size for path in taken)
+        lines.append(f"Muon takes {len(taken)} matrices, {size / 1e6:.1f}M values; AdamW the rest.")
     for key in ("lr_table", "decay_table"):
         left = dict(params)
         for pattern, value in config[key]:
