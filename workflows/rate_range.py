@@ -21,11 +21,12 @@ from training.train import Run
 
 _DIVERGED = 4.0  # times its least: a loss that ends the test
 _MEAN = 5  # steps whose mean loss is compared
+_ERRORS = 3.0  # by how many errors the loss must fall; the least of many is low by chance
 _FEWEST = 20  # steps that a proposal needs
 
 
 def rate_range(config: ConfigDict, workdir: Path) -> float | None:
-    """Runs the test, and returns the rate that it proposes; None where no rate lowers the loss.
+    """Runs the test, and returns the rate that it proposes; None where it has none.
 
     Writes rate_range.json and rate_range.png, and what a run derives from its data (a tokeniser, a
     probe) to the folder rate_range.
@@ -47,7 +48,11 @@ def rate_range(config: ConfigDict, workdir: Path) -> float | None:
     figures.save_rate_range(workdir, record, steepest)
     where = f"{len(losses)} steps; the plot is {workdir / 'rate_range.png'}"
     if steepest is None:
-        print(f"Range test: no rate up to {rates[-1]:.2g} lowers the training loss ({where}).")
+        print(
+            f"Range test: no rate up to {rates[-1]:.2g} lowers the training loss by more than the "
+            f"noise of its batches ({where}). Test for longer, with larger batches, or from a head "
+            "that is not fitted (config.model.head_start='random')."
+        )
     else:
         print(
             f"Range test: --config.optimizer.learning_rate={steepest:.2g} is proposed, where the "
@@ -75,6 +80,8 @@ def until_diverged(pairs: Iterable[tuple[float, float]]) -> Iterator[tuple[float
 def propose(rates: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float | None, float | None]:
     """Returns the smoothed losses, the rate of their steepest fall, and a tenth of their least's.
 
+    Both rates are None where the loss falls by no more than the noise of its batches.
+
     Args:
         rates: of the steps, growing.
         losses: the training loss of each.
@@ -94,6 +101,8 @@ def propose(rates: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float | 
         smoothed = np.convolve(smoothed, window, "same") / weights
     least = int(smoothed.argmin())
     slopes = np.gradient(smoothed, np.log(rates))[: least + 1]
-    if not least or slopes.min() >= 0:
+    # Two passes of a window of n have 2 / (3 n) of the variance of a single loss.
+    error = np.std((losses - smoothed)[: least + 1]) * np.sqrt(2 * 2 / (3 * len(window)))
+    if smoothed[0] - smoothed[least] <= _ERRORS * error:
         return smoothed, None, None
     return smoothed, float(rates[slopes.argmin()]), float(rates[least] / 10)

@@ -22,6 +22,12 @@ def test_the_steepest_fall_is_found_in_the_noise_of_batches(seed):
     assert len(smoothed) == 100
 
 
+def test_no_rate_is_proposed_for_the_noise_of_batches():
+    rng, rates = np.random.default_rng(0), np.geomspace(1e-6, 1e-2, 100)
+    proposed = [propose(rates, rng.normal(0.5, 0.15, 100))[1] for _ in range(100)]
+    assert sum(rate is not None for rate in proposed) <= 5
+
+
 def test_no_rate_is_proposed_where_none_lowers_the_loss():
     _, steepest, tenth = propose(np.geomspace(1, 100, 50), np.linspace(1, 2, 50))
     assert steepest is tenth is None
