@@ -41,7 +41,7 @@ def rate_range(config: ConfigDict, workdir: Path) -> float | None:
     experiment = build(config, folder, data.labels, print, training)
     experiment.check(training, "train", training=True)
     pairs = list(until_diverged(Run(experiment, folder, data, training).try_rates()))
-    rates, losses = np.array(pairs).T
+    rates, losses = np.array(pairs).reshape(-1, 2).T
     smoothed, steepest, tenth = propose(rates, losses)
     record = {"rate": rates.tolist(), "loss": losses.tolist(), "smoothed": smoothed.tolist()}
     write_json(workdir / "rate_range.json", record | {"proposed": steepest, "tenth": tenth})
