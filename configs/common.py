@@ -353,7 +353,7 @@ def _regularize() -> ConfigDict:
     regularize.r_drop = 0.0  # weight of the divergence of two dropout masks; 1 to 5
     regularize.r3f = 0.0  # weight of the divergence under noise of the embeddings; 0.1 to 5
     regularize.neftune = 0.0  # noise of the embeddings, in the paper's unit; 1 to 10
-    regularize.fgm = 0.0  # adversarial change of the embeddings, in their norms; 0.01 to 0.5
+    regularize.fgm = 0.0  # adversarial change of the embeddings, in their norms; 0.01 to 0.1
     regularize.freelb = 0.0  # radius of three such changes, likewise
     regularize.sam = 0.0  # radius of the ascent in the weights; 0.01 to 0.1
     regularize.mixout = 0.0  # share of the weights' entries that a step puts back; 0.1 to 0.9

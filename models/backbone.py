@@ -47,6 +47,7 @@ def choose_attention(
     dtype: jnp.dtype,
     mesh: jax.sharding.Mesh,
     say: Callable[[str], None],
+    dropout: float = 0.0,
 ) -> attention.Fused | None:
     """Returns the fused kernel that a model runs with on the devices of a mesh; None is plain.
 
@@ -56,6 +57,7 @@ def choose_attention(
         dtype: of its computation.
         mesh: of its devices.
         say: receives the line.
+        dropout: of attention.
 
     Raises:
         ValueError: 'fused', where no kernel can.
@@ -66,6 +68,8 @@ def choose_attention(
     fused = attention.Fused(_KERNELS[platform], mesh) if platform in _KERNELS else None
     if fused is None:
         problem = f"no fused kernel runs on {platform}"
+    elif dropout:
+        problem = f"no kernel here drops what config.model.attention_dropout={dropout} asks for"
     elif isinstance(config, T5Config):
         problem = "T5 adds a bias for each head to the scores, which would fill as much memory"
     else:

@@ -327,12 +327,12 @@ def short_fingerprint(fingerprint: str) -> str:
 
 
 def run_titles(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns names of groups of runs that differ in their seed alone, by their first folders."""
+    """Returns names of groups of runs that differ in seed or fold alone, by their first folders."""
     firsts = [Path(row["workdirs"][0]) for row in rows]
     names = short_names(firsts)
     more = [row["count"] - 1 for row in rows]
     return [
-        names[first] + f" and {n} more seed{'s' * (n > 1)}" * (n > 0)
+        names[first] + f" and {n} more run{'s' * (n > 1)}" * (n > 0)
         for first, n in zip(firsts, more, strict=True)
     ]
 
@@ -357,5 +357,5 @@ def run_cells(rows: Sequence[Mapping[str, Any]], metric: Shown) -> Cells:
         )
         for title, row in zip(run_titles(rows), rows, strict=True)
     ]
-    columns = ("run", "what differs", "seeds", metric["title"], "deviation over seeds")
+    columns = ("run", "what differs", "runs", metric["title"], "deviation over runs")
     return (*columns, "95 % interval of the mean", "looks at the test split"), lines

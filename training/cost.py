@@ -129,12 +129,15 @@ def describe_parameters(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -
 
 def describe_memory(state: TrainState, frozen: Mapping[str, Any]) -> str:
     """Says how many MiB parameters, gradients and optimiser state take."""
-    trained = memory(state.params)
+    trained, copies = memory(state.params), {}
+    for name, tree in (("average", state.average), ("pretrained weights", state.pretrained)):
+        copies |= {name: _mebibytes(memory(tree))} if tree else {}
+    more = "".join(f", {name} {size}" for name, size in copies.items())
     return (
         f"Memory: parameters {_mebibytes(trained)} trained and {_mebibytes(memory(frozen))} "
         f"frozen, gradients {_mebibytes(trained)}, optimiser state "
-        f"{_mebibytes(memory(state.optimizer))}; activations are the most of the temporaries that "
-        f"each compilation reports.{_split(state, frozen)}"
+        f"{_mebibytes(memory(state.optimizer))}{more}; activations are the most of the temporaries "
+        f"that each compilation reports.{_split(state, frozen)}"
     )
 
 
@@ -185,6 +188,7 @@ def _kinds(state: TrainState, frozen: Mapping[str, Any]) -> list[tuple[str, Any]
         ("gradients", state.params),
         ("optimiser moments", state.optimizer),
         *([("average", state.average)] if state.average else ()),
+        *([("pretrained weights", state.pretrained)] if state.pretrained else ()),
     ]
 
 

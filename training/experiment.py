@@ -347,6 +347,7 @@ def build(
             dtype=config.model.dtype,
             mesh=placement.mesh,
             say=say,
+            dropout=config.model.attention_dropout,
         ),
     )
     weights = Weights(config, model, task, checkpoint, placement, num_features, say)

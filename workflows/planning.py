@@ -17,6 +17,7 @@ from configs.sweeping import Overrides
 from tasks import KINDS
 from training.workdir import run_command
 
+REPEATED = ("seed", "data.split.fold")  # keys of which several values are repeats of one setting
 _PER_SWEEP = ("seeds", "search")  # keys that no single run has
 
 
@@ -26,7 +27,7 @@ class Planned:
 
     Attributes:
       name: of its folder.
-      setting: the name without its seed: runs that share it are repeats.
+      setting: the name without seed and fold: runs that share it are repeats.
       overrides: what it changes.
       config: with the overrides.
       workdir: its folder.
@@ -58,7 +59,7 @@ def plan(
         raise ValueError(f"a sweep cannot set {shared_keys[0]}, which is of all runs; set 'seed'")
     shared = config.copy_and_resolve_references()
     shared.update({key: common.get_config()[key] for key in _PER_SWEEP})
-    shared.eval.test = config.eval.test and set(keys) <= {"seed"}
+    shared.eval.test = config.eval.test and set(keys) <= set(REPEATED)
     planned, seen = [], {}
     for entry in entries:
         run = _planned(shared, workdir, entry)
@@ -117,7 +118,7 @@ def _planned(shared: ConfigDict, workdir: Path, overrides: Mapping[str, Any]) ->
     except ValueError as error:
         raise ValueError(f"the sweep's run {dict(overrides)}: {error}") from None
     name = run_name(config, overrides)
-    setting = run_name(config, overrides.keys() - {"seed"})
+    setting = run_name(config, overrides.keys() - set(REPEATED))
     values = {key: read_key(config, f"config.{key}") for key in overrides}
     return Planned(name, setting, values, config, workdir / name)
 

@@ -1,7 +1,7 @@
 """--mode=report: finished runs side by side. What differs, the value of each, and what is chance.
 
 Reads results.json, config.json and the stored scores of any number of workdirs; no model and no
-data. Runs that differ in their seed alone are one group, whose spread is reported.
+data. Runs that differ in seed or fold alone are one group, whose spread is reported.
 """
 
 import dataclasses
@@ -22,8 +22,9 @@ from reporting import report as tables
 from reporting.html_report import write_html
 from reporting.stored_scores import read_scores
 from training.workdir import NOT_OF_THE_WEIGHTS
+from workflows.planning import REPEATED
 
-_REPEATED = ("seed", "seeds")  # what runs of a group may differ in
+_REPEATED = (*REPEATED, "seeds")  # what runs of a group may differ in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,13 @@ class FinishedRun:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The config without the seed."""
+        """The config without seed and fold."""
         return {key: value for key, value in self.config.items() if key not in _REPEATED}
+
+    @property
+    def repeat(self) -> str:
+        """Which run of its setting it is: 'seed/fold'."""
+        return "/".join(str(self.config[key]) for key in REPEATED)
 
 
 @working("Comparing the runs")
@@ -197,17 +203,16 @@ def _grouped(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     """Returns the runs of each setting.
 
     Raises:
-        ValueError: two runs of a setting have the same seed: a copy shows no spread.
+        ValueError: two runs of a setting have the same seed and fold: a copy shows no spread.
     """
-    groups: dict[str, dict[int, FinishedRun]] = {}
+    groups: dict[str, dict[str, FinishedRun]] = {}
     for run in runs:
         group = groups.setdefault(json.dumps(run.setting, sort_keys=True), {})
-        same = group.setdefault(run.config["seed"], run)
+        same = group.setdefault(run.repeat, run)
         if same is not run:
             raise ValueError(
-                f"{same.folder} and {run.folder} have the same config and the same seed, "
-                f"{run.config['seed']}: a copy shows no spread over seeds; leave one of them out "
-                "of config.report.runs"
+                f"{same.folder} and {run.folder} have the same config, seed and fold "
+                f"({run.repeat}): a copy shows no spread; leave one out of config.report.runs"
             )
     return [list(group.values()) for group in groups.values()]
 
@@ -222,7 +227,7 @@ def _describe(
     mean = estimate(pooled, metric.name)
     return {
         "workdirs": [str(run.folder) for run in group],
-        "seeds": [run.config["seed"] for run in group],
+        "repeats": [run.repeat for run in group],
         "model": group[0].model,
         "differs": {
             key: value
@@ -251,24 +256,24 @@ def _comparisons(
     second, *firsts = tables.run_titles(rows)
     for comparison, first, group in zip(comparisons, firsts, groups[1:], strict=True):
         comparison |= {"first": first, "second": second}
-        comparison["p_mcnemar_by_seed"] = _mcnemar_by_seed(group, groups[0], metric)
+        comparison["p_mcnemar_by_repeat"] = _mcnemar_by_repeat(group, groups[0], metric)
         comparison["sentence"] = significance.sentence(
             comparison, metric, first=first, second=second, split=split
         )
     return comparisons
 
 
-def _mcnemar_by_seed(
+def _mcnemar_by_repeat(
     first: Sequence[FinishedRun], second: Sequence[FinishedRun], metric: Metric
 ) -> dict[str, float]:
-    """Returns McNemar's p value of each pair of runs with the same seed, by the seed.
+    """Returns McNemar's p value of each pair of runs with the same seed and fold, by these.
 
     The mean of several runs is no share of 0 and 1; {} for metrics that are none anyway.
     """
-    partners = {run.config["seed"]: run.scores for run in second}
+    partners = {run.repeat: run.scores for run in second}
     pairs = {
-        str(seed): significance.mcnemar(run.scores, partners[seed], metric)
+        run.repeat: significance.mcnemar(run.scores, partners[run.repeat], metric)
         for run in first
-        if (seed := run.config["seed"]) in partners
+        if run.repeat in partners
     }
-    return {seed: p for seed, p in pairs.items() if p is not None}
+    return {repeat: p for repeat, p in pairs.items() if p is not None}

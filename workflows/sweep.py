@@ -5,7 +5,7 @@ another in this process. Finished runs are skipped and interrupted ones resume, 
 command resumes a sweep, and reports runs that were started elsewhere (search.print_commands). At
 the end all are compared with the first of the recipe. A sweep chooses by the validation split and
 never opens the test split: --mode=test tests the best, by the command that is printed. Repeats that
-differ only in their seed choose nothing and may test. configs/sweeping.py says how sweeps are
+differ only in seed or fold choose nothing and may test. configs/sweeping.py says how sweeps are
 written.
 """
 
@@ -79,7 +79,7 @@ def conclude(
 ) -> list[Record]:
     """Shows the results of the settings and how to test the best; raises if runs failed.
 
-    A setting with several seeds counts by their mean. Of equal settings the first is the best.
+    A setting of several runs counts by their mean. Of equal settings the first is the best.
     """
     finished = [record for record in records if record["status"] == "finished"]
     settings: dict[str, list[Record]] = {}

@@ -7,7 +7,8 @@ which are columns of JSONL, or SQuAD's JSON (configs/clue.py names them).
           question, whose text is the lines of the dialogue or document.
     chid  {"candidates": [..], "content": ["..#idiom000378#..", ..]} a line, and the answers apart
           as {"#idiom000378#": 3, ..}: a row per blank. The text is its whole passage, in which
-          `BLANK` replaces it, and `OTHER_BLANK` each other one.
+          `BLANK` replaces it, and `OTHER_BLANK` each other one. FewCLUE's (2107.07498) have one
+          passage a line, with its answer: {"content": "..#idiom#..", "answer": 3}.
     wsc   {"target": {"span1_text": .., "span1_index": .., "span2_text": .., "span2_index": ..},
           "label": "true", "text": ..} a line. In the text the noun (span1) is put between _ and _,
           the pronoun (span2) between [ and ], as in CLUE's own baseline.
@@ -25,10 +26,11 @@ from input_pipeline.corpus.notes import Misfit
 FORMATS = ("c3", "chid", "wsc")
 BLANK = "____"
 OTHER_BLANK = "□□□□"
-_TAG = re.compile("#idiom[0-9]+#")
+_TAG = re.compile("#idiom[0-9]*#")
 _EXPECTED = {
     "c3": '[["line", ..], [{"question": .., "choice": [..], "answer": ..}, ..], "id"]',
-    "chid": '{"candidates": ["..", ..], "content": ["..#idiom000378#..", ..]}',
+    "chid": '{"candidates": ["..", ..], "content": ["..#idiom000378#..", ..]}, or FewCLUE\'s '
+    '{"candidates": ["..", ..], "content": "..#idiom#..", "answer": 0}',
     "wsc": '{"target": {"span1_text": .., "span1_index": 0, "span2_text": .., "span2_index": 9}, '
     '"label": "true", "text": ..}',
 }
@@ -50,12 +52,7 @@ def read_rows(
         ValueError: naming file and line, for what is not in that format, and a blank of ChID
             without an answer.
     """
-    known: dict[str, int] | None = None
-    if kind == "chid" and annotated:
-        if not answers:
-            remedy = "name their file, or a glob, with --config.data.answers_file=train_answer.json"
-            raise ValueError(f"{path}: ChID keeps its answers apart; {remedy}")
-        known = _answers(answers)
+    known = _answers(answers)
     make_rows = {"c3": _questions, "chid": _blanks, "wsc": _referents}[kind]
     for line, item in (json_items if kind == "c3" else json_lines)(path, encoding):
         try:
@@ -67,12 +64,13 @@ def read_rows(
             found = f"not like {kind} at {error}"
             raise ValueError(f"{path}:{line}: {found}; expected {_EXPECTED[kind]}") from None
         for row in rows:
-            if known is not None:
+            if kind == "chid" and annotated and "answer" not in row:
                 if row["id"] not in known:
-                    files = ", ".join(map(str, answers))
+                    files = ", ".join(map(str, answers)) or "''"
                     raise ValueError(
                         f"{path}:{line}: no answer to {row['id']} in config.data.answers_file="
-                        f"{files}; name the file that has it as well"
+                        f"{files}; name the file that has it, or a glob, with "
+                        "--config.data.answers_file=train_answer.json"
                     )
                 row["answer"] = known[row["id"]]
             yield (f"{line} ({row['id']})" if row["id"] else line), row
@@ -89,13 +87,18 @@ def _questions(item: Any, annotated: bool) -> Iterator[dict[str, Any]]:
 
 
 def _blanks(item: Any, annotated: bool) -> Iterator[dict[str, Any]]:
-    del annotated  # the answers are in a file of their own
-    for passage in item["content"]:
+    passages, single = item["content"], {}
+    if isinstance(passages, str):  # FewCLUE's
+        if (blanks := len(_TAG.findall(passages))) != 1:
+            raise ValueError(f"'content', which has {blanks} blanks instead of one")
+        passages, single = [passages], {"id": str(item.get("id", ""))}
+        single |= {"answer": item["answer"]} if annotated else {}
+    for passage in passages:
         for blank in _TAG.finditer(passage):
             parts = (passage[: blank.start()], passage[blank.end() :])
             text = BLANK.join(_TAG.sub(OTHER_BLANK, part) for part in parts)
             row = {"text": text, "candidates": item["candidates"], "id": blank[0]}
-            yield row | {"group": group_of(passage)}
+            yield row | {"group": group_of(passage)} | single
 
 
 def _referents(item: Any, annotated: bool) -> Iterator[dict[str, Any]]:

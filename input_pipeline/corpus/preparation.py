@@ -78,7 +78,7 @@ def _prepare(data: ConfigDict) -> Prepared:
     del options["audit"]["on_leak"]
     # Of a given split, content alone does not show which list names a file.
     keys = [key for key in ("validation_files", "test_files", "answers_file") if data[key]]
-    roles = {file: key for key in keys for file in sources.find_files(data[key])}
+    roles = {file: key for key in keys for file in sources.named_files(data, key)}
     contents = [(file.name, digests[file][0], roles.get(file, "")) for file in files]
     key = hashlib.sha256(json.dumps([VERSION, options, contents]).encode()).hexdigest()[:12]
     root = Path(data.prepared_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")

@@ -27,6 +27,7 @@ _SPLITS = {  # TFDS's names of what is trained on, chosen by and tested on
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     "test": "test",
 }
+FOLD = "{fold}"  # in the names of files: config.data.split.fold, of splits that are published so
 _FIELDS = ("text", "pair", "label", "choices", "messages", "spans", "id", "group", "time")
 
 Problems = dict[str, list[str]]  # reason -> the 'file:line' of the rows that are dropped for it
@@ -65,6 +66,11 @@ def find_files(pattern: str) -> list[Path]:
     return files
 
 
+def named_files(data: ConfigDict, key: str) -> list[Path]:
+    """Returns the files that config.data.KEY names; {fold} in it is config.data.split.fold."""
+    return find_files(_filled(data[key], data))
+
+
 def files_of(data: ConfigDict) -> list[Path]:
     """Returns every file that `read` reads of `data` (config.data).
 
@@ -78,7 +84,7 @@ def files_of(data: ConfigDict) -> list[Path]:
     if data.source.startswith("tfds:"):
         folder = Path(tfds_rows.open_builder(data, BUILT_IN).data_path)
         return sorted(filter(Path.is_file, folder.iterdir()))
-    answers = find_files(data.answers_file) if data.answers_file else []
+    answers = named_files(data, "answers_file") if data.answers_file else []
     return [path for paths in _given_files(data).values() for path in paths] + answers
 
 
@@ -138,7 +144,7 @@ def read_unlabelled(path: str, data: ConfigDict) -> Iterator[Record]:
         ValueError: naming file and line, for anything that cannot be read as asked.
     """
     notes, sources = Notes(), []
-    for file in find_files(path):
+    for file in find_files(_filled(path, data)):
         suffix = encodings.suffix_of(file)
         # CLUE names its own formats .json too.
         decided = suffix in formats.FORMATS and data.format not in clue_formats.FORMATS
@@ -178,6 +184,12 @@ def _check_source(data: ConfigDict) -> None:
     if data.source not in ("files", *BUILT_IN) and not data.source.startswith("tfds:"):
         expected = f"one of {', '.join(BUILT_IN)}, 'tfds:NAME', or 'files' for yours"
         raise ValueError(f"config.data.source={data.source!r}: expected {expected}")
+    split, named = data.split, (data.files, data.validation_files, data.test_files)
+    if split.fold and not split.folds and not any(FOLD in pattern for pattern in named):
+        raise ValueError(
+            f"config.data.split.fold={split.fold} means nothing without config.data.split.folds, "
+            f"or {FOLD} in config.data.files, such as train_{FOLD}.json"
+        )
     unused = ()
     if data.source != "files":
         unused = ("files", "validation_files", "test_files", "answers_file")
@@ -191,6 +203,10 @@ def _check_source(data: ConfigDict) -> None:
         )
 
 
+def _filled(pattern: str, data: ConfigDict) -> str:
+    return pattern.replace(FOLD, str(data.split.fold))
+
+
 def _built_in(data: ConfigDict) -> Any:
     return importlib.import_module(f"input_pipeline.corpus.datasets.{data.source}")  # needs TFDS
 
@@ -199,14 +215,14 @@ def _given_files(data: ConfigDict) -> dict[str, list[Path]]:
     """Returns the files of each split, '' for those that are yet to be split."""
     if not data.files:
         raise ValueError("config.data.source='files' needs --config.data.files=PATH_OR_GLOB")
-    given = {"validation": data.validation_files, "test": data.test_files}
-    if any(given.values()) and data.split.kind != "given":
+    given = {split: f"{split}_files" for split in ("validation", "test") if data[f"{split}_files"]}
+    if given and data.split.kind != "given":
         raise ValueError(
             f"config.data.split.kind={data.split.kind!r}, but config.data.validation_files or "
             "test_files give splits: pass --config.data.split.kind=given, or leave them empty"
         )
-    patterns = {"train" if any(given.values()) else "": data.files} | given
-    files = {split: find_files(pattern) for split, pattern in patterns.items() if pattern}
+    keys = {"train" if given else "": "files"} | given
+    files = {split: named_files(data, key) for split, key in keys.items()}
     split_of: dict[Path, str] = {}
     for split, path in ((split, path) for split, paths in files.items() for path in paths):
         if (other := split_of.setdefault(path.resolve(), split)) != split:
@@ -259,7 +275,7 @@ def _file_source(
         columns=_keys(named),
         notes=notes,
         annotated=annotated,
-        answers=find_files(data.answers_file) if data.answers_file and annotated else (),
+        answers=named_files(data, "answers_file") if data.answers_file and annotated else (),
     )
     table = kind in ("csv", "tsv")
     return _Source(rows, named, str(path), split, _keys(needed), annotated, table)

@@ -150,8 +150,6 @@ def _check(split: ConfigDict, total: int, *, grouped: bool) -> None:
     if sum(size if size < 1 else size / max(total, 1) for size in sizes) >= 1:
         expected = f"shares or counts that leave some of the {total} examples for training"
         raise ValueError(f"{_named(split)}: expected {expected}")
-    if split.fold and not split.folds:
-        raise ValueError(f"{key}.fold={split.fold} means nothing without {key}.folds")
     if split.folds and split.fold >= split.folds:
         expected = f"expected one of {key}.folds={split.folds}, counted from 0"
         raise ValueError(f"{key}.fold={split.fold}: {expected}")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -234,3 +235,32 @@ def test_cudnn_is_asked_for_masks_by_segment_and_skips_later_positions(mesh, mon
     for one, other in zip(fused, plain, strict=True):
         one, other = (np.asarray(array * is_real, np.float32) for array in (one, other))
         np.testing.assert_allclose(one, other, atol=0.03 * abs(other).max())
+
+
+@pytest.mark.parametrize("name", ["gemma3", "bert", "t5_v1_1"])
+def test_attention_dropout_acts_in_every_family_by_its_key_alone(name):
+    pretrained = load_pretrained(ROOT / "tests/fixtures/families" / name)
+    model = backbone.make_backbone(pretrained.config, attention_dropout=0.2)
+    batch = [jnp.ones((1, 6), jnp.int32) * 5, jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32)]
+
+    def hidden(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return model.apply({"params": pretrained.params}, *batch, deterministic=False, rngs=rngs)
+
+    plain = model.apply({"params": pretrained.params}, *batch)
+    assert not np.allclose(hidden(0), plain, atol=1e-3)
+    np.testing.assert_array_equal(hidden(0), hidden(0))
+
+
+def test_dropped_shares_are_those_of_the_softmax():
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8))
+    mask, scale = jnp.ones((2, 5, 5), bool), 8**-0.5
+    shares = jax.nn.softmax(jnp.einsum("rlhn,rmhn->rhlm", query, key) * scale)
+    kept = jax.random.bernoulli(jax.random.key(1), 0.7, shares.shape) / 0.7
+    found = attention.attend(
+        query, key, value, mask, scale=scale, drop=lambda weights: weights * kept
+    )
+    expected = jnp.einsum("rhlm,rmhn->rlhn", shares * kept, value)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert attention.dropping(nn.Dropout(0.1), deterministic=True) is None
+    assert attention.dropping(nn.Dropout(0.0), deterministic=False) is None

@@ -119,3 +119,17 @@ def test_forbidden_transitions_are_never_decoded():
     for row, segment in CHAINS:
         own = best[row, (SEGMENTS[row] == segment) & ASKED[row]]
         assert not forbidden[own[:-1], own[1:]].any()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_smoothing_takes_its_share_from_the_mean_over_all_labellings(seed):
+    logits, tags, scores = drawn(seed)
+    found = crf.chains(ASKED, SEGMENTS)
+    smooth = np.asarray(crf.log_likelihoods(logits, tags, found, scores, smoothing=0.3))
+    for row, segment in CHAINS:
+        places, all_scores = labellings(logits, scores, row, segment)
+        every = np.array(list(all_scores.values()))
+        expected = 0.7 * all_scores[tuple(tags[row, places])] + 0.3 * every.mean()
+        expected -= np.log(np.sum(np.exp(every)))
+        own = smooth[row][SEGMENTS[row] == segment].sum()
+        assert own == pytest.approx(expected, rel=1e-5, abs=1e-5)

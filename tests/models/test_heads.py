@@ -1,6 +1,7 @@
 """Properties of pooling, the classifier and its head."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import pytest
 
 from models.decoder import Decoder
 from models.heads import POOLINGS, ClassifierHead, Model, label_word_kernel, pool
+from models.pretrained import load_pretrained
 
 LENGTHS = [[4, 1], [7], []]
+FAMILIES = Path(__file__).parents[1] / "fixtures" / "families"
 
 
 def batch_of(packed, num_examples, **more):
@@ -187,3 +190,47 @@ def test_label_words_start_from_the_language_models_logits(classifier, tiny, pac
 def test_label_words_that_cannot_tell_labels_apart_are_refused(words):
     with pytest.raises(ValueError, match=r"config\.model\.label_words"):
         label_word_kernel(np.zeros((8, 4), np.float32), words)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "bert", "t5_v1_1"])
+def test_noise_of_the_embeddings_acts_as_other_embeddings_do(name, pack):
+    pretrained = load_pretrained(FAMILIES / name)
+    tokens, positions, segments = pack([[4, 1], [7]], 9)
+    tokens %= pretrained.config.vocab_size
+    model = Model(pretrained.config, ClassifierHead(2))
+    batch = batch_of((tokens, positions, segments), 3)
+    params = {
+        "backbone": pretrained.params,
+        "head": {"kernel": np.ones((pretrained.config.width, 2), np.float32), "bias": np.zeros(2)},
+    }
+    rng, backbone = np.random.default_rng(0), pretrained.params
+    table = backbone["embedder"]["embedding"]
+    moved = table + rng.normal(size=table.shape).astype(np.float32) * table.std()
+    scale = getattr(pretrained.config, "embedding_scale", 1.0)
+    noise = scale * (moved - table)[tokens]
+    others = {**backbone, "embedder": {**backbone["embedder"], "embedding": moved}}
+    call = partial(model.apply, deterministic=True)
+    found = call({"params": params}, {**batch, "noise_RxLxE": noise})["logits_BxC"]
+    expected = call({"params": {**params, "backbone": others}}, batch)["logits_BxC"]
+    plain = call({"params": params}, batch)["logits_BxC"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(found - plain).max() > 0.01
+    np.testing.assert_allclose(
+        model.apply({"params": params}, batch, method=Model.embed), scale * table[tokens], rtol=1e-6
+    )
+
+
+def test_samples_share_the_backbones_dropout_and_differ_before_the_head(classifier, pack):
+    model, params = classifier
+    batch = batch_of(pack(LENGTHS, 9), 4)
+
+    def drawn(model, seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        options = {"count": 3, "method": Model.samples, "rngs": rngs}
+        return [part["logits_BxC"] for part in model.apply({"params": params}, batch, **options)]
+
+    one, two, three = drawn(changed(model, dropout=0.5), 0)
+    assert not np.allclose(one, two) and not np.allclose(two, three)
+    one, two, three = drawn(model.clone(hidden_dropout=0.5), 0)
+    np.testing.assert_array_equal(one, two)
+    assert not np.allclose(one, drawn(model.clone(hidden_dropout=0.5), 1)[0])

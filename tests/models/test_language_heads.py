@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 from ml_collections import ConfigDict
 
 from models import adapters
 from models.backbone import flatten, unflatten
 from models.heads import Model
-from models.language_heads import LanguageHead, Seq2SeqHead, log_probabilities
+from models.language_heads import LanguageHead, Seq2SeqHead, divergences, log_probabilities
+from models.layers import divergence
 from models.pretrained import Pretrained, load_pretrained, open_checkpoint
 from models.t5 import shift_right
 
@@ -202,3 +204,44 @@ def test_adapters_and_reduced_weights_act_in_both_passes():
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
     found = jax.jit(jax.value_and_grad(running))(added)
     jax.tree.map(close, found, jax.jit(jax.value_and_grad(folded))(added))
+
+
+def test_smoothing_takes_its_share_from_the_mean_over_the_vocabulary():
+    pretrained, (batch, arrays) = load("gemma3"), golden_batch("gemma3")
+    mask = batch["segments_RxL"] > 0
+    targets = ask(mask.shape, mask, vocab_size=pretrained.config.vocab_size)
+    model = Model(pretrained.config, LanguageHead(chunk=5, smoothing=0.2))
+    params, inputs = {"backbone": pretrained.params}, batch | {"targets_RxL": targets}
+    logits = arrays["logits_BxLxV"].astype(np.float64)
+    logs = logits - scipy.special.logsumexp(logits, axis=-1, keepdims=True)
+    expected = 0.8 * scores_of(logits, targets) + np.where(targets > 0, 0.2 * logs.mean(-1), 0)
+    for deterministic, scores in ((False, expected), (True, scores_of(logits, targets))):
+        outputs = model.apply({"params": params}, inputs, deterministic=deterministic)
+        np.testing.assert_allclose(outputs["log_probability_RxL"], scores, **EXACT)
+    assert outputs.keys() == {"log_probability_RxL", "best_RxL"}  # of an evaluation
+
+
+def test_divergences_in_chunks_equal_whole_ones_with_their_gradients():
+    rng = np.random.default_rng(0)
+    hidden, others = rng.normal(size=(2, 3, 7, 4)).astype(np.float32)
+    kernel = rng.normal(size=(4, 11)).astype(np.float32)
+    targets = ask((3, 7), rng.random((3, 7)) < 0.8, vocab_size=11)
+    hidden[targets == 0] = np.nan  # what is not asked for must not matter
+
+    def chunked(kernel, hidden, others):
+        apart = divergences(lambda x: x @ kernel, hidden, others, targets_RxL=targets, chunk=6)
+        return apart.sum(), apart
+
+    def whole(kernel, hidden, others):
+        sides = (jnp.where(targets[..., None] > 0, x, 0) @ kernel for x in (hidden, others))
+        apart = jnp.where(targets > 0, divergence(*sides), 0)
+        return apart.sum(), apart
+
+    for function in (chunked, whole):
+        gradients, apart = jax.grad(function, (0, 1, 2), has_aux=True)(kernel, hidden, others)
+        if function is chunked:
+            kept = apart, gradients
+    np.testing.assert_allclose(kept[0], apart, rtol=1e-4, atol=1e-6)
+    for one, other in zip(kept[1], gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    assert (kept[0][targets == 0] == 0).all()

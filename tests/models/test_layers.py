@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,3 +76,19 @@ def test_gradients_of_every_family_are_near_those_in_float32(family, pack):
         np.concatenate([g.ravel() for g in jax.tree.leaves(t)]) for t in (exact, narrow)
     )
     assert np.linalg.norm(narrow - exact) < 0.1 * np.linalg.norm(exact)
+
+
+def test_divergences_are_both_kullback_leibler_divergences_of_what_exists():
+    rng = np.random.default_rng(0)
+    logits, others = rng.normal(size=(2, 4, 5)).astype(np.float32) * 3
+    where = np.array([True, True, False, True, False])
+    p, q = (scipy.special.softmax(x[:, where].astype(np.float64), axis=1) for x in (logits, others))
+    expected = scipy.stats.entropy(p, q, axis=1) + scipy.stats.entropy(q, p, axis=1)
+    found = layers.divergence(logits, others, where=where)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    gradient = jax.grad(lambda x: layers.divergence(x, x, where=where).sum())(logits)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() < 1e-6
+    pair = np.stack([np.zeros_like(logits), logits], -1), np.stack([0 * others, others], -1)
+    np.testing.assert_allclose(
+        layers.binary_divergence(logits, others), layers.divergence(*pair), rtol=1e-4, atol=1e-6
+    )

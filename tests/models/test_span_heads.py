@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.span_heads import SpanHead, best_spans, span_losses
+from models.span_heads import SpanHead, best_spans, span_divergences, span_losses
 
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [3, 3, 3, 3, 3, 4, 5, 5, 0]], np.int32)
 POSITIONS = np.array([[0, 1, 2, 3, 0, 1, 2, 0, 0], [0, 1, 2, 3, 4, 0, 0, 1, 0]], np.int32)
@@ -92,3 +92,26 @@ def test_broken_numbers_where_nothing_is_asked_reach_no_gradient(case):
     broken = {name: np.where(ASKED[..., None], values, np.nan) for name, values in outputs.items()}
     gradients = jax.grad(lambda o: span_losses(o, spans, ASKED, SEGMENTS).sum())(broken)
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+
+
+def test_the_divergence_is_that_of_each_span_written_out(case):
+    outputs, _, everything = case
+    others = {name: values + 0.3 * np.cos(values) for name, values in outputs.items()}
+    apart = span_divergences(outputs, others, ASKED, SEGMENTS, EXAMPLES)
+    swapped = span_divergences(others, outputs, ASKED, SEGMENTS, EXAMPLES)
+    np.testing.assert_allclose(apart, swapped, rtol=1e-5)
+    scores = np.einsum("rin,rjn->rij", others["queries_RxLxN"], others["keys_RxLxN"])[..., None]
+    scores = scores + others["starts_RxLxC"][:, :, None] + others["stops_RxLxC"][:, None]
+    for example, spans in enumerate(everything):
+        expected = 0.0
+        if spans:
+            (row,) = set(np.nonzero(example + 1 == SEGMENTS)[0].tolist())
+            first = np.flatnonzero(SEGMENTS[row] == example + 1)[0]
+        for score, i, j, label in spans:
+            p, q = (
+                1 / (1 + np.exp(-np.float64(logit)))
+                for logit in (score, scores[row, i + first, j + first, label])
+            )
+            expected += p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+            expected += q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))
+        assert apart[example] == pytest.approx(expected / LABELS, rel=1e-3, abs=1e-4)

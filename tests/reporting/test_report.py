@@ -152,11 +152,11 @@ def test_runs_are_named_by_the_shortest_ends_that_tell_them_apart():
 
     assert report.run_titles([row("/w/a/run"), row("/w/b/run", 3)]) == [
         "a/run",
-        "b/run and 2 more seeds",
+        "b/run and 2 more runs",
     ]
     assert report.run_titles([row("/w/a/one"), row("/w/b/two", 2)]) == [
         "one",
-        "two and 1 more seed",
+        "two and 1 more run",
     ]
     assert report.short_names([Path("/a"), Path("/b/a")]) == {Path("/a"): "/a", Path("/b/a"): "b/a"}
     assert report.short_names([Path("x/a"), Path("x/a")]) == {Path("x/a"): "a"}

@@ -131,6 +131,9 @@ def test_split_parameters_train_as_whole_ones(
     make_config, checkpoints, tmp_path, family, adapt, optimizer
 ):
     configs = {}
+    regularize = {"neftune": 5.0, "fgm": 0.05, "sam": 0.01, "child_tuning": 0.2}
+    if adapt == "full":
+        regularize |= {"mixout": 0.1, "l2_sp": 0.01, "noisy_tune": 0.1}
     for name, options in SPLIT.items():
         configs[name] = config = make_config()
         config.model.checkpoint = str(checkpoints[family])
@@ -141,6 +144,7 @@ def test_split_parameters_train_as_whole_ones(
         config.optimizer.name = optimizer
         config.train.update(duration=f"{STEPS} steps", log_every="1 step", ema=0.9)
         config.eval.every = config.train.checkpoint_every = "100%"
+        config.regularize.update(regularize)
         config.sharding.update(options)
     run_all(configs, tmp_path)
     whole = losses(tmp_path / "replicate")

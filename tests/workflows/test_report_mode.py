@@ -71,13 +71,13 @@ def test_seeds_are_one_group_and_the_better_setting_is_told_from_chance(make_run
     found = comparison.compare(runs, tmp_path)
     low, high, _ = found["runs"]
     assert [row["count"] for row in found["runs"]] == [3, 3, 1]
-    assert [row["seeds"] for row in found["runs"]] == [[0, 1, 2], [0, 1, 2], [5]]
+    assert [row["repeats"] for row in found["runs"]][1:] == [["0/0", "1/0", "2/0"], ["5/0"]]
     assert low["differs"] == {"optimizer.learning_rate": 1e-5, "model.dropout": 0.0}
     assert low["mean"] == pytest.approx(np.mean(low["values"]))
     assert low["test_openings"] == 3
     assert high["mean"] - low["mean"] > 0.1
     better, chance = found["comparisons"]
-    assert better["second"] == chance["second"] == "low_0 and 2 more seeds"
+    assert better["second"] == chance["second"] == "low_0 and 2 more runs"
     assert better["value"] == pytest.approx(high["mean"] - low["mean"])
     assert better["p_holm"] < 0.01 and "likely real" in better["sentence"]
     assert chance["p_holm"] > 0.05 and "may be chance" in chance["sentence"]
@@ -85,9 +85,10 @@ def test_seeds_are_one_group_and_the_better_setting_is_told_from_chance(make_run
     assert "over the seeds by Welch's test" in better["sentence"]
     assert "Welch" not in chance["sentence"]
     # The pairs of runs with the same seed are shares of 0 and 1, their mean is none.
-    assert better["p_mcnemar"] is None and list(better["p_mcnemar_by_seed"]) == ["0", "1", "2"]
-    assert max(better["p_mcnemar_by_seed"].values()) < 0.01
-    assert chance["p_mcnemar_by_seed"] == {}  # of other seeds
+    assert better["p_mcnemar"] is None
+    assert list(better["p_mcnemar_by_repeat"]) == ["0/0", "1/0", "2/0"]
+    assert max(better["p_mcnemar_by_repeat"].values()) < 0.01
+    assert chance["p_mcnemar_by_repeat"] == {}  # of other seeds
     assert json.loads((tmp_path / "comparison.json").read_text("utf-8"))["runs"][0] == low
     printed = capsys.readouterr().out
     assert better["sentence"] in printed and "optimizer.learning_rate=0.0001" in printed
@@ -110,7 +111,7 @@ def test_the_difference_of_groups_is_that_of_their_means_for_every_metric(make_r
 def test_single_runs_have_one_mcnemar(make_run, tmp_path):
     folders = make_run("a", 0.6), make_run("b", 0.8, **{"model.dropout": 0.1})
     (found,) = comparison.compare(folders, tmp_path)["comparisons"]
-    assert found["p_mcnemar_by_seed"] == {"0": found["p_mcnemar"]}
+    assert found["p_mcnemar_by_repeat"] == {"0/0": found["p_mcnemar"]}
     assert "by McNemar's test" in found["sentence"]
 
 
@@ -120,7 +121,7 @@ def test_one_run_is_never_two_seeds(make_run, tmp_path, monkeypatch):
     assert comparison.find_runs(["a", str(folder), "./*"], tmp_path) == [folder]
     shutil.copytree(folder, tmp_path / "copy")
     other = make_run("other", 0.6, seed=1)
-    with pytest.raises(ValueError, match=r"/a and .*/copy have .* the same seed, 0: "):
+    with pytest.raises(ValueError, match=r"/a and .*/copy have .*, seed and fold \(0/0\): "):
         comparison.compare([folder, other, tmp_path / "copy"], tmp_path)
 
 

@@ -101,8 +101,9 @@ def test_a_command_says_the_config_of_its_run(overrides):
     assert Path(values.workdir) == run.workdir
 
 
-def test_a_sweep_leaves_the_test_split_shut_unless_it_is_over_seeds():
-    assert [run.config.eval.test for run in planned({"seed": 0}, {"seed": 1})] == [True, True]
+@pytest.mark.parametrize("key", ["seed", "data.split.fold"])
+def test_a_sweep_leaves_the_test_split_shut_unless_it_is_of_repeats(key):
+    assert [run.config.eval.test for run in planned({key: 0}, {key: 1})] == [True, True]
     (run,) = planned({"seed": 0, "optimizer.learning_rate": 1e-3})
     assert not run.config.eval.test
 
@@ -200,11 +201,36 @@ def test_runs_of_different_splits_are_shown_and_nothing_else_is_lost(tmp_path, c
         sweep.conclude(runs, records, workdir=tmp_path, recipe=RECIPE)
     said = capsys.readouterr().out
     assert "The runs are not compared example by example: " in said
-    assert "their splits (by fingerprint) differ: 'of fold 1' and 'of fold 0'" in said
-    for run, record in zip(runs, records[:2], strict=False):
-        assert str(run.workdir) in said
-        assert re.search(rf"{re.escape(run.name)} +accuracy, % +{100 * record['value']:.1f}", said)
-    assert f"The best on the validation split is {runs[1].name}. To test it" in said
+    assert "their splits (by fingerprint) differ: 'of fold 0' and 'of fold 1'" in said
+    assert all(str(run.workdir) in said for run in runs[:2])
+    mean = 50 * sum(record["value"] for record in records[:2])
+    assert re.search(rf"folds=3 +accuracy, % +{mean:.1f}", said)
+
+
+def test_given_folds_are_one_setting_with_mean_and_deviation_on_the_test_split(
+    make_config, write_config, reviews, tmp_path, capsys
+):
+    config = make_config()
+    parts = {"train_0": reviews[:60], "train_1": reviews[60:120], "dev": reviews[120:150]}
+    for name, rows in (parts | {"test": reviews[150:]}).items():
+        lines = (json.dumps({"text": t, "label": y}, ensure_ascii=False) for t, y in rows)
+        write_text(tmp_path / f"{name}.jsonl", "\n".join(lines) + "\n")
+    config.data.update(files=str(tmp_path / "train_{fold}.jsonl"), split={"kind": "given"})
+    config.data.update(
+        validation_files=str(tmp_path / "dev.jsonl"), test_files=str(tmp_path / "test.jsonl")
+    )
+    config.train.update(duration="2 steps", integrate=False, checkpoint_every="100%")
+    config.eval.every, config.adapt.kind = "100%", "head"
+    path = write_config(config, tmp_path / "recipe.py")
+    path.write_text(path.read_text() + "def sweep():\n")
+    path.write_text(path.read_text() + "    return [{'data.split.fold': k} for k in (0, 1)]\n")
+    records = sweep.sweep(config, tmp_path / "runs", recipe=str(path))
+    assert [record["split"] for record in records] == ["test", "test"]
+    (row,) = json.loads((tmp_path / "runs/comparison.json").read_text("utf-8"))["runs"]
+    assert row["repeats"] == ["0/0", "0/1"] and row["differs"] == {}
+    assert row["values"] == [record["value"] for record in records]
+    assert row["deviation"] == pytest.approx(np.std(row["values"], ddof=1))
+    assert "fold=0 and 1 more run" in capsys.readouterr().out
 
 
 def test_commands_are_printed_and_nothing_runs(recipe, tmp_path, capsys):

