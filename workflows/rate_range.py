@@ -21,7 +21,7 @@ from training.train import Run
 
 _DIVERGED = 4.0  # times its least: a loss that ends the test
 _MEAN = 5  # steps whose mean loss is compared
-_ERRORS = 3.0  # by how many errors the loss must fall; the least of many is low by chance
+_ERRORS = 4.0  # by how many errors the loss must fall; the least of many is low by chance
 _FEWEST = 20  # steps that a proposal needs
 
 
@@ -86,10 +86,10 @@ def propose(rates: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float | 
         rates: of the steps, growing.
         losses: the training loss of each.
     """
-    # Centred: a mean of the past alone would lag, and propose rates that are too high. A fifth of
-    # the steps, twice: over curves of this form with the noise of small batches, shorter windows
-    # find a slope of the noise.
-    window, smoothed = np.ones((len(losses) // 5) | 1), losses
+    # Centred: a mean of the past alone would lag, and propose rates that are too high. Twice a
+    # tenth of the steps: of simulated curves, shorter windows find slopes of the noise, and longer
+    # ones mix the fall with the rise where the loss diverges.
+    window, smoothed = np.ones((len(losses) // 10) | 1), losses
     if len(losses) < _FEWEST:
         raise ValueError(
             f"config.search.range_test: {len(losses)} steps are too few to choose a rate by, "
