@@ -193,7 +193,7 @@ class Checkpoints:
             if not self.has_average(step):
                 raise ValueError(
                     f"checkpoint {step} of {self._directory} has no running average of the "
-                    "parameters: set config.train.ema=0 to go on from it"
+                    "parameters: set config.train.ema=0 and swa_from='' to go on from it"
                 )
             items["average"] = ocp.args.StandardRestore(merge(like.average))
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))

@@ -80,7 +80,9 @@ def find(
     runs, ingredients = find_runs(config, workdir), [first]
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     if checkpoints.has_average(step):
-        ingredients.append(dataclasses.replace(first, name=f"ema of step {step}", item="average"))
+        ingredients.append(
+            dataclasses.replace(first, name=f"average up to step {step}", item="average")
+        )
     checkpoints.close()
     if not config.integrate.runs:
         children = (workdir / "checkpoints").iterdir()
