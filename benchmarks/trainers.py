@@ -132,7 +132,8 @@ class Ours(Trainer):
             Regularizers(config.regularize, experiment.passes(), seed=config.seed),
             optimizer,
             learning_rate=config.optimizer.learning_rate,
-            schedule=lambda examples: jnp.float32(1),  # constant, as in the loop beside it
+            # Constant, as in the loop beside it.
+            schedule=lambda examples: dict.fromkeys(experiment.factors, jnp.float32(1)),
             batch_size=config.data.batch_size,
         )
         self._step = PerShape(step, "the train step", print, donate=(0,))

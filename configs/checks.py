@@ -23,6 +23,7 @@ from configs.ranges import (
     is_mesh,
     is_placement,
     is_regex,
+    is_schedule_table,
     is_size,
     is_table,
 )
@@ -37,6 +38,9 @@ RECODING += ("urls:drop", "urls:mask", "mentions:drop", "mentions:mask", "emoji:
 RECODING += ("chinese_spaces", "whitespace")
 EXTRACTORS = ("lengths", "characters", "punctuation", "lexicon", "pinyin", "radicals")
 EXTRACTORS += ("character_tfidf", "word_tfidf", "values")
+OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd", "schedule_free")
+SCHEDULES = ("constant", "linear", "cosine", "polynomial", "inverse_sqrt", "wsd")
+SCHEDULES += ("cosine_restarts", "one_cycle")
 METHODS = ("interpolation", "soup", "greedy_soup", "ensemble")
 
 COUNT, SOME = Whole(0), Whole(1)
@@ -226,6 +230,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "regularize.mixup": NOT_NEGATIVE,
     "regularize.noisy_tune": NOT_NEGATIVE,
     "regularize.reinit_layers": COUNT,
+    "optimizer.name": choice(*OPTIMIZERS),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.b1": BELOW_ONE,
     "optimizer.b2": BELOW_ONE,
@@ -235,11 +240,18 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "optimizer.lr_table": LR_TABLE,
     "optimizer.decay_table": DECAY_TABLE,
     "optimizer.layer_decay": Number(0, 1, above=True),
-    "schedule.name": choice("constant", "linear", "cosine", "polynomial", "inverse_sqrt", "wsd"),
+    "schedule.name": choice(*SCHEDULES, "plateau"),
+    "schedule.table": Form(
+        f"rows of a regular expression, one of {('', *SCHEDULES)} and a duration, as in "
+        "\"(('backbone/.*', '', '20%'),)\"",
+        lambda rows: is_schedule_table(rows, ("", *SCHEDULES)),
+    ),
     "schedule.warmup": Duration(zero=True),
     "schedule.end_factor": SHARE,
     "schedule.power": POSITIVE,
     "schedule.cooldown": Duration(zero=True),
+    "schedule.cycles": SOME,
+    "schedule.patience": SOME,
     "train.duration": Duration(share=False),
     "sharding.mesh": MESH,
     "sharding.table": PLACEMENT,
@@ -249,6 +261,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "train.log_every": Duration(),
     "train.checkpoint_every": Duration(),
     "train.keep_latest": SOME,
+    "train.keep_best": SOME,
     "train.ema": BELOW_ONE,
     "train.swa_from": Duration(empty=True, zero=True),
     "train.collapse": choice("ignore", "stop", "restart"),
@@ -265,6 +278,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "integrate.points": Whole(2),
     "integrate.max_examples": COUNT,
     "review.folds": Whole(2),
+    "search.range_test": Duration(share=False, empty=True),
     "search.trials": COUNT,
     "report.runs": Names(),
     "inspect.examples": COUNT,

@@ -244,10 +244,8 @@ def _model() -> ConfigDict:
     model.head = "linear"  # drawn fresh; 'label_words' starts from word embeddings, with pooling
     # 'last' (causal) or 'mask' (masked language models); of multiple choice it lets a causal model
     # score each choice and what follows it
-    model.head_start = (
-        "random"  # of a linear head: 'probe' fits it on the pretrained model's vectors
-    )
-    # of training examples, so that it works before any step (2202.10054)
+    model.head_start = "random"  # of a linear head: 'probe' fits it on the pretrained model's
+    # vectors of training examples, so that it works before any step (2202.10054)
     model.head_bias = True  # False to export a decoder: transformers' classifiers on them have none
     model.label_words = ()  # with 'label_words': one word per label, in class order
     model.dropout = 0.0  # on the pooled vector, before the head
@@ -368,11 +366,12 @@ def _regularize() -> ConfigDict:
 
 
 def _optimizer() -> ConfigDict:
-    """AdamW and its tables."""
+    """The optimiser and its tables: docs/tuning.md."""
     optimizer = ConfigDict()
-    optimizer.learning_rate = 5e-5
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
+    optimizer.name = "adamw"  # adafactor, lion, muon (on matrices), sgd, schedule_free (AdamW)
+    optimizer.learning_rate = 5e-5  # lion: 3 to 10 times lower; sgd, adafactor: higher (1e-3)
+    optimizer.b1 = 0.9  # also Lion's, the momentum of SGD and the interpolation of schedule-free
+    optimizer.b2 = 0.999  # of adamw, also within muon and schedule_free
     optimizer.eps = 1e-8
     optimizer.clip_norm = 1.0  # global norm of the gradient; 0 is off
     optimizer.weight_decay = 0.01
@@ -387,11 +386,16 @@ def _optimizer() -> ConfigDict:
 def _schedule() -> ConfigDict:
     """The learning rate over the training."""
     schedule = ConfigDict()
-    schedule.name = "cosine"  # constant, linear, cosine, polynomial, inverse_sqrt or wsd
+    schedule.name = "cosine"  # constant, linear, cosine, polynomial, inverse_sqrt, wsd,
+    # cosine_restarts, one_cycle, or plateau, which halves the rate by the validation metric
+    schedule.table = ()  # (("backbone/.*", "", "20%"),) freezes what the regex matches for so long,
+    # then warms it up; a name in the place of "" gives it another schedule
     schedule.warmup = "10%"
     schedule.end_factor = 0.0  # final rate, as a share of the peak
     schedule.power = 2.0  # with 'polynomial'
     schedule.cooldown = "20%"  # with 'wsd': length of the final decay
+    schedule.cycles = 3  # with 'cosine_restarts'
+    schedule.patience = 2  # with 'plateau': evaluations without a gain until the rate is halved
     return schedule
 
 
@@ -402,7 +406,8 @@ def _train() -> ConfigDict:
     train.microbatches = 1  # gradient accumulation: parts in which a step's batch is computed
     train.log_every = "10 steps"
     train.checkpoint_every = "25%"
-    train.keep_latest = 1  # checkpoints kept besides the best one
+    train.keep_latest = 1  # checkpoints kept besides the best ones
+    train.keep_best = 1  # the best checkpoints by the validation metric, which a soup joins
     train.ema = 0.0  # decay of a running average of the weights, kept besides them; 0 is off
     train.swa_from = ""  # duration from which that average weighs all steps alike (1803.05407)
     train.collapse = "stop"  # when the model predicts a single class: 'ignore', 'stop' or 'restart'
@@ -458,6 +463,7 @@ def _search() -> ConfigDict:
     """Several runs (--mode=sweep, or seeds > 1)."""
     search = ConfigDict()
     search.print_commands = False  # prints a command per run, for a job queue, and runs none
+    search.range_test = ""  # '100 steps' proposes a learning rate from so many, at growing rates
     search.trials = 0  # of Optuna over the recipe's space(), for the extra 'search'; 0 runs sweep()
     return search
 

@@ -211,3 +211,14 @@ def is_table(rows: Any, *, freezes: bool) -> bool:
         return Number(0).fits(row[1]) or (freezes and row[1] is None)
 
     return bool(rows) and are(Form("", is_row))(rows)
+
+
+def is_schedule_table(rows: Any, names: tuple[str, ...]) -> bool:
+    """Returns whether a value is rows (regex, name of a schedule, start); none is one too."""
+
+    def is_row(row: Any) -> bool:
+        if not isinstance(row, tuple | list) or len(row) != 3 or not is_regex(row[0]):
+            return False
+        return choice(*names).fits(row[1]) and Duration(zero=True).fits(row[2])
+
+    return are(Form("", is_row))(rows)

@@ -1,4 +1,4 @@
-"""Figures of one run: learning curves, interpolation, calibration.
+"""Figures of one run: learning curves, interpolation, calibration, range tests.
 
 Drawn from the files of the workdir. matplotlib is imported only when a figure is drawn. A `metric`
 is shown as report.shown returns it.
@@ -78,6 +78,26 @@ def calibration(card: Mapping[str, Any]) -> "Figure":
     )
     reliability.legend()
     return figure
+
+
+def save_rate_range(workdir: str | Path, record: Mapping[str, Any], proposed: float | None) -> None:
+    """Draws rate_range.png into the workdir: the training loss against the learning rate.
+
+    Args:
+        workdir: of the range test.
+        record: 'rate', 'loss' and 'smoothed' of each step.
+        proposed: a rate to mark; None marks none.
+    """
+    figure, (axis,) = _panels(1, width=5)
+    axis.plot(record["rate"], record["loss"], color="tab:blue", alpha=0.3, linewidth=1)
+    axis.plot(record["rate"], record["smoothed"], color="tab:blue")
+    if proposed is not None:
+        axis.axvline(proposed, color="black", linestyle=":", linewidth=1)
+    axis.set(title="range test", xlabel="learning rate", ylabel="training loss", xscale="log")
+    # A loss that diverges would hide the others.
+    axis.set_ylim(top=min(max(record["loss"]), 2 * record["loss"][0]))
+    with replacing(Path(workdir) / "rate_range.png") as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def svg(figure: "Figure") -> str:

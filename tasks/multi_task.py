@@ -309,7 +309,7 @@ def _mean(
 
 def _prefix(name: str) -> str:
     """Returns how the parameters of a member's head begin."""
-    return f"head/heads_{name}/"
+    return f"{mixture.HEADS}{name}/"
 
 
 def _renamed(values: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:

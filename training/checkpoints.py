@@ -8,6 +8,7 @@ leaves the checkpoints before it as they were.
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ class Checkpoints:
 
     Args:
       directory: created when missing, unless `read_only`.
-      rank: orders evaluations by their metrics, and the best is kept beside the latest; None goes
+      rank: orders evaluations by their metrics, and the best are kept beside the latest; None goes
         by the ranks they were saved with.
       keep_latest: how many of the newest to keep.
+      keep_best: how many of the best to keep.
       read_only: for evaluation: nothing is created, cleaned or deleted.
     """
 
@@ -39,6 +41,7 @@ class Checkpoints:
         *,
         rank: Callable[[Mapping[str, float]], Sequence[float]] | None = None,
         keep_latest: int = 1,
+        keep_best: int = 1,
         read_only: bool = False,
     ):
         if read_only and not directory.is_dir():
@@ -47,7 +50,7 @@ class Checkpoints:
         policies = [
             checkpoint_managers.LatestN(n=keep_latest),
             checkpoint_managers.BestN(
-                get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False
             ),
         ]
         options = ocp.CheckpointManagerOptions(
@@ -122,10 +125,9 @@ class Checkpoints:
         Raises:
           OSError: the one before could not be written; earlier ones are untouched.
         """
-        optimizer = {"step": state.step, "examples": state.examples, "state": state.optimizer}
         items = {
             "params": ocp.args.StandardSave(merge(state.params)),
-            "optimizer": ocp.args.StandardSave(optimizer),
+            "optimizer": ocp.args.StandardSave(_optimizer(state)),
             "meta": ocp.args.JsonSave(copy.deepcopy(meta)),
         }
         if state.average is not None:
@@ -182,10 +184,10 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Restores the whole state; `like` holds shapes, dtypes and shardings."""
         self._check(step, like.params)
-        optimizer = {"step": like.step, "examples": like.examples, "state": like.optimizer}
+        self._check_optimizer(step, like)
         items = {
             "params": ocp.args.StandardRestore(merge(like.params)),
-            "optimizer": ocp.args.StandardRestore(optimizer),
+            "optimizer": ocp.args.StandardRestore(_optimizer(like)),
         }
         if like.average is not None:
             if not self.has_average(step):
@@ -202,11 +204,21 @@ class Checkpoints:
             flatten(restored.params),
             parts["state"],
             None if like.average is None else flatten(restored["average"]),
+            rate=parts.get("rate"),
         )
 
+    def _check_optimizer(self, step: int, like: TrainState) -> None:
+        """Raises ValueError unless the saved optimiser has the state of `like`'s."""
+        if _shapes(self._metadata(step, "optimizer")) != _shapes(_optimizer(like)):
+            raise ValueError(
+                f"checkpoint {step} of {self._directory} has the state of another optimiser, of "
+                "other tasks or of an older version: use the config it was trained with "
+                "(config.json in its workdir; optimizer.name, multi.members and schedule.name, "
+                "'plateau' or not, decide), or start another run with config.resume_from"
+            )
+
     def _check(self, step: int, like: Mapping[str, Any]) -> None:
-        handler = ocp.StandardCheckpointHandler()
-        saved = handler.metadata(self._directory.absolute() / str(step) / "params").tree
+        saved = self._metadata(step, "params")
         saved = {path: tuple(leaf.shape) for path, leaf in flatten(saved).items()}
         wanted = {path: tuple(leaf.shape) for path, leaf in like.items()}
         problems = [f"{path}: missing in the checkpoint" for path in wanted if path not in saved]
@@ -224,8 +236,26 @@ class Checkpoints:
                 "(config.json in its workdir): model, labels and lr_table decide."
             )
 
+    def _metadata(self, step: int, item: str) -> Any:
+        """Returns the tree of what was saved, with shapes in the place of arrays."""
+        path = self._directory.absolute() / str(step) / item
+        return ocp.StandardCheckpointHandler().metadata(path).tree
+
     def close(self) -> None:
         """Waits for writes and ends Orbax's threads."""
         if not self._read_only:
             self.wait()
         self._manager.close()
+
+
+def _optimizer(state: TrainState) -> dict[str, Any]:
+    """Returns the item of a checkpoint that holds what evaluation does not need."""
+    rate = {} if state.rate is None else {"rate": state.rate}
+    return {"step": state.step, "examples": state.examples, "state": state.optimizer, **rate}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each leaf by its path, whatever the kinds of the nodes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(keys): tuple(leaf.shape) for keys, leaf in leaves}

@@ -27,6 +27,7 @@ class TrainState(NamedTuple):
     # What regularisers pull the trained weights to, by path; no step changes it, and checkpoints
     # lack it, since it is read again.
     pretrained: dict[str, jax.Array] | None = None
+    rate: jax.Array | None = None  # float32 factor on the learning rate, of the schedule 'plateau'
 
 
 def merge(*parts: Params) -> dict:

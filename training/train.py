@@ -20,7 +20,7 @@ import numpy as np
 
 from evaluation.metrics import estimate, find
 from input_pipeline import hosts
-from input_pipeline.eta import phase, working
+from input_pipeline.eta import phase, track, working
 from input_pipeline.examples import Examples
 from input_pipeline.files import remove
 from models import adapters
@@ -38,7 +38,7 @@ from training.sharding import put_batch
 from training.state import TrainState
 from training.train_step import make_train_step
 from training.tuning import optimizers, regularizers
-from training.tuning.schedules import Durations, make_schedule
+from training.tuning.schedules import Durations, check_plateau, path_schedules
 from training.workdir import write_config
 
 OnEvaluation = Callable[[int, list[float]], None]  # of the step and its rank: better is greater
@@ -63,6 +63,7 @@ class Run:
         self._count, self._said_stuck = len(train_split), False
         self._train_split = experiment.windows(train_split, training=True)
         self._durations = Durations(config, len(self._train_split))
+        check_plateau(config, self._durations)
         self._metrics = experiment.task.metrics
         find(self._metrics, config.eval.metric)  # raises where there is none
         fingerprints = {**experiment.fingerprints, **data.fingerprints}
@@ -101,6 +102,7 @@ class Run:
                 self._workdir / "checkpoints",
                 rank=self._experiment.rank,
                 keep_latest=self._config.train.keep_latest,
+                keep_best=self._config.train.keep_best,
             )
             try:
                 with contextlib.closing(checkpoints) as self._checkpoints:  # leaves no thread
@@ -112,11 +114,11 @@ class Run:
     def _step_of(self, experiment: Experiment) -> Callable:
         """Returns the train step as a function."""
         config, durations = self._config, self._durations
-        schedule = make_schedule(
+        schedule = path_schedules(
             config.schedule,
-            warmup=durations.warmup,
-            cooldown=durations.cooldown,
-            total=durations.total_examples,
+            experiment.factors,
+            durations=durations,
+            gates=experiment.gates(durations.unfreeze_every),
         )
         passes, options = experiment.passes(), config.regularize
         return make_train_step(
@@ -125,7 +127,6 @@ class Run:
             learning_rate=self._rate,
             schedule=schedule,
             batch_size=config.data.batch_size,
-            gates=experiment.gates(durations.unfreeze_every),
             ema=config.train.ema,
             swa_from=durations.swa_from,
             sam=options.sam,
@@ -141,7 +142,9 @@ class Run:
         average = like if config.train.ema or config.train.swa_from else None
         kept = config.regularize.mixout or config.regularize.l2_sp
         pretrained = {path: like[path] for path in self._pretrained} if kept else None
-        self._like = TrainState(scalar, scalar, like, moments, average, pretrained)
+        plateau = config.schedule.name == "plateau"
+        rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=placement.whole) if plateau else None
+        self._like = TrainState(scalar, scalar, like, moments, average, pretrained, rate)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._like), placement.whole
         self._train_step = PerShape(
             self._step_of(experiment), "the train step", print, donate=(0,), out_shardings=places
@@ -241,12 +244,31 @@ class Run:
         else:
             params = experiment.put(experiment.initial)
             print(f"Start: from {config.model.init} weights of {config.model.checkpoint}.")
+        return self._fresh(params)
+
+    def _fresh(self, params: dict[str, jax.Array]) -> TrainState:
+        """Returns the state before the first step."""
         params = self._first_weights(params)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._like.optimizer)
         optimizer = jax.jit(self._optimizer.init, out_shardings=places)(params)
-        zero = experiment.placement.put("", jnp.int32(0))
+        zero = self._experiment.placement.put("", jnp.int32(0))
         average = self._like.average and jax.tree.map(jnp.copy, params)  # params are donated
-        return self._with_pretrained(TrainState(zero, zero + 0, params, optimizer, average))
+        one = self._experiment.placement.put("", jnp.float32(1))
+        rate = one if self._config.schedule.name == "plateau" else None
+        state = TrainState(zero, zero + 0, params, optimizer, average, rate=rate)
+        return self._with_pretrained(state)
+
+    def try_rates(self) -> Iterator[tuple[float, float]]:
+        """Yields learning rate and loss of each step of a training that saves nothing."""
+        self._make_step()
+        experiment = self._experiment
+        state = self._fresh(experiment.put(experiment.initial))
+        batches = experiment.pipeline.train(self._train_split, first_example=0)
+        batches = itertools.islice(batches, self._durations.steps)
+        for batch in track(batches, self._durations.steps, "Range test, steps"):
+            batch = put_batch(batch, experiment.mesh)
+            state, metrics = self._train_step(state, experiment.frozen, batch)
+            yield float(metrics["learning_rate"]), float(metrics["loss"])
 
     def _with_pretrained(self, state: TrainState) -> TrainState:
         """Returns the state with the weights that regularisers pull to, if any does."""
@@ -290,15 +312,17 @@ class Run:
             f"Training: {self._count:,} of {self._data.available:,} examples{windows}, {total:,} "
             "steps of "
             f"{config.data.batch_size} in {config.train.microbatches} microbatches, "
-            f"{durations.total_examples / examples:.3g} epochs; {config.schedule.name} schedule up "
-            f"to {self._rate:g} after {durations.warmup:,} examples; "
+            f"{durations.total_examples / examples:.3g} epochs; {config.optimizer.name}, "
+            f"{config.schedule.name} schedule up to {self._rate:g} after {durations.warmup:,} "
+            "examples; "
             f"evaluation on {len(self._data.split('validation')):,} examples every "
             f"{durations.evaluate_every} steps, checkpoint every {durations.checkpoint_every}."
         )
         frozen = experiment.frozen if config.adapt.kind == "full" else {}
         shown = {**experiment.initial, **frozen}
         layers = experiment.num_layers, experiment.decoder_layers
-        for line in optimizers.describe(config.optimizer, shown, *layers):
+        print(*optimizers.describe(config.optimizer, shown, *layers), sep="\n")
+        for line in durations.describe(config.schedule, experiment.factors):
             print(line)
 
     def _loop(
@@ -333,7 +357,11 @@ class Run:
                 self._check_labels(step, last=last)
             values = self.evaluate(step, state) if evaluate else None
             finished = last or self._stopped_early()
-            if save or finished or (values and not self._meta["evaluations_without_gain"]):
+            if values and state.rate is not None and not finished:
+                state = self._reduced(state)
+            # Of several best ones each is written; what is not among them is deleted.
+            gain = not self._meta["evaluations_without_gain"] or self._config.train.keep_best > 1
+            if save or finished or (values and gain):
                 ranks = self._experiment.rank(values) if values else ()
                 self._meta["position"] = self._experiment.pipeline.seen(
                     self._train_split, step, since=self._position
@@ -400,6 +428,18 @@ class Run:
                 f"{change} config.optimizer.learning_rate, or the head's in lr_table;{probe} or "
                 "train for longer."
             )
+
+    def _reduced(self, state: TrainState) -> TrainState:
+        """Halves the rate after each config.schedule.patience evaluations without a gain."""
+        waited, patience = self._meta["evaluations_without_gain"], self._config.schedule.patience
+        if not waited or waited % patience:
+            return state
+        state = state._replace(rate=state.rate / 2)
+        self._progress.message(
+            f"The learning rate is halved to {self._rate * float(state.rate):.3g} after {waited} "
+            "evaluations without a better validation result."
+        )
+        return state
 
     def _stopped_early(self) -> bool:
         patience = self._config.train.early_stopping

@@ -1,4 +1,4 @@
-"""One optimiser step as a pure function: microbatches, gradient, clipping, AdamW, new state."""
+"""One optimiser step as a pure function: microbatches, gradient, optimiser, new state."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from input_pipeline.batches.mixture import is_read
 from training.state import Params, TrainState
+from training.tuning.optimizers import gradient_point
 from training.tuning.regularizers import Batch, Place, Regularizers
 
 Result = tuple[tuple[jax.Array, dict[str, jax.Array]], Params]  # loss, sums; gradients
@@ -20,9 +22,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     learning_rate: float,
-    schedule: Callable[[jax.Array], jax.Array],
+    schedule: Callable[[jax.Array], Mapping[str, jax.Array]],
     batch_size: int,
-    gates: Callable[[jax.Array], Mapping[str, jax.Array]] | None = None,
     ema: float = 0.0,
     swa_from: int | None = None,
     sam: float = 0.0,
@@ -31,11 +32,10 @@ def make_train_step(
 
     Args:
       regularizers: the gradient of a microbatch, and what changes it.
-      optimizer: its updates are for a learning rate of 1; its update may take `is_taught`.
+      optimizer: see optimizers.make_optimizer.
       learning_rate: the peak.
-      schedule: factor on it, as a function of the examples seen.
+      schedule: factors on it by path, as a function of the examples seen; see schedules.py.
       batch_size: examples a step, over all microbatches.
-      gates: factor 0 or 1 on each path's update, as a function of the examples seen.
       ema: decay of TrainState.average, at most (1 + step) / (10 + step), so that a
         short run forgets its initial weights; used where the state has an average.
       swa_from: examples after which that average weighs all steps alike instead (SWA, 1803.05407);
@@ -45,7 +45,8 @@ def make_train_step(
     The batch's arrays start with the microbatch axis M. Sums are divided by the total weight once,
     so that M microbatches equal one large batch. A total weight of 0, of a batch whose every label
     is masked, leaves all but the counters of the state as they are: neither weight decay nor
-    momentum acts; metrics['weight'] says so.
+    momentum acts; metrics['weight'] says so. A batch of one of several tasks leaves the heads of
+    the others, with their moments, as they are.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -60,7 +61,7 @@ def make_train_step(
             result, gradients = _accumulated(regularizers, weights, frozen, batch, step)
             return result, pull(gradients)[0]
 
-        params = state.params
+        params = point = gradient_point(state.params, state.optimizer)
         if sam:
             _, slope = gradient(params, _first_part(batch))
             reach = sam / jnp.maximum(optax.tree.norm(slope), 1e-12)
@@ -73,17 +74,21 @@ def make_train_step(
         is_taught = weight != 0  # a weight that is not a number counts: its loss ends the run
         weight = jnp.where(is_taught, weight, 1.0)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
-        gradients = regularizers.after(gradients, state.params, pretrained, step, is_taught)
-        updates, optimizer_state = optimizer.update(
-            gradients, state.optimizer, state.params, is_taught=is_taught
-        )
+        gradients = regularizers.after(gradients, point, pretrained, step, is_taught)
         # The rate of a step is the schedule at the middle of its examples: neither the first nor
         # the last step is wasted on a rate of zero, whatever the batch size.
-        rate = learning_rate * schedule(state.examples + batch_size / 2)
-        if gates:
-            updates = {path: updates[path] * gate for path, gate in gates(state.examples).items()}
-        applied = rate * is_taught
-        params = jax.tree.map(lambda p, u: p + applied * u, state.params, updates)
+        peak = learning_rate if state.rate is None else learning_rate * state.rate
+        rates = {p: peak * f for p, f in schedule(state.examples + batch_size / 2).items()}
+        changes, optimizer_state = optimizer.update(
+            {path: g for path, g in gradients.items() if is_read(path, batch)},
+            state.optimizer,
+            state.params,
+            rates={path: rate * is_taught for path, rate in rates.items()},
+            is_taught=is_taught,
+        )
+        params = {
+            path: p + changes[path] if path in changes else p for path, p in state.params.items()
+        }
         average = state.average
         if average is not None:
             if swa_from is None:
@@ -97,11 +102,12 @@ def make_train_step(
             "loss": total / weight,
             **{name: value / weight for name, value in sums.items()},
             "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": rate,
+            "learning_rate": jnp.stack([*rates.values()]).max(),
         }
         seen = state.examples + batch_size
-        state = TrainState(step + 1, seen, params, optimizer_state, average, pretrained)
-        return state, metrics
+        counters = step + 1, seen
+        kept = pretrained, state.rate
+        return TrainState(*counters, params, optimizer_state, average, *kept), metrics
 
     return train_step
 

@@ -18,14 +18,16 @@ from ml_collections import ConfigDict
 
 from configs import sweeping
 from reporting import report
+from workflows import rate_range, search
 from workflows import report as comparison
-from workflows import search
 from workflows.planning import Planned, command, plan
 from workflows.runs import Record, from_recipe, note, run_one
 
 
 def sweep(config: ConfigDict, workdir: Path, *, recipe: str) -> list[Record]:
     """Runs the recipe's sweep(), each of it config.seeds times, or searches its space().
+
+    With config.search.range_test a range test of the learning rate instead: see rate_range.py.
 
     Args:
       config: what all runs share.
@@ -40,6 +42,14 @@ def sweep(config: ConfigDict, workdir: Path, *, recipe: str) -> list[Record]:
         all others are done, if runs failed.
       Interrupted: a signal came; the same command goes on.
     """
+    if config.search.range_test:
+        if config.search.trials or config.search.print_commands or config.seeds > 1:
+            raise ValueError(
+                "config.search.range_test is one short training: set search.trials=0, "
+                "search.print_commands=False and seeds=1, or leave it empty"
+            )
+        rate_range.rate_range(config, workdir)
+        return []
     if config.search.trials:
         planned, records = search.search(config, workdir, recipe=recipe)
         return conclude(planned, records, workdir=workdir, recipe=recipe)

@@ -22,6 +22,7 @@ from training.experiment import build
 from training.run_features import run_features
 from training.run_tokenizer import training_texts
 from training.train import OnEvaluation, Run
+from training.tuning import optimizers
 from training.workdir import check_workdir
 from workflows import marks, results, robustness
 from workflows.integrate import integrate
@@ -61,6 +62,7 @@ def train(
             integrate.check(config, workdir)
         robustness.check(config)
         run_probe.check(config)
+        optimizers.check(config)
         run = prepare_run(config, workdir, compare=compare)
         if methods.apply(config):
             shifted_examples(run.experiment, run.data)

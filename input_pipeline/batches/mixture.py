@@ -21,6 +21,7 @@ from input_pipeline.batches.template import Encoder
 from input_pipeline.examples import Examples
 
 MARKER = "member_"  # a batch of the member 'x' holds an array 'member_x'
+HEADS = "head/heads_"  # the parameters of its head begin with 'head/heads_x/'
 
 # What a member's config decides; all else is the run's.
 _GROUPS = ("task", "data", "augmentation", *TASK_GROUPS)
@@ -151,6 +152,17 @@ def member_of(batch: Mapping[str, Any]) -> str:
     if len(names) != 1:
         raise ValueError(f"a batch is of exactly one member, found {names}")
     return names[0]
+
+
+def head_of(path: str) -> str:
+    """Returns the start of the paths of a member's head, '' for any other parameter's path."""
+    return path[: path.index("/", len(HEADS)) + 1] if path.startswith(HEADS) else ""
+
+
+def is_read(path: str, batch: Mapping[str, Any]) -> bool:
+    """Returns whether a batch reads a parameter: all but the heads of the other members."""
+    head = head_of(path)
+    return not head or MARKER + head[len(HEADS) : -1] in batch
 
 
 class Schedule:

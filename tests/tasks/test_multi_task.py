@@ -12,6 +12,7 @@ from configs import common
 from evaluation.metrics import Metric, estimate, mean, summarise
 from input_pipeline.batches.mixture import member_of, own_ids
 from tasks.multi_task import MEAN, MultiTask, _metrics
+from training.compilation import PerShape
 from training.data import load_data
 from training.experiment import build, make_pipeline
 from training.pending import Pending
@@ -132,6 +133,43 @@ def test_each_member_is_as_it_would_be_alone(started):
                 assert error <= 1e-4 * np.linalg.norm(others[own]) + 1e-8, path
             else:
                 assert not gradient.any(), path
+
+
+@pytest.mark.parametrize(
+    "name", ["muon", *(pytest.param(n, marks=pytest.mark.long) for n in ("adamw", "schedule_free"))]
+)
+def test_a_step_leaves_the_heads_of_the_other_tasks_with_their_memory(
+    started, multi_config, tmp_path, monkeypatch, name
+):
+    """To the bit, in a real training; what is shared, and the batch's own head, do move."""
+    config, states = multi_config.copy_and_resolve_references(), []
+    config.train.update(duration="8 steps", checkpoint_every="8 steps", ema=0.9, integrate=False)
+    config.eval.update(every="8 steps", test=False)
+    config.optimizer.update(name=name, weight_decay=0.5)
+    if name == "schedule_free":
+        config.schedule.name, config.train.ema = "constant", 0.0
+
+    class Noted(PerShape):
+        def __call__(self, state, frozen, batch):
+            before = jax.device_get(state)
+            state, metrics = super().__call__(state, frozen, batch)
+            states.append((member_of(batch), before, jax.device_get(state)))
+            return state, metrics
+
+    monkeypatch.setattr("training.train.PerShape", Noted)
+    train(config, tmp_path)
+    assert {member for member, *_ in states} == {"reviews", "blanks"}
+    for member, *sides in states:
+        before, after = (
+            {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(state)}
+            for state in sides
+        )
+        moved = {key for key in before if not np.array_equal(before[key], after[key])}
+        (other,) = {"reviews", "blanks"} - {member}
+        assert not [key for key in moved if f"heads_{other}" in key and ".average" not in key]
+        assert any(f"heads_{member}/kernel" in key and "params" in key for key in moved)
+        assert any(f"heads_{member}" in key and "optimizer" in key for key in moved)
+        assert any("backbone" in key for key in moved)
 
 
 def test_a_run_resumed_with_another_batch_size_repeats_and_skips_no_example(

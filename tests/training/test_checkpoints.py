@@ -73,6 +73,26 @@ def test_the_latest_and_the_best_are_kept(tmp_path, sign, best):
         again.resolve("4")
 
 
+def test_several_best_ones_are_kept_and_a_soup_has_them(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep_best=3)
+    for step, value in enumerate((0.5, 0.9, 0.6, 0.8, 0.7, 0.1), start=1):
+        checkpoints.save(step, state(step), META, {"a": value}, ranks=[value])
+    checkpoints.close()
+    assert sorted(int(path.name) for path in (tmp_path / "c").iterdir()) == [2, 4, 5, 6]
+
+
+def test_a_rate_comes_back_and_the_state_of_another_optimizer_is_refused(tmp_path):
+    reduced = state(3)._replace(rate=jnp.float32(0.25))
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(3, reduced, META)
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(3, like(reduced)), reduced)
+    more = reduced._replace(optimizer=(*reduced.optimizer, {"z": jnp.zeros(3)}))
+    for other in (state(3), more):
+        with pytest.raises(ValueError, match=r"state of another optimiser.*optimizer\.name"):
+            checkpoints.restore(3, like(other))
+
+
 def test_of_equals_the_second_rank_decides_and_then_the_earliest(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     for step, loss in ((1, 0.7), (2, 0.6), (3, 0.6), (4, 0.7)):

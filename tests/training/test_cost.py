@@ -90,7 +90,7 @@ class Model:
             Regularizers(common.get_config().regularize, passes, seed=0),
             self.optimizer,
             learning_rate=1e-3,
-            schedule=lambda examples: jnp.float32(1),
+            schedule=lambda examples: dict.fromkeys(self.params, jnp.float32(1)),
             batch_size=EXAMPLES,
         )
 

@@ -117,17 +117,19 @@ def losses(workdir: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("family", "adapt"),
+    ("family", "adapt", "optimizer"),
     [
-        ("decoder", "full"),
-        pytest.param("decoder", "lora", marks=pytest.mark.long),
-        pytest.param("encoder", "lora", marks=pytest.mark.long),
-        pytest.param("encoder", "full", marks=pytest.mark.long),
-        pytest.param("t5", "full", marks=pytest.mark.long),
-        pytest.param("t5", "lora", marks=pytest.mark.long),
+        ("decoder", "full", "adamw"),
+        pytest.param("decoder", "lora", "adamw", marks=pytest.mark.long),
+        pytest.param("encoder", "lora", "adamw", marks=pytest.mark.long),
+        pytest.param("encoder", "full", "muon", marks=pytest.mark.long),
+        pytest.param("t5", "full", "adafactor", marks=pytest.mark.long),
+        pytest.param("t5", "lora", "schedule_free", marks=pytest.mark.long),
     ],
 )
-def test_split_parameters_train_as_whole_ones(make_config, checkpoints, tmp_path, family, adapt):
+def test_split_parameters_train_as_whole_ones(
+    make_config, checkpoints, tmp_path, family, adapt, optimizer
+):
     configs = {}
     regularize = {"neftune": 5.0, "fgm": 0.05, "sam": 0.01, "child_tuning": 0.2}
     if adapt == "full":
@@ -139,6 +141,7 @@ def test_split_parameters_train_as_whole_ones(make_config, checkpoints, tmp_path
             config.model.update(head="linear", pooling="mean")
         if adapt == "lora":
             config.adapt.update(kind="lora", frozen_dtype="int8")
+        config.optimizer.name = optimizer
         config.train.update(duration=f"{STEPS} steps", log_every="1 step", ema=0.9)
         config.eval.every = config.train.checkpoint_every = "100%"
         config.regularize.update(regularize)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from configs.checks import OPTIMIZERS
 from models.backbone import flatten
 from models.decoder import DecoderConfig
 from models.heads import ClassifierHead, Model
@@ -92,7 +93,7 @@ def one_step(
         Regularizers(regularize, Passes(apply, loss), seed=0),
         optimizer,
         learning_rate=1.0,
-        schedule=schedule,
+        schedule=lambda n: dict.fromkeys(params, schedule(n)),
         batch_size=batch_size,
         ema=ema or 0.0,
     )
@@ -141,6 +142,42 @@ def test_a_batch_of_masked_labels_moves_nothing_but_the_counters(microbatches, l
         np.testing.assert_array_equal(state.params[path], value)
         np.testing.assert_array_equal(state.average[path], value + 1)
         np.testing.assert_array_equal(state.optimizer[1].nu[path], 0 * value)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_masked_batch_leaves_the_memory_of_every_optimizer(name):
+    """After steps that taught, so that moments, averages and counters are not zero."""
+    batch = padded_batch(8)
+    config = common.get_config().optimizer
+    config.update(name=name, weight_decay=0.5)
+    params = initial_params()
+    optimizer = make_optimizer(config, dict.fromkeys(params, 1.0))
+    step = jax.jit(
+        make_train_step(
+            Regularizers(common.get_config().regularize, Passes(apply, TASK.loss), seed=0),
+            optimizer,
+            learning_rate=0.01,
+            schedule=lambda n: dict.fromkeys(params, 1.0),
+            batch_size=8,
+            ema=0.9,
+        )
+    )
+    state = TrainState(
+        jnp.int32(0),
+        jnp.int32(0),
+        params,
+        optimizer.init(params),
+        params,
+        rate=jnp.float32(0.5),
+    )
+    for _ in range(2):
+        state, _ = step(state, {}, batch)
+    for path, value in params.items():
+        assert (state.params[path] != value).any()
+    masked, metrics = step(state, {}, batch | {"weights_B": 0 * batch["weights_B"]})
+    assert float(metrics["learning_rate"]) == pytest.approx(0.005)
+    assert (int(masked.step), int(masked.examples)) == (3, 24)
+    jax.tree.map(np.testing.assert_array_equal, masked[2:], state[2:])
 
 
 def test_a_masked_microbatch_counts_for_nothing_beside_others():
@@ -195,7 +232,7 @@ def test_training_learns_labels_by_heart():
             Regularizers(common.get_config().regularize, Passes(apply, TASK.loss), seed=0),
             optimizer,
             learning_rate=1e-2,
-            schedule=lambda n: 1.0,
+            schedule=lambda n: dict.fromkeys(params, 1.0),
             batch_size=8,
         )
     )

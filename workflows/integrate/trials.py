@@ -71,8 +71,7 @@ class Trials:
                 several,
                 f"a single model, the {self.restored.name} of {workdir}: add workdirs to "
                 f"config.integrate.runs (found {tuple(config.integrate.runs)}), or raise "
-                f"config.train.keep_latest (found {config.train.keep_latest}) or set "
-                "config.train.ema",
+                "config.train.keep_latest or keep_best, or set config.train.ema",
                 alone,
             )
             several = []

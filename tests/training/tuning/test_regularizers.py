@@ -54,7 +54,7 @@ def one_step(experiment, batch, *, step=3, **options):
         Regularizers(regularize, experiment.passes(), seed=0),
         optax.with_extra_args_support(optax.scale(-1.0)),
         learning_rate=1.0,
-        schedule=lambda examples: 1.0,
+        schedule=lambda examples: dict.fromkeys(experiment.initial, 1.0),
         batch_size=experiment.config.data.batch_size,
         sam=regularize.sam,
     )
@@ -201,7 +201,7 @@ def test_sam_is_the_gradient_at_the_top_of_its_radius():
         toy(),
         optax.with_extra_args_support(optax.scale(-1.0)),
         learning_rate=1.0,
-        schedule=lambda examples: 1.0,
+        schedule=lambda examples: dict.fromkeys(params, 1.0),
         batch_size=8,
         sam=0.1,
     )
@@ -320,7 +320,7 @@ def test_swa_is_the_mean_of_the_weights_from_its_start():
         Regularizers(common.get_config().regularize, passes, seed=0),
         optax.with_extra_args_support(optax.scale(-1.0)),
         learning_rate=1.0,
-        schedule=lambda examples: 1.0,
+        schedule=lambda examples: dict.fromkeys(params, 1.0),
         batch_size=4,
         swa_from=10,
     )
