@@ -74,10 +74,14 @@ def longer(passes: int) -> str:
     return tuning_bench.PLAIN if passes == 1 else f"{tuning_bench.PLAIN}, {passes} x as long"
 
 
-def entries(name: str, duration: str, repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def entries(name: str, config: Any, repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (method, overrides) of all runs of a set: first all methods of the first repeat."""
-    methods, (number, unit) = tuning_bench.methods(name), read_duration(duration)
-    changes = {method: changed for method, (_, changed) in methods.items()}
+    methods, rate = tuning_bench.methods(name), config.optimizer.learning_rate
+    number, unit = read_duration(config.train.duration)
+    changes = {
+        method: {k: rate * v if k == tuning_bench.RATE else v for k, v in changed.items()}
+        for method, (_, changed) in methods.items()
+    }
     for passes in sorted({passes for passes, _ in methods.values()} - {1}):
         changes[longer(passes)] = {"train.duration": f"{number * passes:g} {unit}s"}
     for repeat in range(repeats):
@@ -92,7 +96,7 @@ def run(config: Any, workdir: Path, *, recipe: str, repeats: int) -> None:
     from workflows.runs import run_one
 
     name = recipe.partition(":")[2]
-    methods, overrides = zip(*entries(name, config.train.duration, repeats), strict=True)
+    methods, overrides = zip(*entries(name, config, repeats), strict=True)
     runs = plan(config, workdir / name, list(overrides), recipe=recipe)
     folders: dict[str, list[str]] = {}
     for number, (method, planned) in enumerate(zip(methods, runs, strict=True), start=1):

@@ -25,8 +25,9 @@ from configs import fewclue, reviews, weibo
 
 SETS = ("eprstmt", "bustm", "reviews_128", "reviews_1280", "reviews_all", "weibo")
 PLAIN = "plain"
+RATE = "optimizer.learning_rate"
 _DROPOUT = {"model.hidden_dropout": 0.1, "model.attention_dropout": 0.1}
-# name -> (passes of a step, in those of plain training; what it changes)
+# name -> (passes of a step, in those of plain training; what it changes; RATE times the set's rate)
 METHODS = {
     PLAIN: (1, {}),
     "dropout": (1, _DROPOUT),
@@ -46,6 +47,10 @@ METHODS = {
     "two new layers": (1, {"regularize.reinit_layers": 2}),
     "weight decay 0.1": (1, {"optimizer.weight_decay": 0.1}),
     "layer decay 0.9": (1, {"optimizer.layer_decay": 0.9}),
+    "Adafactor": (1, {"optimizer.name": "adafactor", RATE: 10.0}),
+    "Lion": (1, {"optimizer.name": "lion", RATE: 0.2}),
+    "Muon": (1, {"optimizer.name": "muon"}),
+    "schedule-free": (1, {"optimizer.name": "schedule_free", "schedule.name": "constant"}),
 }
 _NOT_FOR = {"weibo": ("mixup", "multi-sample dropout")}  # its head reads tokens, and drops already
 

@@ -1,5 +1,7 @@
-"""The checkpoint that a training starts from, its own or another run's, and whether it belongs."""
+"""What a training starts from: its own or another run's checkpoint and whether it belongs; weights
+that regularisers change before the first step."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from models import adapters
 from training.checkpoints import Checkpoints, Meta
+from training.experiment import Experiment
+from training.tuning import regularizers
 
 
 def check_origin(
@@ -68,3 +73,36 @@ def start_from_run(config: ConfigDict, meta: Meta, like: Mapping[str, Any]) -> d
     params = other.restore_params(step, like)
     print(f"Start: from the weights of {name}.")
     return params
+
+
+def first_weights(
+    experiment: Experiment, params: dict[str, jax.Array], pretrained: Sequence[str]
+) -> dict[str, jax.Array]:
+    """Returns the weights of the first step, with noise or layers anew if so configured.
+
+    Args:
+      experiment: of the run.
+      params: the trained ones, placed.
+      pretrained: paths of those that a checkpoint filled.
+
+    Raises:
+      ValueError: layers to draw anew that the model lacks, or that are not trained.
+    """
+    config, top = experiment.config, []
+    options, count = config.regularize, config.regularize.reinit_layers
+    if not count and not options.noisy_tune:
+        return params
+    if count:
+        paths = [*experiment.initial, *experiment.frozen]
+        top = adapters.top_layers(paths, count, num_layers=experiment.num_layers)
+        if frozen := sorted(set(top) - params.keys()):
+            raise ValueError(
+                f"config.regularize.reinit_layers={count} would draw {frozen[0]} anew, which is "
+                "not trained: set it to 0, or config.adapt.kind='full'"
+            )
+        print(f"Start: the last {count} layers are drawn anew.")
+    begin = functools.partial(
+        regularizers.first_weights, options, pretrained=pretrained, top=top, seed=config.seed
+    )
+    places = {path: value.sharding for path, value in params.items()}
+    return jax.jit(begin, out_shardings=places)(params)

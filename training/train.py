@@ -5,7 +5,6 @@ Start order: the workdir's own latest checkpoint, config.resume_from, pretrained
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -31,7 +30,7 @@ from training.compilation import PerShape
 from training.data import RunData
 from training.experiment import Experiment
 from training.interruption import Interrupted, stop_signals, stops_after
-from training.origin import check_origin, start_from_run
+from training.origin import check_origin, first_weights, start_from_run
 from training.pending import Pending
 from training.progress import Progress
 from training.sharding import put_batch
@@ -248,7 +247,7 @@ class Run:
 
     def _fresh(self, params: dict[str, jax.Array]) -> TrainState:
         """Returns the state before the first step."""
-        params = self._first_weights(params)
+        params = first_weights(self._experiment, params, self._pretrained)
         places = jax.tree.map(lambda leaf: leaf.sharding, self._like.optimizer)
         optimizer = jax.jit(self._optimizer.init, out_shardings=places)(params)
         zero = self._experiment.placement.put("", jnp.int32(0))
@@ -275,31 +274,6 @@ class Run:
         paths, initial = self._like.pretrained or (), self._experiment.initial
         pretrained = self._experiment.put({path: initial[path] for path in paths})
         return state._replace(pretrained=pretrained if paths else None)
-
-    def _first_weights(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns the weights of the first step, with noise or layers anew if so configured."""
-        options, experiment = self._config.regularize, self._experiment
-        count, top = options.reinit_layers, []
-        if not count and not options.noisy_tune:
-            return params
-        if count:
-            paths = [*experiment.initial, *experiment.frozen]
-            top = adapters.top_layers(paths, count, num_layers=experiment.num_layers)
-            if frozen := sorted(set(top) - params.keys()):
-                raise ValueError(
-                    f"config.regularize.reinit_layers={count} would draw {frozen[0]} anew, which "
-                    "is not trained: set it to 0, or config.adapt.kind='full'"
-                )
-            print(f"Start: the last {count} layers are drawn anew.")
-        begin = functools.partial(
-            regularizers.first_weights,
-            options,
-            pretrained=self._pretrained,
-            top=top,
-            seed=self._config.seed,
-        )
-        places = {path: value.sharding for path, value in params.items()}
-        return jax.jit(begin, out_shardings=places)(params)
 
     def _describe(self, state: TrainState, total: int) -> None:
         """Prints the decisions that were derived from the config."""

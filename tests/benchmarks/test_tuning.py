@@ -56,7 +56,7 @@ def test_every_run_of_every_set_is_valid_and_no_two_are_the_same(name):
     config = tuning_bench.get_config(name)
     check_values(config, tasks=KINDS)
     assert not config.eval.test
-    runs = list(tuning.entries(name, config.train.duration, 2))
+    runs = list(tuning.entries(name, config, 2))
     assert len({json.dumps(overrides, sort_keys=True) for _, overrides in runs}) == len(runs)
     for _, overrides in runs:
         changed = config.copy_and_resolve_references()
