@@ -14,7 +14,10 @@ the task, as in configs/fewclue.py:eprstmt:causal:
     masked       label words of RoBERTa-wwm-ext, or of the model in --config.model.checkpoint
 
 csldcp (67 labels) and iflytek (119) have no label words; chid has fine_tuning and causal. The last
-checkpoint counts: 32 validation examples are too few to choose by.
+checkpoint counts: 32 validation examples are too few to choose by. Copies are dropped and counted.
+
+Result on eprstmt, mean (deviation) of the splits: probe 82.5 (2.6), causal 85.4 (2.7), TF-IDF 65.1
+(6.8); published: fine-tuning 65.4 (7.7), label words 86.7 (1.0) (docs/tasks.md).
 """
 
 from ml_collections import ConfigDict
