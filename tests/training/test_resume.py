@@ -81,8 +81,7 @@ def config(make_config, write_config, tmp_path_factory):
         ema=0.9,
     )
     config.model.update(dropout=0.1, attention_dropout=0.1, dropout_samples=2)
-    regularizers = {"r_drop": 1.0, "neftune": 5.0, "mixout": 0.1, "noisy_tune": 0.1, "sam": 0.01}
-    config.regularize.update(regularizers)
+    config.regularize.update(neftune=5.0, mixout=0.1, noisy_tune=0.1, child_tuning=0.1)
     config.augmentation.update(deletion_rate=0.1, punctuation_rate=0.1, sampling_rate=0.2)
     config.features.update(use="both", compare=False, extractors=("character_tfidf",), svd=8)
     config.tokenizer.keep_others = 0
