@@ -1,7 +1,8 @@
 """What each method of configs/tuning_bench.py is worth, at equal steps and at equal compute.
 
     python -m benchmarks.tuning --workdir=runs/tuning --config=configs/tuning_bench.py:eprstmt \\
-        --config.data.files=DIR/train_{fold}.json --config.data.test_files=DIR/test_public.json
+        --config.data.files=DIR/train_{fold}.json \\
+        --config.data.validation_files=DIR/test_public.json [--methods=FGM,R-Drop]
     python -m benchmarks.tuning --workdir=runs/tuning
 
 The first command trains a set by every method, each as often as --repeats; what is finished is not
@@ -74,9 +75,19 @@ def longer(passes: int) -> str:
     return tuning_bench.PLAIN if passes == 1 else f"{tuning_bench.PLAIN}, {passes} x as long"
 
 
-def entries(name: str, config: Any, repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (method, overrides) of all runs of a set: first all methods of the first repeat."""
+def entries(
+    name: str, config: Any, repeats: int, chosen: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (method, overrides) of all runs of a set: first all methods of the first repeat.
+
+    Raises:
+        ValueError: a method of `chosen` that there is not; () is all.
+    """
     methods, rate = tuning_bench.methods(name), config.optimizer.learning_rate
+    if unknown := [method for method in chosen if method not in methods]:
+        raise ValueError(f"--methods: {unknown[0]!r} is none of {', '.join(methods)}")
+    kept = {tuning_bench.PLAIN, *(chosen or methods)}
+    methods = {method: value for method, value in methods.items() if method in kept}
     number, unit = read_duration(config.train.duration)
     changes = {
         method: {k: rate * v if k == tuning_bench.RATE else v for k, v in changed.items()}
@@ -90,13 +101,15 @@ def entries(name: str, config: Any, repeats: int) -> Iterator[tuple[str, dict[st
             yield method, {**changed, "seed": repeat, **fold}
 
 
-def run(config: Any, workdir: Path, *, recipe: str, repeats: int) -> None:
+def run(
+    config: Any, workdir: Path, *, recipe: str, repeats: int, chosen: Sequence[str] = ()
+) -> None:
     """Trains a set, and writes which runs are of which method."""
     from workflows.planning import plan
     from workflows.runs import run_one
 
     name = recipe.partition(":")[2]
-    methods, overrides = zip(*entries(name, config, repeats), strict=True)
+    methods, overrides = zip(*entries(name, config, repeats, chosen), strict=True)
     runs = plan(config, workdir / name, list(overrides), recipe=recipe)
     folders: dict[str, list[str]] = {}
     for number, (method, planned) in enumerate(zip(methods, runs, strict=True), start=1):
@@ -181,11 +194,11 @@ def show(workdir: Path) -> None:
         print(f"\n{name}: {metric}, {count} repeats")
         _show_set(methods, compared)
     if len(sets) > 1:
-        shared = [m for m in tuning_bench.METHODS if all(m in compared for compared in both)]
-        print(f"\nMean over {', '.join(sets)}")
-        pairs = {m: zip(*(compared[m] for compared in both), strict=True) for m in shared}
-        means = {m: tuple(map(over_sets, sides)) for m, sides in pairs.items()}
-        show_table(("method", *_COLUMNS), [(m, *cells) for m, cells in _cells(means).items()])
+        print(f"\nMean over the sets that a method was measured on, of {', '.join(sets)}")
+        pairs = {m: [c[m] for c in both if m in c] for m in tuning_bench.METHODS}
+        means = {m: tuple(map(over_sets, zip(*p, strict=True))) for m, p in pairs.items() if p}
+        rows = [(m, len(pairs[m]), *cells) for m, cells in _cells(means).items()]
+        show_table(("method", "sets", *_COLUMNS), rows)
 
 
 def _compared(methods: Mapping[str, Method]) -> dict[str, tuple[Difference, Difference]]:
@@ -246,7 +259,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         if options.config is not None:
             recipe = config_flags.get_config_filename(flags.FLAGS["config"])
-            run(options.config, Path(options.workdir), recipe=recipe, repeats=options.repeats)
+            how = {"repeats": options.repeats, "chosen": options.methods}
+            run(options.config, Path(options.workdir), recipe=recipe, **how)
         show(Path(options.workdir))
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
@@ -256,5 +270,6 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "A set of configs/tuning_bench.py.")
     flags.DEFINE_string("workdir", None, "Folder of all sets.")
     flags.DEFINE_integer("repeats", 5, "Runs of each method: seeds, or the five splits.")
+    flags.DEFINE_list("methods", [], "What to measure beside plain training; all by default.")
     flags.mark_flag_as_required("workdir")
     app.run(main)

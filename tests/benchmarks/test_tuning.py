@@ -85,11 +85,19 @@ def test_sets_are_trained_once_and_compared(make_config, tmp_path, monkeypatch, 
     assert capsys.readouterr().out.count("Finished before") == 8  # three methods, plain twice
     tuning.show(tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("| FGM | 2 |") for line in lines) == 2
     assert sum(line.startswith("| plain, 2 x as long | 1 |") for line in lines) == 2
     assert sum(line.startswith("| NEFTune | ") for line in lines) == 3
-    assert "Mean over reviews_128, reviews_1280" in lines
+    assert sum(line.startswith("| FGM | 2 | ") for line in lines) == 3  # passes, and sets
+    assert any(line.endswith("of reviews_128, reviews_1280") for line in lines)
     assert any("would be significant in 80 of 100" in line for line in lines)
+
+
+def test_methods_may_be_chosen_and_must_exist():
+    config = tuning_bench.get_config("eprstmt")
+    runs = {method for method, _ in tuning.entries("eprstmt", config, 1, ["FreeLB", "mixout"])}
+    assert runs == {"plain", "FreeLB", "mixout", "plain, 3 x as long"}
+    with pytest.raises(ValueError, match="'Freelb' is none of plain, dropout"):
+        list(tuning.entries("eprstmt", config, 1, ["Freelb"]))
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
