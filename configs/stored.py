@@ -16,7 +16,10 @@ from configs import common
 # A version that removes a key notes it here, by its full path without 'config.'. Old path ->
 # current path; the value means the same. If a config holds both, the current path counts unless
 # it has its default.
-RENAMED: dict[str, str] = {"generation.chunk": "language.chunk"}
+RENAMED: dict[str, str] = {
+    "classification.label_smoothing": "regularize.label_smoothing",
+    "generation.chunk": "language.chunk",
+}
 # Removed path -> the value that every run has now, JSON-ready.
 CONSTANTS: dict[str, Any] = {
     "augmentation.mask_character": "□",

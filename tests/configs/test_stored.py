@@ -1,6 +1,7 @@
 """Configs of other versions: keys that came, went, were renamed or became constants."""
 
 import json
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -20,6 +21,14 @@ def members():
     config.task = "multi_task"
     config.multi.members = ConfigDict({name: common.get_config() for name in ("a", "b")})
     return config
+
+
+def test_no_key_that_a_version_had_is_forgotten():
+    """keys.txt lists all keys of all versions: a new one is added to it, and none is taken out."""
+    listed = (Path(__file__).parent / "keys.txt").read_text(encoding="utf-8").split()
+    now, tables = stored.present_config(common.get_config()), stored.RENAMED | stored.CONSTANTS
+    assert sorted(now.keys() - set(listed)) == []
+    assert [key for key in listed if key not in now and key not in tables] == []
 
 
 def test_every_key_may_be_missing_in_a_stored_config(members):
