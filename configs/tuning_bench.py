@@ -15,8 +15,8 @@ A method whose steps take k times as long is also compared with plain training k
 Methods are dropped by a rule that stood here before any result was looked at: all are measured on
 eprstmt; the twelve with the greatest gain at equal compute go on to bustm and reviews_128, of them
 the six with the greatest mean gain to reviews_1280 and weibo, and the three best of these to
-reviews_all. On two cores of 2025 a run of eprstmt takes 50 s and the whole bench about 12 hours,
-with products in bfloat16 for the last three sets.
+reviews_all. On two cores a run of eprstmt takes a minute and the whole bench about 13 hours, with
+products in bfloat16 for the last three sets.
 
 Results: docs/tuning.md.
 """
