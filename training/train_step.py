@@ -91,11 +91,7 @@ def make_train_step(
         }
         average = state.average
         if average is not None:
-            if swa_from is None:
-                share = 1 - jnp.minimum(ema, (1 + step) / (10 + step))
-            else:  # 1 / n of the n-th step from there on, before it 1: the weights themselves
-                share = 1 / (1 + jnp.maximum(state.examples - swa_from, 0) // batch_size)
-            share *= is_taught
+            share = is_taught * _average_share(state, ema, swa_from, batch_size)
             average = jax.tree.map(lambda a, p: a + share * (p - a), average, params)
         metrics = {
             "weight": weight * is_taught,
@@ -110,6 +106,16 @@ def make_train_step(
         return TrainState(*counters, params, optimizer_state, average, *kept), metrics
 
     return train_step
+
+
+def _average_share(
+    state: TrainState, ema: float, swa_from: int | None, batch_size: int
+) -> jax.Array:
+    """Returns how much of a running average the weights of a step are; see make_train_step."""
+    if swa_from is None:
+        return 1 - jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+    # 1 / n of the n-th step from there on, before it 1: the weights themselves
+    return 1 / (1 + jnp.maximum(state.examples - swa_from, 0) // batch_size)
 
 
 def _accumulated(

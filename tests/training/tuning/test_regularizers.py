@@ -10,7 +10,7 @@ from configs import common
 from input_pipeline.corpus.preparation import load_split, prepare
 from training.experiment import build
 from training.sharding import put_batch
-from training.state import TrainState
+from training.state import TrainState, random_stream
 from training.train_step import make_train_step
 from training.tuning.regularizers import Passes, Place, Regularizers, first_weights
 from workflows.train import train
@@ -282,10 +282,21 @@ def test_r_drop_adds_a_fourth_of_its_weight_times_the_divergence_of_two_passes()
         (outputs,) = toy_scores(params, batch)
         return [{"scores_B": outputs["scores_B"] + jax.random.normal(rng, (2,))}]
 
-    (plain, _), _ = toy(dropping, r_drop=1e-6).gradient(toy_params(), {}, BATCH, PLACE)
     (total, sums), _ = toy(dropping, r_drop=2.0).gradient(toy_params(), {}, BATCH, PLACE)
-    assert float(total - plain) == pytest.approx(float(sums["divergence"]), rel=1e-3)
-    assert float(sums["divergence"]) > 0.1
+    rng = jax.random.fold_in(random_stream(0, "dropout", 0), 0)
+    scores = [dropping(toy_params(), BATCH, key)[0] for key in (rng, jax.random.fold_in(rng, 1))]
+    divergence = 2.0 / 4 * float(toy_apart(*scores, BATCH, None))
+    assert float(sums["divergence"]) == pytest.approx(divergence, rel=1e-4)
+    mean = np.mean([float(toy_loss(outputs, BATCH)[0]) for outputs in scores])
+    assert float(total) == pytest.approx(mean + divergence, rel=1e-4)
+
+
+def test_r3f_compares_with_noise_of_at_most_1e_5():
+    params = toy_params()
+    (_, sums), _ = toy(r3f=1e8).gradient(params, {}, BATCH, PLACE)
+    reach = 1e-5 * float(jnp.abs(params["head/w"]).sum())
+    largest = 1e8 * sum((count * reach) ** 2 for count in (3, 2))
+    assert 0 < float(sums["divergence"]) <= largest
 
 
 def test_first_weights_move_by_their_deviations_or_are_drawn_anew():
