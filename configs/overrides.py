@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.checks import MEMBERS, expected
+from configs.stored import RENAMED
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -71,6 +72,8 @@ def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:
                 f"--{key}: the recipe has no member {name[1]!r} but {list(config.multi.members)}; "
                 "members are made by a recipe: see configs/multi.py"
             )
+        if new := RENAMED.get(key.removeprefix("config.")):
+            raise ValueError(f"--{key}: no such key any more; it is --config.{new} now")
         # Compare the whole path first, then the last name alone: it may be in another group.
         last = key.rsplit(".", 1)[1]
         near = difflib.get_close_matches(key, paths, n=1, cutoff=0.75)

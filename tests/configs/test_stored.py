@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, stored
+from configs.overrides import check_keys
 from training.workdir import check_workdir, write_config
 
 
@@ -29,6 +30,14 @@ def test_no_key_that_a_version_had_is_forgotten():
     now, tables = stored.present_config(common.get_config()), stored.RENAMED | stored.CONSTANTS
     assert sorted(now.keys() - set(listed)) == []
     assert [key for key in listed if key not in now and key not in tables] == []
+
+
+@pytest.mark.parametrize(("old", "new"), stored.RENAMED.items())
+def test_a_flag_of_a_renamed_key_says_its_new_name(old, new):
+    with pytest.raises(
+        ValueError, match=f"--config.{old}: no such key any more; .*config.{new} now"
+    ):
+        check_keys(common.get_config(), [f"config.{old}"])
 
 
 def test_every_key_may_be_missing_in_a_stored_config(members):
