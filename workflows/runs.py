@@ -1,5 +1,6 @@
 """One run of a sweep or search: started, or found finished, and its outcome as a record."""
 
+import copy
 import gc
 import json
 import runpy
@@ -16,6 +17,7 @@ from input_pipeline import hosts
 from input_pipeline.files import write_json
 from reporting import report
 from reporting.stored_scores import read_scores
+from training.compilation import resolve_dtype
 from training.train import OnEvaluation
 from workflows.planning import Planned
 from workflows.train import train
@@ -60,10 +62,11 @@ def run_one(run: Planned, on_evaluation: OnEvaluation | None = None) -> Record:
 
 def is_finished(run: Planned) -> bool:
     """Returns whether the folder holds the results of this config; reads no data and no model."""
-    path = run.workdir / "config.json"
+    path, config = run.workdir / "config.json", copy.deepcopy(run.config)
     if not (run.workdir / "results.json").exists() or not path.exists():
         return False
-    return not differences(json.loads(path.read_text(encoding="utf-8")), run.config)
+    resolve_dtype(config, run.workdir, lambda line: None)  # as it was stored
+    return not differences(json.loads(path.read_text(encoding="utf-8")), config)
 
 
 def outcome(run: Planned) -> Record:

@@ -140,6 +140,7 @@ def recipe(make_config, write_config, tmp_path_factory):
 
 def test_a_stopped_sweep_goes_on_past_finished_and_failed_runs(recipe, tmp_path, monkeypatch):
     config, calls = load_config(recipe), []
+    config.model.dtype = "auto"  # of a finished run, what it was
 
     def stopped_in_the_second(config, workdir, on_evaluation=None):
         def stop(step, rank):
