@@ -18,8 +18,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seeds = 1  # number of runs, with seed, seed + 1, ...; reports their mean and spread
     config.resume_from = ""  # another run's workdir whose parameters this run starts from
     config.task = "classification"  # tagging, reading_comprehension, multiple_choice,
-    # masked_language_modelling, causal_language_modelling, span_corruption, generation, multi_task;
-    # each has its group below
+    # masked_language_modelling, causal_language_modelling, span_corruption, generation, embedding,
+    # reranking, multi_task; each has its group below
     config.data = _data()
     config.tokenizer = _tokenizer()
     config.layout = _layout()
@@ -31,6 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.reading = _reading()
     config.language = _language()
     config.generation = _generation()
+    config.embedding = _embedding()
     config.multi = _multi()
     config.adapt = _adapt()
     config.regularize = _regularize()
@@ -95,11 +96,12 @@ def _data() -> ConfigDict:
     data.files = ""  # with 'files': path or glob; .gz is read too; {fold} is data.split.fold
     data.validation_files = ""  # with data.split.kind='given', beside data.files for training
     data.test_files = ""
-    data.format = ""  # '' is by suffix; jsonl, json, csv, tsv, parquet, txt, conll, squad, c3,
-    # chid or wsc
+    data.format = ""  # '' is by suffix; jsonl, json, csv, tsv, parquet, txt, conll, squad,
+    # flag_embedding (query, pos, neg), c3, chid or wsc
     data.encoding = "auto"  # 'auto' detects and reports it; or utf-8, gb18030, big5, utf-16, ...
     data.text_column = "text"  # name of the column (CSV, TSV, Parquet) or key (JSON) of the text
     data.pair_column = ""  # of the second text of a pair; of an answer to write
+    data.negatives_column = ""  # of texts that do not belong to the first, as the second does
     data.label_column = "label"  # '' where examples have spans instead, or nothing
     data.label_kind = "class"  # or 'number', to be predicted itself (regression)
     data.label_separator = ""  # between the labels of one example, if it has several
@@ -316,6 +318,21 @@ def _generation() -> ConfigDict:
     generation.length_penalty = 1.0  # exponent of the length that a beam's score is divided by
     generation.examples = 64  # of the test split whose answers are generated and compared
     return generation
+
+
+def _embedding() -> ConfigDict:
+    """Vectors of texts: data.text_column is the query, pair_column what belongs to it."""
+    embedding = ConfigDict()
+    embedding.loss = "auto"  # 'info_nce' (1807.03748; against all passages of a step), 'triplet',
+    # or 'cosent' for graded pairs (data.label_kind='number'); of reranking 'listwise' (against the
+    # other candidates) or 'pointwise'; 'auto' is by the data, or listwise
+    embedding.negatives = 1  # most hard negatives of an example in a step; also of reranking
+    embedding.temperature = 0.05  # of cosines in info_nce and cosent
+    embedding.learn_temperature = False  # starts from it
+    embedding.margin = 0.2  # of triplet, between cosines
+    embedding.dimensions = ()  # first dimensions that also serve alone (Matryoshka, 2205.13147)
+    embedding.passage_template = ""  # of what belongs to a query; '' is data.template
+    return embedding
 
 
 def _multi() -> ConfigDict:

@@ -16,8 +16,8 @@ Methods are dropped by a rule that stood here before any result was looked at: a
 eprstmt; the twelve with the greatest gain at equal compute go on to bustm and reviews_128, of them
 the six with the greatest mean gain to reviews_1280 and weibo, and the three best of these to
 reviews_all. Products are in bfloat16 where the processor has them (plain training on the first
-split: 68.4 % at a loss of 0.699, float32 68.2 at 0.704). On two cores a run of eprstmt then takes 45
-seconds (54 in float32) and the whole bench about 11 hours.
+split: 68.4 % at a loss of 0.699, float32 68.2 at 0.704). On two cores a run of eprstmt then takes
+45 seconds (54 in float32) and the whole bench about 11 hours.
 
 Results: docs/tuning.md.
 """

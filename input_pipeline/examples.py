@@ -63,6 +63,8 @@ class Examples:
         label_sets: int32 class indices, where an example may have none or several.
         numbers_N: float32, the label where it is a number; NaN is masked.
         choices_N: object array of tuples of str, the answers to choose from.
+        negatives_N: object array of tuples of str, passages that do not belong to `texts_N`, as
+            those of `pairs_N` do.
         histories_N: object array of str, JSON [[role, content], ...] of the messages before
             `texts_N`, '' without.
         spans: of the texts; int32 [S, 3] of start, stop (characters) and index in `span_labels`.
@@ -86,6 +88,7 @@ class Examples:
     label_sets: Ragged | None = None
     numbers_N: np.ndarray | None = None
     choices_N: np.ndarray | None = None
+    negatives_N: np.ndarray | None = None
     histories_N: np.ndarray | None = None
     spans: Ragged | None = None
     span_labels: tuple[str, ...] = ()
@@ -127,6 +130,7 @@ class Examples:
         if self.given_N is None:
             return self
         fields = {"texts_N": "text", "pairs_N": "pair", "choices_N": "choices"}
+        fields["negatives_N"] = "negatives"
         shown = {
             name: object_array([getattr(given.record, field) for given in self.given_N])
             for name, field in (fields | {"histories_N": "history"}).items()

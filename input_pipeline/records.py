@@ -30,6 +30,7 @@ class Record(NamedTuple):
         split: the split that the source puts it in; '' leaves it to splitting.py.
         name: what the source calls it; need not be unique.
         choices: the answers to choose from.
+        negatives: passages that do not belong to the text, whose pair is the one that does.
         number: the label where that is a number.
         history: the messages before `text`, as JSON [[role, content], ...]; '' without.
     """
@@ -47,8 +48,9 @@ class Record(NamedTuple):
     choices: tuple[str, ...] = ()
     number: float | None = None
     history: str = ""
+    negatives: tuple[str, ...] = ()
 
     @property
     def identity(self) -> tuple[str, ...]:
         """All that a model reads of it: what has the same is a copy, whatever its labels."""
-        return self.text, self.pair, *self.choices, self.history
+        return self.text, self.pair, *self.choices, self.history, *self.negatives

@@ -19,6 +19,8 @@ _CLASSES = {
     "causal_language_modelling": "language_modelling.CausalLanguageModelling",
     "span_corruption": "language_modelling.SpanCorruption",
     "generation": "generation.Generation",
+    "embedding": "embedding.Embedding",
+    "reranking": "reranking.Reranking",
     "multi_task": "multi_task.MultiTask",
 }
 KINDS = tuple(dict.fromkeys(name.partition("/")[0] for name in _CLASSES))  # of config.task

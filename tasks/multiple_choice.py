@@ -173,7 +173,10 @@ class MultipleChoice(Calibrated):
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the cross-entropy of the answers among the choices of each example."""
-        weights_B, logits_BxK = batch["weights_B"].astype(jnp.float32), _logits(outputs, batch)
+        weights_B, logits_BxK = (
+            batch["weights_B"].astype(jnp.float32),
+            choice_logits(outputs, batch),
+        )
         # Replaced before the logarithm, not after: 0 * NaN would reach the gradient.
         logits_BxK = jnp.where(weights_B[:, None] > 0, logits_BxK, 0.0)
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, batch["labels_B"])
@@ -192,14 +195,14 @@ class MultipleChoice(Calibrated):
         """Compares the probabilities of the choices."""
         weights_B = batch["weights_B"].astype(jnp.float32)
         sides = (
-            jnp.where(weights_B[:, None] > 0, _logits(side, batch), 0.0)
+            jnp.where(weights_B[:, None] > 0, choice_logits(side, batch), 0.0)
             for side in (outputs, others)
         )
         return jnp.sum(weights_B * layers.divergence(*sides, where=batch["choices_BxK"] > 0))
 
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Returns the log probabilities of the choices, [B, K]; of absent ones, -1e9."""
-        logs_BxK = jax.nn.log_softmax(_logits(outputs, batch), axis=-1)
+        logs_BxK = jax.nn.log_softmax(choice_logits(outputs, batch), axis=-1)
         return {"logits_BxC": jnp.maximum(logs_BxK, _ABSENT)}
 
     def score(self, predictions: Predictions, examples: Examples) -> Scores:
@@ -276,7 +279,7 @@ class MultipleChoice(Calibrated):
         return clues
 
 
-def _logits(outputs: Arrays, batch: Arrays) -> jax.Array:
+def choice_logits(outputs: Arrays, batch: Arrays) -> jax.Array:
     """Returns the logits [B, K] of the choices, those of absent ones replaced.
 
     Those of a language model are log probabilities of the tokens that are asked of a choice,

@@ -147,8 +147,8 @@ class Regression(WholeText):
     ) -> Scores:
         true_N, errors_N = true_N.astype(np.float64), (numbers_N - true_N) ** 2
         statistics = {
-            "pearson": _products(true_N, numbers_N),
-            "spearman": _products(rankdata(true_N), rankdata(numbers_N)),
+            "pearson": products(true_N, numbers_N),
+            "spearman": products(rankdata(true_N), rankdata(numbers_N)),
             "rmse": one_each(errors_N),
             "loss": one_each(errors_N / deviation**2),
         }
@@ -188,7 +188,7 @@ def _scale(examples: Examples) -> dict[str, float]:
     return {"mean": float(numbers_N.mean()), "deviation": float(numbers_N.std())}
 
 
-def _products(x_N: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+def products(x_N: np.ndarray, y_N: np.ndarray) -> np.ndarray:
     """Returns the statistics of `correlation`, about the means, where they are most exact."""
     x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
     return np.stack([x_N, y_N, x_N**2, y_N**2, x_N * y_N, np.ones(len(x_N))], axis=1)

@@ -87,6 +87,8 @@ class Task(abc.ABC):
     ROBUSTNESS: ClassVar[bool] = False  # config.eval.robustness: a changed text keeps its answer
     PROBE: ClassVar[bool] = False  # config.model.head_start: a regression can fit the head
     SMOOTHING: ClassVar[bool] = False  # config.regularize.label_smoothing can spread its labels
+    JOINT: ClassVar[bool] = False  # the loss of an example reads the outputs of its whole step
+    READY: ClassVar[bool] = False  # works before training: the results show it
     MIXUP: ClassVar[bool] = False  # config.regularize.mixup: a head reads one vector per example
 
     # Facts that instances may replace.
@@ -173,6 +175,12 @@ class Task(abc.ABC):
         what = f"examples are longer than config.layout.max_length={layout.max_length} tokens"
         some = len(cut_N) < len(given.windows)
         return Limit(int(cut_N.sum()), len(cut_N), f"{what} and cut", remedy, first=some)
+
+    def candidates(
+        self, examples: Examples, indices_B: np.ndarray, epochs_B: np.ndarray
+    ) -> Sequence[Sequence[str]] | None:
+        """Returns the texts of each example's sequences that are read beside text and pair."""
+        return None if examples.choices_N is None else examples.choices_N[indices_B]
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns what the loss needs. With `sequences` K, encoded has B * K of them, K by K."""

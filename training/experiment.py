@@ -138,6 +138,7 @@ class Experiment:
             adapted(embed),
             adapted(logits),
             task.sequences,
+            task.JOINT,
         )
 
     def with_features(self, examples: Examples) -> Examples:

@@ -77,6 +77,7 @@ class Run:
             config,
             pretrained=self._pretrained,
             mixes=experiment.task.MIXUP,
+            joint=experiment.task.JOINT,
             head_dropout=getattr(experiment.model.task_head, "dropout", 0.0),
         )
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)

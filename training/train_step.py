@@ -129,7 +129,7 @@ def _accumulated(
     def accumulate(carry: Any, indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, carry, gradient(*indexed)), None
 
-    count = batch["weights_B"].shape[0]
+    count, batch = batch["weights_B"].shape[0], regularizers.joined(params, frozen, batch, step)
     first = jax.tree.map(lambda array: array[0], dict(batch))
     if count == 1:
         return gradient(jnp.int32(0), first)

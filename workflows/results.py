@@ -54,7 +54,7 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
     restored = restore(experiment, workdir, "best")
     models = {report.BOTH if experiment.features else report.FINETUNED: restored}
     probed = config.model.head_start == "probe"
-    if (config.eval.at_start or probed) and not config.resume_from:
+    if (config.eval.at_start or probed or task.READY) and not config.resume_from:
         start = experiment.put(experiment.initial)
         _, fitted = experiment.score(start, data.split("validation"))
         meta = restored.meta | {"fitted": fitted}

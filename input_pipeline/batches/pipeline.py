@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.batches import layout as layouts
 from input_pipeline.batches.augmentation import Augmenter, segmentation_draws
+from input_pipeline.batches.separate import SeparateEncoder
 from input_pipeline.batches.stream import Stream
 from input_pipeline.batches.targets import Chunk, Targets, Task
 from input_pipeline.batches.template import NO_SAMPLING, Encoded, Encoder
@@ -243,7 +244,9 @@ class TextPipeline:
         """Yields the tokens of the first examples, at most 16,384, as evaluation reads them."""
         for first in range(0, min(len(examples), _SIMULATED), _CHUNK):
             part = examples.take(np.arange(first, min(first + _CHUNK, len(examples))))
-            yield self._sequences(part.texts_N, part.pairs_N, part.choices_N)
+            rows, first = np.arange(len(part)), np.zeros(len(part), np.int64)
+            candidates = self._task.candidates(part, rows, first)
+            yield self._sequences(part.texts_N, part.pairs_N, candidates)
 
     def seen(self, examples: Examples, step: int, **options: Any) -> None:
         """Returns None: of a single task, the number of examples gives the stream's position."""
@@ -309,7 +312,7 @@ class TextPipeline:
         encoded = self._sequences(
             texts,
             None if examples.pairs_N is None else pairs,
-            None if examples.choices_N is None else examples.choices_N[indices],
+            self._task.candidates(examples, indices, epochs),
             num_threads=num_threads,
             sampling=sampling,
             offsets=self._task.offsets,
@@ -329,11 +332,13 @@ class TextPipeline:
         self,
         texts: np.ndarray,
         pairs: np.ndarray | None,
-        choices_B: np.ndarray | None,
+        choices_B: Sequence[Sequence[str]] | None,
         **options: Any,
     ) -> Encoded:
         """Tokenises K sequences an example; those of absent choices have no tokens."""
         count = self._task.sequences
+        if isinstance(self.encoder, SeparateEncoder):
+            return self.encoder(texts, pairs, negatives=choices_B, **options)
         if "pair" not in self.encoder.fields:
             pairs = None
         if count == 1 or choices_B is None:

@@ -61,5 +61,10 @@ class Task(Protocol):
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
         """Returns what turns texts into tokens."""
 
+    def candidates(
+        self, examples: Examples, indices_B: np.ndarray, epochs_B: np.ndarray
+    ) -> Sequence[Sequence[str]] | None:
+        """Returns the choices, or passages, of each example; None without."""
+
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns what the loss needs of B * K sequences."""

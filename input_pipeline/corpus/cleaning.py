@@ -88,7 +88,7 @@ def clean(records: Iterable[Record], cleaning: ConfigDict) -> Cleaned:
         fit = _drop_contradictions(fit, cleaning.label_conflicts, report)
     kept = _drop_duplicates(fit, report)
     if cleaning.near_duplicates == "drop":
-        both = paired or any(record.choices for record in kept)
+        both = paired or any(record.choices + record.negatives for record in kept)
         kept = _drop_near_duplicates(kept, cleaning.threshold, report, paired=both)
     return Cleaned(kept, report.dropped, report.examples, dict(report.copies))
 
@@ -168,7 +168,7 @@ class _Report:
 
 def _unfit(record: Record, cleaning: ConfigDict, *, paired: bool) -> str:
     """Returns why a record by itself is unfit; '' if it is fit."""
-    labelled = record.labels or record.spans or record.number is not None
+    labelled = record.labels or record.spans or record.negatives or record.number is not None
     texts = [record.text.strip()] + ([record.pair.strip()] if paired and labelled else [])
     shortest, longest = min(map(len, texts)), max(map(len, texts))
     if not shortest:
@@ -239,7 +239,7 @@ def _drop_near_duplicates(
     keepers = near_duplicates.originals(
         [record.history + record.text for record in distinct],
         threshold=threshold,
-        pairs=["\n".join([r.pair, *r.choices]) for r in distinct] if paired else None,
+        pairs=["\n".join([r.pair, *r.choices, *r.negatives]) for r in distinct] if paired else None,
         ranks=[_rank(record) for record in distinct],
     )
     identities = list(first)

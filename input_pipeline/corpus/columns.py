@@ -137,6 +137,23 @@ def check_choices(choices: tuple[str, ...]) -> None:
         raise Misfit("wrong_choices", f"the choices are {reprlib.repr(list(choices))}; {expected}")
 
 
+def negatives(value: Any, column: str, positive: str) -> tuple[tuple[str, ...], int]:
+    """Returns the passages that a string, a list or its JSON text holds, stripped, and how many
+    were left out since they equal the positive or each other."""
+    parsed = whole(_parsed(value) if isinstance(value, str) and value[:1] == "[" else value)
+    if isinstance(parsed, str):
+        parsed = [parsed]
+    if not isinstance(parsed, list | tuple | None):
+        raise ValueError(
+            f"the negatives in column {column!r} are {reprlib.repr(value)}; expected a text or a "
+            "list of texts"
+        )
+    given = [text(part, "negative").strip() for part in parsed or ()]
+    given = [part for part in given if part]
+    kept = tuple(dict.fromkeys(part for part in given if part != positive.strip()))
+    return kept, len(given) - len(kept)
+
+
 def answer(value: Any, choices: tuple[str, ...], names: tuple[str, ...], first: int) -> str:
     """Returns the index of the answer among the choices, from '0' on.
 

@@ -16,13 +16,15 @@ from typing import Any
 from input_pipeline.corpus import clue_formats, conll, encodings, json_files, tables
 from input_pipeline.corpus.notes import Misfit, Notes
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "conll", "squad", *clue_formats.FORMATS)
+_TABLES = ("jsonl", "json", "csv", "tsv", "parquet", "txt")
+FORMATS = (*_TABLES, "conll", "squad", "flag_embedding", *clue_formats.FORMATS)
 _NAMED = {"id": "id", "group": "group"}
 _CHOICE = {"text": "text", "label": "answer", **_NAMED}
 FIXED = {  # field of a record -> column
     "txt": {"text": "text"},
     "conll": {"text": "text", "spans": "spans"},
     "squad": {"text": "context", "pair": "question", "spans": "answers", **_NAMED},
+    "flag_embedding": {"text": "query", "pair": "pos", "negatives": "neg", **_NAMED},
     "c3": {"pair": "question", "choices": "choice", **_CHOICE},
     "chid": {"choices": "candidates", **_CHOICE},
     "wsc": {"text": "text", "label": "label", "id": "id"},
@@ -117,6 +119,8 @@ def read_rows(
         return conll.read_rows(path, encoding, annotated, notes)
     if kind in clue_formats.FORMATS:
         return clue_formats.read_rows(path, kind, encoding, annotated=annotated, answers=answers)
+    if kind == "flag_embedding":
+        return json_files.positive_rows(path, encoding)
     if kind == "squad":
         return json_files.squad_rows(path, encoding, annotated)
     return json_files.object_rows(path, encoding, kind)

@@ -13,6 +13,7 @@ from typing import Any
 
 from input_pipeline.corpus import encodings
 from input_pipeline.corpus.columns import not_json
+from input_pipeline.corpus.notes import Misfit
 
 _ANY = "an object a line, a list of them, or SQuAD's JSON"
 _SQUAD = (
@@ -47,6 +48,24 @@ def object_rows(path: Path, encoding: str, kind: str) -> Iterator[tuple[int, dic
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{line}: expected {expected}, found a {type(row).__name__}")
         yield line, row
+
+
+def positive_rows(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | Misfit]]:
+    """Yields a row for each positive of FlagEmbedding's {"query": .., "pos": [..], "neg": [..]}.
+
+    Those of a query are one group. A row without a positive is a Misfit ('no_positive').
+    """
+    for line, row in object_rows(path, encoding, "jsonl"):
+        positives = row.get("pos")
+        if isinstance(positives, str):
+            positives = [positives]
+        if not isinstance(positives, list | None):
+            raise ValueError(f'{path}:{line}: expected "pos": [".."], found {positives!r}')
+        group = row.get("group") or row.get("query")
+        for positive in filter(None, positives or ()):
+            yield line, {"neg": [], "id": None, **row, "pos": positive, "group": group}
+        if not any(positives or ()):
+            yield line, Misfit("no_positive", 'the list "pos" is empty; expected a text that fits')
 
 
 def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:

@@ -378,12 +378,15 @@ class Normalizer:
         if alignment:
             spans = (Span(*alignment.to_normalized(a, b), label) for a, b, label in spans)
             spans = tuple(span for span in spans if span.start < span.stop)
-        choices = (self._recoded(choice, record.where)[0] for choice in record.choices)
+        choices, negatives = (
+            tuple(self._recoded(text, record.where)[0] for text in texts)
+            for texts in (record.choices, record.negatives)
+        )
         turns = json.loads(record.history or "[]")
         turns = [(role, self._recoded(content, record.where)[0]) for role, content in turns]
         history = json.dumps(turns, ensure_ascii=False) if turns else ""
         recoded = record._replace(
-            text=text, pair=pair, spans=spans, choices=tuple(choices), history=history
+            text=text, pair=pair, spans=spans, choices=choices, history=history, negatives=negatives
         )
         return recoded, len(record.spans) - len(spans)
 

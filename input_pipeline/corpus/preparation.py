@@ -157,6 +157,7 @@ def read_unlabelled(path: str, data: ConfigDict) -> Examples:
         names_N=column("name"),
         pairs_N=column("pair", present=paired),
         choices_N=column("choices"),
+        negatives_N=column("negatives"),
         histories_N=column("history"),
         words=words("text"),
         pair_words=words("pair", present=paired),

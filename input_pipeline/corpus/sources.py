@@ -28,7 +28,8 @@ _SPLITS = {  # TFDS's names of what is trained on, chosen by and tested on
     "test": "test",
 }
 FOLD = "{fold}"  # in the names of files: config.data.split.fold, of splits that are published so
-_FIELDS = ("text", "pair", "label", "choices", "messages", "spans", "id", "group", "time")
+_FIELDS = ("text", "pair", "negatives", "label", "choices", "messages", "spans")
+_FIELDS += ("id", "group", "time")
 
 Problems = dict[str, list[str]]  # reason -> the 'file:line' of the rows that are dropped for it
 
@@ -108,7 +109,7 @@ def read(data: ConfigDict, problems: Problems | None = None) -> Iterator[Record]
         problems: collects the `where` of the rows that are not yielded, under the reasons
             'skipped_label' (config.data.skip_labels), 'overlapping_spans' (if they are to be
             dropped), 'span_outside_text', 'answer_not_in_context', 'wrong_choices',
-            'messages_out_of_order' and 'empty_answer'.
+            'messages_out_of_order', 'empty_answer' and 'no_positive'.
 
     Raises:
         FileNotFoundError: if a file is not there.
@@ -194,7 +195,8 @@ def _check_source(data: ConfigDict) -> None:
     if data.source != "files":
         unused = ("files", "validation_files", "test_files", "answers_file")
     if data.source in BUILT_IN:
-        unused += ("pair_column", "choices_column", "messages_column", "id_column")
+        unused += ("pair_column", "negatives_column", "choices_column", "messages_column")
+        unused += ("id_column",)
         unused += ("group_column", "time_column", "value_columns")
     for key in filter(data.get, unused):
         raise ValueError(
@@ -347,6 +349,10 @@ def _record(
         text = columns.text(values["text"], "text", separator=data.list_separator)
         pair = columns.text(values.get("pair"), "pair", separator=data.list_separator)
         history = ""
+    negatives, equal = columns.negatives(values.get("negatives"), of["negatives"], pair)
+    if equal:
+        sentence = "{count} negatives that equal the positive, or another negative, are left out"
+        notes.count(sentence, where, count=equal)
     spans, missing = columns.spans(values.get("spans"), text)
     if missing:
         sentence = "{count} questions keep only those of their answers that are at their place in "
@@ -376,6 +382,7 @@ def _record(
         choices=choices,
         number=number,
         history=history,
+        negatives=negatives,
     )
 
 

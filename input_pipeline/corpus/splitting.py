@@ -92,6 +92,7 @@ def fingerprint(records: Iterable[Record]) -> str:
     lines = []
     for record in records:
         labels, more = sorted(record.labels), [record.choices, record.number, record.history]
+        more += [record.negatives] * bool(record.negatives)  # older fingerprints have none
         order = (record.text, labels, record.pair, sorted(record.spans))
         content = list(order)
         if any(part not in ((), None, "") for part in more):

@@ -103,8 +103,9 @@ def _features(
     optional = ("name", "pair", "history", "group", "time")
     filled = [name for name in optional if any(getattr(record, name) for record in records)]
     features: dict[str, Any] = dict.fromkeys(("text", "where", *filled), text)
-    if any(record.choices for record in records):
-        features["choices"] = of.Sequence(text)
+    for name in ("choices", "negatives"):
+        if any(getattr(record, name) for record in records):
+            features[name] = of.Sequence(text)
     if any(record.number is not None for record in records):
         features["number"] = of.Scalar(dtype=np.float32)
     if labels:
@@ -129,6 +130,7 @@ def _example(record: Record, leaked: bool, features: Mapping[str, Any]) -> dict[
         "labels": lambda: list(record.labels),
         "number": lambda: np.float32(np.nan if record.number is None else record.number),
         "choices": lambda: list(record.choices),
+        "negatives": lambda: list(record.negatives),
         "spans": lambda: [span._asdict() for span in record.spans],
         "words": lambda: np.array(word_stops(record.text), np.int32),
         "pair_words": lambda: np.array(word_stops(record.pair), np.int32),
@@ -183,6 +185,7 @@ def _examples(columns: Mapping[str, list], features: Mapping[str, Any], count: i
         label_sets=ragged("labels"),
         numbers_N=dense("number", np.float32),
         choices_N=objects("choices"),
+        negatives_N=objects("negatives"),
         histories_N=objects("history"),
         spans=spans,
         span_labels=() if spans is None else tuple(features["spans"]["label"].names),

@@ -48,6 +48,7 @@ class Passes(NamedTuple):
       embed: (params, batch) -> the tokens' vectors [R, L, E].
       logits: (params, hidden) -> logits over the vocabulary.
       sequences: of each example.
+      joint: whether the loss of an example reads the whole step, see Task.JOINT.
     """
 
     outputs: Callable[[Params, Batch, jax.Array], Sequence[Outputs]]
@@ -56,6 +57,7 @@ class Passes(NamedTuple):
     embed: Callable[[Params, Batch], jax.Array] | None = None
     logits: Callable[[Params, jax.Array], jax.Array] | None = None
     sequences: int = 1
+    joint: bool = False
 
 
 class Place(NamedTuple):
@@ -88,6 +90,36 @@ class Regularizers:
             kept = _kept(self._rng("mixout", step, path), share, start)
             mixed[path] = start + kept * (params[path] - start)
         return mixed
+
+    def joined(self, params: Params, frozen: Params, batch: Batch, step: jax.Array) -> Batch:
+        """Returns the microbatches with the slope of their joint loss in each output, if it is one.
+
+        Cached gradients (2101.06983): the outputs of all microbatches are computed once without a
+        gradient, so that the second pass, one microbatch at a time, has that of the large batch.
+        """
+        passes, count = self._passes, batch["weights_B"].shape[0]
+        if not passes.joint or count == 1:
+            return batch
+
+        def outputs(indexed: tuple[jax.Array, Batch]) -> Outputs:
+            index, part = indexed
+            rng = self._dropout(Place(step, index))
+            return passes.outputs({**frozen, **params}, part, rng)[0]
+
+        def whole(parts: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+            return {name: part.reshape(-1, *part.shape[2:]) for name, part in parts.items()}
+
+        def loss(parts: Outputs) -> tuple[jax.Array, Any]:
+            total, *others = passes.loss(whole(parts), whole(batch))
+            return total, others
+
+        parts = jax.lax.map(outputs, (jnp.arange(count, dtype=jnp.int32), dict(batch)))
+        (total, others), slopes = jax.value_and_grad(loss, has_aux=True)(parts)
+        shares = jax.tree.map(lambda sum_: jnp.full(count, sum_ / count), (total, *others))
+        return {**batch, "joint": (slopes, shares)}
+
+    def _dropout(self, place: Place) -> jax.Array:
+        return jax.random.fold_in(random_stream(self._seed, "dropout", place.step), place.index)
 
     def gradient(
         self, params: Params, frozen: Params, batch: Batch, place: Place
@@ -138,7 +170,8 @@ class Regularizers:
         means what it does there. R3F (2008.03156): also with noise of at most 1e-5.
         """
         config, passes = self._config, self._passes
-        rng = jax.random.fold_in(random_stream(self._seed, "dropout", place.step), place.index)
+        loss = _joint_loss if "joint" in batch else passes.loss
+        rng = self._dropout(place)
         first = samples = passes.outputs(params, batch, rng)
 
         def apart(others: Sequence[Outputs]) -> jax.Array:
@@ -158,7 +191,7 @@ class Regularizers:
             noisy = _with_noise(batch, noise_RxLxE)
             others = passes.outputs(params, noisy, jax.random.fold_in(rng, 2))
             divergences.append(config.r3f * apart(others))
-        total, weight, sums = _mean([_mixed_loss(passes.loss, part, batch) for part in samples])
+        total, weight, sums = _mean([_mixed_loss(loss, part, batch) for part in samples])
         if divergences:
             sums = {**sums, "divergence": sum(divergences)}
             total += sums["divergence"]
@@ -235,7 +268,12 @@ class Regularizers:
 
 
 def check(
-    config: ConfigDict, *, pretrained: Iterable[str], mixes: bool, head_dropout: float
+    config: ConfigDict,
+    *,
+    pretrained: Iterable[str],
+    mixes: bool,
+    joint: bool,
+    head_dropout: float,
 ) -> None:
     """Raises ValueError where a regulariser has nothing to act on, or two exclude each other.
 
@@ -243,6 +281,7 @@ def check(
       config: the whole config.
       pretrained: trained paths that a checkpoint filled.
       mixes: whether the task can mix examples, see Task.MIXUP.
+      joint: whether a loss reads the whole step, see Task.JOINT.
       head_dropout: of the head.
     """
     chosen, model, train = config.regularize, config.model, config.train
@@ -270,6 +309,13 @@ def check(
         "there is none: set config.model.dropout (tagging: config.tagging.dropout), or it to 1": (
             model.dropout_samples > 1 and not head_dropout
         ),
+    }
+    problems |= {
+        f"config.regularize.{name} has several passes of a microbatch, of which a joint loss knows "
+        "one: set it to 0, or config.train.microbatches=1": (
+            joint and train.microbatches > 1 and chosen[name]
+        )
+        for name in ("r_drop", "fgm", "freelb", "neftune")
     }
     problems |= {
         f"config.regularize.{name} needs trained weights that a checkpoint filled, and there are "
@@ -328,6 +374,13 @@ def _with_noise(batch: Batch, noise_RxLxE: jax.Array | None) -> Batch:
     if noise_RxLxE is None:
         return batch
     return {**batch, "noise_RxLxE": batch.get("noise_RxLxE", 0.0) + noise_RxLxE}
+
+
+def _joint_loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array, dict]:
+    """Returns a microbatch's share of a joint loss, with its gradient; see Regularizers.joined."""
+    slopes, (total, weight, sums) = batch["joint"]
+    pull = sum(jnp.vdot(outputs[name], slope) for name, slope in slopes.items())
+    return total + pull - jax.lax.stop_gradient(pull), weight, sums
 
 
 def _mixed_loss(loss: Callable, outputs: Outputs, batch: Batch) -> Any:

@@ -1,0 +1,385 @@
+"""Vectors of texts, close where texts belong together: a bi-encoder.
+
+An example is a query with a passage that belongs to it and any number that do not, or a pair of
+sentences with a grade. Each text is a token sequence of its own, pooled to one vector; texts are
+compared by the cosine. Not here: pooling (models/embedding_head.py), search and its metrics
+(evaluation/retrieval.py), cached gradients (training/tuning/regularizers.py).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from scipy.special import logsumexp
+from scipy.stats import rankdata
+
+from evaluation import lexical, retrieval
+from evaluation.evaluate import Predictions
+from evaluation.metrics import Metric, Scores, about, mean, one_each
+from input_pipeline.batches.separate import SeparateEncoder
+from input_pipeline.batches.template import Encoded, Encoder
+from input_pipeline.examples import Examples, Ragged
+from models.embedding_head import EmbeddingHead
+from tasks import contrastive, limits
+from tasks.classification import LOSS
+from tasks.limits import Given, Limit
+from tasks.regression import correlation, products
+from tasks.task import Arrays, Chunk, Loss, Targets, Task, digest, groups_of, rows_of, text_record
+
+BM25 = {"BM25 on characters": False, "BM25 on words": True}
+_CHUNK = 512  # queries whose similarities to all passages are in memory at once
+_SQUARED = Metric("loss", "squared error of the grade", mean, higher_is_better=False)
+
+
+class Embedding(Task):
+    """Queries find their passages; or the cosine of a pair follows its grade.
+
+    Of graded pairs, Predictions.fitted is the line from cosine to grade, fitted on the validation
+    split, and the loss the squared error of that line as a share of the grades' variance: 1 is that
+    of the mean grade.
+    """
+
+    BOUND = ("embedding.passage_template",)
+    FLOOR = next(iter(BM25))
+    JOINT = True
+    READY = True
+
+    def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
+        """Checks the options.
+
+        Raises:
+            ValueError: a loss for other data, dimensions that the model does not have, a pooling
+                that is none here, or a step without anything to compare.
+        """
+        super().__init__(config, labels, **parts)
+        options, self._graded = config.embedding, config.data.label_kind == "number"
+        auto = "cosent" if self._graded else "info_nce"
+        self._loss = auto if options.loss == "auto" else options.loss
+        if self._loss not in (("cosent",) if self._graded else ("info_nce", "triplet")):
+            raise ValueError(
+                f"config.embedding.loss={options.loss!r} does not fit config.data.label_kind="
+                f"{config.data.label_kind!r}: 'cosent' is for grades (label_kind='number'), "
+                "'info_nce' and 'triplet' for passages that belong to a query or do not"
+            )
+        self._dimensions = sorted({*options.dimensions, self.backbone.width})
+        if self._dimensions[-1] > self.backbone.width:
+            raise ValueError(
+                f"config.embedding.dimensions={options.dimensions}: vectors have "
+                f"{self.backbone.width} dimensions: name fewer"
+            )
+        if config.model.pooling not in ("mean", "first", "last"):
+            raise ValueError(
+                f"config.model.pooling={config.model.pooling!r}: an embedding is the 'mean', the "
+                "'first' or the 'last' of the hidden states"
+            )
+        self.sequences = 2 if self._graded else 2 + options.negatives
+        if self._loss == "triplet" and not options.negatives:
+            raise ValueError(
+                "config.embedding.loss='triplet' compares with negatives: set "
+                "config.embedding.negatives to 1 or more"
+            )
+        if config.data.batch_size < 2 and self._loss != "triplet":
+            raise ValueError(
+                f"config.data.batch_size={config.data.batch_size}: a step of one example has no "
+                "others to compare with: set it to 2 or more, better 32"
+            )
+        if self._graded:
+            self.metrics = (
+                Metric("spearman", "Spearman correlation", correlation, additive=False),
+                Metric("pearson", "Pearson correlation", correlation),
+                _SQUARED,
+            )
+            self.unfitted = {"slope": 0.0, "intercept": 0.0, "variance": 1.0}
+        else:
+            self.metrics = (*retrieval.METRICS, LOSS)
+        self._numbered: tuple[Any, ...] = (None, {}, {})
+
+    def prose(self) -> str:
+        """Describes what is learned."""
+        return f"{self.config.model.pooling} pooling to vectors, compared by {self._loss}"
+
+    def check(self, examples: Examples, split: str) -> None:
+        """Raises on examples without pairs, grades, or what the loss compares."""
+        needed = {
+            "passages that belong to a query: set config.data.pair_column": examples.pairs_N,
+            "grades: set config.data.label_column": examples.numbers_N if self._graded else (),
+        }
+        for what, column in needed.items():
+            if column is None:
+                raise ValueError(f"the {split} data have no {what}")
+        if self._graded and not np.isfinite(examples.numbers_N).any():
+            raise ValueError(f"no {split} example has a grade: check config.data.label_column")
+        if not self._graded and not any(examples.pairs_N):
+            raise ValueError(f"no {split} query has a passage: check config.data.pair_column")
+        if split == "train" and self._loss == "triplet" and examples.negatives_N is None:
+            raise ValueError(
+                "config.embedding.loss='triplet', but the training data have no negatives: set "
+                "config.data.negatives_column, or the loss to 'info_nce'"
+            )
+
+    def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
+        """Returns what encodes queries by config.data.template, passages by their own."""
+        options = {"max_length": max_length, "prefix_ids": prefix_ids}
+        templates = template, self.config.embedding.passage_template or template
+        query, passage = (Encoder(self.tokenizer, words, **options) for words in templates)
+        return SeparateEncoder(query, passage, sequences=self.sequences)
+
+    def limits(self, given: Given) -> Iterator[Limit]:
+        """Yields what is cut, and examples with nothing to learn from."""
+        yield from super().limits(given)
+        examples = given.examples
+        if self._graded and examples.numbers_N is not None:
+            without = int((~np.isfinite(examples.numbers_N)).sum())
+            yield limits.masked(without, len(examples), "grade")
+        elif examples.pairs_N is not None:
+            yield limits.masked(sum(not p for p in examples.pairs_N), len(examples), "passage")
+
+    def candidates(
+        self, examples: Examples, indices_B: np.ndarray, epochs_B: np.ndarray
+    ) -> Sequence[Sequence[str]] | None:
+        """Returns the hard negatives of each example; of more than a step takes, the next ones in
+        each epoch."""
+        count = self.sequences - 2
+        if not count or examples.negatives_N is None:
+            return None
+        drawn = []
+        for row, epoch in zip(examples.negatives_N[indices_B], epochs_B, strict=True):
+            first = int(epoch) * count % max(len(row), 1)
+            drawn.append((row[first:] + row[:first])[:count])
+        return drawn
+
+    def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
+        """Returns queries_B and passages_BxP, numbers of equal texts (0 is absent), numbers_B of
+        graded pairs, and weights_B, 0 for what nothing can be learned from."""
+        examples, indices_B = chunk.examples, chunk.indices_B
+        queries, passages = self._numbers(examples)
+        count, places = len(indices_B), self.sequences - 1
+        passages_BxP = np.zeros((count, places), np.int32)
+        if examples.pairs_N is not None:
+            passages_BxP[:, 0] = [passages.get(text, 0) for text in examples.pairs_N[indices_B]]
+        drawn = self.candidates(examples, indices_B, chunk.epochs_B) or ()
+        for row, texts in enumerate(drawn):
+            passages_BxP[row, 1 : 1 + len(texts)] = [passages[text] for text in texts]
+        arrays: dict[str, np.ndarray] = {
+            "queries_B": np.array([queries[t] for t in examples.texts_N[indices_B]], np.int32),
+            "passages_BxP": passages_BxP,
+        }
+        taught_B = passages_BxP[:, 0] > 0
+        if self._graded:
+            numbers_B = np.zeros(count, np.float32)
+            if examples.numbers_N is not None:
+                numbers_B = examples.numbers_N[indices_B].astype(np.float32)
+            taught_B &= np.isfinite(numbers_B)
+            arrays["numbers_B"] = np.where(taught_B, numbers_B, 0)
+        arrays["weights_B"] = np.where(taught_B | (not chunk.training), 1, 0).astype(np.float32)
+        return Targets({}, arrays)
+
+    def _numbers(self, examples: Examples) -> tuple[dict[str, int], dict[str, int]]:
+        """Returns a number for each different query, and for each different passage, from 1 on."""
+        known, queries, passages = self._numbered
+        if known is not examples:
+            pairs = () if examples.pairs_N is None else filter(None, examples.pairs_N)
+            others = () if examples.negatives_N is None else examples.negatives_N
+            texts = dict.fromkeys([*pairs, *(text for row in others for text in row)])
+            queries = {t: i for i, t in enumerate(dict.fromkeys(examples.texts_N), start=1)}
+            passages = {text: i for i, text in enumerate(texts, start=1)}
+            self._numbered = examples, queries, passages
+        return queries, passages
+
+    def head(self, *, num_features: int) -> nn.Module:
+        """Returns the pooling head."""
+        del num_features
+        options = self.config.embedding
+        temperature = options.temperature, options.learn_temperature
+        return EmbeddingHead(self.sequences, self.config.model.pooling, *temperature)
+
+    def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
+        """Sums the loss over the queries of a whole step, the mean over the dimensions."""
+        weights_B, losses, sums = batch["weights_B"].astype(jnp.float32), [], {}
+        vectors_BxKxE = jnp.where(weights_B[:, None, None] > 0, outputs["vectors_BxKxE"], 0.0)
+        scale_B, margin = outputs["scale_B"], self.config.embedding.margin
+        for size in self._dimensions:
+            units_BxKxE = contrastive.unit(vectors_BxKxE[..., :size])
+            if self._loss == "triplet":
+                losses_B, sums = contrastive.triplet(units_BxKxE, margin, batch)
+            else:
+                compare = contrastive.cosent if self._loss == "cosent" else contrastive.info_nce
+                losses_B, sums = compare(units_BxKxE, scale_B, batch)
+            losses.append(jnp.sum(weights_B * losses_B))
+        return sum(losses) / len(losses), jnp.sum(weights_B), sums
+
+    def divergence(
+        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+    ) -> jax.Array:
+        """Sums the squared distances of the normalised vectors."""
+        weights_Bx1x1 = batch["weights_B"].astype(jnp.float32)[:, None, None]
+        first, second = (contrastive.unit(side["vectors_BxKxE"]) for side in (outputs, others))
+        apart_BxKxE = jnp.where(weights_Bx1x1 > 0, first - second, 0.0)
+        return jnp.sum(weights_Bx1x1 * jnp.square(apart_BxKxE))
+
+    def guess_loss(self, examples: Examples) -> float:
+        """Returns the loss of equal vectors."""
+        if self._graded:
+            return 1.0
+        pairs = {p for p in examples.pairs_N if p}
+        return float(np.log(max(len(pairs), 2)))
+
+    def fit(self, predictions: Predictions, validation: Examples) -> dict[str, float]:
+        """Fits the line from cosine to grade."""
+        if not self._graded:
+            return dict(predictions.fitted)
+        true_N = validation.numbers_N[rows_of(validation, predictions.ids_N)].astype(np.float64)
+        return _line(_cosines(predictions), true_N)
+
+    def score(self, predictions: Predictions, examples: Examples) -> Scores:
+        """Returns how queries rank the passages of the split, or how cosines follow grades."""
+        chosen = examples.take(rows_of(examples, predictions.ids_N))
+        mean_cosine, rank = retrieval.spread(predictions["vectors_NxKxE"][:, 0])
+        detail = {"mean_cosine": round(mean_cosine, 4), "effective_rank": round(rank, 1)}
+        if self._graded:
+            return self._graded_scores(chosen, _cosines(predictions), predictions.fitted, detail)
+        vectors_NxKxE = retrieval.normalised(predictions["vectors_NxKxE"])
+        pool = _Pool(chosen, self.candidates(chosen, np.arange(len(chosen)), np.zeros(len(chosen))))
+        passages_PxE = vectors_NxKxE.reshape(-1, vectors_NxKxE.shape[-1])[
+            pool.rows_P * self.sequences + 1 + pool.places_P
+        ]
+        queries_NxE = vectors_NxKxE[:, 0]
+        _, ranked = retrieval.nearest(queries_NxE, passages_PxE, count=100)
+        scale = float(predictions["scale_N"][0])
+        losses_N = np.concatenate(
+            [
+                pool.losses(part, scale * queries_NxE[part] @ passages_PxE.T)
+                for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // _CHUNK))
+            ]
+        )
+        return self._ranking_scores(chosen, pool, ranked, losses_N, detail)
+
+    def _ranking_scores(
+        self, chosen: Examples, pool: "_Pool", ranked: np.ndarray, losses_N: Any, detail: dict
+    ) -> Scores:
+        """Scores ranked passages [N, 100]; each different query counts once."""
+        first_N = pool.first_N
+        statistics = {metric.name: np.full((len(chosen), 2), np.nan) for metric in self.metrics}
+        relevant = Ragged.of([pool.relevant_N[row] for row in np.flatnonzero(first_N)], np.int64)
+        for name, values in retrieval.ranking_statistics(ranked[first_N], relevant).items():
+            statistics[name][first_N] = values
+        if losses_N is not None:
+            statistics["loss"] = about(pool.has_pair_N, one_each(losses_N))
+        truth = digest(np.concatenate([np.zeros(1, np.int64), *pool.relevant_N]))
+        detail = {"passages": len(pool.rows_P), **detail}
+        groups_N = groups_of(chosen, chosen.ids_N)
+        return Scores(self.metrics, chosen.ids_N, statistics, detail, truth, groups_N)
+
+    def _graded_scores(
+        self, chosen: Examples, values_N: np.ndarray, line: dict[str, float], detail: dict
+    ) -> Scores:
+        true_N = chosen.numbers_N.astype(np.float64)
+        errors_N = (line["slope"] * values_N + line["intercept"] - true_N) ** 2
+        statistics = {
+            "spearman": products(rankdata(true_N), rankdata(values_N)),
+            "pearson": products(true_N, values_N),
+            "loss": one_each(errors_N / line["variance"]),
+        }
+        groups_N = groups_of(chosen, chosen.ids_N)
+        return Scores(self.metrics, chosen.ids_N, statistics, detail, digest(true_N), groups_N)
+
+    def baselines(self, train: Examples, examples: Examples) -> dict[str, Scores]:
+        """Scores BM25 (Robertson & Zaragoza 2009) on characters and on words."""
+        examples, scores = examples.take(np.argsort(examples.ids_N, kind="stable")), {}
+        for name, words in BM25.items():
+            if self._graded:
+                train, examples = (e.take(np.isfinite(e.numbers_N)) for e in (train, examples))
+                values = [
+                    lexical.bm25_scores(e.texts_N, e.pairs_N, words=words)
+                    for e in (train, examples)
+                ]
+                line = _line(values[0], train.numbers_N.astype(np.float64))
+                scores[name] = self._graded_scores(examples, values[1], line, {})
+                continue
+            rows = np.arange(len(examples))
+            pool = _Pool(examples, self.candidates(examples, rows, np.zeros(len(examples))))
+            _, ranked = lexical.bm25(examples.texts_N, pool.texts, words=words, count=100)
+            scores[name] = self._ranking_scores(examples, pool, ranked, None, {})
+        return scores
+
+    def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
+        """Yields text and pair with their cosine and, where they are graded, the grade; without
+        pairs the text and its normalised vector."""
+        rows_N, examples = rows_of(examples, predictions.ids_N), examples.as_given()
+        vectors_NxKxE = retrieval.normalised(predictions["vectors_NxKxE"])
+        for row, vectors_KxE in zip(rows_N, vectors_NxKxE, strict=True):
+            record = text_record(examples, int(row))
+            if examples.pairs_N is None:
+                yield record | {"vector": [round(float(value), 6) for value in vectors_KxE[0]]}
+                continue
+            cosines_K = vectors_KxE[1:] @ vectors_KxE[0]
+            record["cosine"] = round(float(cosines_K[0]), 6)
+            if self._graded and examples.numbers_N is not None:
+                line, true = predictions.fitted, float(examples.numbers_N[row])
+                off = abs(line["slope"] * cosines_K[0] + line["intercept"] - true)
+                off /= np.sqrt(line["variance"])
+                record |= {"label": true, "wrong": bool(off > 1), "confidence": float(off)}
+            elif not self._graded:
+                beaten = bool((cosines_K[1:] >= cosines_K[0]).any())
+                record |= {"wrong": beaten, "confidence": round(float(cosines_K.max()), 6)}
+            yield record
+
+
+class _Pool:
+    """The different passages of a split, and which of them belong to each query.
+
+    Attributes:
+        texts: of the passages, P.
+        rows_P, places_P: example and sequence behind the query of each passage's first occurrence.
+        relevant_N: for each example the passages of its query, ascending.
+        own_N: the passage of each example; 0 where it has none.
+        has_pair_N: whether it has one.
+        first_N: whether an example is the first of its query, and that has a passage.
+    """
+
+    def __init__(self, examples: Examples, drawn: Sequence[Sequence[str]] | None):
+        places: dict[str, tuple[int, int]] = {}
+        belonging: dict[str, set[str]] = {}
+        for row, (text, pair) in enumerate(zip(examples.texts_N, examples.pairs_N, strict=True)):
+            if pair:
+                places.setdefault(pair, (row, 0))
+                belonging.setdefault(text, set()).add(pair)
+        for row, texts in enumerate(drawn or ()):
+            for place, text in enumerate(texts, start=1):
+                places.setdefault(text, (row, place))
+        numbers = {text: number for number, text in enumerate(places)}
+        self.texts = list(places)
+        self.rows_P, self.places_P = np.array(list(places.values()), np.int64).reshape(-1, 2).T
+        self.has_pair_N = np.array([bool(pair) for pair in examples.pairs_N])
+        self.own_N = np.array([numbers.get(pair, 0) for pair in examples.pairs_N])
+        self.relevant_N = [
+            np.array(sorted(numbers[pair] for pair in belonging.get(text, ())), np.int64)
+            for text in examples.texts_N
+        ]
+        _, firsts = np.unique(examples.texts_N.astype(str), return_index=True)
+        self.first_N = np.isin(np.arange(len(examples)), firsts)
+        self.first_N &= np.array([text in belonging for text in examples.texts_N])
+
+    def losses(self, rows: np.ndarray, logits_RxP: np.ndarray) -> np.ndarray:
+        """Returns -log of the softmax of each example's passage among it and those of no use."""
+        own_R = logits_RxP[np.arange(len(rows)), self.own_N[rows]].copy()
+        for row, logits_P in zip(rows, logits_RxP, strict=True):
+            logits_P[self.relevant_N[row]] = -np.inf
+        return np.logaddexp(own_R, logsumexp(logits_RxP, axis=1)) - own_R
+
+
+def _cosines(predictions: Predictions) -> np.ndarray:
+    vectors_NxKxE = retrieval.normalised(predictions["vectors_NxKxE"].astype(np.float64))
+    return (vectors_NxKxE[:, 0] * vectors_NxKxE[:, 1]).sum(axis=-1)
+
+
+def _line(values_N: np.ndarray, true_N: np.ndarray) -> dict[str, float]:
+    """Returns the least-squares line from values to the truth, JSON-ready."""
+    slope, intercept = 0.0, float(true_N.mean())
+    if values_N.std() > 0:
+        slope, intercept = map(float, np.polyfit(values_N, true_N, 1))
+    return {"slope": slope, "intercept": intercept, "variance": float(true_N.var()) or 1.0}

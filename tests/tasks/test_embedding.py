@@ -1,0 +1,254 @@
+"""Embeddings: losses as written out, one gradient in any division of a step, whole runs."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from input_pipeline.batches.separate import SeparateEncoder
+from input_pipeline.batches.template import Encoder
+from input_pipeline.corpus import sources
+from input_pipeline.corpus.preparation import load_split, prepare
+from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from tasks import contrastive
+from training.experiment import build
+from training.sharding import put_batch
+from training.state import TrainState
+from training.train_step import make_train_step
+from training.tuning.regularizers import Regularizers
+from workflows.predict import predict
+from workflows.train import train
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def triples_jsonl(reviews, tmp_path_factory):
+    """Queries with the review of their own topic and opinion, and one of another."""
+    path = tmp_path_factory.mktemp("triples") / "triples.jsonl"
+    texts, rows = [text for text, _ in reviews], []
+    for i, text in enumerate(texts[:120]):
+        others = [texts[(i + step) % len(texts)] for step in (7, 31)][: i % 3]
+        row = {"query": f"{text[:9]}？{i % 60}", "pos": text, "neg": [*others, text][: 1 + i % 3]}
+        rows.append(row | {"grade": float(i % 4)})
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def pair_config(tiny_config, triples_jsonl):
+    tiny_config.task = "embedding"
+    tiny_config.data.update(files=str(triples_jsonl), text_column="query", pair_column="pos")
+    tiny_config.data.update(label_column="", negatives_column="neg", template="问：{text}")
+    tiny_config.model.update(head="linear", pooling="mean", label_words=())
+    tiny_config.embedding.passage_template = "{text}"
+    return tiny_config
+
+
+def graded(config):
+    config.data.update(label_column="grade", label_kind="number", negatives_column="")
+    return config
+
+
+def batch_of(count, places):
+    """Normalised vectors of a step with copies of passages and queries, one without weight."""
+    vectors = RNG.normal(size=(count, 1 + places, 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    passages = RNG.integers(1, 5, (count, places))
+    passages[:, 1:] *= RNG.random((count, places - 1)) < 0.7
+    weights = np.ones(count, np.float32)
+    weights[-1] = 0
+    return vectors, {
+        "queries_B": RNG.integers(1, 4, count).astype(np.int32),
+        "passages_BxP": passages.astype(np.int32),
+        "weights_B": weights,
+        "numbers_B": RNG.integers(0, 3, count).astype(np.float32),
+    }
+
+
+def test_info_nce_is_the_softmax_over_the_passages_that_are_no_false_negatives():
+    for _ in range(10):
+        vectors, batch = batch_of(6, 3)
+        scale, masked = np.float32(10.0), 0
+        for b in range(5):
+            own = np.exp(scale * vectors[b, 0] @ vectors[b, 1])
+            total = own
+            for other in range(5):
+                for p in range(3):
+                    number = batch["passages_BxP"][other, p]
+                    if not number or (other, p) == (b, 0):
+                        continue
+                    same = number == batch["passages_BxP"][b, 0]
+                    sibling = p == 0 and batch["queries_B"][other] == batch["queries_B"][b]
+                    masked += same or sibling
+                    if not (same or sibling):
+                        total += np.exp(scale * vectors[b, 0] @ vectors[other, 1 + p])
+            losses, sums = contrastive.info_nce(vectors, jnp.full(6, scale), batch)
+            assert losses[b] == pytest.approx(-np.log(own / total), rel=1e-4)
+        assert sums["masked"] == masked
+        assert losses[5] == 0
+
+
+def test_cosent_and_triplet_are_what_their_papers_write():
+    vectors, batch = batch_of(6, 3)
+    cosines = np.einsum("be,be->b", vectors[:, 0], vectors[:, 1])
+    grades, total = batch["numbers_B"], 1.0
+    for high in range(5):
+        for low in range(5):
+            if grades[high] > grades[low]:
+                total += np.exp(20 * (cosines[low] - cosines[high]))
+    losses, _ = contrastive.cosent(vectors, jnp.full(6, 20.0), batch)
+    assert losses[0] == pytest.approx(np.log(total), rel=1e-5)
+    losses, sums = contrastive.triplet(vectors, 0.3, batch)
+    right = 0
+    for b in range(5):
+        others = [p for p in (1, 2) if batch["passages_BxP"][b, p]]
+        far = [vectors[b, 0] @ vectors[b, 1 + p] for p in others]
+        short = [max(0.0, 0.3 - cosines[b] + cosine) for cosine in far]
+        assert losses[b] == pytest.approx(np.mean(short) if short else 0, abs=1e-6)
+        right += all(cosine < cosines[b] for cosine in far)
+    assert sums["accuracy"] == right
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint):
+    file = tiny_checkpoint / "tokenizer.model"
+    return SentencePieceTokenizer(file.read_bytes(), file=file.name)
+
+
+@given(st.data())
+def test_each_text_is_encoded_as_it_is_alone(tokenizer, data):
+    texts = st.text(alphabet="这家酒店的早餐非常好，", min_size=1, max_size=12)
+    rows = data.draw(
+        st.lists(st.tuples(texts, texts | st.just(""), st.lists(texts, max_size=4)), min_size=1)
+    )
+    query, passage = (Encoder(tokenizer, t, max_length=16) for t in ("问：{text}", "{text}"))
+    encoder = SeparateEncoder(query, passage, sequences=4)
+    queries, pairs, negatives = zip(*rows, strict=True)
+    encoded = encoder(queries, pairs, negatives=negatives)
+    parts = np.split(encoded.tokens, np.cumsum(encoded.lengths_B)[:-1])
+    for row, (text, pair, others) in enumerate(rows):
+        expected = [query([text]).tokens, passage([pair]).tokens if pair else ()]
+        expected += [passage([other]).tokens for other in others[:2]]
+        expected += [()] * (4 - len(expected))
+        for part, tokens in zip(parts[4 * row : 4 * row + 4], expected, strict=True):
+            np.testing.assert_array_equal(part, tokens)
+
+
+def one_step(config, workdir, *, microbatches, layout):
+    config.train.microbatches, config.layout.kind = microbatches, layout
+    prepared = prepare(config.data)
+    examples = load_split(prepared, "train", limit=0)
+    experiment = build(config, workdir, prepared.labels, lambda line: None)
+    experiment.pipeline.plan(examples)
+    batch = next(experiment.pipeline.train(examples, first_example=0))
+    step = make_train_step(
+        Regularizers(config.regularize, experiment.passes(), seed=0),
+        optax.with_extra_args_support(optax.scale(-1.0)),
+        learning_rate=1.0,
+        schedule=lambda examples: dict.fromkeys(experiment.initial, 1.0),
+        batch_size=config.data.batch_size,
+    )
+    params = experiment.put(experiment.initial)
+    state = TrainState(jnp.int32(0), jnp.int32(0), params, optax.EmptyState(), None, None)
+    after, metrics = jax.jit(step)(state, experiment.frozen, put_batch(batch, experiment.mesh))
+    gradients = jax.tree.map(lambda old, new: np.asarray(old - new), params, after.params)
+    return {name: float(value) for name, value in metrics.items()}, gradients
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learn_temperature": True, "dimensions": (8, 16)},
+        {"loss": "triplet", "negatives": 2},
+        {"loss": "cosent"},
+    ],
+)
+def test_microbatches_and_layouts_give_the_gradient_of_the_large_batch(
+    pair_config, tmp_path, changes
+):
+    if changes.get("loss") == "cosent":
+        graded(pair_config)
+    pair_config.embedding.update(changes)
+    pair_config.data.batch_size = 16
+    metrics, expected = one_step(pair_config, tmp_path, microbatches=1, layout="pack")
+    largest = max(np.abs(value).max() for value in expected.values())
+    for microbatches, layout in ((4, "pack"), (2, "pad")):
+        options = {"microbatches": microbatches, "layout": layout}
+        again, gradients = one_step(pair_config, tmp_path, **options)
+        assert again == pytest.approx(metrics, rel=1e-4)
+        for path, value in expected.items():
+            np.testing.assert_allclose(gradients[path], value, atol=1e-5 * largest, err_msg=path)
+
+
+def test_a_run_learns_to_find_passages_and_says_what_it_started_from(pair_config, tmp_path, capsys):
+    pair_config.train.update(duration="12 epochs", microbatches=2)
+    results = train(pair_config, tmp_path / "run")
+    rows = results["models"]
+    assert list(rows)[:3] == ["BM25 on characters", "BM25 on words", "before training"]
+    last = rows[list(rows)[-1]]
+    assert last["loss"]["value"] < rows["before training"]["loss"]["value"]
+    assert {"ndcg_10", "recall_1", "mrr_10", "mean_cosine", "effective_rank"} <= last.keys()
+    texts = tmp_path / "texts.txt"
+    texts.write_text("这家酒店的房间非常好\n糟糕\n")
+    pair_config.predict.update(input=str(texts), output=str(tmp_path / "out.jsonl"))
+    predict(pair_config, tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    assert [np.linalg.norm(r["vector"]) for r in records] == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_cosines_of_a_run_follow_the_grades(pair_config, tmp_path):
+    config = graded(pair_config)
+    config.train.duration = "2 epochs"
+    results = train(config, tmp_path)
+    for row in results["models"].values():
+        assert {"spearman", "pearson", "loss"} <= row.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data.pair_column": ""}, "have no passages"),
+        ({"data.batch_size": 1}, "no others to compare with"),
+        ({"embedding.loss": "cosent"}, "is for grades"),
+        ({"embedding.loss": "listwise"}, "does not fit"),
+        ({"embedding.dimensions": (64,)}, "vectors have 32 dimensions"),
+        ({"model.pooling": "pooler"}, "an embedding is the 'mean'"),
+        ({"embedding.loss": "triplet", "embedding.negatives": 0}, "compares with negatives"),
+        ({"embedding.loss": "triplet", "data.negatives_column": ""}, "no negatives: set"),
+        ({"data.template": "{text}{pair}"}, "a vector of its own"),
+        ({"train.microbatches": 2, "regularize.neftune": 5.0}, "several passes of a microbatch"),
+    ],
+)
+def test_bad_input_is_named(pair_config, tmp_path, change, message):
+    with pair_config.unlocked():
+        pair_config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=message):
+        train(pair_config, tmp_path)
+
+
+def test_positives_of_flag_embedding_are_examples_and_their_query_is_one_group(
+    pair_config, tmp_path, capsys
+):
+    path, problems = tmp_path / "flag.jsonl", {}
+    rows = [
+        {"query": "甲", "pos": ["乙乙", "丙丙"], "neg": ["丁丁", "乙乙", "丁丁"]},
+        {"query": "戊", "pos": [], "neg": ["己己"]},
+        {"query": "庚", "pos": ["辛辛"]},
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    pair_config.data.update(files=str(path), format="flag_embedding")
+    records = list(sources.read(pair_config.data, problems))
+    found = [(r.text, r.pair, r.negatives, r.group) for r in records]
+    assert found == [
+        ("甲", "乙乙", ("丁丁",), "甲"),
+        ("甲", "丙丙", ("丁丁", "乙乙"), "甲"),
+        ("庚", "辛辛", (), "庚"),
+    ]
+    assert problems == {"no_positive": [f"{path}:2"]}
+    assert "3 negatives that equal the positive, or another negative" in capsys.readouterr().out
