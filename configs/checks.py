@@ -22,6 +22,7 @@ from configs.ranges import (
     choice,
     is_mesh,
     is_placement,
+    is_ranks,
     is_regex,
     is_schedule_table,
     is_size,
@@ -30,7 +31,8 @@ from configs.ranges import (
 
 ADAPTERS = ("full", "head", "bitfit", "norms", "last_layers")
 ADAPTERS += ("lora", "rslora", "dora", "ia3", "prompt")
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "conll", "squad", "c3", "chid", "wsc")
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "txt", "conll", "squad", "flag_embedding")
+FORMATS += ("c3", "chid", "wsc")
 RECODING = ("control", "zero_width", "halfwidth", "halfwidth_punctuation", "fullwidth_punctuation")
 RECODING += ("simplified", "traditional", "simplified_phrases", "traditional_phrases", "variants")
 RECODING += ("compatibility", "nfc", "lower", "repeated_punctuation", "repeated_characters")
@@ -283,6 +285,11 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "integrate.runs": Names(),
     "integrate.points": Whole(2),
     "integrate.max_examples": COUNT,
+    "embedding.nearest": SOME,
+    "mine.by": choice("model", "bm25"),
+    "mine.ranks": Form("two ranks from 1 on, the first not above the last", is_ranks),
+    "mine.negatives": SOME,
+    "mine.below": POSITIVE,
     "review.folds": Whole(2),
     "search.range_test": Duration(share=False, empty=True),
     "search.trials": COUNT,

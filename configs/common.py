@@ -42,6 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval = _eval()
     config.integrate = _integrate()
     config.review = _review()
+    config.mine = _mine()
     config.search = _search()
     config.report = _report()
     config.predict = _predict()
@@ -332,6 +333,8 @@ def _embedding() -> ConfigDict:
     embedding.margin = 0.2  # of triplet, between cosines
     embedding.dimensions = ()  # first dimensions that also serve alone (Matryoshka, 2205.13147)
     embedding.passage_template = ""  # of what belongs to a query; '' is data.template
+    embedding.corpus = ""  # .txt, or a column text, of passages that prediction and mining search
+    embedding.nearest = 10  # passages of it in a prediction
     return embedding
 
 
@@ -474,6 +477,17 @@ def _review() -> ConfigDict:
     review.folds = 5  # each is judged by a model trained on the others
     review.exclude = ""  # CSV of a review: drops training examples with 1 under 'exclude'
     return review
+
+
+def _mine() -> ConfigDict:
+    """Hard negatives for an embedding model or a reranker (--mode=mine)."""
+    mine = ConfigDict()
+    mine.by = "model"  # the checkpoint, or without one the pretrained weights; or 'bm25'
+    mine.ranks = (1, 50)  # first and last rank, among passages that are not the query's
+    mine.negatives = 4  # most of a query
+    mine.below = 0.95  # of the cosine of a query's passage: what is as near may belong to it
+    mine.output = ""  # JSONL; '' is mined.jsonl in the workdir
+    return mine
 
 
 def _search() -> ConfigDict:

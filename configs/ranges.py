@@ -180,6 +180,11 @@ def is_size(value: Any) -> bool:
     return share.fits(value) or (count.fits(value) and float(value).is_integer())
 
 
+def is_ranks(value: Any) -> bool:
+    """Returns whether a value is a first and a last rank."""
+    return are(Whole(1))(value) and len(value) == 2 and value[0] <= value[1]
+
+
 def is_mesh(value: Any) -> bool:
     """Returns whether a value is two sizes, of which one may be -1."""
     sizes = are(Whole(1, also=(-1,)))(value)

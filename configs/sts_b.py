@@ -18,8 +18,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the recipe; `arg` is None or 'runlocal'."""
-    common.check_arg("sts_b", arg)
+    """Returns the recipe; `arg` is None, 'embedding' (vectors) or 'runlocal'."""
+    common.check_arg("sts_b", arg, "embedding")
     config = common.get_config()
     config.data.update(source="files", files="train.tsv", test_files="dev.tsv")
     config.data.update(pair_column="pair", label_kind="number")
@@ -35,6 +35,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval.metric = "spearman"
     config.eval.every = config.train.checkpoint_every = "50%"
     config.integrate.points = 6
+    if arg == "embedding":
+        config.task = "embedding"
+        config.data.template = "query: {text}"
+        config.model.head_start = "random"  # there is no head
+        config.optimizer.learning_rate = 2e-5
     if arg == "runlocal":
         common.runlocal(config)
     return config

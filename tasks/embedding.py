@@ -6,6 +6,7 @@ compared by the cosine. Not here: pooling (models/embedding_head.py), search and
 (evaluation/retrieval.py), cached gradients (training/tuning/regularizers.py).
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -96,6 +97,7 @@ class Embedding(Task):
             self.unfitted = {"slope": 0.0, "intercept": 0.0, "variance": 1.0}
         else:
             self.metrics = (*retrieval.METRICS, LOSS)
+        self._as_passages = False
         self._numbered: tuple[Any, ...] = (None, {}, {})
 
     def prose(self) -> str:
@@ -121,10 +123,18 @@ class Embedding(Task):
                 "config.data.negatives_column, or the loss to 'info_nce'"
             )
 
+    def alone(self, *, passages: bool) -> "Embedding":
+        """Returns the task of single texts, which are passages or queries."""
+        task = copy.copy(self)
+        task.sequences, task._as_passages = 1, passages
+        return task
+
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
         """Returns what encodes queries by config.data.template, passages by their own."""
         options = {"max_length": max_length, "prefix_ids": prefix_ids}
         templates = template, self.config.embedding.passage_template or template
+        if self._as_passages:
+            templates = templates[1], templates[1]
         query, passage = (Encoder(self.tokenizer, words, **options) for words in templates)
         return SeparateEncoder(query, passage, sequences=self.sequences)
 
@@ -157,7 +167,7 @@ class Embedding(Task):
         graded pairs, and weights_B, 0 for what nothing can be learned from."""
         examples, indices_B = chunk.examples, chunk.indices_B
         queries, passages = self._numbers(examples)
-        count, places = len(indices_B), self.sequences - 1
+        count, places = len(indices_B), max(self.sequences - 1, 1)
         passages_BxP = np.zeros((count, places), np.int32)
         if examples.pairs_N is not None:
             passages_BxP[:, 0] = [passages.get(text, 0) for text in examples.pairs_N[indices_B]]
@@ -306,15 +316,20 @@ class Embedding(Task):
             scores[name] = self._ranking_scores(examples, pool, ranked, None, {})
         return scores
 
+    def arrays(self, predictions: Predictions) -> dict[str, np.ndarray]:
+        """Returns the normalised vectors of the queries, float32 [N, E]."""
+        return {"vectors": retrieval.normalised(predictions["vectors_NxKxE"][:, 0])}
+
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
         """Yields text and pair with their cosine and, where they are graded, the grade; without
-        pairs the text and its normalised vector."""
+        pairs the text; `arrays` has its vector."""
         rows_N, examples = rows_of(examples, predictions.ids_N), examples.as_given()
         vectors_NxKxE = retrieval.normalised(predictions["vectors_NxKxE"])
         for row, vectors_KxE in zip(rows_N, vectors_NxKxE, strict=True):
             record = text_record(examples, int(row))
-            if examples.pairs_N is None:
-                yield record | {"vector": [round(float(value), 6) for value in vectors_KxE[0]]}
+            if not record.get("pair"):
+                record.pop("pair", None)
+                yield record
                 continue
             cosines_K = vectors_KxE[1:] @ vectors_KxE[0]
             record["cosine"] = round(float(cosines_K[0]), 6)

@@ -305,6 +305,10 @@ class Task(abc.ABC):
         ones are sorted, greatest first.
         """
 
+    def arrays(self, predictions: Predictions) -> dict[str, np.ndarray]:
+        """Returns what --mode=predict writes as .npy, by name, in the order of `describe`."""
+        return {}
+
     def calibration(self, predictions: Predictions, examples: Examples) -> dict[str, Any] | None:
         """Returns calibration before and after what `fit` chose, {'before', 'after',
         'temperature', 'bias'}, JSON-ready; None if predictions have no calibrated probability."""

@@ -1,15 +1,20 @@
 """--mode=predict: a checkpoint's predictions for texts of a file."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from evaluation import retrieval
 from input_pipeline.batches.mixture import Mixture
 from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.files import write_jsonl
-from tasks import task_class
-from training.experiment import build
-from workflows.restoring import read_meta, restore
+from tasks import require, task_class
+from training.experiment import Experiment, build
+from workflows import vectors
+from workflows.restoring import Restored, read_meta, restore
 
 
 def predict(config: ConfigDict, workdir: Path) -> Path:
@@ -18,6 +23,8 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         raise ValueError(
             "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
         )
+    if config.embedding.corpus:
+        require(config, "READY", "config.embedding.corpus")
     meta = read_meta(config, workdir)
     path, members = config.predict.input, task_class(config).member_configs(config)
     if members:  # each of them predicts every text
@@ -33,6 +40,33 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         )
     predictions = experiment.predict(restored.params, examples, restored.fitted, complete=True)
     output = Path(config.predict.output or workdir / "predictions.jsonl")
-    write_jsonl(output, experiment.task.describe(predictions, examples))
+    records, arrays = experiment.task.describe(predictions, examples), {}
+    for name, array in experiment.task.arrays(predictions).items():
+        arrays[name] = array
+        np.save(path := output.with_name(f"{output.stem}_{name}.npy"), array)
+        print(f"{name.capitalize()} {array.shape}, in the order of the lines, are in {path}")
+    if config.embedding.corpus:
+        records = _with_nearest(records, arrays["vectors"], experiment, restored, workdir)
+    write_jsonl(output, records)
     print(f"{len(predictions):,} predictions by {restored.name} are in {output}")
     return output
+
+
+def _with_nearest(
+    records: Iterable[dict[str, Any]],
+    vectors_NxE: np.ndarray,
+    experiment: Experiment,
+    restored: Restored,
+    workdir: Path,
+) -> Iterator[dict[str, Any]]:
+    """Yields records with the passages of the corpus that are nearest to each."""
+    config = experiment.config
+    texts = vectors.read_corpus(config)
+    corpus_PxE = vectors.corpus_vectors(experiment, restored, texts, workdir)
+    found = retrieval.nearest(vectors_NxE, corpus_PxE, count=config.embedding.nearest)
+    for record, scores_K, rows_K in zip(records, *found, strict=True):
+        nearest = [
+            {"line": int(row) + 1, "text": texts[row], "cosine": round(float(score), 6)}
+            for score, row in zip(scores_K, rows_K, strict=True)
+        ]
+        yield record | {"nearest": nearest}

@@ -21,6 +21,7 @@ from training.sharding import put_batch
 from training.state import TrainState
 from training.train_step import make_train_step
 from training.tuning.regularizers import Regularizers
+from workflows.mine import mine
 from workflows.predict import predict
 from workflows.train import train
 
@@ -199,7 +200,39 @@ def test_a_run_learns_to_find_passages_and_says_what_it_started_from(pair_config
     pair_config.predict.update(input=str(texts), output=str(tmp_path / "out.jsonl"))
     predict(pair_config, tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
-    assert [np.linalg.norm(r["vector"]) for r in records] == pytest.approx([1, 1], abs=1e-4)
+    assert [record["text"] for record in records] == ["这家酒店的房间非常好", "糟糕"]
+    vectors_NxE = np.load(tmp_path / "out_vectors.npy")
+    np.testing.assert_allclose(np.linalg.norm(vectors_NxE, axis=1), 1, atol=1e-5)
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("说实话，价格太差了\n糟糕\n这家酒店的早餐很满意\n")
+    pair_config.embedding.update(corpus=str(corpus), nearest=2)
+    capsys.readouterr()
+    for said in ("", "are read from", "is of other texts: its"):
+        predict(pair_config, tmp_path / "run")
+        assert said in capsys.readouterr().out
+        records = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+        assert all(len(record["nearest"]) == 2 for record in records)
+        cosines = [[found["cosine"] for found in record["nearest"]] for record in records]
+        assert all(first >= second for first, second in cosines)
+        if said:
+            corpus.write_text("说实话，价格太差了\n糟糕\n")
+
+
+@pytest.mark.parametrize("by", ["model", "bm25"])
+def test_mined_negatives_belong_to_no_query_and_the_task_reads_them(
+    pair_config, tmp_path, by, capsys
+):
+    pair_config.mine.update(by=by, ranks=(2, 6), negatives=3, below=1e3)
+    output = mine(pair_config, tmp_path)
+    records = [json.loads(line) for line in output.open()]
+    assert "To train on them: --config.data.files=" in capsys.readouterr().out
+    assert all(len(record["neg"]) == 3 for record in records)
+    assert not any({*r["neg"]} & {*r["pos"], r["query"]} for r in records)
+    assert all(r["neg_scores"] == sorted(r["neg_scores"], reverse=True) for r in records)
+    pair_config.data.update(files=str(output), format="flag_embedding")
+    pair_config.data.split.kind = "group"
+    train_split = load_split(prepare(pair_config.data), "train", limit=0)
+    assert {*map(len, train_split.negatives_N)} == {3}
 
 
 def test_cosines_of_a_run_follow_the_grades(pair_config, tmp_path):
