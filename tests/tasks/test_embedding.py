@@ -226,13 +226,14 @@ def test_mined_negatives_belong_to_no_query_and_the_task_reads_them(
     output = mine(pair_config, tmp_path)
     records = [json.loads(line) for line in output.open()]
     assert "To train on them: --config.data.files=" in capsys.readouterr().out
-    assert all(len(record["neg"]) == 3 for record in records)
+    # Cosines of random weights may be below 0, and nothing is below a thousand times that.
+    assert {len(record["neg"]) for record in records} == ({3} if by == "bm25" else {0, 3})
     assert not any({*r["neg"]} & {*r["pos"], r["query"]} for r in records)
     assert all(r["neg_scores"] == sorted(r["neg_scores"], reverse=True) for r in records)
     pair_config.data.update(files=str(output), format="flag_embedding")
     pair_config.data.split.kind = "group"
     train_split = load_split(prepare(pair_config.data), "train", limit=0)
-    assert {*map(len, train_split.negatives_N)} == {3}
+    assert {*map(len, train_split.negatives_N)} <= {0, 3}
 
 
 def test_cosines_of_a_run_follow_the_grades(pair_config, tmp_path):
