@@ -189,6 +189,10 @@ def test_microbatches_and_layouts_give_the_gradient_of_the_large_batch(
 
 def test_a_run_learns_to_find_passages_and_says_what_it_started_from(pair_config, tmp_path, capsys):
     pair_config.train.update(duration="12 epochs", microbatches=2)
+    second = tmp_path / "second.jsonl"  # that is not trained on
+    rows = [{"query": f"{i}？", "pos": f"价格是{i}", "neg": []} for i in range(9)]
+    second.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    pair_config.integrate.shifted_files = str(second)
     results = train(pair_config, tmp_path / "run")
     rows = results["models"]
     assert list(rows)[:3] == ["BM25 on characters", "BM25 on words", "before training"]
