@@ -6,6 +6,9 @@
 Each line is {"query": .., "title": .., "neg_title": ..}: the title belongs to the query, the other
 does not. The splits are by query, and queries are searched for among all titles of their split.
 `:runlocal` takes about a minute.
+
+Result: nDCG@10 98.8 ± 0.2 %, before training 98.4 ± 0.3 %, BM25 on characters 96.2 ± 0.5 %
+(docs/embeddings.md).
 """
 
 from ml_collections import ConfigDict

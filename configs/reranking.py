@@ -5,6 +5,9 @@
 
 Query and candidate are read together; the data are those of configs/embedding.py. `:runlocal` takes
 about a minute.
+
+Result: the title before the negative 97.8 ± 0.5 %, BM25 on characters 95.4 ± 0.7 %
+(docs/embeddings.md).
 """
 
 from ml_collections import ConfigDict

@@ -227,9 +227,11 @@ class Embedding(Task):
     ) -> jax.Array:
         """Sums the squared distances of the normalised vectors."""
         weights_Bx1x1 = batch["weights_B"].astype(jnp.float32)[:, None, None]
-        first, second = (contrastive.unit(side["vectors_BxKxE"]) for side in (outputs, others))
-        apart_BxKxE = jnp.where(weights_Bx1x1 > 0, first - second, 0.0)
-        return jnp.sum(weights_Bx1x1 * jnp.square(apart_BxKxE))
+        first, second = (
+            contrastive.unit(jnp.where(weights_Bx1x1 > 0, side["vectors_BxKxE"], 0.0))
+            for side in (outputs, others)
+        )
+        return jnp.sum(weights_Bx1x1 * jnp.square(first - second))
 
     def guess_loss(self, examples: Examples) -> float:
         """Returns the loss of equal vectors."""

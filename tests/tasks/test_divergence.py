@@ -6,6 +6,7 @@ import pytest
 
 from configs import common
 from tasks import task_class
+from tasks.embedding import Embedding
 from tasks.multiple_choice import MultipleChoice
 from tasks.reading_comprehension import ReadingComprehension
 from tasks.tagging import Tagging
@@ -49,6 +50,7 @@ CASES = {
         {"logits_RxLxC": (1, 8, 2)},
         {"asked_RxL": (SEGMENTS > 0).astype(np.int32)},
     ),
+    "vectors": lambda: (bare(Embedding), {"vectors_BxKxE": (3, 2, 4)}, {}),
     "choices": lambda: (
         bare(MultipleChoice),
         {"logits_BxC": (6, 1)},
@@ -76,7 +78,8 @@ def test_divergences_are_symmetric_weighted_and_blind_to_what_has_no_weight(name
         """NaN at the example without weight, and at padding."""
         hidden = {(1, 8): SEGMENTS == 3, (3,): WEIGHTS == 0, (6,): np.repeat(WEIGHTS == 0, 2)}
         spoil = {k: hidden[v.shape[:2] if k.count("L") else v.shape[:1]] for k, v in side.items()}
-        return {k: np.where(spoil[k][..., None], np.nan, v) for k, v in side.items()}
+        spoil = {k: v.reshape(*v.shape, *[1] * (side[k].ndim - v.ndim)) for k, v in spoil.items()}
+        return {k: np.where(spoil[k], np.nan, v) for k, v in side.items()}
 
     slope = jax.grad(lambda side: task.divergence(side, spoilt(other), batch, None))(spoilt(one))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
