@@ -179,7 +179,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "model.dtype": choice("float32", "bfloat16", "auto"),
     "model.attention": choice("auto", "plain", "fused"),
     "model.remat": choice("none", "dots", "layers"),
-    "model.pooling": choice("first", "last", "mean", "pooler", "mask"),
+    "model.pooling": choice("first", "last", "mean", "pooler", "mask", "auto"),
     "model.head": choice("linear", "label_words"),
     "model.head_start": choice("random", "probe"),
     "model.label_words": Names(),

@@ -243,7 +243,8 @@ def _model() -> ConfigDict:
     # the outputs of dense layers; 4% more operations) or whole 'layers' (a third more)
     model.bidirectional = False  # lets a decoder's positions attend to later ones
     model.pooling = "mean"  # of an example's positions: 'first', 'last', 'mean', 'pooler' (the
-    # first through BERT's own dense layer and tanh), or 'mask' (those of the template's {mask})
+    # first through BERT's own dense layer and tanh), or 'mask' (those of the template's {mask}); of
+    # embeddings 'auto' is what a folder of sentence-transformers says, with its prompts
     model.head = "linear"  # drawn fresh; 'label_words' starts from word embeddings, with pooling
     # 'last' (causal) or 'mask' (masked language models); of multiple choice it lets a causal model
     # score each choice and what follows it
@@ -332,7 +333,8 @@ def _embedding() -> ConfigDict:
     embedding.learn_temperature = False  # starts from it
     embedding.margin = 0.2  # of triplet, between cosines
     embedding.dimensions = ()  # first dimensions that also serve alone (Matryoshka, 2205.13147)
-    embedding.passage_template = ""  # of what belongs to a query; '' is data.template
+    embedding.passage_template = ""  # of what belongs to a query; '' is data.template, or with
+    # model.pooling='auto' the checkpoint's prompt for passages
     embedding.corpus = ""  # .txt, or a column text, of passages that prediction and mining search
     embedding.nearest = 10  # passages of it in a prediction
     return embedding

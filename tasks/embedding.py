@@ -8,6 +8,7 @@ compared by the cosine. Not here: pooling (models/embedding_head.py), search and
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from input_pipeline.batches.separate import SeparateEncoder
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples, Ragged
 from models.embedding_head import EmbeddingHead
+from models.pretrained import sentence_transformers
 from tasks import contrastive, limits
 from tasks.classification import LOSS
 from tasks.limits import Given, Limit
@@ -45,6 +47,7 @@ class Embedding(Task):
     """
 
     BOUND = ("embedding.passage_template",)
+    EXPORT = "embedding"
     FLOOR = next(iter(BM25))
     JOINT = True
     READY = True
@@ -72,10 +75,11 @@ class Embedding(Task):
                 f"config.embedding.dimensions={options.dimensions}: vectors have "
                 f"{self.backbone.width} dimensions: name fewer"
             )
-        if config.model.pooling not in ("mean", "first", "last"):
+        self._pooling, self._prompts = config.model.pooling, ("", "")
+        if self._pooling not in ("mean", "first", "last", "auto"):
             raise ValueError(
-                f"config.model.pooling={config.model.pooling!r}: an embedding is the 'mean', the "
-                "'first' or the 'last' of the hidden states"
+                f"config.model.pooling={self._pooling!r}: an embedding is the 'mean', the 'first' "
+                "or the 'last' of the hidden states, or 'auto', what the checkpoint's folder says"
             )
         self.sequences = 2 if self._graded else 2 + options.negatives
         if self._loss == "triplet" and not options.negatives:
@@ -100,9 +104,38 @@ class Embedding(Task):
         self._as_passages = False
         self._numbered: tuple[Any, ...] = (None, {}, {})
 
+    def adopt(self, folder: Path) -> str:
+        """Takes pooling and prompts from a folder of sentence-transformers, where they are 'auto'.
+
+        Raises:
+            ValueError: the folder has none, or parts that are not computed here.
+        """
+        if self._pooling != "auto":
+            return ""
+        said = sentence_transformers.read(folder)
+        if said is None:
+            raise ValueError(
+                f"config.model.pooling='auto', but {folder} is no folder of sentence-transformers "
+                "(it has no modules.json): set it to 'mean', 'first' or 'last'"
+            )
+        self._pooling, *self._prompts = said
+        return (
+            f"{folder.name} says: {said.pooling} pooling, {said.query!r} before a query, "
+            f"{said.passage!r} before a passage."
+        )
+
+    def templates(self, template: str) -> tuple[str, str]:
+        """Returns what queries and passages are read in; prompts give way to own templates."""
+        query, passage = self._prompts
+        own = template != "{text}"
+        return (
+            template if own else query + template,
+            self.config.embedding.passage_template or (template if own else passage + template),
+        )
+
     def prose(self) -> str:
         """Describes what is learned."""
-        return f"{self.config.model.pooling} pooling to vectors, compared by {self._loss}"
+        return f"{self._pooling} pooling to vectors, compared by {self._loss}"
 
     def check(self, examples: Examples, split: str) -> None:
         """Raises on examples without pairs, grades, or what the loss compares."""
@@ -132,7 +165,7 @@ class Embedding(Task):
     def encoder(self, template: str, *, max_length: int, prefix_ids: Sequence[int]) -> Encoder:
         """Returns what encodes queries by config.data.template, passages by their own."""
         options = {"max_length": max_length, "prefix_ids": prefix_ids}
-        templates = template, self.config.embedding.passage_template or template
+        templates = self.templates(template)
         if self._as_passages:
             templates = templates[1], templates[1]
         query, passage = (Encoder(self.tokenizer, words, **options) for words in templates)
@@ -205,7 +238,7 @@ class Embedding(Task):
         del num_features
         options = self.config.embedding
         temperature = options.temperature, options.learn_temperature
-        return EmbeddingHead(self.sequences, self.config.model.pooling, *temperature)
+        return EmbeddingHead(self.sequences, self._pooling, *temperature)
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the loss over the queries of a whole step, the mean over the dimensions."""

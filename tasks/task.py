@@ -25,6 +25,7 @@ an example meets them:
 import abc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -79,7 +80,9 @@ class Task(abc.ABC):
     LABELS: ClassVar[str] = "labels"  # the entry of a data set's manifest that holds the labels
     BOUND: ClassVar[tuple[str, ...]] = ()  # own knobs that a checkpoint is tied to
     FEATURES: ClassVar[bool] = False  # config.features: the head can read them
-    EXPORT: ClassVar[str] = ""  # --mode=export: as 'classifier' or 'language_model'; '' refuses
+    EXPORT: ClassVar[str] = (
+        ""  # --mode=export: 'classifier', 'language_model', 'embedding'; '' refuses
+    )
     AVERAGE: ClassVar[str] = ""  # ensembles: average 'softmax', 'sigmoid' or 'numbers'; '' refuses
     UNIT: ClassVar[bool] = False  # `fit` holds the outputs' unit, equal in runs that are joined
     SHIFTED: ClassVar[bool] = True  # config.integrate.shifted_files: one data set has its columns
@@ -138,6 +141,10 @@ class Task(abc.ABC):
     def member_configs(config: ConfigDict) -> Mapping[str, ConfigDict]:
         """Returns the config of each task that this one is made of; {} for a single task."""
         return {}
+
+    def adopt(self, folder: Path) -> str:
+        """Takes over what a checkpoint's folder says about its use; returns a note, or ''."""
+        return ""
 
     def prose(self) -> str:
         """Describes what is learned, for the start-up log."""

@@ -329,6 +329,8 @@ def build(
         say(note)
     backbone = _backbone_config(config, checkpoint.config, tokenizer, original)
     task = task_class(config)(config, labels, tokenizer=tokenizer, backbone=backbone)
+    if note := task.adopt(checkpoint.path):
+        say(note)
     if training is not None:
         task.check(training, "train")
     features = run_features(config, workdir, training)

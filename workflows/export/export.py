@@ -194,7 +194,7 @@ def _trained(experiment: Experiment, workdir: Path) -> Trained:
     params = {**experiment.frozen, **restored.params}
     merged = _merged(experiment.config.adapt, params)
     sample = logits_BxC = None
-    if experiment.task.EXPORT != "language_model":
+    if experiment.task.EXPORT == "classifier":
         sample = _sample(experiment)
         outputs = jax.jit(experiment.apply)(params, _batch(*sample[:3]))
         logits_BxC = np.asarray(outputs["logits_BxC"], np.float32)
@@ -366,14 +366,19 @@ def _write_language_model(trained: Trained, folder: Path) -> dict[str, Any]:
     return huggingface.write_language_model(trained.experiment, trained.merged, folder)
 
 
+def _write_embedding(trained: Trained, folder: Path) -> dict[str, Any]:
+    return huggingface.write_embedding(trained.experiment, trained.merged, folder)
+
+
 def _writers(config: ConfigDict) -> dict[str, Callable[[Trained, Path], dict[str, Any]]]:
     """Returns what writes a task's models, by format.
 
     Raises:
         ValueError: models of this task can't be exported.
     """
-    if require(config, "EXPORT", "--mode=export") == "language_model":
-        return {"huggingface": _write_language_model}
+    if (kind := require(config, "EXPORT", "--mode=export")) != "classifier":
+        write = _write_embedding if kind == "embedding" else _write_language_model
+        return {"huggingface": write}
     return {
         "huggingface": _write_huggingface,
         "stablehlo": _write_stablehlo,

@@ -19,7 +19,7 @@ from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceToken
 from input_pipeline.tokenizers.tokenization import Tokenizer
 from models.backbone import flatten, parts_of
 from models.heads import Model
-from models.pretrained import open_checkpoint, safetensors
+from models.pretrained import open_checkpoint, safetensors, sentence_transformers
 from models.pretrained.tables import KERNEL, Row, Rows, tensors_from
 from training.experiment import Experiment
 
@@ -36,6 +36,7 @@ _DENSE = (
 _ENCODERS = dict.fromkeys(("bert", "ernie", "albert"), _PLAIN)
 _ENCODERS |= dict.fromkeys(("roberta", "xlm-roberta"), _DENSE)
 _SCORE = (Row("head/kernel", "score.weight", KERNEL),)
+_SAMPLES = ("这家酒店的早餐很好", "2024年", "OK，谢谢", "《红楼梦》", " 空格")
 _SAMPLE = "我们在北京看了《红楼梦》，2024 年 OK。"  # that the tokeniser is compared on
 
 # Classes by a file that only they have.
@@ -150,13 +151,56 @@ def write_language_model(
     architecture = f"{stem}For{'MaskedLM' if 'mlm_head' in parts else kind}"
     prose = f"{architecture} of transformers; a run takes the folder as config.model.checkpoint"
     form = Form(architecture, (), MODEL, prose)
+    return _write_backbone(experiment, form, params, folder)
+
+
+def write_embedding(
+    experiment: Experiment, params: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Writes an embedding model as sentence-transformers loads it; see write_language_model.
+
+    A prompt is tokenised together with the text there and apart from it here: of a few texts,
+    those for which that makes a difference are counted.
+    """
+    task, config = experiment.task, experiment.model.config
+    stem = _stem(config.model_type)
+    architecture = f"{stem}{'Encoder' * config.model_type.endswith('t5')}Model"
+    prose = f"{architecture} of transformers, and what sentence-transformers needs beside it"
+    facts = _write_backbone(experiment, Form(architecture, (), MODEL, prose), params, folder)
+    templates = task.templates(experiment.config.data.template)
+    prompts = [template.removesuffix("{text}") for template in templates]
+    if any("{text}" in prompt for prompt in prompts):
+        raise ValueError(
+            f"the templates {templates} have words behind the text, which sentence-transformers "
+            "has no place for: train with words before it alone"
+        )
+    embedding = sentence_transformers.Embedding(experiment.model.task_head.pooling, *prompts)
+    length = experiment.config.layout.max_length
+    sentence_transformers.write(folder, embedding, width=config.width, max_length=length)
+    encoder = experiment.pipeline.encoder.query
+    apart = [encoder([text]).tokens.tolist() for text in _SAMPLES]
+    joined = experiment.tokenizer.encode_batch([prompts[0] + text for text in _SAMPLES])
+    marks = experiment.tokenizer.start_ids, experiment.tokenizer.end_ids
+    joined = [[*marks[0], *ids, *marks[1]] for ids in joined]
+    if differing := sum(a != b for a, b in zip(apart, joined, strict=True)):
+        print(
+            f"Note: {differing} of {len(_SAMPLES)} texts have other tokens where the prompt "
+            f"{prompts[0]!r} is tokenised with them, as sentence-transformers does."
+        )
+    return facts
+
+
+def _write_backbone(
+    experiment: Experiment, form: Form, params: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Writes the backbone, reads it again, and returns what export.py prints of it."""
     params = {path: value for path, value in params.items() if path.startswith("backbone/")}
     _write_folder(experiment, form, params, folder, {})
     again = read(form, folder)
     if again.keys() != params.keys():
         raise ValueError(_other(folder, "other parameters"))
     difference = max(float(np.abs(again[path] - params[path]).max()) for path in params)
-    return {"form": prose, "compared": "parameters", "difference": difference}
+    return {"form": form.prose, "compared": "parameters", "difference": difference}
 
 
 def _write_folder(

@@ -1,0 +1,65 @@
+"""Exported embedding models: read again, and by sentence-transformers, they give equal vectors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from workflows.export.export import export
+from workflows.predict import predict
+from workflows.train import train
+
+TEXTS = ("这家酒店的房间非常好", "我买的这个，电池太差了！", "价格")
+
+
+@pytest.fixture(scope="module")
+def exported(make_config, reviews, tmp_path_factory):
+    """A trained run: its config, its folder and the export."""
+    folder, config = tmp_path_factory.mktemp("embedding"), make_config()
+    path = folder / "pairs.jsonl"
+    rows = [{"text": text[:7], "pair": text} for text, _ in reviews[:80]]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    config.task = "embedding"
+    config.data.update(files=str(path), pair_column="pair", label_column="", template="问：{text}")
+    config.model.update(head="linear", pooling="last", label_words=())
+    config.embedding.passage_template = "{text}"
+    config.train.update(duration="5 steps", integrate=False)
+    config.export.formats = ("huggingface",)
+    train(config, folder / "run")
+    (folder / "texts.txt").write_text("\n".join(TEXTS))
+    return config, folder, export(config, folder / "run") / "huggingface"
+
+
+def vectors(config, folder, workdir):
+    config.predict.update(input=str(folder / "texts.txt"), output=str(folder / "out.jsonl"))
+    predict(config, workdir)
+    return np.load(folder / "out_vectors.npy")
+
+
+def test_a_run_from_the_folder_starts_with_the_vectors_and_the_prompts(exported, tmp_path, capsys):
+    config, folder, model = exported
+    expected = vectors(config, folder, folder / "run")
+    again = config.copy_and_resolve_references()
+    again.model.update(checkpoint=str(model), pooling="auto")
+    again.data.template, again.embedding.passage_template = "{text}", ""
+    again.optimizer.learning_rate, again.train.duration = 1e-12, "1 step"
+    train(again, tmp_path / "again")
+    said = "huggingface says: last pooling, '问：' before a query, '' before a passage."
+    assert said in capsys.readouterr().out
+    found = vectors(again, folder, tmp_path / "again")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_auto_needs_a_folder_that_says_it(exported, tmp_path):
+    config = exported[0].copy_and_resolve_references()
+    config.model.pooling = "auto"
+    with pytest.raises(ValueError, match="no folder of sentence-transformers"):
+        train(config, tmp_path)
+
+
+def test_sentence_transformers_gives_the_same_vectors(exported):
+    library = pytest.importorskip("sentence_transformers", reason="needs the extra bench")
+    config, folder, model = exported
+    loaded = library.SentenceTransformer(str(model), device="cpu")
+    found = loaded.encode(list(TEXTS), prompt_name="query", normalize_embeddings=True)
+    np.testing.assert_allclose(found, vectors(config, folder, folder / "run"), atol=1e-5)
