@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from input_pipeline import hosts
 
 
@@ -74,6 +76,12 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
     lines = [json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records]
     write_text(path, "".join(lines))
     return len(lines)
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Writes an array as .npy, whole or not at all."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.save(file, array)
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from evaluation import retrieval
 from input_pipeline.batches.mixture import Mixture
 from input_pipeline.corpus.preparation import read_unlabelled
-from input_pipeline.files import write_jsonl
+from input_pipeline.files import write_array, write_jsonl
 from tasks import require, task_class
 from training.experiment import Experiment, build
 from workflows import vectors
@@ -43,7 +43,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     records, arrays = experiment.task.describe(predictions, examples), {}
     for name, array in experiment.task.arrays(predictions).items():
         arrays[name] = array
-        np.save(path := output.with_name(f"{output.stem}_{name}.npy"), array)
+        write_array(path := output.with_name(f"{output.stem}_{name}.npy"), array)
         print(f"{name.capitalize()} {array.shape}, in the order of the lines, are in {path}")
     if config.embedding.corpus:
         records = _with_nearest(records, arrays["vectors"], experiment, restored, workdir)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from evaluation import retrieval
 from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.examples import Examples, object_array
-from input_pipeline.files import write_json
+from input_pipeline.files import remove, write_array, write_json
 from training.experiment import Experiment, make_pipeline
 from training.sharding import own_shards
 from workflows.restoring import Restored
@@ -81,7 +81,7 @@ def corpus_vectors(
         changed = [name for name, value in facts.items() if stored.get(name) != value]
         print(f"{path} is of other {' and '.join(changed)}: its vectors are made again.")
     vectors_NxE = encode(experiment, restored, texts)
-    about.unlink(missing_ok=True)
-    np.save(path, vectors_NxE)
+    remove(about)
+    write_array(path, vectors_NxE)
     write_json(about, facts)
     return vectors_NxE
