@@ -23,7 +23,7 @@ from evaluation import lexical, retrieval
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, Scores, about, mean, one_each
 from input_pipeline.batches.separate import SeparateEncoder
-from input_pipeline.batches.template import Encoded, Encoder
+from input_pipeline.batches.template import FIELD, Encoded, Encoder
 from input_pipeline.examples import Examples, Ragged
 from models.embedding_head import EmbeddingHead
 from models.pretrained import sentence_transformers
@@ -68,6 +68,11 @@ class Embedding(Task):
                 f"config.embedding.loss={options.loss!r} does not fit config.data.label_kind="
                 f"{config.data.label_kind!r}: 'cosent' is for grades (label_kind='number'), "
                 "'info_nce' and 'triplet' for passages that belong to a query or do not"
+            )
+        if options.passage_template and FIELD.findall(options.passage_template) != ["text"]:
+            raise ValueError(
+                f"config.embedding.passage_template={options.passage_template!r} must hold {{text}} "
+                "once, and no other field: each passage has a vector of its own"
             )
         self._dimensions = sorted({*options.dimensions, self.backbone.width})
         if self._dimensions[-1] > self.backbone.width:
