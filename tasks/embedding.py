@@ -71,8 +71,8 @@ class Embedding(Task):
             )
         if options.passage_template and FIELD.findall(options.passage_template) != ["text"]:
             raise ValueError(
-                f"config.embedding.passage_template={options.passage_template!r} must hold {{text}} "
-                "once, and no other field: each passage has a vector of its own"
+                f"config.embedding.passage_template={options.passage_template!r} must hold "
+                "{text} once, and no other field: each passage has a vector of its own"
             )
         self._dimensions = sorted({*options.dimensions, self.backbone.width})
         if self._dimensions[-1] > self.backbone.width:
