@@ -7,6 +7,7 @@ compared by the cosine. Not here: pooling (models/embedding_head.py), search and
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,6 @@ class Embedding(Task):
         else:
             self.metrics = (*retrieval.METRICS, LOSS)
         self._as_passages = False
-        self._numbered: tuple[Any, ...] = (None, {}, {})
 
     def adopt(self, folder: Path) -> str:
         """Takes pooling and prompts from a folder of sentence-transformers, where they are 'auto'.
@@ -204,7 +204,7 @@ class Embedding(Task):
         """Returns queries_B and passages_BxP, numbers of equal texts (0 is absent), numbers_B of
         graded pairs, and weights_B, 0 for what nothing can be learned from."""
         examples, indices_B = chunk.examples, chunk.indices_B
-        queries, passages = self._numbers(examples)
+        queries, passages = _numbers(examples)
         count, places = len(indices_B), max(self.sequences - 1, 1)
         passages_BxP = np.zeros((count, places), np.int32)
         if examples.pairs_N is not None:
@@ -223,20 +223,10 @@ class Embedding(Task):
                 numbers_B = examples.numbers_N[indices_B].astype(np.float32)
             taught_B &= np.isfinite(numbers_B)
             arrays["numbers_B"] = np.where(taught_B, numbers_B, 0)
-        arrays["weights_B"] = np.where(taught_B | (not chunk.training), 1, 0).astype(np.float32)
+        known = self._graded and examples.numbers_N is not None
+        asked_B = taught_B if chunk.training or known else np.ones(count, bool)
+        arrays["weights_B"] = asked_B.astype(np.float32)
         return Targets({}, arrays)
-
-    def _numbers(self, examples: Examples) -> tuple[dict[str, int], dict[str, int]]:
-        """Returns a number for each different query, and for each different passage, from 1 on."""
-        known, queries, passages = self._numbered
-        if known is not examples:
-            pairs = () if examples.pairs_N is None else filter(None, examples.pairs_N)
-            others = () if examples.negatives_N is None else examples.negatives_N
-            texts = dict.fromkeys([*pairs, *(text for row in others for text in row)])
-            queries = {t: i for i, t in enumerate(dict.fromkeys(examples.texts_N), start=1)}
-            passages = {text: i for i, text in enumerate(texts, start=1)}
-            self._numbered = examples, queries, passages
-        return queries, passages
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns the pooling head."""
@@ -292,21 +282,22 @@ class Embedding(Task):
         detail = {"mean_cosine": round(mean_cosine, 4), "effective_rank": round(rank, 1)}
         if self._graded:
             return self._graded_scores(chosen, _cosines(predictions), predictions.fitted, detail)
-        vectors_NxKxE = retrieval.normalised(predictions["vectors_NxKxE"])
-        pool = _Pool(chosen, self.candidates(chosen, np.arange(len(chosen)), np.zeros(len(chosen))))
-        passages_PxE = vectors_NxKxE.reshape(-1, vectors_NxKxE.shape[-1])[
-            pool.rows_P * self.sequences + 1 + pool.places_P
-        ]
-        queries_NxE = vectors_NxKxE[:, 0]
+        pool, queries_NxE, passages_PxE = self._pool(predictions, chosen)
         _, ranked = retrieval.nearest(queries_NxE, passages_PxE, count=100)
-        scale = float(predictions["scale_N"][0])
-        losses_N = np.concatenate(
-            [
-                pool.losses(part, scale * queries_NxE[part] @ passages_PxE.T)
-                for part in np.array_split(np.arange(len(chosen)), -(-len(chosen) // _CHUNK))
-            ]
-        )
-        return self._ranking_scores(chosen, pool, ranked, losses_N, detail)
+        scale, parts = float(predictions["scale_N"][0]), -(-len(chosen) // _CHUNK)
+        losses_N = [
+            pool.losses(part, scale * queries_NxE[part] @ passages_PxE.T)
+            for part in np.array_split(np.arange(len(chosen)), parts)
+        ]
+        return self._ranking_scores(chosen, pool, ranked, np.concatenate(losses_N), detail)
+
+    def _pool(
+        self, predictions: Predictions, chosen: Examples
+    ) -> tuple["_Pool", np.ndarray, np.ndarray]:
+        """Returns the passages of the examples, and normalised vectors of queries and passages."""
+        vectors_NxKxE, rows = retrieval.normalised(predictions["vectors_NxKxE"]), len(chosen)
+        pool = _Pool(chosen, self.candidates(chosen, np.arange(rows), np.zeros(rows)))
+        return pool, vectors_NxKxE[:, 0], vectors_NxKxE[pool.rows_P, 1 + pool.places_P]
 
     def _ranking_scores(
         self, chosen: Examples, pool: "_Pool", ranked: np.ndarray, losses_N: Any, detail: dict
@@ -361,27 +352,44 @@ class Embedding(Task):
         return {"vectors": retrieval.normalised(predictions["vectors_NxKxE"][:, 0])}
 
     def describe(self, predictions: Predictions, examples: Examples) -> Iterator[dict[str, Any]]:
-        """Yields text and pair with their cosine and, where they are graded, the grade; without
-        pairs the text; `arrays` has its vector."""
-        rows_N, examples = rows_of(examples, predictions.ids_N), examples.as_given()
-        vectors_NxKxE = retrieval.normalised(predictions["vectors_NxKxE"])
-        for row, vectors_KxE in zip(rows_N, vectors_NxKxE, strict=True):
-            record = text_record(examples, int(row))
-            if not record.get("pair"):
+        """Yields text and pair with their cosine, and the grade, or the passage of the split that
+        is nearest to the query; without pairs the text, whose vector is in `arrays`."""
+        rows_N, shown = rows_of(examples, predictions.ids_N), examples.as_given()
+        cosines_N = _cosines(predictions) if examples.pairs_N is not None else None
+        if cosines_N is None or not any(examples.pairs_N):
+            for row in rows_N:
+                record = text_record(shown, int(row))
                 record.pop("pair", None)
                 yield record
-                continue
-            cosines_K = vectors_KxE[1:] @ vectors_KxE[0]
-            record["cosine"] = round(float(cosines_K[0]), 6)
-            if self._graded and examples.numbers_N is not None:
+            return
+        chosen, nearest = examples.take(rows_N), None
+        if not self._graded:
+            pool, queries_NxE, passages_PxE = self._pool(predictions, chosen)
+            scores_Nx1, nearest_Nx1 = retrieval.nearest(queries_NxE, passages_PxE, count=1)
+            nearest = zip(scores_Nx1[:, 0], nearest_Nx1[:, 0], strict=True)
+        for place, (row, cosine) in enumerate(zip(rows_N, cosines_N, strict=True)):
+            record = text_record(shown, int(row)) | {"cosine": round(float(cosine), 6)}
+            if nearest is not None:
+                score, number = next(nearest)
+                wrong = number not in pool.relevant_N[place]
+                record |= {"nearest": pool.texts[number], "wrong": bool(wrong)}
+                record |= {"confidence": round(float(score), 6)}
+            elif examples.numbers_N is not None:
                 line, true = predictions.fitted, float(examples.numbers_N[row])
-                off = abs(line["slope"] * cosines_K[0] + line["intercept"] - true)
+                off = abs(line["slope"] * cosine + line["intercept"] - true)
                 off /= np.sqrt(line["variance"])
                 record |= {"label": true, "wrong": bool(off > 1), "confidence": float(off)}
-            elif not self._graded:
-                beaten = bool((cosines_K[1:] >= cosines_K[0]).any())
-                record |= {"wrong": beaten, "confidence": round(float(cosines_K.max()), 6)}
             yield record
+
+
+@functools.lru_cache(maxsize=4)  # training reads ahead while other splits are evaluated
+def _numbers(examples: Examples) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns a number for each different query, and for each different passage, from 1 on."""
+    pairs = () if examples.pairs_N is None else filter(None, examples.pairs_N)
+    others = () if examples.negatives_N is None else examples.negatives_N
+    texts = dict.fromkeys([*pairs, *(text for row in others for text in row)])
+    queries = {text: i for i, text in enumerate(dict.fromkeys(examples.texts_N), start=1)}
+    return queries, {text: i for i, text in enumerate(texts, start=1)}
 
 
 class _Pool:

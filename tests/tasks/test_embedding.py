@@ -1,6 +1,7 @@
 """Embeddings: losses as written out, one gradient in any division of a step, whole runs."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.evaluate import Predictions
+from evaluation.metrics import summarise
 from input_pipeline.batches.separate import SeparateEncoder
 from input_pipeline.batches.template import Encoder
 from input_pipeline.corpus import sources
 from input_pipeline.corpus.preparation import load_split, prepare
+from input_pipeline.examples import Examples, object_array
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from tasks import contrastive
+from tasks.embedding import Embedding
+from training.collapse import nothing_learned
 from training.experiment import build
 from training.sharding import put_batch
 from training.state import TrainState
@@ -238,6 +244,31 @@ def test_mined_negatives_belong_to_no_query_and_the_task_reads_them(
     pair_config.data.split.kind = "group"
     train_split = load_split(prepare(pair_config.data), "train", limit=0)
     assert {*map(len, train_split.negatives_N)} <= {0, 3}
+
+
+def test_equal_vectors_find_nothing_and_are_known_to_have_learned_nothing(pair_config):
+    backbone = SimpleNamespace(width=4, model_type="bert")
+    task = Embedding(pair_config, (), tokenizer=None, backbone=backbone)
+    examples = Examples(
+        texts_N=object_array(["甲", "乙", "丙", "甲"]),
+        labels_N=None,
+        ids_N=np.arange(4),
+        pairs_N=object_array(["a", "b", "c", "d"]),
+        negatives_N=object_array([("b",), ("e",), (), ()]),
+    )
+    outputs = {"vectors_NxKxE": np.ones((4, 3, 4), np.float32), "scale_N": np.full(4, 20.0)}
+    predictions = Predictions(np.arange(4), outputs)
+    summary = summarise(task.score(predictions, examples))
+    values = {metric.name: summary[metric.name]["value"] for metric in task.metrics}
+    # Passages a, b, c, d, e are equal: the first in order come first, and 甲 has two of them.
+    assert values["recall_1"] == pytest.approx(0.5 / 3)
+    expected = np.mean(np.log([4, 5, 5, 4]))
+    assert values["loss"] == pytest.approx(expected, rel=1e-6)
+    guess = task.guess_loss(examples)
+    assert "no better than that of a guess" in nothing_learned(values, guess, "")
+    records = list(task.describe(predictions, examples))
+    assert [record["wrong"] for record in records] == [False, True, True, False]
+    assert {record["nearest"] for record in records} == {"a"}
 
 
 def test_cosines_of_a_run_follow_the_grades(pair_config, tmp_path):
