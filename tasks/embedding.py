@@ -185,6 +185,8 @@ class Embedding(Task):
             yield limits.masked(without, len(examples), "grade")
         elif examples.pairs_N is not None:
             yield limits.masked(sum(not p for p in examples.pairs_N), len(examples), "passage")
+            where = "read in later epochs" if given.training else "never read"
+            yield limits.beyond(examples, self.sequences - 2, where)
 
     def candidates(
         self, examples: Examples, indices_B: np.ndarray, epochs_B: np.ndarray

@@ -106,6 +106,15 @@ def unused(taught: Collection[int], labels: Sequence[str]) -> Iterator[Limit]:
     yield Limit(len(absent), len(labels), what, remedy)
 
 
+def beyond(examples: Examples, most: int, where: str) -> Limit:
+    """Returns the limit of negatives beyond the number that is read of each example."""
+    negatives_N = () if examples.negatives_N is None else examples.negatives_N
+    counts_N = np.array([len(row) for row in negatives_N], int)
+    count = int(np.maximum(counts_N - most, 0).sum())
+    what = f"negatives are beyond config.embedding.negatives={most} and {where}"
+    return Limit(count, int(counts_N.sum()), what, "raise it")
+
+
 def _names(labels: Sequence[str]) -> str:
     more = len(labels) - _NAMED
     return ", ".join(labels[:_NAMED]) + (f" and {more} more" if more > 0 else "")

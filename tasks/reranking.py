@@ -103,11 +103,7 @@ class Reranking(multiple_choice.MultipleChoice):
         labels_N = given.windows.labels_N
         yield from (cut, alike)
         yield limits.masked(int((labels_N < 0).sum()), len(labels_N), "passage with a negative")
-        given_N = [] if given.examples.negatives_N is None else map(len, given.examples.negatives_N)
-        counts_N = np.array(list(given_N), int)
-        beyond = int(np.maximum(counts_N - self.sequences + 1, 0).sum())
-        what = "negatives are beyond config.embedding.negatives and never read"
-        yield Limit(beyond, int(counts_N.sum()), what, "raise it")
+        yield limits.beyond(given.examples, self.sequences - 1, "never read")
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Sums the cross-entropy among the candidates of each query, or the mean of that of each
