@@ -36,7 +36,11 @@ from tasks.task import Arrays, Chunk, Loss, Targets, Task, digest, groups_of, ro
 
 BM25 = {"BM25 on characters": False, "BM25 on words": True}
 _CHUNK = 512  # queries whose similarities to all passages are in memory at once
-_SQUARED = Metric("loss", "squared error of the grade", mean, higher_is_better=False)
+_GRADED = (
+    Metric("spearman", "Spearman correlation", correlation, additive=False),
+    Metric("pearson", "Pearson correlation", correlation),
+    Metric("loss", "squared error of the grade", mean, higher_is_better=False),
+)
 
 
 class Embedding(Task):
@@ -47,6 +51,7 @@ class Embedding(Task):
     of the mean grade.
     """
 
+    metrics = (*retrieval.METRICS, LOSS)  # of pairs with a grade, those of _GRADED
     BOUND = ("embedding.passage_template",)
     EXPORT = "embedding"
     FLOOR = next(iter(BM25))
@@ -99,14 +104,8 @@ class Embedding(Task):
                 "others to compare with: set it to 2 or more, better 32"
             )
         if self._graded:
-            self.metrics = (
-                Metric("spearman", "Spearman correlation", correlation, additive=False),
-                Metric("pearson", "Pearson correlation", correlation),
-                _SQUARED,
-            )
+            self.metrics = _GRADED
             self.unfitted = {"slope": 0.0, "intercept": 0.0, "variance": 1.0}
-        else:
-            self.metrics = (*retrieval.METRICS, LOSS)
         self._as_passages = False
 
     def adopt(self, folder: Path) -> str:

@@ -50,7 +50,8 @@ def test_what_the_kinds_can_do():
     language = {name for name in all_classes() if "language" in name}
     language |= {"span_corruption", "generation"}
     assert able("REVIEW") == single
-    assert able("EXPORT") == single | language
+    assert able("EXPORT") == single | language | {"embedding"}
+    assert able("JOINT") == able("READY") == {"embedding"}
     assert able("ROBUSTNESS") == able("AVERAGE") == classifiers | choices
     assert able("FEATURES") == classifiers
     assert able("PROBE") == classifiers | {"classification/regression", "tagging"}
