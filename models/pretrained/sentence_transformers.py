@@ -55,17 +55,26 @@ def read(folder: Path) -> Embedding | None:
     config = _json(path, dict)
     modes = [key[len(_MODE) :] for key, value in config.items() if key.startswith(_MODE) and value]
     chosen = [_OLD.get(mode, mode) for mode in modes]
-    if isinstance(config.get("pooling_mode"), str):
-        chosen = [config["pooling_mode"]]
+    if mode := config.get("pooling_mode"):  # since version 5: a name, or several
+        chosen = [mode] if isinstance(mode, str) else list(map(str, mode))
     if len(chosen) != 1 or chosen[0] not in _POOLINGS:
         raise ValueError(
             f"{path}: found the pooling {', '.join(chosen) or 'nothing'}, expected one "
             f"of {', '.join(_POOLINGS)}: set config.model.pooling yourself"
         )
+    if not config.get("include_prompt", True):
+        raise ValueError(
+            f"{path}: include_prompt is false, but the words before a text are pooled here: set "
+            "config.model.pooling yourself, and know that the vectors are others"
+        )
     path = folder / "config_sentence_transformers.json"
     config = _json(path, dict) if path.is_file() else {}
     prompts = config.get("prompts") or {}
-    default = prompts.get(config.get("default_prompt_name") or "", "")
+    if not isinstance(prompts, Mapping) or not all(isinstance(p, str) for p in prompts.values()):
+        raise ValueError(f"{path}: prompts is {prompts!r}, expected texts by name: mend the file")
+    # Where a side has a prompt, the library's encode_query and encode_document read no default.
+    named = any(name in prompts for names in _PROMPTS for name in names)
+    default = "" if named else prompts.get(config.get("default_prompt_name") or "", "")
     sides = [next((prompts[n] for n in names if n in prompts), default) for names in _PROMPTS]
     return Embedding(_POOLINGS[chosen[0]], *sides)
 

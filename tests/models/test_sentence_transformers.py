@@ -46,6 +46,11 @@ def folder_of(path, *, pooling=MEAN, kinds=(*PLAIN, "Normalize"), **config):
             {"prompts": {"sts": "a: "}, "default_prompt_name": "sts"},
             ("mean", "a: ", "a: "),
         ),
+        (
+            MEAN,
+            {"prompts": {"query": "q: ", "sts": "a: "}, "default_prompt_name": "sts"},
+            ("mean", "q: ", ""),
+        ),
     ],
 )
 def test_layouts_are_read(tmp_path, pooling, config, expected):
@@ -63,6 +68,8 @@ def test_a_folder_of_transformers_says_nothing(tmp_path):
         ({"pooling_mode_weightedmean_tokens": True}, PLAIN, "weightedmean"),
         (MEAN | {"pooling_mode_cls_token": True}, PLAIN, "mean, cls"),
         ({}, PLAIN, "found the pooling nothing"),
+        ({"pooling_mode": ["cls", "mean"]}, PLAIN, "cls, mean"),
+        (MEAN | {"include_prompt": False}, PLAIN, "include_prompt is false"),
         (MEAN, (*PLAIN, "Dense"), "Dense"),
     ],
 )
@@ -78,6 +85,12 @@ def test_damaged_files_are_named(tmp_path, name, content):
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=f"{name}.*fetch the folder again"):
         st.read(folder)
+
+
+@pytest.mark.parametrize("prompts", [["query: "], {"query": None}])
+def test_prompts_that_are_no_texts_are_refused(tmp_path, prompts):
+    with pytest.raises(ValueError, match="expected texts by name"):
+        st.read(folder_of(tmp_path / "m", prompts=prompts))
 
 
 def test_what_is_written_is_read(tmp_path):
