@@ -17,6 +17,7 @@ from input_pipeline.files import write_json, write_text
 from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from input_pipeline.tokenizers.tokenization import Tokenizer
+from input_pipeline.tokenizers.tokenizer_json import put_marks
 from models.backbone import flatten, parts_of
 from models.heads import Model
 from models.pretrained import open_checkpoint, safetensors, sentence_transformers
@@ -177,6 +178,7 @@ def write_embedding(
     embedding = sentence_transformers.Embedding(experiment.model.task_head.pooling, *prompts)
     length = experiment.config.layout.max_length
     sentence_transformers.write(folder, embedding, width=config.width, max_length=length)
+    _write_marks(experiment.tokenizer, folder)
     encoder = experiment.pipeline.encoder.query
     apart = [encoder([text]).tokens.tolist() for text in _SAMPLES]
     joined = experiment.tokenizer.encode_batch([prompts[0] + text for text in _SAMPLES])
@@ -187,7 +189,25 @@ def write_embedding(
             f"Note: {differing} of {len(_SAMPLES)} texts have other tokens where the prompt "
             f"{prompts[0]!r} is tokenised with them, as sentence-transformers does."
         )
+    if ops := tuple(experiment.config.data.normalization):
+        print(f"Note: recode texts by {', '.join(ops)} before sentence-transformers reads them.")
     return facts
+
+
+def _write_marks(tokenizer: Tokenizer, folder: Path) -> None:
+    """Puts config.tokenizer.marks into a written tokenizer.json, if they are not what it says."""
+    path, again = folder / "tokenizer.json", load_tokenizer(folder)
+    if (again.start_ids, again.end_ids) == (tokenizer.start_ids, tokenizer.end_ids):
+        return
+    if not path.exists():
+        raise ValueError(
+            "config.tokenizer.marks puts other marks around a text than the files of this "
+            "tokeniser can say: train with config.tokenizer.marks='auto'"
+        )
+    around = tokenizer.start_ids, tokenizer.end_ids
+    start, end = ([tokenizer.piece(i) for i in ids] for ids in around)
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, put_marks(spec, [*start, "A", *end, "B", *end]))
 
 
 def _write_backbone(

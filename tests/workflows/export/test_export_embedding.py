@@ -1,14 +1,21 @@
 """Exported embedding models: read again, and by sentence-transformers, they give equal vectors."""
 
+import itertools
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
+from input_pipeline.tokenizers.loading import load_tokenizer
 from workflows.export.export import export
+from workflows.export.huggingface import _write_marks
 from workflows.predict import predict
 from workflows.train import train
 
+FILES = Path(__file__).parents[2] / "fixtures" / "tokenizers"
 TEXTS = ("这家酒店的房间非常好", "我买的这个，电池太差了！", "价格")
 
 
@@ -63,3 +70,23 @@ def test_sentence_transformers_gives_the_same_vectors(exported):
     loaded = library.SentenceTransformer(str(model), device="cpu")
     found = loaded.encode(list(TEXTS), prompt_name="query", normalize_embeddings=True)
     np.testing.assert_allclose(found, vectors(config, folder, folder / "run"), atol=1e-5)
+
+
+def test_the_tokeniser_of_the_folder_puts_the_marks_of_the_run(tmp_path):
+    for before, marks in itertools.product(("none", "eos"), repeat=2):
+        folder = tmp_path / before / marks
+        shutil.copytree(FILES / "qwen2", folder)
+        for kind in (before, marks):
+            tokenizer = load_tokenizer(folder, marks=kind)
+            _write_marks(tokenizer, folder)
+        written = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        ids = tokenizer.encode_batch(["价格"])[0]
+        end_ids = [tokenizer.eos_id] * (marks == "eos")
+        assert written.encode("价格").ids == ids + end_ids
+        assert load_tokenizer(folder).end_ids == end_ids
+
+
+def test_marks_that_the_files_cannot_say_are_refused():
+    tokenizer = load_tokenizer(FILES / "bert", marks="none")
+    with pytest.raises(ValueError, match="train with config.tokenizer.marks='auto'"):
+        _write_marks(tokenizer, FILES / "bert")
