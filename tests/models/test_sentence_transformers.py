@@ -68,7 +68,7 @@ def test_a_folder_of_transformers_says_nothing(tmp_path):
         ({"pooling_mode_weightedmean_tokens": True}, PLAIN, "weightedmean"),
         (MEAN | {"pooling_mode_cls_token": True}, PLAIN, "mean, cls"),
         ({}, PLAIN, "found the pooling nothing"),
-        ({"pooling_mode": ["cls", "mean"]}, PLAIN, "cls, mean"),
+        ({"pooling_mode": ["cls", "mean"]}, PLAIN, "found the pooling cls, mean"),
         (MEAN | {"include_prompt": False}, PLAIN, "include_prompt is false"),
         (MEAN, (*PLAIN, "Dense"), "Dense"),
     ],
