@@ -81,15 +81,16 @@ class Ours(Side):
         zero, params = jnp.int32(0), experiment.put(experiment.initial)
         state = TrainState(zero, zero + 0, params, jax.jit(optimizer.init)(params))
         self._batches = experiment.pipeline.train(examples, first_example=0)
-        self._restored = Restored(experiment.put(experiment.initial), {"fitted": {}}, "", 0)
-        self._state, self._put, self._vectors, self._jax = state, put_batch, vectors, jax
+        restored = Restored(experiment.put(experiment.initial), {"fitted": {}}, "", 0)
+        self._vectors = vectors.Vectors(experiment, restored)
+        self._state, self._put, self._jax = state, put_batch, jax
 
     def begin(self) -> None:
         """Nothing is measured yet."""
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Returns vectors of queries."""
-        return self._vectors.encode(self._experiment, self._restored, texts, passages=False)
+        return self._vectors(texts, "query")
 
     def train(self, steps: int) -> None:
         """Takes steps and waits for them."""

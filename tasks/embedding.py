@@ -75,11 +75,15 @@ class Embedding(Task):
                 f"{config.data.label_kind!r}: 'cosent' is for grades (label_kind='number'), "
                 "'info_nce' and 'triplet' for passages that belong to a query or do not"
             )
-        if options.passage_template and FIELD.findall(options.passage_template) != ["text"]:
-            raise ValueError(
-                f"config.embedding.passage_template={options.passage_template!r} must hold "
-                "{text} once, and no other field: each passage has a vector of its own"
-            )
+        templates = {"data.template": config.data.template}
+        if options.passage_template:
+            templates["embedding.passage_template"] = options.passage_template
+        for key, template in templates.items():
+            if FIELD.findall(template) != ["text"]:
+                raise ValueError(
+                    f"config.{key}={template!r} must hold {{text}} once, and no other field: each "
+                    "text has a vector of its own"
+                )
         self._dimensions = sorted({*options.dimensions, self.backbone.width})
         if self._dimensions[-1] > self.backbone.width:
             raise ValueError(
@@ -122,11 +126,16 @@ class Embedding(Task):
                 f"config.model.pooling='auto', but {folder} is no folder of sentence-transformers "
                 "(it has no modules.json): set it to 'mean', 'first' or 'last'"
             )
-        self._pooling, *self._prompts = said
-        return (
+        self._pooling, self._prompts = said.pooling, (said.query, said.passage)
+        note = (
             f"{folder.name} says: {said.pooling} pooling, {said.query!r} before a query, "
-            f"{said.passage!r} before a passage."
+            f"{said.passage!r} before a passage"
         )
+        if said.max_length:
+            note += f", {said.max_length:,} tokens at most"
+        if said.lower and "lower" not in self.config.data.normalization:
+            note += ", lower case, which here config.data.normalization=('lower',) does"
+        return f"{note}."
 
     def templates(self, template: str) -> tuple[str, str]:
         """Returns what queries and passages are read in; prompts give way to own templates."""
@@ -182,7 +191,7 @@ class Embedding(Task):
         if self._graded and examples.numbers_N is not None:
             without = int((~np.isfinite(examples.numbers_N)).sum())
             yield limits.masked(without, len(examples), "grade")
-        elif examples.pairs_N is not None:
+        elif examples.pairs_N is not None and any(examples.pairs_N):  # none where texts are given
             yield limits.masked(sum(not p for p in examples.pairs_N), len(examples), "passage")
             where = "read in later epochs" if given.training else "never read"
             yield limits.beyond(examples, self.sequences - 2, where)

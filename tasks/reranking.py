@@ -18,7 +18,7 @@ from evaluation import lexical, retrieval
 from evaluation.evaluate import Predictions
 from evaluation.metrics import Scores, about, one_each
 from input_pipeline.batches.template import Encoder
-from input_pipeline.examples import Examples, Ragged, object_array
+from input_pipeline.examples import Examples, object_array
 from tasks import limits, multiple_choice
 from tasks.classification import LOSS
 from tasks.embedding import BM25
@@ -143,16 +143,13 @@ class Reranking(multiple_choice.MultipleChoice):
     ) -> Scores:
         del guessing
         asked_N = examples.labels_N >= 0
-        before_N = (logits_NxK[asked_N, 1:] >= logits_NxK[asked_N, :1]).sum(axis=1)
-        # The passage is number 0, behind all that score as high; the others' order is of no use.
-        rows_MxK = np.arange(1, 1 + max(self.sequences, 100)) * np.ones((len(before_N), 1), int)
-        rows_MxK[np.arange(len(before_N)), np.minimum(before_N, rows_MxK.shape[1] - 1)] = 0
-        ranked = retrieval.ranking_statistics(rows_MxK, Ragged.of([[0]] * len(before_N), np.int64))
-        statistics = {m.name: np.full((len(examples), 2), np.nan) for m in self.metrics}
-        for name in statistics.keys() & ranked.keys():
-            statistics[name][asked_N] = ranked[name]
-        logs_NxK = log_softmax(logits_NxK, axis=1)
-        statistics["loss"] = about(asked_N, one_each(-logs_NxK[:, 0]))
+        before_N = (logits_NxK[:, 1:] >= logits_NxK[:, :1]).sum(axis=1)
+        values = {
+            "mrr_10": np.where(before_N < 10, 1 / (1 + before_N), 0.0),
+            "recall_1": before_N == 0,
+            "loss": -log_softmax(logits_NxK, axis=1)[:, 0],
+        }
+        statistics = {name: about(asked_N, one_each(column)) for name, column in values.items()}
         truth = digest(np.array([len(row) for row in examples.choices_N]))
         groups_N = groups_of(examples, examples.ids_N)
         return Scores(self.metrics, examples.ids_N, statistics, {}, truth, groups_N)

@@ -118,8 +118,8 @@ class Task(abc.ABC):
             backbone: shapes of the model.
 
         Raises:
-            ValueError: features for a head that reads none, or smoothing of what is no
-                distribution.
+            ValueError: features for a head that reads none, smoothing of what is no
+                distribution, or a pooling that only embeddings have.
         """
         if config.regularize.label_smoothing and not self.SMOOTHING:
             kind = f" of kind {config.classification.kind}" * (config.task == "classification")
@@ -131,6 +131,11 @@ class Task(abc.ABC):
             raise ValueError(
                 f"config.features.use={config.features.use!r}: config.task={config.task!r} reads "
                 "no features: set it to 'none'"
+            )
+        if config.model.pooling == "auto" and not self.READY:
+            raise ValueError(
+                f"config.model.pooling='auto': config.task={config.task!r} makes no vectors, of "
+                "which a folder could say how: set it to 'mean', 'first' or 'last'"
             )
         self.config, self.labels = config, tuple(labels)
         self.tokenizer, self.backbone = tokenizer, backbone

@@ -1,7 +1,8 @@
 """--mode=mine: hard negatives for the training queries, by the run's model or BM25."""
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,98 +12,139 @@ from input_pipeline.examples import Examples
 from input_pipeline.files import write_jsonl
 from tasks import require
 from training.data import load_data
-from training.experiment import Experiment, build
+from training.experiment import build
 from training.workdir import has_checkpoint
-from workflows import vectors
 from workflows.restoring import Restored, read_meta, restore
+from workflows.vectors import Vectors, read_corpus
 
 _SAMPLES = 3
+_BM25 = "bm25"
 
 
 def mine(config: ConfigDict, workdir: Path) -> Path:
     """Writes the training queries with what is near them and does not belong to them, as JSONL of
     data.format='flag_embedding'.
 
-    Candidates are the passages of config.embedding.corpus, or those of the training split. From the
-    ranks config.mine.ranks, the first config.mine.negatives are taken that are none of the query's
-    passages and, by a model, less similar to the query than mine.below times its passage (1.0 keeps
-    all; 0.95 as in NV-Retriever, 2407.15831): the more similar are likely to belong to it.
+    Candidates are the passages of config.embedding.corpus, or those of the training split. Of those
+    that are none of the query's, the ranks config.mine.ranks are taken, without what is as similar
+    to the query as config.mine.below times its passage: that is likely to belong to it (0.95 as in
+    NV-Retriever, 2407.15831). BM25 has no such filter. The first config.mine.negatives are kept.
+
+    Raises:
+        ValueError: a task without vectors, graded pairs, or a corpus that cannot be read.
     """
     require(config, "READY", "--mode=mine")
-    first, last = config.mine.ranks
+    if config.data.label_kind == "number":
+        raise ValueError(
+            "--mode=mine: with config.data.label_kind='number' pairs have grades, and none belongs "
+            "to another: mine with pairs that belong together"
+        )
     data = load_data(config)
     examples = data.split("train")
     belonging: dict[str, dict[str, None]] = {}
     for text, pair in zip(examples.texts_N, examples.pairs_N, strict=True):
         if pair:
             belonging.setdefault(text, {})[pair] = None
-    queries = list(belonging)
-    passages = list(dict.fromkeys(pair for pairs in belonging.values() for pair in pairs))
-    corpus = passages
-    if config.embedding.corpus:
-        corpus = list(dict.fromkeys(vectors.read_corpus(config)))
-    most = max(map(len, belonging.values()))
-    count = min(len(corpus), last + most)
-    limits = np.full(len(queries), np.inf)
-    if config.mine.by == "bm25":
-        scores_QxK, rows_QxK = lexical.bm25(queries, corpus, words=False, count=count)
-        by = "BM25 on characters"
+    own = list(dict.fromkeys(pair for pairs in belonging.values() for pair in pairs))
+    corpus = list(dict.fromkeys(read_corpus(config))) if config.embedding.corpus else own
+    # Enough that the query and all that belongs to it can be left out.
+    count = min(len(corpus), config.mine.ranks[1] + max(map(len, belonging.values())) + 1)
+    if config.mine.by == _BM25:
+        by, limits_Q = "BM25 on characters", np.full(len(belonging), np.inf)
+        found = lexical.bm25(list(belonging), corpus, words=False, count=count)
     else:
-        experiment, restored = _model(config, workdir, data.labels, examples)
-        queries_QxE = vectors.encode(experiment, restored, queries, passages=False)
-        own_PxE = vectors.encode(experiment, restored, passages)
-        numbers = {text: number for number, text in enumerate(passages)}
-        limits = config.mine.below * np.array(
-            [
-                min(own_PxE[numbers[pair]] @ queries_QxE[i] for pair in belonging[query])
-                for i, query in enumerate(queries)
-            ]
-        )
-        corpus_PxE = own_PxE
-        if corpus is not passages:
-            corpus_PxE = vectors.corpus_vectors(experiment, restored, corpus, workdir)
-        scores_QxK, rows_QxK = retrieval.nearest(queries_QxE, corpus_PxE, count=count)
-        by = restored.name
-    records, dropped = [], Counter()
-    for i, query in enumerate(queries):
-        others = [
-            (corpus[row], float(score))
-            for row, score in zip(rows_QxK[i], scores_QxK[i], strict=True)
-            if corpus[row] not in belonging[query] and corpus[row] != query
-        ][first - 1 : last]
-        kept = [pair for pair in others if pair[1] < limits[i]]
-        dropped["near"] += len(others) - len(kept)
-        kept = kept[: config.mine.negatives]
-        dropped["without"] += not kept
-        record = {"query": query, "pos": list(belonging[query]), "neg": [text for text, _ in kept]}
-        records.append(record | {"neg_scores": [round(score, 6) for _, score in kept]})
+        vectors = _vectors(config, workdir, data.labels, examples)
+        by = vectors.restored.name
+        limits_Q, found = _near(vectors, workdir, belonging, own, corpus, count)
+    records, near = _records(config, belonging, corpus, limits_Q, *found)
     output = Path(config.mine.output or workdir / "mined.jsonl")
     write_jsonl(output, records)
-    found = sum(len(record["neg"]) for record in records)
+    _say(config, records, near, by, len(corpus), output)
+    return output
+
+
+def _vectors(config: ConfigDict, workdir: Path, labels: Any, examples: Examples) -> Vectors:
+    """Returns what encodes by the run's checkpoint, or by the pretrained weights without one."""
+    if has_checkpoint(workdir):
+        read_meta(config, workdir)
+        experiment = build(config, workdir, labels, print)
+        return Vectors(experiment, restore(experiment, workdir))
+    experiment = build(config, workdir, labels, print, examples)
+    meta = {"fitted": experiment.task.unfitted}
+    start = experiment.put(experiment.initial)
+    return Vectors(experiment, Restored(start, meta, "the pretrained weights", 0))
+
+
+def _near(
+    vectors: Vectors,
+    workdir: Path,
+    belonging: Mapping[str, Mapping[str, None]],
+    own: Sequence[str],
+    corpus: Sequence[str],
+    count: int,
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Returns the cosine that a negative of each query must stay below, and what is near."""
+    config = vectors.experiment.config
+    queries_QxE, own_PxE = vectors(list(belonging), "query"), vectors(own, "passage")
+    numbers = {text: number for number, text in enumerate(own)}
+    cosines_Q = [
+        min(float(own_PxE[numbers[pair]] @ query_E) for pair in pairs)
+        for pairs, query_E in zip(belonging.values(), queries_QxE, strict=True)
+    ]
+    corpus_PxE = vectors.of_corpus(corpus, workdir) if config.embedding.corpus else own_PxE
+    found = retrieval.nearest(queries_QxE, corpus_PxE, count=count)
+    return config.mine.below * np.array(cosines_Q), found
+
+
+def _records(
+    config: ConfigDict,
+    belonging: Mapping[str, Mapping[str, None]],
+    corpus: Sequence[str],
+    limits_Q: np.ndarray,
+    scores_QxK: np.ndarray,
+    rows_QxK: np.ndarray,
+) -> tuple[list[dict[str, Any]], int]:
+    """Returns a record of each query, and how many candidates were too near."""
+    first, last = config.mine.ranks
+    records, near = [], 0
+    for (query, pairs), limit, *found in zip(
+        belonging.items(), limits_Q, scores_QxK, rows_QxK, strict=True
+    ):
+        others = [(corpus[row], float(score)) for score, row in zip(*found, strict=True)]
+        others = [other for other in others if other[0] not in pairs and other[0] != query]
+        others = others[first - 1 : last]
+        kept = [other for other in others if other[1] < limit]
+        near += len(others) - len(kept)
+        texts, scores = zip(*kept[: config.mine.negatives], strict=True) if kept else ((), ())
+        scores = [round(score, 6) for score in scores]
+        records.append({"query": query, "pos": [*pairs], "neg": [*texts], "neg_scores": scores})
+    return records, near
+
+
+def _say(
+    config: ConfigDict,
+    records: Sequence[Mapping[str, Any]],
+    near: int,
+    by: str,
+    passages: int,
+    output: Path,
+) -> None:
+    """Prints counts, samples to look at, and how to train on them."""
+    total, without = sum(len(r["neg"]) for r in records), sum(not r["neg"] for r in records)
+    first, last = config.mine.ranks
     print(
-        f"{found:,} negatives of {len(queries):,} queries by {by}, of ranks {first} to {last} of "
-        f"{len(corpus):,} passages, are in {output}. Left out: {dropped['near']:,} as similar as "
-        f"{config.mine.below} times the query's passage; {dropped['without']:,} queries have none."
+        f"{total:,} negatives of {len(records):,} queries by {by}, of ranks {first} to {last} of "
+        f"{passages:,} passages, are in {output}; {without:,} queries have none."
     )
+    if config.mine.by != _BM25:
+        print(
+            f"Left out: {near:,} as similar to the query as {config.mine.below} times its passage."
+        )
     for record in records[:_SAMPLES]:
         print(f"  {record['query']}  +  {record['pos'][0]}  -  {'  |  '.join(record['neg'][:3])}")
     print(
         f"To train on them: --config.data.files={output} --config.data.format=flag_embedding "
-        f"--config.data.split.kind=group --config.embedding.negatives={config.mine.negatives}. Its "
-        "queries are those of training: give validation and test by files of their own "
-        "(split.kind=given), or a part of these is held out."
+        f"--config.data.split.kind=group --config.embedding.negatives={config.mine.negatives}. "
+        "They are the queries of training: give validation and test by files of their own "
+        "(config.data.split.kind=given), or a part of these is held out."
     )
-    return output
-
-
-def _model(
-    config: ConfigDict, workdir: Path, labels: list[str], examples: Examples
-) -> tuple[Experiment, Restored]:
-    """Returns the run's checkpoint, or the pretrained weights where it has none."""
-    if has_checkpoint(workdir):
-        read_meta(config, workdir)
-        experiment = build(config, workdir, labels, print)
-        return experiment, restore(experiment, workdir)
-    experiment = build(config, workdir, labels, print, examples)
-    meta = {"fitted": experiment.task.unfitted, "fingerprints": experiment.fingerprints}
-    return experiment, Restored(experiment.put(experiment.initial), meta, "pretrained weights", 0)

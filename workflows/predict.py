@@ -1,6 +1,6 @@
 """--mode=predict: a checkpoint's predictions for texts of a file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from input_pipeline.batches.mixture import Mixture
 from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.files import write_array, write_jsonl
 from tasks import require, task_class
-from training.experiment import Experiment, build
+from training.experiment import build
 from workflows import vectors
-from workflows.restoring import Restored, read_meta, restore
+from workflows.restoring import read_meta, restore
 
 
 def predict(config: ConfigDict, workdir: Path) -> Path:
@@ -23,8 +23,10 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         raise ValueError(
             "--mode=predict needs --config.predict.input=FILE (.txt, .jsonl, .csv, .tsv)"
         )
+    corpus = []
     if config.embedding.corpus:
         require(config, "READY", "config.embedding.corpus")
+        corpus = vectors.read_corpus(config)
     meta = read_meta(config, workdir)
     path, members = config.predict.input, task_class(config).member_configs(config)
     if members:  # each of them predicts every text
@@ -40,13 +42,15 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         )
     predictions = experiment.predict(restored.params, examples, restored.fitted, complete=True)
     output = Path(config.predict.output or workdir / "predictions.jsonl")
-    records, arrays = experiment.task.describe(predictions, examples), {}
-    for name, array in experiment.task.arrays(predictions).items():
-        arrays[name] = array
+    records = experiment.task.describe(predictions, examples)
+    for name, array in (arrays := experiment.task.arrays(predictions)).items():
         write_array(path := output.with_name(f"{output.stem}_{name}.npy"), array)
         print(f"{name.capitalize()} {array.shape}, in the order of the lines, are in {path}")
-    if config.embedding.corpus:
-        records = _with_nearest(records, arrays["vectors"], experiment, restored, workdir)
+    if corpus:
+        corpus_PxE = vectors.Vectors(experiment, restored).of_corpus(corpus, workdir)
+        count = config.embedding.nearest
+        found = retrieval.nearest(arrays["vectors"], corpus_PxE, count=count)
+        records = _with_nearest(records, corpus, *found)
     write_jsonl(output, records)
     print(f"{len(predictions):,} predictions by {restored.name} are in {output}")
     return output
@@ -54,19 +58,14 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
 
 def _with_nearest(
     records: Iterable[dict[str, Any]],
-    vectors_NxE: np.ndarray,
-    experiment: Experiment,
-    restored: Restored,
-    workdir: Path,
+    corpus: Sequence[str],
+    scores_NxK: np.ndarray,
+    rows_NxK: np.ndarray,
 ) -> Iterator[dict[str, Any]]:
-    """Yields records with the passages of the corpus that are nearest to each."""
-    config = experiment.config
-    texts = vectors.read_corpus(config)
-    corpus_PxE = vectors.corpus_vectors(experiment, restored, texts, workdir)
-    found = retrieval.nearest(vectors_NxE, corpus_PxE, count=config.embedding.nearest)
-    for record, scores_K, rows_K in zip(records, *found, strict=True):
+    """Yields records with the passages that are nearest to each, numbered from 1 on."""
+    for record, scores_K, rows_K in zip(records, scores_NxK, rows_NxK, strict=True):
         nearest = [
-            {"line": int(row) + 1, "text": texts[row], "cosine": round(float(score), 6)}
+            {"number": int(row) + 1, "text": corpus[row], "cosine": round(float(score), 6)}
             for score, row in zip(scores_K, rows_K, strict=True)
         ]
         yield record | {"nearest": nearest}

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,25 +21,63 @@ from training.sharding import own_shards
 from workflows.restoring import Restored
 
 
-def encode(
-    experiment: Experiment, restored: Restored, texts: Sequence[str], *, passages: bool = True
-) -> np.ndarray:
-    """Returns normalised vectors of passages, or of queries, float32 [N, E], in their order."""
-    task = experiment.task.alone(passages=passages)
-    examples = Examples(object_array(texts), None, np.arange(len(texts), dtype=np.int64))
-    single = dataclasses.replace(
-        experiment,
-        task=task,
-        model=experiment.model.clone(task_head=task.head(num_features=0)),
-        pipeline=make_pipeline(
-            experiment.config,
-            task,
-            row_multiple=experiment.mesh.shape["data"],
-            shards=own_shards(experiment.mesh),
-        ),
-    )
-    predictions = single.predict(restored.params, examples, restored.fitted)
-    return retrieval.normalised(predictions["vectors_NxKxE"][:, 0])
+class Vectors:
+    """Encodes texts by a checkpoint of an embedding run; a program serves all calls."""
+
+    def __init__(self, experiment: Experiment, restored: Restored):
+        """Builds the experiment of single texts."""
+        self.experiment, self.restored, sides = experiment, restored, {}
+        for side, is_passage in (("query", False), ("passage", True)):
+            task = experiment.task.alone(passages=is_passage)
+            rows = {"row_multiple": experiment.mesh.shape["data"]}
+            shards = own_shards(experiment.mesh)
+            sides[side] = task, make_pipeline(experiment.config, task, **rows, shards=shards)
+        task, pipeline = sides["query"]
+        model = experiment.model.clone(task_head=task.head(num_features=0))
+        self._single = dataclasses.replace(experiment, task=task, model=model, pipeline=pipeline)
+        self._sides = sides
+
+    def __call__(self, texts: Sequence[str], side: str) -> np.ndarray:
+        """Returns normalised vectors, float32 [N, E], in the order of the texts, each a 'query' or
+        a 'passage'; says how many are cut."""
+        single, count = self._single, len(texts)
+        single.task, single.pipeline = self._sides[side]
+        examples = Examples(object_array(texts), None, np.arange(count, dtype=np.int64))
+        single.check(examples, side, labelled=False)
+        predictions = single.predict(self.restored.params, examples, self.restored.fitted)
+        return retrieval.normalised(predictions["vectors_NxKxE"][:, 0])
+
+    def of_corpus(self, texts: Sequence[str], workdir: Path) -> np.ndarray:
+        """Returns the vectors of a corpus; those in `workdir` of the same texts, template and
+        weights are read."""
+        config = self.experiment.config
+        facts = {
+            "texts": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+            "template": self.experiment.task.templates(config.data.template)[1],
+            "max_length": config.layout.max_length,
+            "tokenizer": self.experiment.fingerprints["tokenizer"],
+            "weights": self._weights(),
+        }
+        path, about = workdir / "corpus.npy", workdir / "corpus.json"
+        if about.exists() and path.exists():
+            stored = json.loads(about.read_text(encoding="utf-8"))
+            if stored == facts:
+                print(f"The vectors of the corpus are read from {path}.")
+                return np.load(path, mmap_mode="r")
+            changed = [name for name, value in facts.items() if stored.get(name) != value]
+            print(f"{path} is of other {' and '.join(changed)}: its vectors are made again.")
+        vectors_NxE = self(texts, "passage")
+        remove(about)
+        write_array(path, vectors_NxE)
+        write_json(about, facts)
+        return vectors_NxE
+
+    def _weights(self) -> str:
+        """Returns a digest of the norms of all parameters, which any training changes."""
+        params = {**self.experiment.frozen, **self.restored.params}
+        norms = jax.jit(lambda params: jax.tree.map(lambda p: jnp.sum(jnp.square(p * 1.0)), params))
+        values = {path: float(value) for path, value in sorted(norms(params).items())}
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def read_corpus(config: ConfigDict) -> list[str]:
@@ -57,31 +97,3 @@ def read_corpus(config: ConfigDict) -> list[str]:
             "a text, or remove them"
         )
     return texts
-
-
-def corpus_vectors(
-    experiment: Experiment, restored: Restored, texts: Sequence[str], workdir: Path
-) -> np.ndarray:
-    """Returns the vectors of a corpus; those of the same texts, template and weights are read."""
-    config, passages = experiment.config, "\0".join(texts)
-    template = config.embedding.passage_template or config.data.template
-    facts = {
-        "texts": hashlib.sha256(passages.encode()).hexdigest(),
-        "template": template,
-        "max_length": config.layout.max_length,
-        "checkpoint": restored.name,
-        "weights": restored.meta["fingerprints"],
-    }
-    path, about = workdir / "corpus.npy", workdir / "corpus.json"
-    if about.exists() and path.exists():
-        stored = json.loads(about.read_text(encoding="utf-8"))
-        if stored == facts:
-            print(f"The vectors of the corpus are read from {path}.")
-            return np.load(path, mmap_mode="r")
-        changed = [name for name, value in facts.items() if stored.get(name) != value]
-        print(f"{path} is of other {' and '.join(changed)}: its vectors are made again.")
-    vectors_NxE = encode(experiment, restored, texts)
-    remove(about)
-    write_array(path, vectors_NxE)
-    write_json(about, facts)
-    return vectors_NxE

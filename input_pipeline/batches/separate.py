@@ -5,7 +5,6 @@ Not here: the template of one sequence (template.py).
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,18 +24,7 @@ class SeparateEncoder:
     fields = ("text", "pair")
 
     def __init__(self, query: Encoder, passage: Encoder, *, sequences: int):
-        """Takes both encoders.
-
-        Raises:
-            ValueError: a template that joins several texts.
-        """
-        for name, encoder in {"data": query, "embedding.passage_": passage}.items():
-            if encoder.fields != ("text",):
-                joined = ", ".join(f"{{{field}}}" for field in encoder.fields)
-                raise ValueError(
-                    f"config.{name}{'.' * (name == 'data')}template reads {joined}, but each text "
-                    "has a vector of its own: write {text} alone, such as 'query: {text}'"
-                )
+        """Takes both encoders, of one text each."""
         self.query, self.passage, self.sequences = query, passage, sequences
         self.around, self.room, self.max_length = query.around, query.room, query.max_length
 
@@ -62,18 +50,17 @@ class SeparateEncoder:
         """
         count, extra = len(texts), self.sequences - 2
         rows = [list(row[:extra]) for row in negatives] if negatives is not None else []
-        has_pair = np.array([bool(pair) for pair in pairs], bool) if pairs is not None else None
         parts = [self.query(texts, num_threads=num_threads, sampling=sampling, offsets=offsets)]
         places = [np.arange(count) * self.sequences]
         options = {"num_threads": num_threads, "offsets": offsets}
-        if has_pair is not None and has_pair.any():
-            drawn = {"text": sampling["pair"]} if "pair" in sampling else NO_SAMPLING
-            if has_pair.all():
-                parts.append(self.passage(pairs, sampling=drawn, **options))
-            else:
-                there = itertools.compress(pairs, has_pair)
-                parts.append(self.passage(list(there), **options))
-            places.append(np.flatnonzero(has_pair) * self.sequences + 1)
+        there = np.array([i for i, pair in enumerate([] if pairs is None else pairs) if pair], int)
+        if len(there):
+            drawn = NO_SAMPLING
+            if draws := sampling.get("pair"):
+                chosen, uniforms = draws.chosen_B[there], draws.uniforms_B[there]
+                drawn = {"text": draws._replace(chosen_B=chosen, uniforms_B=uniforms)}
+            parts.append(self.passage([pairs[i] for i in there], sampling=drawn, **options))
+            places.append(there * self.sequences + 1)
         if flat := [text for row in rows for text in row]:
             parts.append(self.passage(flat, **options))
             first = (b * self.sequences + 2 for b in range(count))

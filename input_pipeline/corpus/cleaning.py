@@ -103,6 +103,14 @@ def strip(record: Record) -> Record:
     return record._replace(text=text[start:stop], pair=record.pair.strip(), spans=tuple(spans))
 
 
+def distinct_negatives(record: Record) -> tuple[Record, int]:
+    """Returns a record without negatives that are empty, equal its pair or another one, which would
+    be told to be near and far; and how many those are."""
+    kept = dict.fromkeys(negative.strip() for negative in record.negatives)
+    kept = tuple(negative for negative in kept if negative and negative != record.pair.strip())
+    return record._replace(negatives=kept), len(record.negatives) - len(kept)
+
+
 def chinese_share(text: str) -> float:
     """Returns the share of Chinese characters among the letters of a text, 0 where it has none."""
     letters = len(_LETTER.findall(text))

@@ -137,21 +137,17 @@ def check_choices(choices: tuple[str, ...]) -> None:
         raise Misfit("wrong_choices", f"the choices are {reprlib.repr(list(choices))}; {expected}")
 
 
-def negatives(value: Any, column: str, positive: str) -> tuple[tuple[str, ...], int]:
-    """Returns the passages that a string, a list or its JSON text holds, stripped, and how many
-    were left out since they equal the positive or each other."""
+def negatives(value: Any, column: str) -> tuple[str, ...]:
+    """Returns the passages that a string, a list or its JSON text holds; null and '' hold none."""
     parsed = whole(_parsed(value) if isinstance(value, str) and value[:1] == "[" else value)
     if isinstance(parsed, str):
-        parsed = [parsed]
+        parsed = [parsed] if parsed.strip() else []
     if not isinstance(parsed, list | tuple | None):
         raise ValueError(
             f"the negatives in column {column!r} are {reprlib.repr(value)}; expected a text or a "
             "list of texts"
         )
-    given = [text(part, "negative").strip() for part in parsed or ()]
-    given = [part for part in given if part]
-    kept = tuple(dict.fromkeys(part for part in given if part != positive.strip()))
-    return kept, len(given) - len(kept)
+    return tuple(text(part, "negative") for part in parsed or ())
 
 
 def answer(value: Any, choices: tuple[str, ...], names: tuple[str, ...], first: int) -> str:

@@ -62,10 +62,11 @@ def positive_rows(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, An
         if not isinstance(positives, list | None):
             raise ValueError(f'{path}:{line}: expected "pos": [".."], found {positives!r}')
         group = row.get("group") or row.get("query")
-        for positive in filter(None, positives or ()):
-            yield line, {"neg": [], "id": None, **row, "pos": positive, "group": group}
-        if not any(positives or ()):
-            yield line, Misfit("no_positive", 'the list "pos" is empty; expected a text that fits')
+        for positive in positives or [""]:
+            if positive:
+                yield line, {"neg": [], "id": None, **row, "pos": positive, "group": group}
+            else:
+                yield line, Misfit("no_positive", f'"pos" is {positives}; expected texts that fit')
 
 
 def json_lines(path: Path, encoding: str) -> Iterator[tuple[int, Any]]:

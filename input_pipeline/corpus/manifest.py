@@ -28,6 +28,11 @@ def prose(manifest: dict[str, Any]) -> str:
         sentences.append(f"The source's own splits were merged and split anew: {remedy}")
     if manifest["lost_spans"]:
         sentences.append(f"Recoding left nothing of {manifest['lost_spans']:,} spans.")
+    if manifest["lost_negatives"]:
+        sentences.append(
+            f"Left out: {manifest['lost_negatives']:,} negatives that are empty, or equal the "
+            "positive or another negative."
+        )
     if leaked := _counted({name: part["leaked"] for name, part in splits.items()}):
         sentences.append(
             f"Audit: {leaked} examples have a copy or near-duplicate in another split; results "

@@ -34,7 +34,7 @@ from input_pipeline.lazy import tf
 from input_pipeline.locking import in_use
 from input_pipeline.records import Record
 
-VERSION = "3.1.0"  # of what preparation does: a change of the result needs a new one
+VERSION = "3.2.0"  # of what preparation does: a change of the result needs a new one
 # Fields of config.data that the result does not depend on, once the content of the files is known.
 _FREE = ("files", "validation_files", "test_files", "answers_file", "prepared_dir")
 _FREE += ("max_train_examples", "max_validation_examples", "max_test_examples")
@@ -135,6 +135,7 @@ def read_unlabelled(path: str, data: ConfigDict) -> Examples:
     normalizer = Normalizer(data.normalization)
     rows = list(sources.read_unlabelled(path, data))
     records = [cleaning.strip(normalizer.record(row)[0]) for row in rows]
+    records = [cleaning.distinct_negatives(record)[0] for record in records]
 
     def column(field: str, *, present: bool = False) -> np.ndarray | None:
         values = [getattr(record, field) for record in records]
@@ -200,6 +201,8 @@ def _process(
         recoded = [normalizer.record(r) for r in track(records, len(records), "Recoding")]
         records = [record for record, _ in recoded if _choosable(record, data, problems)]
         lost_spans = sum(lost for _, lost in recoded)
+    distinct = [cleaning.distinct_negatives(record) for record in records]
+    records = [record for record, _ in distinct]
     merged = data.split.kind != "given" and any(record.split for record in records)
     if merged:
         records = [record._replace(split="") for record in records]
@@ -225,6 +228,7 @@ def _process(
         "read": read,
         "recoded": normalizer.counts,
         "lost_spans": lost_spans,
+        "lost_negatives": sum(lost for _, lost in distinct),
         "merged": merged,
         "dropped": dropped(),
         "copies": copies,

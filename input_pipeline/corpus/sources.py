@@ -349,10 +349,6 @@ def _record(
         text = columns.text(values["text"], "text", separator=data.list_separator)
         pair = columns.text(values.get("pair"), "pair", separator=data.list_separator)
         history = ""
-    negatives, equal = columns.negatives(values.get("negatives"), of["negatives"], pair)
-    if equal:
-        sentence = "{count} negatives that equal the positive, or another negative, are left out"
-        notes.count(sentence, where, count=equal)
     spans, missing = columns.spans(values.get("spans"), text)
     if missing:
         sentence = "{count} questions keep only those of their answers that are at their place in "
@@ -382,7 +378,7 @@ def _record(
         choices=choices,
         number=number,
         history=history,
-        negatives=negatives,
+        negatives=columns.negatives(values.get("negatives"), of["negatives"]),
     )
 
 

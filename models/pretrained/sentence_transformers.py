@@ -3,7 +3,7 @@
     modules.json                        Transformer, Pooling and, mostly, Normalize
     1_Pooling/config.json               mean, first ("cls") or last token
     config_sentence_transformers.json   prompts: words before a query, before a passage
-    sentence_bert_config.json           the longest length
+    sentence_bert_config.json           the longest length, lower case
 
 Not here: weights and tokeniser, which are those of transformers (folder.py).
 """
@@ -28,11 +28,15 @@ class Embedding(NamedTuple):
     Attributes:
         pooling: 'mean', 'first' or 'last'.
         query, passage: words before either text; '' without.
+        lower: whether texts are put into lower case first.
+        max_length: longest sequence in tokens; 0 where it is not said.
     """
 
     pooling: str
     query: str = ""
     passage: str = ""
+    lower: bool = False
+    max_length: int = 0
 
 
 def read(folder: Path) -> Embedding | None:
@@ -76,10 +80,13 @@ def read(folder: Path) -> Embedding | None:
     named = any(name in prompts for names in _PROMPTS for name in names)
     default = "" if named else prompts.get(config.get("default_prompt_name") or "", "")
     sides = [next((prompts[n] for n in names if n in prompts), default) for names in _PROMPTS]
-    return Embedding(_POOLINGS[chosen[0]], *sides)
+    path = folder / "sentence_bert_config.json"
+    config = _json(path, dict) if path.is_file() else {}
+    lower, length = bool(config.get("do_lower_case")), config.get("max_seq_length") or 0
+    return Embedding(_POOLINGS[chosen[0]], *sides, lower, length)
 
 
-def write(folder: Path, embedding: Embedding, *, width: int, max_length: int) -> None:
+def write(folder: Path, embedding: Embedding, *, width: int) -> None:
     """Writes these files into a folder of transformers, with normalised vectors."""
     names = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
@@ -97,7 +104,7 @@ def write(folder: Path, embedding: Embedding, *, width: int, max_length: int) ->
     prompts = {"query": embedding.query, "document": embedding.passage}
     config = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", config)
-    config = {"max_seq_length": max_length, "do_lower_case": False}
+    config = {"max_seq_length": embedding.max_length, "do_lower_case": embedding.lower}
     write_json(folder / "sentence_bert_config.json", config)
 
 

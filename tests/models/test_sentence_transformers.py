@@ -98,6 +98,6 @@ def test_what_is_written_is_read(tmp_path):
     for i, (pooling, prompt) in enumerate(cases):
         folder = tmp_path / str(i)
         folder.mkdir()
-        embedding = Embedding(pooling, prompt, f"{prompt}x")
-        st.write(folder, embedding, width=8, max_length=16)
+        embedding = Embedding(pooling, prompt, f"{prompt}x", i % 2 == 0, 16)
+        st.write(folder, embedding, width=8)
         assert st.read(folder) == embedding

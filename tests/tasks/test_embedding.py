@@ -18,10 +18,12 @@ from input_pipeline.batches.template import Encoder
 from input_pipeline.corpus import sources
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples, object_array
+from input_pipeline.files import remove
 from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from tasks import contrastive
 from tasks.embedding import Embedding
 from training.collapse import nothing_learned
+from training.data import RunData
 from training.experiment import build
 from training.sharding import put_batch
 from training.state import TrainState
@@ -219,7 +221,8 @@ def test_a_run_learns_to_find_passages_and_says_what_it_started_from(pair_config
     capsys.readouterr()
     for said in ("", "are read from", "is of other texts: its"):
         predict(pair_config, tmp_path / "run")
-        assert said in capsys.readouterr().out
+        output = capsys.readouterr().out
+        assert said in output and "no passage" not in output
         records = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
         assert all(len(record["nearest"]) == 2 for record in records)
         cosines = [[found["cosine"] for found in record["nearest"]] for record in records]
@@ -319,9 +322,47 @@ def test_positives_of_flag_embedding_are_examples_and_their_query_is_one_group(
     records = list(sources.read(pair_config.data, problems))
     found = [(r.text, r.pair, r.negatives, r.group) for r in records]
     assert found == [
-        ("甲", "乙乙", ("丁丁",), "甲"),
-        ("甲", "丙丙", ("丁丁", "乙乙"), "甲"),
+        ("甲", "乙乙", ("丁丁", "乙乙", "丁丁"), "甲"),
+        ("甲", "丙丙", ("丁丁", "乙乙", "丁丁"), "甲"),
         ("庚", "辛辛", (), "庚"),
     ]
     assert problems == {"no_positive": [f"{path}:2"]}
-    assert "3 negatives that equal the positive, or another negative" in capsys.readouterr().out
+
+
+def test_negatives_that_recoding_makes_the_positive_are_left_out_and_counted(pair_config, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [(f"问题{i}", f"答案Ab{i}", [f"答案aB{i} ", "", "别的", "别的"]) for i in range(40)]
+    rows = [dict(zip(("query", "pos", "neg"), row, strict=True)) for row in rows]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    pair_config.data.update(files=str(path), normalization=("lower",))
+    prepared = prepare(pair_config.data)
+    assert {*map(len, load_split(prepared, "train", limit=0).negatives_N)} == {1}
+    said = "Left out: 120 negatives that are empty, or equal"
+    assert said in RunData(pair_config, prepared).prose()
+
+
+@pytest.mark.parametrize("task", ["classification", "reranking"])
+def test_pooling_by_a_folder_is_for_embeddings_alone(tiny_config, tmp_path, task):
+    tiny_config.task = task
+    tiny_config.model.update(pooling="auto", head="linear", label_words=())
+    with pytest.raises(ValueError, match="makes no vectors"):
+        train(tiny_config, tmp_path)
+
+
+def test_vectors_of_a_corpus_are_made_again_for_other_weights(pair_config, tmp_path, capsys):
+    pair_config.train.update(duration="2 steps", integrate=False)
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("价格太差了" * 400 + "\n糟糕\n")  # the first is longer than what is read
+    pair_config.embedding.corpus = pair_config.predict.input = str(corpus)
+    pair_config.predict.output = str(tmp_path / "out.jsonl")
+    folder = tmp_path / "run"
+    for rate in (1e-3, 2e-3):  # the same steps, names and files, and other weights
+        pair_config.optimizer.learning_rate = rate
+        train(pair_config, folder)
+        capsys.readouterr()
+        predict(pair_config, folder)
+        said = capsys.readouterr().out
+        assert "1 of 2 passage examples are longer" in said or rate == 2e-3  # said once
+        for path in ("checkpoints", "results.json", "config.json"):
+            remove(folder / path)
+    assert "is of other weights: its vectors are made again" in said

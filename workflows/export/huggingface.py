@@ -175,9 +175,9 @@ def write_embedding(
             f"the templates {templates} have words behind the text, which sentence-transformers "
             "has no place for: train with words before it alone"
         )
-    embedding = sentence_transformers.Embedding(experiment.model.task_head.pooling, *prompts)
-    length = experiment.config.layout.max_length
-    sentence_transformers.write(folder, embedding, width=config.width, max_length=length)
+    pooling, length = experiment.model.task_head.pooling, experiment.config.layout.max_length
+    embedding = sentence_transformers.Embedding(pooling, *prompts, max_length=length)
+    sentence_transformers.write(folder, embedding, width=config.width)
     _write_marks(experiment.tokenizer, folder)
     encoder = experiment.pipeline.encoder.query
     apart = [encoder([text]).tokens.tolist() for text in _SAMPLES]

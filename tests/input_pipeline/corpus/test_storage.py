@@ -30,7 +30,8 @@ def write(folder, splits, *, leaked=None, words=True, labels=("评论", "新闻"
     """Writes splits as preparation does; of the manifest only what the features need matters."""
     folder.mkdir()
     manifest = {"version": "1.0.0", "labels": labels, "span_labels": spans}
-    manifest |= dict.fromkeys(("copies", "merged", "lost_spans"), 0) | {"read": len(splits)}
+    counts = ("copies", "merged", "lost_spans", "lost_negatives")
+    manifest |= dict.fromkeys(counts, 0) | {"read": len(splits)}
     manifest |= {"source": {"name": "files"}} | {
         key: {} for key in ("dropped", "splits", "untaught", "encodings", "audit")
     }

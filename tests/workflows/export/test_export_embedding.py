@@ -51,7 +51,7 @@ def test_a_run_from_the_folder_starts_with_the_vectors_and_the_prompts(exported,
     again.data.template, again.embedding.passage_template = "{text}", ""
     again.optimizer.learning_rate, again.train.duration = 1e-12, "1 step"
     train(again, tmp_path / "again")
-    said = "huggingface says: last pooling, '问：' before a query, '' before a passage."
+    said = "huggingface says: last pooling, '问：' before a query, '' before a passage, 64 "
     assert said in capsys.readouterr().out
     found = vectors(again, folder, tmp_path / "again")
     np.testing.assert_allclose(found, expected, atol=1e-5)
