@@ -140,6 +140,11 @@ def check_choices(choices: tuple[str, ...]) -> None:
 def negatives(value: Any, column: str) -> tuple[str, ...]:
     """Returns the passages that a string, a list or its JSON text holds; null and '' hold none."""
     parsed = whole(_parsed(value) if isinstance(value, str) and value[:1] == "[" else value)
+    if isinstance(parsed, str) and re.match(r"""\[\s*['"]""", parsed):  # how pandas writes a list
+        raise ValueError(
+            f"the negatives in column {column!r} are {reprlib.repr(value)}, no list of JSON; write "
+            '["甲", "乙"]'
+        )
     if isinstance(parsed, str):
         parsed = [parsed] if parsed.strip() else []
     if not isinstance(parsed, list | tuple | None):

@@ -15,7 +15,7 @@ from evaluation.evaluate import Predictions
 from evaluation.metrics import summarise
 from input_pipeline.batches.separate import SeparateEncoder
 from input_pipeline.batches.template import Encoder
-from input_pipeline.corpus import sources
+from input_pipeline.corpus import columns, sources
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples, object_array
 from input_pipeline.files import remove
@@ -339,6 +339,28 @@ def test_negatives_that_recoding_makes_the_positive_are_left_out_and_counted(pai
     assert {*map(len, load_split(prepared, "train", limit=0).negatives_N)} == {1}
     said = "Left out: 120 negatives that are empty, or equal"
     assert said in RunData(pair_config, prepared).prose()
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("别的", ("别的",)),
+        ('["甲", "乙"]', ("甲", "乙")),
+        (["甲", "乙"], ("甲", "乙")),
+        ("[图片] 很好", ("[图片] 很好",)),
+        ("", ()),
+        (float("nan"), ()),
+        (None, ()),
+    ],
+)
+def test_negatives_are_read_as_they_are_written(cell, expected):
+    assert columns.negatives(cell, "neg") == expected
+
+
+@pytest.mark.parametrize("cell", ["['甲', '乙']", '["甲", "乙"', 7, {"a": 1}, [3]])
+def test_negatives_that_cannot_be_read_are_named(cell):
+    with pytest.raises(ValueError, match="negative"):
+        columns.negatives(cell, "neg")
 
 
 @pytest.mark.parametrize("task", ["classification", "reranking"])
