@@ -80,9 +80,7 @@ class Task(abc.ABC):
     LABELS: ClassVar[str] = "labels"  # the entry of a data set's manifest that holds the labels
     BOUND: ClassVar[tuple[str, ...]] = ()  # own knobs that a checkpoint is tied to
     FEATURES: ClassVar[bool] = False  # config.features: the head can read them
-    EXPORT: ClassVar[str] = (
-        ""  # --mode=export: 'classifier', 'language_model', 'embedding'; '' refuses
-    )
+    EXPORT: ClassVar[str] = ""  # as 'classifier', 'language_model', 'embedding'; '' refuses
     AVERAGE: ClassVar[str] = ""  # ensembles: average 'softmax', 'sigmoid' or 'numbers'; '' refuses
     UNIT: ClassVar[bool] = False  # `fit` holds the outputs' unit, equal in runs that are joined
     SHIFTED: ClassVar[bool] = True  # config.integrate.shifted_files: one data set has its columns

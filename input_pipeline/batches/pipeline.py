@@ -244,8 +244,8 @@ class TextPipeline:
         """Yields the tokens of the first examples, at most 16,384, as evaluation reads them."""
         for first in range(0, min(len(examples), _SIMULATED), _CHUNK):
             part = examples.take(np.arange(first, min(first + _CHUNK, len(examples))))
-            rows, first = np.arange(len(part)), np.zeros(len(part), np.int64)
-            candidates = self._task.candidates(part, rows, first)
+            rows, epochs = np.arange(len(part)), np.zeros(len(part), np.int64)
+            candidates = self._task.candidates(part, rows, epochs)
             yield self._sequences(part.texts_N, part.pairs_N, candidates)
 
     def seen(self, examples: Examples, step: int, **options: Any) -> None:

@@ -167,7 +167,6 @@ def write_embedding(
     stem = _stem(config.model_type)
     architecture = f"{stem}{'Encoder' * config.model_type.endswith('t5')}Model"
     prose = f"{architecture} of transformers, and what sentence-transformers needs beside it"
-    facts = _write_backbone(experiment, Form(architecture, (), MODEL, prose), params, folder)
     templates = task.templates(experiment.config.data.template)
     prompts = [template.removesuffix("{text}") for template in templates]
     if any("{text}" in prompt for prompt in prompts):
@@ -175,6 +174,7 @@ def write_embedding(
             f"the templates {templates} have words behind the text, which sentence-transformers "
             "has no place for: train with words before it alone"
         )
+    facts = _write_backbone(experiment, Form(architecture, (), MODEL, prose), params, folder)
     pooling, length = experiment.model.task_head.pooling, experiment.config.layout.max_length
     embedding = sentence_transformers.Embedding(pooling, *prompts, max_length=length)
     sentence_transformers.write(folder, embedding, width=config.width)
