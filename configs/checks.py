@@ -176,6 +176,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "features.max_features": SOME,
     "model.checkpoint": NEEDED,
     "model.init": choice("pretrained", "scratch"),
+    "model.keep_layers": COUNT,
     "model.dtype": choice("float32", "bfloat16", "auto"),
     "model.attention": choice("auto", "plain", "fused"),
     "model.remat": choice("none", "dots", "layers"),

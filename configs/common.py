@@ -235,6 +235,7 @@ def _model() -> ConfigDict:
     # file, 'hf://owner/name' ($HF_ENDPOINT names a mirror), or one from a package: 'gemma3-270m',
     # 'multilingual-e5-small'
     model.init = "pretrained"  # 'scratch' draws random weights of the checkpoint's shapes
+    model.keep_layers = 0  # so many of its layers, evenly spaced, the last one always; 0 is all
     model.dtype = "float32"  # of the computation: 'float32', 'bfloat16' (on CPUs the operands of
     # dense layers alone), or 'auto': what is fast where the run starts; parameters are float32
     model.attention = "auto"  # 'plain'; 'fused' is one kernel (cuDNN's on NVIDIA GPUs, splash
