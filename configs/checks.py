@@ -239,6 +239,8 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "regularize.mixup": NOT_NEGATIVE,
     "regularize.noisy_tune": NOT_NEGATIVE,
     "regularize.reinit_layers": COUNT,
+    "teach.share": SHARE,
+    "teach.temperature": POSITIVE,
     "optimizer.name": choice(*OPTIMIZERS),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.b1": BELOW_ONE,

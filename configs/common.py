@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.multi = _multi()
     config.adapt = _adapt()
     config.regularize = _regularize()
+    config.teach = _teach()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
     config.sharding = _sharding()
@@ -386,6 +387,15 @@ def _regularize() -> ConfigDict:
     regularize.noisy_tune = 0.0  # noise of the first weights, in their deviations; 0.1 to 0.3
     regularize.reinit_layers = 0  # top layers that are drawn anew at the start
     return regularize
+
+
+def _teach() -> ConfigDict:
+    """A classifier that learns another model's probabilities (distillation, docs/tasks.md)."""
+    teach = ConfigDict()
+    teach.targets = ""  # JSONL of the teacher, as integrate.targets or --mode=predict writes it
+    teach.share = 0.5  # of the loss of an example that has a label too
+    teach.temperature = 2.0  # of both distributions (1503.02531)
+    return teach
 
 
 def _optimizer() -> ConfigDict:

@@ -1,0 +1,82 @@
+"""A teacher's run writes its probabilities, and a student of fewer layers learns from them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from input_pipeline.corpus.preparation import load_split, prepare
+from tasks import teaching
+from training.experiment import build
+from workflows.inspect.inspect import inspect
+from workflows.restoring import restore
+from workflows.review import review
+from workflows.train import train
+
+LABELS = ["negative", "positive"]
+
+
+@pytest.fixture(scope="module")
+def taught(make_config, tmp_path_factory):
+    """The folder of a teacher and two students, and their configs by name."""
+    folder, configs = tmp_path_factory.mktemp("teaching"), {}
+    for name in ("teacher", "alone", "student"):
+        config = make_config()
+        config.data.max_validation_examples = 48
+        if name == "teacher":
+            config.train.update(duration="2 epochs", keep_latest=2)
+            config.integrate.methods = ("ensemble",)
+            config.integrate.targets = str(folder / "targets.jsonl")
+        else:
+            config.model.keep_layers = 1
+            config.train.integrate = False
+        if name == "student":
+            config.teach.update(targets=str(folder / "targets.jsonl"), share=0.9)
+        train(config, folder / name)
+        configs[name] = config
+    return folder, configs
+
+
+def logits_of(folder, config, name):
+    examples = load_split(prepare(config.data), "validation", limit=48)
+    experiment = build(config, folder / name, LABELS, lambda _: None)
+    params = restore(experiment, folder / name, "latest").params
+    predictions = experiment.predict(params, examples, {})
+    return predictions["logits_NxC"][np.argsort(predictions.ids_N)]
+
+
+def test_a_taught_student_is_nearer_to_its_teacher_than_one_of_labels_alone(taught):
+    folder, configs = taught
+    teacher_NxC = np.exp(logits_of(folder, configs["teacher"], "teacher"))
+    teacher_NxC /= teacher_NxC.sum(axis=1, keepdims=True)
+    student, alone = (
+        float(np.mean(teaching.distance(teacher_NxC, logits_of(folder, configs[name], name), 1.0)))
+        for name in ("student", "alone")
+    )
+    assert student < 0.8 * alone
+
+
+def test_a_file_that_has_changed_is_not_gone_on_with(taught, tmp_path, capsys):
+    folder, configs = taught
+    config = configs["student"].copy_and_resolve_references()
+    shutil.copytree(folder / "student", tmp_path / "student")
+    path = tmp_path / "targets.jsonl"
+    rows = [json.loads(line) for line in (folder / "targets.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) == 96
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]), "utf-8")
+    config.teach.targets = str(path)
+    config.train.update(duration="5 epochs", on_config_change="overwrite")
+    with pytest.raises(ValueError, match="was trained with another teacher"):
+        train(config, tmp_path / "student")
+    assert "of 95 of 96 training examples" in capsys.readouterr().out
+
+
+def test_inspect_shows_the_teacher_and_review_refuses_one(taught, tmp_path, capsys):
+    _, configs = taught
+    inspect(configs["student"], tmp_path / "inspect")
+    said = capsys.readouterr().out
+    assert "probabilities of 96 of 96 training examples" in said
+    assert "1 of 2 layers are kept: 1 (the first is 0)." in said
+    with pytest.raises(ValueError, match="config.teach.targets: a teacher has seen the labels"):
+        review(configs["student"], tmp_path / "review")
