@@ -54,6 +54,17 @@ def test_a_taught_student_is_nearer_to_its_teacher_than_one_of_labels_alone(taug
     assert student < 0.8 * alone
 
 
+def test_a_single_model_writes_its_probabilities_too(tiny_config, tmp_path, capsys):
+    tiny_config.train.duration = tiny_config.eval.every = "12 steps"
+    tiny_config.integrate.update(
+        methods=("interpolation", "ensemble"), targets=str(tmp_path / "targets.jsonl")
+    )
+    results = train(tiny_config, tmp_path / "run")
+    assert "Left out: config.integrate.methods: ensemble: a single model" in capsys.readouterr().out
+    assert len((tmp_path / "targets.jsonl").read_text("utf-8").splitlines()) == 96
+    assert results["integration"]["targets"]["members"] == ["best checkpoint, step 12"]
+
+
 def test_inspect_shows_the_teacher_and_review_refuses_one(taught, tmp_path, capsys):
     _, configs = taught
     inspect(configs["student"], tmp_path / "inspect")
