@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.multi = _multi()
     config.adapt = _adapt()
     config.regularize = _regularize()
+    config.teach = _teach()
     config.optimizer = _optimizer()
     config.schedule = _schedule()
     config.sharding = _sharding()
@@ -235,6 +236,7 @@ def _model() -> ConfigDict:
     # file, 'hf://owner/name' ($HF_ENDPOINT names a mirror), or one from a package: 'gemma3-270m',
     # 'multilingual-e5-small'
     model.init = "pretrained"  # 'scratch' draws random weights of the checkpoint's shapes
+    model.keep_layers = 0  # so many of its layers, evenly spaced, the last one always; 0 is all
     model.dtype = "float32"  # of the computation: 'float32', 'bfloat16' (on CPUs the operands of
     # dense layers alone), or 'auto': what is fast where the run starts; parameters are float32
     model.attention = "auto"  # 'plain'; 'fused' is one kernel (cuDNN's on NVIDIA GPUs, splash
@@ -385,6 +387,15 @@ def _regularize() -> ConfigDict:
     regularize.noisy_tune = 0.0  # noise of the first weights, in their deviations; 0.1 to 0.3
     regularize.reinit_layers = 0  # top layers that are drawn anew at the start
     return regularize
+
+
+def _teach() -> ConfigDict:
+    """A classifier that learns another model's probabilities (distillation, docs/tasks.md)."""
+    teach = ConfigDict()
+    teach.targets = ""  # JSONL of the teacher, as integrate.targets or --mode=predict writes it
+    teach.share = 0.5  # of the loss of an example that has a label too
+    teach.temperature = 2.0  # of both distributions (1503.02531)
+    return teach
 
 
 def _optimizer() -> ConfigDict:

@@ -75,6 +75,7 @@ class Examples:
         groups_N: int64, which premise, document or author (config.data.group_column) each is of.
         values_NxK: float32, the numbers that came with the texts.
         features_NxK: float32, made by features.py.
+        teacher_NxC: float32, a teacher's probabilities of the labels; NaN where there are none.
         owners_N: int64, ids of the examples that these are windows of (windows.py).
         starts_N: int64, the character at which each window starts in its owner's text.
         given_N: object array of Given, of rows to predict on; None if all are read as they are.
@@ -98,6 +99,7 @@ class Examples:
     groups_N: np.ndarray | None = None
     values_NxK: np.ndarray | None = None
     features_NxK: np.ndarray | None = None
+    teacher_NxC: np.ndarray | None = None
     owners_N: np.ndarray | None = None
     starts_N: np.ndarray | None = None
     given_N: np.ndarray | None = None

@@ -15,6 +15,7 @@ and its parameter paths start with 'embedder/' and 'layer_<i>/', which regex tab
 decay and adapters match. Decoder and T5 also write, with `start` and `step`.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -110,6 +111,46 @@ def parameter_shapes(config: BackboneConfig, parts: Iterable[str] = ()) -> dict:
     """Returns a nested dict of jax.ShapeDtypeStruct of the backbone and of `parts`."""
     left_out = set(parts_of(config)) - set(parts)
     return {name: value for name, value in _all_shapes(config).items() if name not in left_out}
+
+
+def kept_layers(count: int, keep: int) -> tuple[int, ...]:
+    """Returns which of `count` layers stay: evenly spaced, the last one always (1910.01108)."""
+    return tuple((i + 1) * count // keep - 1 for i in range(keep))
+
+
+def with_layers(config: BackboneConfig, keep: int) -> tuple[BackboneConfig, tuple[int, ...]]:
+    """Returns a config of fewer layers, and which of the tree's layers it keeps.
+
+    Args:
+        config: of the whole model.
+        keep: number of layers, at least 1.
+
+    Raises:
+        ValueError: an encoder-decoder, or more layers than there are.
+    """
+    if isinstance(config, T5Config) or keep > config.num_layers:
+        problem = f"there are {config.num_layers}"
+        if isinstance(config, T5Config):
+            problem = f"{config.model_type} has layers in its encoder and its decoder"
+        raise ValueError(
+            f"config.model.keep_layers={keep}, but {problem}: set it to 0, which keeps all, or "
+            "take another checkpoint"
+        )
+    kept = kept_layers(config.num_layers, keep)
+    changes: dict[str, Any] = {"num_layers": keep}
+    if isinstance(config, DecoderConfig):
+        for name in ("windows", "ropes"):
+            changes[name] = tuple(getattr(config, name)[layer] for layer in kept)
+    elif config.num_distinct_layers == config.num_layers:
+        changes["num_distinct_layers"] = keep
+    elif config.num_distinct_layers == 1:  # ALBERT's, applied fewer times
+        kept = (0,)
+    else:
+        raise ValueError(
+            f"config.model.keep_layers={keep}, but the {config.num_layers} layers share the "
+            f"parameters of {config.num_distinct_layers}: set it to 0"
+        )
+    return dataclasses.replace(config, **changes), kept
 
 
 def flatten(tree: Mapping) -> dict[str, Any]:

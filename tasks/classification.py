@@ -22,7 +22,7 @@ from evaluation.metrics import Metric, Scores, class_counts, macro_f1, mean, one
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
 from models import layers
-from tasks import label_words, limits
+from tasks import label_words, limits, teaching
 from tasks.calibrated import Calibrated
 from tasks.limits import Given, Limit
 from tasks.task import (
@@ -57,6 +57,7 @@ class Classification(WholeText, Calibrated):
     REVIEW = True
     OPTIONS = ("class_weights", "focal_gamma")
     SMOOTHING = True
+    TEACHABLE = True
     WORDS = True
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
@@ -104,7 +105,8 @@ class Classification(WholeText, Calibrated):
                 f"the {split} examples have no class label: set config.data.label_column, or "
                 "config.classification.kind to 'multi' (several labels) or 'regression' (numbers)"
             )
-        check_labels(examples.labels_N, split)
+        if not teaching.has_teacher(examples).any():
+            check_labels(examples.labels_N, split)
         if split == "train" and self._balanced:
             counts_C = np.bincount(examples.labels_N[examples.labels_N >= 0], minlength=self.size)
             weights_C = counts_C.sum() / (self.size * np.maximum(counts_C, 1))
@@ -129,20 +131,22 @@ class Classification(WholeText, Calibrated):
             yield from limits.untaught(labels, self._taught, self.labels, "labels")
 
     def known_labels(self, examples: Examples) -> tuple[np.ndarray, int]:
-        """Returns the labels that the examples carry, and how many examples are masked."""
+        """Returns the labels that the examples carry, and how many teach nothing."""
         if examples.labels_N is None:
             return np.zeros(0, int), 0
         known_N = examples.labels_N >= 0
-        return examples.labels_N[known_N], int((~known_N).sum())
+        masked = int((~known_N & ~teaching.has_teacher(examples)).sum())
+        return examples.labels_N[known_N], masked
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
-        """Returns labels, weights that mask them, and where the template's masks are."""
+        """Returns labels, weights that mask them, where the template's masks are, a teacher's
+        probabilities."""
         labels_B = np.full(len(chunk.indices_B), -1 if chunk.training else 0, np.int32)
         if chunk.examples.labels_N is not None:
             labels_B = chunk.examples.labels_N[chunk.indices_B]
-        weights_B = (labels_B >= 0).astype(np.float32)
-        labels = {"labels_B": np.maximum(labels_B, 0), "weights_B": weights_B}
-        return Targets(self.mask_positions(encoded), labels)
+        known_B = labels_B >= 0
+        labels = {"labels_B": np.maximum(labels_B, 0), "weights_B": known_B.astype(np.float32)}
+        return Targets(self.mask_positions(encoded), labels | teaching.targets(chunk, known_B))
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns the classifier's head, which reads each mask apart if it starts from words."""
@@ -167,23 +171,35 @@ class Classification(WholeText, Calibrated):
         return probe.params, probe.prose()
 
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
-        """Sums the loss; 'correct' is the weighted number of right predictions."""
-        weights_B, labels_B = batch["weights_B"].astype(jnp.float32), batch["labels_B"]
-        logits_BxC = masked_logits(outputs, weights_B)
+        """Sums the loss; 'correct' is the weighted number of right predictions, for a teacher those
+        of its likeliest label."""
+        labels_B, logits_BxC = batch["labels_B"], masked_logits(outputs, batch["weights_B"])
         # Divided by the weights of the classes, the loss of balanced ones stays of the usual size.
-        weights_B *= jnp.asarray(self._weights_C)[labels_B]
-        correct = jnp.sum(weights_B * (jnp.argmax(logits_BxC, axis=-1) == labels_B))
-        losses_B = self.losses(logits_BxC, labels_B)
-        return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {"correct": correct}
+        weights_B, teacher_B = self._learned(batch)
+        best_B = jnp.argmax(logits_BxC, axis=-1)
+        correct = jnp.sum(weights_B * (best_B == labels_B))
+        total = jnp.sum(weights_B * self.losses(logits_BxC, labels_B))
+        if "teacher_BxC" in batch:
+            teacher_BxC, temperature = batch["teacher_BxC"], self.config.teach.temperature
+            apart_B = teaching.distance(teacher_BxC, logits_BxC, temperature)
+            total += jnp.sum(teacher_B * apart_B)
+            correct += jnp.sum(teacher_B * (best_B == jnp.argmax(teacher_BxC, axis=-1)))
+        return total, jnp.sum(weights_B + teacher_B), {"correct": correct}
+
+    def _learned(self, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+        """Returns how much the label of each example weighs in the loss, and how much its teacher;
+        class weights are of labels."""
+        weights_B = batch["weights_B"].astype(jnp.float32)
+        label_B, teacher_B = teaching.shares(batch, self.config.teach.share)
+        weights_C = jnp.asarray(self._weights_C)
+        return weights_B * weights_C[batch["labels_B"]] * label_B, weights_B * teacher_B
 
     def divergence(
         self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
     ) -> jax.Array:
         """Compares the probabilities of the labels."""
-        weights_B = batch["weights_B"].astype(jnp.float32)
-        sides = (masked_logits(side, weights_B) for side in (outputs, others))
-        weights_B *= jnp.asarray(self._weights_C)[batch["labels_B"]]
-        return jnp.sum(weights_B * layers.divergence(*sides))
+        sides = (masked_logits(side, batch["weights_B"]) for side in (outputs, others))
+        return jnp.sum(sum(self._learned(batch)) * layers.divergence(*sides))
 
     def guess_loss(self, examples: Examples) -> float | None:
         """Returns the loss of predicting the frequencies of the labels; None with options that

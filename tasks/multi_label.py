@@ -20,6 +20,7 @@ from evaluation.metrics import Metric, Scores, f1, mean, one_each
 from input_pipeline.batches.template import Encoded, Encoder
 from input_pipeline.examples import Examples
 from models import layers
+from tasks import teaching
 from tasks.classification import LOSS, MACRO_F1, Classification, masked_logits
 from tasks.task import Arrays, Chunk, Fit, Loss, Targets, digest, groups_of, rows_of, text_record
 
@@ -69,9 +70,10 @@ class MultiLabel(Classification):
         return true_NxC
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
-        """Returns labels_BxC, 0 or 1, and where the template's masks are."""
+        """Returns labels_BxC, 0 or 1, where the template's masks are, a teacher's probabilities."""
         labels_BxC = self._true(chunk.examples, chunk.indices_B).astype(np.float32)
-        return Targets(self.mask_positions(encoded), {"labels_BxC": labels_BxC})
+        taught = teaching.targets(chunk, np.ones(len(labels_BxC), bool))
+        return Targets(self.mask_positions(encoded), {"labels_BxC": labels_BxC} | taught)
 
     def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
         """Fits a logistic regression for each label."""
@@ -103,8 +105,13 @@ class MultiLabel(Classification):
             losses_BxC *= jnp.maximum(wrong_BxC, 1e-6) ** options.focal_gamma
         losses_BxC *= jnp.where(labels_BxC > 0, jnp.asarray(self._weights_C), 1.0)
         right_B = jnp.mean((logits_BxC > 0) == (labels_BxC > 0), axis=-1)
-        total = jnp.sum(weights_B * losses_BxC.mean(axis=-1))
-        return total, jnp.sum(weights_B), {"correct": jnp.sum(weights_B * right_B)}
+        label_B, teacher_B = teaching.shares(batch, self.config.teach.share)
+        losses_B = label_B * losses_BxC.mean(axis=-1)
+        if "teacher_BxC" in batch:
+            side = batch["teacher_BxC"], logits_BxC, self.config.teach.temperature
+            losses_B += teacher_B * teaching.binary_distance(*side)
+        total, correct = jnp.sum(weights_B * losses_B), jnp.sum(weights_B * right_B)
+        return total, jnp.sum(weights_B), {"correct": correct}
 
     def divergence(
         self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable

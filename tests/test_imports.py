@@ -95,7 +95,7 @@ def test_one_file_each_knows_orbax_and_flags_and_none_is_long():
         text = path.read_text(encoding="utf-8")
         assert ("import orbax" in text) == (name == "training.checkpoints"), path
         assert ("absl import app" in text) == (name == "main"), path
-        longest = 560 if name == "configs.common" else 500  # a line for each knob
+        longest = 570 if name == "configs.common" else 500  # a line for each knob
         assert text.count("\n") <= longest, path
 
 

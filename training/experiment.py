@@ -322,6 +322,12 @@ def build(
     checkpoint = pretrained.open_checkpoint(path, config_alone=not read)
     if checkpoint.note:
         say(checkpoint.note)
+    if keep := config.model.keep_layers:
+        count, checkpoint = checkpoint.config.num_layers, checkpoint.keeping(keep)
+        which = f"{', '.join(map(str, checkpoint.kept))} (the first is 0)"
+        if len(checkpoint.kept) < keep:
+            which = "all have the same parameters"
+        say(f"{keep} of {count} layers are kept: {which}.")
     for why, count in checkpoint.ignored.items():
         say(f"Not read: {count} tensors of {checkpoint.path.name} ({why}).")
     original, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training)

@@ -81,6 +81,7 @@ class Run:
             head_dropout=getattr(experiment.model.task_head, "dropout", 0.0),
         )
         self._optimizer = optimizers.make_optimizer(config.optimizer, experiment.factors)
+        teacher = getattr(train_split, "teacher_NxC", None)  # several tasks have none
         self._meta = {
             "config": json.loads(config.to_json()),
             "labels": data.labels,
@@ -88,6 +89,7 @@ class Run:
                 **experiment.fingerprints,
                 **data.fingerprints,
                 "examples": digest(train_split.ids_N),
+                **({} if teacher is None else {"teacher": digest(teacher)}),
             },
             "metric": config.eval.metric,
             "fitted": experiment.task.unfitted,

@@ -17,6 +17,7 @@ from reporting import figures
 from training.compilation import resolve_dtype
 from training.data import load_data
 from training.experiment import build
+from training.run_teacher import with_teacher
 from training.train import Run
 
 _DIVERGED = 4.0  # times its least: a loss that ends the test
@@ -37,7 +38,7 @@ def rate_range(config: ConfigDict, workdir: Path) -> float | None:
     config.adapt.unfreeze_every = ""
     resolve_dtype(config, folder, print)
     data = load_data(config)
-    training = data.split("train")
+    training = with_teacher(config, data.split("train"), data.labels)
     experiment = build(config, folder, data.labels, print, training)
     experiment.check(training, "train", training=True)
     pairs = list(until_diverged(Run(experiment, folder, data, training).try_rates()))

@@ -17,7 +17,7 @@ from training.experiment import Experiment
 # What must be as in training for a checkpoint's numbers to mean the same. Weights and tokeniser are
 # compared by fingerprint.
 _BOUND = ("task", "model.init", "model.head", "model.pooling", "model.label_words")
-_BOUND += ("model.bidirectional", "tokenizer.marks")
+_BOUND += ("model.keep_layers", "model.bidirectional", "tokenizer.marks")
 _BOUND += ("adapt.kind", "adapt.targets", "adapt.rank", "adapt.alpha", "adapt.layers")
 _BOUND += ("adapt.prompt_length", "adapt.frozen_dtype", "optimizer.lr_table", "features.use")
 _BOUND += ("tokenizer.keep_others", "tokenizer.new_pieces")

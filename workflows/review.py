@@ -66,6 +66,11 @@ def review(config: ConfigDict, workdir: Path) -> Path:
     """
     require(config, "REVIEW", "--mode=review")
     run_probe.check(config)
+    if config.teach.targets:
+        raise ValueError(
+            "config.teach.targets: a teacher has seen the labels that --mode=review judges: leave "
+            "it empty"
+        )
     path = workdir / "review.csv"
     if path.exists():
         raise ValueError(

@@ -15,7 +15,7 @@ from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import silent_loss
 from integration import methods
 from reporting import report
-from training import run_probe
+from training import run_probe, run_teacher
 from training.compilation import resolve_dtype
 from training.data import load_data
 from training.experiment import build
@@ -62,6 +62,7 @@ def train(
             integrate.check(config, workdir)
         robustness.check(config)
         run_probe.check(config)
+        run_teacher.check(config)
         optimizers.check(config)
         run = prepare_run(config, workdir, compare=compare)
         if methods.apply(config):
@@ -98,6 +99,7 @@ def prepare_run(config: ConfigDict, workdir: Path, *, compare: bool = True) -> P
         data = load_data(config)
         train_split = data.split("train")
     print(data.prose())
+    train_split = run_teacher.with_teacher(config, train_split, data.labels)
     others = {}
     if everything := marks.all_examples(config, workdir):
         train_split, excluded = marks.exclude(train_split, config.review.exclude)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from input_pipeline.files import write_json
-from models.backbone import BackboneConfig, flatten, parameter_shapes, parts_of
+from models.backbone import BackboneConfig, flatten, parameter_shapes, parts_of, with_layers
 from models.pretrained import e5, gguf
 from models.pretrained.families import ENCODERS, FAMILIES, family_of, supported
 from models.pretrained.files import refuse_pointer
@@ -91,6 +91,7 @@ class Checkpoint:
             a kind has several ids.
         files: config first, then the weights in order.
         note: a sentence to report on what had to be guessed, or ''.
+        kept: the layers that are read; None is all.
     """
 
     path: Path
@@ -101,6 +102,12 @@ class Checkpoint:
     files: tuple[Path, ...]
     note: str
     _stored: Mapping[str, StoredTensor]
+    kept: tuple[int, ...] | None = None
+
+    def keeping(self, count: int) -> "Checkpoint":
+        """Returns the checkpoint of a model of `count` of its layers; see with_layers."""
+        config, kept = with_layers(self.config, count)
+        return dataclasses.replace(self, config=config, kept=kept)
 
     @functools.cached_property
     def parts(self) -> tuple[str, ...]:
@@ -120,8 +127,8 @@ class Checkpoint:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 of the checkpoint's file, or of its files' digests in order."""
-        digests = []
+        """sha256 of the checkpoint's file, or of its files' digests in order, and kept layers."""
+        digests = [] if self.kept is None else [f"{self.config.num_layers} layers: {self.kept}"]
         for path in self.files:
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
@@ -162,7 +169,7 @@ class Checkpoint:
 
     @property
     def _table(self) -> Rows:
-        return self.family.table(self.config, self.format)
+        return self.family.table(self.config, self.format)._replace(kept=self.kept)
 
 
 def open_checkpoint(path: str | Path, *, config_alone: bool = False) -> Checkpoint:

@@ -14,13 +14,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from models.backbone import BackboneConfig, flatten, unflatten
+from models.backbone import BackboneConfig, flatten, layer_of, unflatten
 from models.pretrained.fields import Fields
 from models.pretrained.files import count_not_finite
 
 Format = Literal["huggingface", "gguf", "e5", "tensorflow"]
 Place = Callable[[str, np.ndarray], Any]
 # Reasons to leave a tensor unread that several families share.
+NOT_KEPT = "of layers that config.model.keep_layers leaves out"
 OTHER_HEAD = "the head of the task this checkpoint was fine-tuned for; a run has a head of its own"
 
 
@@ -94,15 +95,24 @@ class Rows(NamedTuple):
             tied weights, heads of other tasks. Full match.
         canonical: a checkpoint's tensor name -> the name the rows use: strips prefixes such as
             'bert.', renames 'LayerNorm.gamma'.
+        kept: layers of the checkpoint that are read and become layers 0, 1, ...; None is all.
     """
 
     rows: Sequence[Row]
     ignored: Sequence[tuple[str, str]] = ()
     canonical: Callable[[str], str] = lambda name: name
+    kept: tuple[int, ...] | None = None
 
     def parameter_of(self, name: str) -> tuple[str, Kind] | None:
         """Returns the path of the parameter that a checkpoint's tensor fills, and its kind."""
-        return _translate(self.canonical(name), self.rows, "name", "parameter")
+        match = _translate(self.canonical(name), self.rows, "name", "parameter")
+        layer = layer_of(match[0]) if match else None
+        if self.kept is None or layer is None:
+            return match
+        if layer not in self.kept:
+            return None
+        number = self.kept.index(layer)
+        return match[0].replace(f"layer_{layer}/", f"layer_{number}/"), match[1]
 
     def tensor_of(self, path: str) -> tuple[str, Kind] | None:
         """Returns the name under which the parameter at `path` is stored, and its kind."""
@@ -110,6 +120,8 @@ class Rows(NamedTuple):
 
     def reason_to_ignore(self, name: str) -> str | None:
         """Returns why a tensor is known and not read; None for other tensors."""
+        if self.kept is not None and self._replace(kept=None).parameter_of(name):
+            return NOT_KEPT
         return next((why for regex, why in self.ignored if re.fullmatch(regex, name)), None)
 
     def count_ignored(self, names: Iterable[str]) -> Counter[str]:

@@ -175,6 +175,12 @@ def _check(config: ConfigDict, output: Path, known: tuple[str, ...]) -> None:
             f"config.export.formats names 'peft', but config.adapt.kind={kind!r} makes no adapter "
             f"of its kinds {tuple(peft.KINDS)}: leave it out"
         )
+    if "peft" in formats and config.model.keep_layers:
+        raise ValueError(
+            f"config.export.formats names 'peft', but config.model.keep_layers="
+            f"{config.model.keep_layers}: an adapter's folder names the whole "
+            "config.model.checkpoint, on which it would act on other layers: use 'huggingface'"
+        )
     if "huggingface" in formats and kind == "prompt":
         raise ValueError(
             "config.export.formats names 'huggingface', but a trained prompt can't be merged into "

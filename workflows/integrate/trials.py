@@ -104,8 +104,9 @@ class Trials:
                 candidates.append(self._timed(self._soup, method))
             else:
                 candidates.append(self._timed(self._ensemble))
-                if self._config.integrate.targets:
-                    self._write_targets(candidates[-1].judged)
+        if self._config.integrate.targets:  # also of a single model, a left-out ensemble
+            judged = [c.judged for c in candidates if c.kind == "ensemble"]
+            self._write_targets(*judged or [self._judged[self._pool[0].name]])
         return candidates
 
     def _timed(self, make: Callable[..., Candidate], *args: Any) -> Candidate:

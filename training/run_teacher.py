@@ -1,0 +1,102 @@
+"""The teacher of a run: probabilities from a file, joined to the training examples."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.corpus.json_files import object_rows
+from input_pipeline.examples import Examples
+from tasks import require, task_class
+from tasks.teaching import has_teacher
+
+_SLACK = 1e-3  # of sums and of copies: the probabilities are rounded
+
+
+def check(config: ConfigDict) -> None:
+    """Raises where config.teach.targets is set for a task that has no use for it, or no file."""
+    path = config.teach.targets
+    if path:
+        require(config, "TEACHABLE", "config.teach.targets")
+    if path and not Path(path).is_file():
+        raise FileNotFoundError(
+            f"config.teach.targets: there is no file {Path(path).absolute()}; the teacher's run "
+            "writes it with config.integrate.targets, or --mode=predict"
+        )
+
+
+def with_teacher(config: ConfigDict, examples: Examples, labels: Sequence[str]) -> Examples:
+    """Returns the training examples with the probabilities of config.teach.targets, if it is set.
+
+    They are joined by text and pair, or by id where the file has no texts. Says how many examples
+    have none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a task that has no use for it, other labels than the run's, what is no
+            probability, or none for any of the examples.
+    """
+    check(config)
+    if not (path := config.teach.targets):
+        return examples
+    known = _read(Path(path), labels, several=task_class(config).AVERAGE != "softmax")
+    pairs_N = [""] * len(examples) if examples.pairs_N is None else examples.pairs_N
+    none_C, teacher_NxC = np.full(len(labels), np.nan), []
+    for id_, text, pair in zip(examples.ids_N, examples.texts_N, pairs_N, strict=True):
+        teacher_NxC.append(known.get((text, pair), known.get(int(id_), none_C)))
+    examples = dataclasses.replace(examples, teacher_NxC=np.array(teacher_NxC, np.float32))
+    taught_N = has_teacher(examples)
+    if not taught_N.any():
+        raise ValueError(
+            f"config.teach.targets: none of the {len(examples):,} training examples is among the "
+            f"{len(known):,} of {path}: have the teacher predict the texts of this config.data"
+        )
+    unlabelled = 0 if examples.labels_N is None else int((examples.labels_N[taught_N] < 0).sum())
+    print(
+        f"Teacher: {path} has probabilities of {int(taught_N.sum()):,} of {len(examples):,} "
+        f"training examples, {unlabelled:,} of them without a label; "
+        f"{int((~taught_N).sum()):,} have none and learn from labels alone. Its share of the loss "
+        f"is {config.teach.share:g}, at temperature {config.teach.temperature:g}."
+    )
+    return examples
+
+
+def _read(path: Path, labels: Sequence[str], *, several: bool) -> dict[Any, np.ndarray]:
+    """Returns the probabilities [C] by (text, pair), or by id where a row has no text.
+
+    Args:
+        path: JSONL of what Task.describe yields.
+        labels: of the run.
+        several: whether the probabilities of an example need not sum to one.
+    """
+    known: dict[Any, np.ndarray] = {}
+    for line, row in object_rows(path, "utf-8", "jsonl"):
+        place, given = f"{path}:{line}", row.get("probabilities")
+        if not isinstance(given, Mapping) or not ("text" in row or "id" in row):
+            raise ValueError(
+                f"{place}: expected 'probabilities' by label, and 'text' or 'id', found the keys "
+                f"{list(row)}: write it with config.integrate.targets, or --mode=predict"
+            )
+        if list(given) != list(labels):
+            raise ValueError(
+                f"{place}: the teacher has the labels {list(given)}, this run has {list(labels)}: "
+                "set config.data.labels of both to the same, in one order"
+            )
+        try:
+            values_C = np.array(list(given.values()), np.float64)
+        except (TypeError, ValueError):
+            values_C = np.full(len(labels), np.nan)
+        total = 1.0 if several else values_C.sum()
+        # Not `or`: a NaN must fail too.
+        if not ((values_C >= 0).all() and (values_C <= 1).all() and abs(total - 1) <= _SLACK):
+            what = "numbers from 0 to 1" + " that sum to 1" * (not several)
+            raise ValueError(f"{place}: found the probabilities {given}, expected {what}")
+        key = (row["text"], row.get("pair", "")) if "text" in row else row["id"]
+        if np.abs(known.setdefault(key, values_C) - values_C).max() > _SLACK:
+            raise ValueError(
+                f"{place}: {key!r} has other probabilities than in a line before: keep one of them"
+            )
+    return known
