@@ -32,7 +32,7 @@ flags.DEFINE_integer("num_processes", 0, "How many processes there are (docs/sca
 flags.DEFINE_integer("process_id", -1, "Which of them this one is.")
 flags.DEFINE_integer("heartbeat", 100, "Seconds of silence after which a process is dead.")
 _MODES = ["train", "sweep", "evaluate", "test", "predict", "integrate", "report"]
-_MODES += ["review", "inspect", "verify", "export", "mine"]
+_MODES += ["review", "inspect", "verify", "export", "mine", "retrieve"]
 _MODULES = {"repeat": "sweep"}
 _MODULES |= {mode: f"{mode}.{mode}" for mode in ("integrate", "inspect", "verify", "export")}
 _WRITERS = ("train", "sweep", "test", "integrate", "review")  # one at a time in a workdir

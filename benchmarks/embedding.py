@@ -57,7 +57,7 @@ class Ours(Side):
         config = common.get_config()
         config.task, config.data.batch_size = "embedding", batch
         config.model.update(checkpoint=folder, pooling="auto", dtype=dtype)
-        config.layout.update(max_length=_LENGTH, row_length=256)
+        config.layout.update(max_length=_LENGTH, row_length=128)
         config.optimizer.lr_table = (("backbone/embedder/.*", None), (".*", 1.0))
         config.optimizer.clip_norm = _CLIP
         self._experiment = experiment = build(config, Path(), [], lambda line: None)

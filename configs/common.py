@@ -337,7 +337,10 @@ def _embedding() -> ConfigDict:
     embedding.dimensions = ()  # first dimensions that also serve alone (Matryoshka, 2205.13147)
     embedding.passage_template = ""  # of what belongs to a query; '' is data.template, or with
     # model.pooling='auto' the checkpoint's prompt for passages
-    embedding.corpus = ""  # .txt, or a column text, of passages that prediction and mining search
+    embedding.corpus = ""  # .txt, or a column text, of passages that prediction and mining search;
+    # --mode=retrieve: with ids, as `queries`, and in `relevance` which belong together
+    embedding.queries = ""
+    embedding.relevance = ""  # qrels of TREC, BEIR or C-MTEB
     embedding.nearest = 10  # passages of it in a prediction
     return embedding
 
@@ -390,11 +393,12 @@ def _regularize() -> ConfigDict:
 
 
 def _teach() -> ConfigDict:
-    """A classifier that learns another model's probabilities (distillation, docs/tasks.md)."""
+    """What another model predicts, learned beside the labels (distillation): docs/tasks.md."""
     teach = ConfigDict()
-    teach.targets = ""  # JSONL of the teacher, as integrate.targets or --mode=predict writes it
+    teach.run = ""  # folder of a finished run of the same task, whose model predicts each batch
+    teach.targets = ""  # or, for classifiers, JSONL as integrate.targets or --mode=predict writes
     teach.share = 0.5  # of the loss of an example that has a label too
-    teach.temperature = 2.0  # of both distributions (1503.02531)
+    teach.temperature = 2.0  # of both distributions (1503.02531), of `targets`
     return teach
 
 
@@ -499,6 +503,8 @@ def _mine() -> ConfigDict:
     mine.ranks = (1, 50)  # first and last rank, among passages that are not the query's
     mine.negatives = 4  # most of a query
     mine.below = 0.95  # of the cosine of a query's passage: what is as near may belong to it
+    mine.reranker = ""  # folder of a reranking run: what it does not put behind the passage is
+    # left out
     mine.output = ""  # JSONL; '' is mined.jsonl in the workdir
     return mine
 

@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.split.update(kind="group", validation=0.1, test=0.1)
     config.data.template = "query: {text}"
     config.data.batch_size = 64
-    config.layout.update(max_length=64, row_length=256)
+    config.layout.update(max_length=64, row_length=128)
     config.model.update(checkpoint="multilingual-e5-small", pooling="mean", dtype="auto")
     config.optimizer.lr_table = (("backbone/embedder/.*", None), (".*", 1.0))
     config.optimizer.learning_rate = 2e-5

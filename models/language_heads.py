@@ -134,7 +134,7 @@ def log_probabilities(
 
 
 def divergences(
-    project: Callable[[jax.Array], jax.Array],
+    projections: tuple[Callable[[jax.Array], jax.Array], ...],
     hidden_RxLxD: jax.Array,
     others_RxLxD: jax.Array,
     *,
@@ -146,7 +146,7 @@ def divergences(
     Chunk by chunk as `log_probabilities`; logits are made again in the backward pass.
 
     Args:
-        project: hidden [S, D] -> float32 logits [S, V].
+        projections: hidden [S, D] -> float32 logits [S, V], of either pass.
         hidden_RxLxD, others_RxLxD: hidden states of two passes.
         targets_RxL, chunk: see `log_probabilities`.
 
@@ -158,7 +158,8 @@ def divergences(
     @jax.checkpoint
     def apart(hidden_SxD: jax.Array, others_SxD: jax.Array, targets_S: jax.Array) -> jax.Array:
         sides = (jnp.where(targets_S[:, None] > 0, x, 0) for x in (hidden_SxD, others_SxD))
-        return jnp.where(targets_S > 0, divergence(*map(project, sides)), 0.0)
+        logits = (project(side) for project, side in zip(projections, sides, strict=True))
+        return jnp.where(targets_S > 0, divergence(*logits), 0.0)
 
     parts = tuple(map(chunks, (hidden_RxLxD, others_RxLxD, targets_RxL)))
     return whole(jax.lax.map(lambda part: apart(*part), parts))

@@ -195,7 +195,7 @@ class Classification(WholeText, Calibrated):
         return weights_B * weights_C[batch["labels_B"]] * label_B, weights_B * teacher_B
 
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Compares the probabilities of the labels."""
         sides = (masked_logits(side, batch["weights_B"]) for side in (outputs, others))

@@ -261,7 +261,7 @@ class Embedding(Task):
         return sum(losses) / len(losses), jnp.sum(weights_B), sums
 
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Sums the squared distances of the normalised vectors."""
         weights_Bx1x1 = batch["weights_B"].astype(jnp.float32)[:, None, None]

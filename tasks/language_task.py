@@ -56,11 +56,11 @@ class TokenTask(Task):
         return -jnp.sum(weights_RxL * scores_RxL), jnp.sum(weights_RxL), {"correct": correct}
 
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Compares the probabilities of the tokens at each place that asks for one."""
         apart_RxL = divergences(
-            logits,
+            projections,
             outputs["hidden_RxLxD"],
             others["hidden_RxLxD"],
             targets_RxL=batch["targets_RxL"],

@@ -114,7 +114,7 @@ class MultiLabel(Classification):
         return total, jnp.sum(weights_B), {"correct": correct}
 
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Compares the probability of each label; the mean over the labels counts."""
         weights_B = batch["weights_B"].astype(jnp.float32)

@@ -152,10 +152,10 @@ class MultiTask(Task):
         return total, weight, _renamed({"loss": total, **sums}, "", f"{name}/")
 
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Compares what the batch's member predicts."""
-        return self.members[member_of(batch)].divergence(outputs, others, batch, logits)
+        return self.members[member_of(batch)].divergence(outputs, others, batch, projections)
 
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
         """Returns what the batch's member fetches, named for it."""

@@ -190,7 +190,7 @@ class MultipleChoice(Calibrated):
         return jnp.sum(weights_B * losses_B), weight, {"accuracy": jnp.sum(weights_B * right_B)}
 
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Compares the probabilities of the choices."""
         weights_B = batch["weights_B"].astype(jnp.float32)

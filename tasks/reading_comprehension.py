@@ -148,7 +148,7 @@ class ReadingComprehension(Task):
         return jnp.sum(weights_B * losses_B), weight, {"both_right": jnp.sum(weights_B * right_B)}
 
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Compares the probabilities of starts and ends, half of each."""
         asked_BxP, _ = self._counted(outputs, batch)

@@ -118,7 +118,7 @@ class Regression(WholeText):
         return jnp.sum(weights_B * losses_B), jnp.sum(weights_B), {}
 
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Sums the squared differences."""
         weights_B = batch["weights_B"].astype(jnp.float32)

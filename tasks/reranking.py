@@ -39,6 +39,7 @@ class Reranking(multiple_choice.MultipleChoice):
     FLOOR = next(iter(BM25))
     AVERAGE = ""
     ROBUSTNESS = False
+    RANKS = True
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
         """Checks the options.

@@ -252,7 +252,7 @@ class Tagging(Task):
         return -jnp.sum(weights_RxL * likelihoods_RxL), jnp.sum(weights_RxL), sums
 
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Compares the probabilities of each token's tags, of chains too; or of spans."""
         _, segments_RxL, weights_RxL = self._tokens(batch)

@@ -91,6 +91,7 @@ class Task(abc.ABC):
     TEACHABLE: ClassVar[bool] = False  # config.teach: the loss reads a teacher's probabilities
     JOINT: ClassVar[bool] = False  # the loss of an example reads the outputs of its whole step
     READY: ClassVar[bool] = False  # works before training: the results show it
+    RANKS: ClassVar[bool] = False  # config.mine.reranker: scores the candidates of a query
     MIXUP: ClassVar[bool] = False  # config.regularize.mixup: a head reads one vector per example
 
     # Facts that instances may replace.
@@ -260,7 +261,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def divergence(
-        self, outputs: Arrays, others: Arrays, batch: Arrays, logits: Callable
+        self, outputs: Arrays, others: Arrays, batch: Arrays, projections: tuple[Callable, ...]
     ) -> jax.Array:
         """Returns how far two predictions of a batch are apart, summed and weighted as the loss is.
 
@@ -270,7 +271,7 @@ class Task(abc.ABC):
         Args:
             outputs, others: of the head, of the same batch.
             batch: as of `loss`.
-            logits: hidden states [..., D] to logits over the vocabulary [..., V].
+            projections: hidden states [..., D] to logits over the vocabulary [..., V], of either.
         """
 
     def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:

@@ -1,7 +1,7 @@
 """A teacher's probabilities in the loss of a classifier: knowledge distillation (1503.02531).
 
 Here: what a batch holds of a teacher, and how far a student is from it. Not here: the file of the
-probabilities (training/run_teacher.py).
+probabilities (workflows/teacher.py).
 """
 
 import jax

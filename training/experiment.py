@@ -31,7 +31,7 @@ from training.compilation import PerShape, resolve_dtype
 from training.run_features import run_features
 from training.run_probe import run_probe
 from training.sharding import Placement, own_shards, put_batch
-from training.tuning.regularizers import Passes
+from training.tuning.regularizers import Passes, Teacher
 from training.weights import Weights, num_layers
 
 _PROBED = 2048  # training examples (of long texts, windows) that a probe is fitted on
@@ -52,6 +52,7 @@ class Experiment:
       fingerprints: of the tokeniser, the pretrained weights and the features; they travel in
         checkpoints.
       features: as fitted on the training split, None without.
+      teacher: of training, see workflows/teacher.py.
       left_out: the records of `check`: what is dropped, cut or unreachable, JSON-ready.
     """
 
@@ -69,6 +70,7 @@ class Experiment:
     fingerprints: dict[str, str]
     features: FeaturePipeline | None
     say: Callable[[str], None]
+    teacher: Teacher | None = None
     left_out: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
@@ -85,6 +87,11 @@ class Experiment:
     def mesh(self) -> jax.sharding.Mesh:
         """All devices of all processes."""
         return self.placement.mesh
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """What a train step reads and does not change: frozen parameters, a teacher's."""
+        return self.frozen | (self.teacher.held if self.teacher else {})
 
     @property
     def counted(self) -> "Experiment":

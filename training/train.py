@@ -124,7 +124,9 @@ class Run:
         )
         passes, options = experiment.passes(), config.regularize
         return make_train_step(
-            regularizers.Regularizers(options, passes, seed=config.seed),
+            regularizers.Regularizers(
+                options, passes, seed=config.seed, teacher=experiment.teacher
+            ),
             self._optimizer,
             learning_rate=self._rate,
             schedule=schedule,
@@ -166,7 +168,7 @@ class Run:
             if name.endswith("_RxL")
         }
         batch = put_batch(first | rows, experiment.mesh)
-        frozen = experiment.placement.like(experiment.frozen)
+        frozen = experiment.placement.like(experiment.held)
         described, size = (self._like, frozen, batch), config.data.batch_size
         yield experiment.placement.prose()
         yield cost.describe_parameters(self._like.params, frozen)
@@ -196,7 +198,7 @@ class Run:
                 self._train_split, first_example=seen, position=self._position
             )
             first = next(batches)
-            frozen, batch = self._experiment.frozen, put_batch(first, self._experiment.mesh)
+            frozen, batch = self._experiment.held, put_batch(first, self._experiment.mesh)
             flops = self._flops(state, frozen, batch)
             print(*cost.describe(state, frozen, batch, flops=flops), sep="\n")
             self._full_speed = cost.full_speed(
@@ -265,11 +267,12 @@ class Run:
         self._make_step()
         experiment = self._experiment
         state = self._fresh(experiment.put(experiment.initial))
+        held = experiment.held
         batches = experiment.pipeline.train(self._train_split, first_example=0)
         batches = itertools.islice(batches, self._durations.steps)
         for batch in track(batches, self._durations.steps, "Range test, steps"):
             batch = put_batch(batch, experiment.mesh)
-            state, metrics = self._train_step(state, experiment.frozen, batch)
+            state, metrics = self._train_step(state, held, batch)
             yield float(metrics["learning_rate"]), float(metrics["loss"])
 
     def _with_pretrained(self, state: TrainState) -> TrainState:
@@ -311,7 +314,7 @@ class Run:
         stopped: threading.Event,
     ) -> None:
         """Runs steps first_step + 1 .. total. Order: step, log, evaluate, save, stop."""
-        durations, frozen = self._durations, self._experiment.frozen
+        durations, frozen = self._durations, self._experiment.held
         pending = Pending(
             self._progress,
             self._guard,

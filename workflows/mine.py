@@ -1,5 +1,6 @@
 """--mode=mine: hard negatives for the training queries, by the run's model or BM25."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation import lexical, retrieval
-from input_pipeline.examples import Examples
+from input_pipeline.examples import Examples, object_array
 from input_pipeline.files import write_jsonl
 from tasks import require
 from training.data import load_data
 from training.experiment import build
 from training.workdir import has_checkpoint
-from workflows.restoring import Restored, read_meta, restore
+from workflows.restoring import Restored, final, read_config, read_meta, restore
 from workflows.vectors import Vectors, read_corpus
 
 _SAMPLES = 3
@@ -28,7 +29,9 @@ def mine(config: ConfigDict, workdir: Path) -> Path:
     Candidates are the passages of config.embedding.corpus, or those of the training split. Of those
     that are none of the query's, the ranks config.mine.ranks are taken, without what is as similar
     to the query as config.mine.below times its passage: that is likely to belong to it (0.95 as in
-    NV-Retriever, 2407.15831). BM25 has no such filter. The first config.mine.negatives are kept.
+    NV-Retriever, 2407.15831). BM25 has no such filter. Of twice as many as are wanted, the run
+    config.mine.reranker drops those that it does not put behind the query's passage. The first
+    config.mine.negatives are kept.
 
     Raises:
         ValueError: a task without vectors, graded pairs, or a corpus that cannot be read.
@@ -57,9 +60,10 @@ def mine(config: ConfigDict, workdir: Path) -> Path:
         by = vectors.restored.name
         limits_Q, found = _near(vectors, workdir, belonging, own, corpus, count)
     records, near = _records(config, belonging, corpus, limits_Q, *found)
+    above = _rerank(config, records) if config.mine.reranker else 0
     output = Path(config.mine.output or workdir / "mined.jsonl")
     write_jsonl(output, records)
-    _say(config, records, near, by, len(corpus), output)
+    _say(config, records, near, above, by, len(corpus), output)
     return output
 
 
@@ -107,6 +111,7 @@ def _records(
     """Returns a record of each query, and how many candidates were too near."""
     first, last = config.mine.ranks
     records, near = [], 0
+    count = config.mine.negatives * (2 if config.mine.reranker else 1)
     for (query, pairs), limit, *found in zip(
         belonging.items(), limits_Q, scores_QxK, rows_QxK, strict=True
     ):
@@ -115,16 +120,52 @@ def _records(
         others = others[first - 1 : last]
         kept = [other for other in others if other[1] < limit]
         near += len(others) - len(kept)
-        texts, scores = zip(*kept[: config.mine.negatives], strict=True) if kept else ((), ())
+        texts, scores = zip(*kept[:count], strict=True) if kept else ((), ())
         scores = [round(score, 6) for score in scores]
         records.append({"query": query, "pos": [*pairs], "neg": [*texts], "neg_scores": scores})
     return records, near
+
+
+def _rerank(config: ConfigDict, records: list[dict[str, Any]]) -> int:
+    """Drops what a reranker does not put behind each passage of the query; returns how many."""
+    folder = Path(config.mine.reranker)
+    its = read_config(folder)
+    require(its, "RANKS", "config.mine.reranker")
+    its.embedding.negatives = max(1, *(len(record["neg"]) for record in records))
+    rows = [
+        (number, record["query"], pair, tuple(record["neg"]))
+        for number, record in enumerate(records)
+        for pair in record["pos"]
+        if record["neg"]
+    ]
+    numbers, *columns = zip(*rows, strict=True)
+    texts_N, pairs_N, negatives_N = map(object_array, columns)
+    ids_N = np.arange(len(rows), dtype=np.int64)
+    examples = Examples(texts_N, None, ids_N, pairs_N=pairs_N, negatives_N=negatives_N)
+    experiment = build(its, folder, (), print)
+    restored = restore(experiment, folder, final(folder))
+    experiment.check(examples, "mined", labelled=False)
+    predictions = experiment.predict(restored.params, examples, restored.fitted)
+    above = 0
+    for number, logits_K in zip(numbers, experiment.task.logits(predictions), strict=True):
+        record = records[number]
+        record.setdefault("behind", [True] * len(record["neg"]))
+        for place in range(len(record["neg"])):
+            record["behind"][place] &= bool(logits_K[1 + place] < logits_K[0])
+    for record in records:
+        behind = record.pop("behind", [])
+        above += len(behind) - sum(behind)
+        for key in ("neg", "neg_scores"):
+            kept = itertools.compress(record[key], behind)
+            record[key] = list(kept)[: config.mine.negatives]
+    return above
 
 
 def _say(
     config: ConfigDict,
     records: Sequence[Mapping[str, Any]],
     near: int,
+    above: int,
     by: str,
     passages: int,
     output: Path,
@@ -140,6 +181,8 @@ def _say(
         print(
             f"Left out: {near:,} as similar to the query as {config.mine.below} times its passage."
         )
+    if config.mine.reranker:
+        print(f"Left out: {above:,} that {config.mine.reranker} does not put behind the passage.")
     for record in records[:_SAMPLES]:
         print(f"  {record['query']}  +  {record['pos'][0]}  -  {'  |  '.join(record['neg'][:3])}")
     print(

@@ -17,8 +17,8 @@ from reporting import figures
 from training.compilation import resolve_dtype
 from training.data import load_data
 from training.experiment import build
-from training.run_teacher import with_teacher
 from training.train import Run
+from workflows import teacher
 
 _DIVERGED = 4.0  # times its least: a loss that ends the test
 _MEAN = 5  # steps whose mean loss is compared
@@ -38,8 +38,9 @@ def rate_range(config: ConfigDict, workdir: Path) -> float | None:
     config.adapt.unfreeze_every = ""
     resolve_dtype(config, folder, print)
     data = load_data(config)
-    training = with_teacher(config, data.split("train"), data.labels)
+    training = teacher.with_targets(config, data.split("train"), data.labels)
     experiment = build(config, folder, data.labels, print, training)
+    teacher.load(experiment, data.labels)
     experiment.check(training, "train", training=True)
     pairs = list(until_diverged(Run(experiment, folder, data, training).try_rates()))
     rates, losses = np.array(pairs).reshape(-1, 2).T

@@ -1,6 +1,7 @@
 """Checkpoints to parameters on the devices, after checks that they belong to the config."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,30 @@ class Restored:
     def fitted(self) -> Mapping[str, Any]:
         """Returns what tasks.task.Task.fit chose for these parameters."""
         return self.meta["fitted"]
+
+
+def read_config(folder: Path) -> ConfigDict:
+    """Returns the config of another run, from its config.json.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder.absolute()} holds no run (it has no config.json)")
+    return ConfigDict(_with_tuples(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _with_tuples(value: Any) -> Any:
+    """Returns JSON with its lists as tuples, as configs have them."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(entry) for key, entry in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def final(folder: Path) -> str:
+    """Returns the name of the checkpoint that a run ended with."""
+    return "integrated" if (folder / "integrated").is_dir() else "best"
 
 
 def open_checkpoints(workdir: Path, name: str, **options: Any) -> tuple[Checkpoints, int]:

@@ -66,10 +66,10 @@ def review(config: ConfigDict, workdir: Path) -> Path:
     """
     require(config, "REVIEW", "--mode=review")
     run_probe.check(config)
-    if config.teach.targets:
+    if config.teach.targets or config.teach.run:
         raise ValueError(
-            "config.teach.targets: a teacher has seen the labels that --mode=review judges: leave "
-            "it empty"
+            "config.teach: a teacher has seen the labels that --mode=review judges: leave its "
+            "run and targets empty"
         )
     path = workdir / "review.csv"
     if path.exists():

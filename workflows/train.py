@@ -15,7 +15,7 @@ from input_pipeline.locking import in_use
 from input_pipeline.tokenizers import silent_loss
 from integration import methods
 from reporting import report
-from training import run_probe, run_teacher
+from training import run_probe
 from training.compilation import resolve_dtype
 from training.data import load_data
 from training.experiment import build
@@ -24,7 +24,7 @@ from training.run_tokenizer import training_texts
 from training.train import OnEvaluation, Run
 from training.tuning import optimizers
 from training.workdir import check_workdir
-from workflows import marks, results, robustness
+from workflows import marks, results, robustness, teacher
 from workflows.integrate import integrate
 from workflows.integrate.shifted import shifted_examples
 from workflows.results import Prepared
@@ -62,7 +62,7 @@ def train(
             integrate.check(config, workdir)
         robustness.check(config)
         run_probe.check(config)
-        run_teacher.check(config)
+        teacher.check(config)
         optimizers.check(config)
         run = prepare_run(config, workdir, compare=compare)
         if methods.apply(config):
@@ -99,7 +99,7 @@ def prepare_run(config: ConfigDict, workdir: Path, *, compare: bool = True) -> P
         data = load_data(config)
         train_split = data.split("train")
     print(data.prose())
-    train_split = run_teacher.with_teacher(config, train_split, data.labels)
+    train_split = teacher.with_targets(config, train_split, data.labels)
     others = {}
     if everything := marks.all_examples(config, workdir):
         train_split, excluded = marks.exclude(train_split, config.review.exclude)
@@ -116,6 +116,7 @@ def prepare_run(config: ConfigDict, workdir: Path, *, compare: bool = True) -> P
         others[report.ENCODER] = alone
     with phase("model"):
         experiment = build(config, workdir, data.labels, print, train_split)
+        teacher.load(experiment, data.labels)
     with phase("data"):
         experiment.check(train_split, "train", training=True)
         experiment.check(data.split("validation"), "validation")

@@ -229,7 +229,8 @@ def test_divergences_in_chunks_equal_whole_ones_with_their_gradients():
     hidden[targets == 0] = np.nan  # what is not asked for must not matter
 
     def chunked(kernel, hidden, others):
-        apart = divergences(lambda x: x @ kernel, hidden, others, targets_RxL=targets, chunk=6)
+        projections = (lambda x: x @ kernel,) * 2
+        apart = divergences(projections, hidden, others, targets_RxL=targets, chunk=6)
         return apart.sum(), apart
 
     def whole(kernel, hidden, others):

@@ -53,6 +53,7 @@ def test_what_the_kinds_can_do():
     assert able("EXPORT") == single | language | {"embedding"}
     assert able("JOINT") == able("READY") == {"embedding"}
     assert able("ROBUSTNESS") == able("AVERAGE") == classifiers | choices
+    assert able("RANKS") == {"reranking"}
     assert able("TEACHABLE") == classifiers - {"classification/regression"}
     assert able("FEATURES") == classifiers
     assert able("PROBE") == classifiers | {"classification/regression", "tagging"}

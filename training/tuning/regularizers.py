@@ -5,7 +5,8 @@ By the place where they act, in the order of a step:
     start       noisy_tune, reinit_layers: the weights before the first step
     weights     mixout: those of one forward pass
     inputs      neftune, mixup; and label_smoothing, which the tasks' losses read
-    loss        r_drop, r3f: how far two predictions of a batch are apart
+    loss        r_drop, r3f: how far two predictions of a batch are apart; config.teach: how far
+                they are from a teacher's
     embeddings  fgm, freelb: further passes with adversarial changes of the tokens' vectors
     ascent      sam: the gradient at weights of a higher loss (train_step.py)
     gradient    l2_sp, child_tuning
@@ -16,6 +17,7 @@ between layouts. Dropout itself is in models/, weight decay in optimizers.py, av
 train_step.py.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +34,7 @@ Outputs = Mapping[str, jax.Array]
 Value = tuple[jax.Array, dict[str, jax.Array]]  # the loss, summed, and the sums that are logged
 
 WITH_PRETRAINED = ("mixout", "l2_sp", "noisy_tune")  # need the weights that a run started from
+_TEACHER = "teacher/"  # before the paths of a teacher's parameters
 _TINY = 1e-12  # what norms are divided by at least
 _R3F_NOISE = 1e-5  # as in the paper
 _FREELB_STEPS, _FREELB_RATE = 3, 0.5  # the rate is a share of the radius
@@ -44,7 +47,7 @@ class Passes(NamedTuple):
     Attributes:
       outputs: (params, batch, rng) -> the head's outputs, for each mask of its dropout.
       loss: (outputs, batch) -> (sum, weight, sums), see Task.loss.
-      divergence: (outputs, others, batch, logits) -> sum, see Task.divergence.
+      divergence: (outputs, others, batch, projections) -> sum, see Task.divergence.
       embed: (params, batch) -> the tokens' vectors [R, L, E].
       logits: (params, hidden) -> logits over the vocabulary.
       sequences: of each example.
@@ -58,6 +61,25 @@ class Passes(NamedTuple):
     logits: Callable[[Params, jax.Array], jax.Array] | None = None
     sequences: int = 1
     joint: bool = False
+
+
+class Teacher(NamedTuple):
+    """A trained model that a run learns from, see config.teach.run.
+
+    Attributes:
+      params: flat, frozen ones included, on the devices.
+      passes: of the model, without dropout.
+      share: of its part in the loss.
+    """
+
+    params: Params
+    passes: Passes
+    share: float
+
+    @property
+    def held(self) -> Params:
+        """The parameters as a train step gets them beside the frozen ones."""
+        return {_TEACHER + path: value for path, value in self.params.items()}
 
 
 class Place(NamedTuple):
@@ -74,10 +96,14 @@ class Regularizers:
       config: config.regularize.
       passes: of the model.
       seed: of all that is random.
+      teacher: whose predictions are learned beside the labels.
     """
 
-    def __init__(self, config: ConfigDict, passes: Passes, *, seed: int):
+    def __init__(
+        self, config: ConfigDict, passes: Passes, *, seed: int, teacher: Teacher | None = None
+    ):
         self._config, self._passes, self._seed = config, passes, seed
+        self._teacher = teacher
 
     def weights(self, params: Params, pretrained: Params | None, step: jax.Array) -> Params:
         """Returns the weights of a step's passes: mixout (1909.11299).
@@ -167,19 +193,21 @@ class Regularizers:
         """Returns the loss of a microbatch with the divergence of further passes.
 
         R-Drop (2106.14448): with another dropout. The sum is half of the paper's, so that a weight
-        means what it does there. R3F (2008.03156): also with noise of at most 1e-5.
+        means what it does there. R3F (2008.03156): also with noise of at most 1e-5. A teacher
+        (1503.02531): the mean of both directions of the divergence from it has its share of the
+        loss.
         """
         config, passes = self._config, self._passes
         loss = _joint_loss if "joint" in batch else passes.loss
         rng = self._dropout(place)
         first = samples = passes.outputs(params, batch, rng)
 
-        def apart(others: Sequence[Outputs]) -> jax.Array:
-            def logits(hidden: jax.Array) -> jax.Array:
-                return passes.logits(params, hidden)
+        def logits(hidden: jax.Array) -> jax.Array:
+            return passes.logits(params, hidden)
 
-            pairs = zip(first, others, strict=True)
-            return _mean([passes.divergence(*pair, batch, logits) for pair in pairs])
+        def apart(others: Sequence[Outputs], other_logits: Callable = logits) -> jax.Array:
+            pairs, both = zip(first, others, strict=True), (logits, other_logits)
+            return _mean([passes.divergence(*pair, batch, both) for pair in pairs])
 
         divergences = []
         if config.r_drop:
@@ -195,6 +223,13 @@ class Regularizers:
         if divergences:
             sums = {**sums, "divergence": sum(divergences)}
             total += sums["divergence"]
+        if teacher := self._teacher:
+            own = {p.removeprefix(_TEACHER): x for p, x in params.items() if p.startswith(_TEACHER)}
+            plain = {name: array for name, array in batch.items() if name != "noise_RxLxE"}
+            known = teacher.passes.outputs(own, plain, rng)[:1] * len(first)
+            from_teacher = apart(known, functools.partial(teacher.passes.logits, own)) / 2
+            sums = {**sums, "from_teacher": from_teacher}
+            total = (1 - teacher.share) * total + teacher.share * from_teacher
         return total, {"weight": weight, **sums}
 
     def _adversarial(

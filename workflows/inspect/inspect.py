@@ -14,9 +14,9 @@ from input_pipeline.tokenizers.tokenization import Tokenizer
 from tasks.task import Task
 from training.data import RunData, load_data
 from training.experiment import build
-from training.run_teacher import with_teacher
 from training.run_tokenizer import training_texts
 from training.train import Run
+from workflows import teacher
 from workflows.inspect.stages import show_examples, show_records
 
 
@@ -27,8 +27,9 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     tokeniser that the config trains or changes is left in `workdir`, as training does.
     """
     data = load_data(config)
-    train = with_teacher(config, data.split("train"), data.labels)
+    train = teacher.with_targets(config, data.split("train"), data.labels)
     experiment = build(config, workdir, data.labels, print, train, read=False)
+    teacher.load(experiment, data.labels)
     task, pipeline, tokenizer = experiment.task, experiment.pipeline, experiment.tokenizer
     for name, member in task.members.items():
         print(f"\nMember {name!r}:\n")

@@ -1,10 +1,14 @@
-"""The teacher of a run: probabilities from a file, joined to the training examples."""
+"""The teacher of a run: another run's model, or probabilities from a file.
+
+Not here: their parts of the loss (training/tuning/regularizers.py, tasks/teaching.py).
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -12,23 +16,94 @@ from input_pipeline.corpus.json_files import object_rows
 from input_pipeline.examples import Examples
 from tasks import require, task_class
 from tasks.teaching import has_teacher
+from training.experiment import Experiment, build
+from training.tuning.regularizers import Teacher
+from workflows.restoring import final, read_config, restore
 
 _SLACK = 1e-3  # of sums and of copies: the probabilities are rounded
+_SAME = ("task", "data.template", "data.normalization", "embedding.passage_template")
+_SAME += ("classification.kind", "model.label_words", "tagging.head", "tagging.slots")
+_SAME += ("tagging.characters", "tokenizer.marks")
 
 
 def check(config: ConfigDict) -> None:
-    """Raises where config.teach.targets is set for a task that has no use for it, or no file."""
-    path = config.teach.targets
-    if path:
+    """Raises where config.teach names two teachers, one that is not there, or one without use."""
+    teach = config.teach
+    if teach.targets and teach.run:
+        raise ValueError("config.teach.run and config.teach.targets are two teachers: keep one")
+    if teach.targets:
         require(config, "TEACHABLE", "config.teach.targets")
-    if path and not Path(path).is_file():
+    if teach.targets and not Path(teach.targets).is_file():
         raise FileNotFoundError(
-            f"config.teach.targets: there is no file {Path(path).absolute()}; the teacher's run "
-            "writes it with config.integrate.targets, or --mode=predict"
+            f"config.teach.targets: there is no file {Path(teach.targets).absolute()}; the "
+            "teacher's run writes it with config.integrate.targets, or --mode=predict"
         )
+    if teach.run:
+        read_config(Path(teach.run))
 
 
-def with_teacher(config: ConfigDict, examples: Examples, labels: Sequence[str]) -> Examples:
+def load(experiment: Experiment, labels: Any) -> None:
+    """Gives the experiment the model of config.teach.run, without dropout, if that is set.
+
+    It is the integrated model of that run, else its best checkpoint, and reads the batches of this
+    run, so that it must tokenise them alike.
+
+    Raises:
+        ValueError: it has another task, labels or tokeniser, or needs more than the batches hold.
+    """
+    config = experiment.config
+    if not config.teach.run:
+        return
+    folder = Path(config.teach.run)
+    its = read_config(folder)
+    its.model.update(hidden_dropout=0.0, attention_dropout=0.0, dropout=0.0, dropout_samples=1)
+    its.model.update(dtype=config.model.dtype, attention=config.model.attention)
+    its.model.head_start = "random"  # its weights come with the others
+    its.tagging.dropout, its.sharding = 0.0, config.sharding
+    problems = [
+        f"{key} is {before!r} there and {now!r} here"
+        for key, before, now in ((k, _value(its, k), _value(config, k)) for k in _SAME)
+        if before != now
+    ]
+    for name, one in (("there", its), ("here", config)):
+        if one.adapt.kind == "prompt" or one.features.use != "none":
+            problems.append(f"{name} the model reads a trained prompt or features")
+    if not problems:
+        other = build(its, folder, labels, lambda line: None)
+        if other.fingerprints["tokenizer"] != experiment.fingerprints["tokenizer"]:
+            problems.append("the tokenisers differ, which must cut the texts alike")
+        vectors = experiment.task.READY  # which are compared as they are
+        if vectors and other.model.config.width != experiment.model.config.width:
+            problems.append(
+                f"vectors have {other.model.config.width} dimensions there and "
+                f"{experiment.model.config.width} here"
+            )
+    if not problems:
+        restored = restore(other, folder, final(folder))
+        if restored.meta["labels"] != labels:
+            problems.append(f"the labels are {restored.meta['labels']} there and {labels} here")
+    if problems:
+        raise ValueError(
+            f"config.teach.run: the model of {folder} cannot teach this one: {'; '.join(problems)}"
+        )
+    params = {**other.frozen, **restored.params}
+    experiment.teacher = Teacher(params, other.passes(), config.teach.share)
+    experiment.fingerprints["teacher"] = f"{other.fingerprints['pretrained']}, {restored.name}"
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    experiment.say(
+        f"Teacher: the {restored.name} of {folder}, {other.num_layers} layers, {count:,} "
+        f"parameters; its share of the loss is {config.teach.share:g}."
+    )
+
+
+def _value(config: ConfigDict, key: str) -> Any:
+    """Returns the value at a dotted key, None where an older config lacks it."""
+    for part in key.split("."):
+        config = config.get(part) if config is not None else None
+    return config
+
+
+def with_targets(config: ConfigDict, examples: Examples, labels: Sequence[str]) -> Examples:
     """Returns the training examples with the probabilities of config.teach.targets, if it is set.
 
     They are joined by text and pair, or by id where the file has no texts. Says how many examples

@@ -12,11 +12,11 @@ from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples, object_array
 from tasks import all_classes
 from training.experiment import build
-from training.run_teacher import with_teacher
 from training.sharding import put_batch
 from training.state import TrainState
 from training.train_step import make_train_step
 from training.tuning.regularizers import Regularizers
+from workflows.teacher import with_targets
 from workflows.train import train
 
 LABELS = ["negative", "positive"]
@@ -39,7 +39,7 @@ def joined(tiny_config, tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         tiny_config.teach.targets = str(path)
         tiny_config.update_from_flattened_dict(options)
-        return with_teacher(tiny_config, examples, LABELS).teacher_NxC
+        return with_targets(tiny_config, examples, LABELS).teacher_NxC
 
     return join
 
@@ -92,7 +92,7 @@ def test_other_tasks_are_refused_by_name(tiny_config, tmp_path, name):
     tiny_config.classification.kind = kind or "single"
     tiny_config.teach.targets = "targets.jsonl"
     with pytest.raises(ValueError, match=f"config.teach.targets: found the task '{name}'"):
-        with_teacher(tiny_config, EXAMPLES, LABELS)
+        with_targets(tiny_config, EXAMPLES, LABELS)
 
 
 def test_a_missing_file_fails_before_the_data_are_read(tiny_config, tmp_path):
