@@ -147,8 +147,9 @@ def read_unlabelled(path: str, data: ConfigDict) -> Iterator[Record]:
     notes, sources = Notes(), []
     for file in find_files(_filled(path, data)):
         suffix = encodings.suffix_of(file)
-        # CLUE names its own formats .json too.
-        decided = suffix in formats.FORMATS and data.format not in clue_formats.FORMATS
+        # Of these the suffix, .json or .jsonl, says too little.
+        narrower = data.format in (*clue_formats.FORMATS, "flag_embedding")
+        decided = suffix in formats.FORMATS and not narrower
         declared = "" if decided or suffix in ("csv", "tsv", "parquet", "txt") else data.format
         sources.append(_file_source(file, "", data, notes, declared=declared, annotated=False))
     yield from _records_of(sources, data, None, notes)

@@ -1,6 +1,7 @@
 """Reranking: ties win nothing, both losses, whole runs."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from evaluation.evaluate import Predictions
 from evaluation.metrics import summarise
 from input_pipeline.examples import Examples, object_array
 from tasks.reranking import Reranking
+from workflows.mine import mine
+from workflows.predict import predict
 from workflows.train import train
 
 
@@ -76,3 +79,29 @@ def test_bad_input_is_named(rank_config, tmp_path, change, message):
     rank_config.update_from_flattened_dict(change)
     with pytest.raises(ValueError, match=message):
         train(rank_config, tmp_path / "run")
+
+
+def test_mining_leaves_out_what_a_reranker_does_not_put_behind(rank_config, tmp_path, capsys):
+    rank_config.train.update(duration="12 steps", integrate=False)
+    rank_config.eval.update(every="12 steps", test=False)
+    train(rank_config, tmp_path / "reranker")
+    config = rank_config.copy_and_resolve_references()
+    config.task, config.data.template = "embedding", "{text}"
+    config.mine.update(by="bm25", ranks=(1, 8), negatives=3)
+    config.mine.reranker = str(tmp_path / "reranker")
+    capsys.readouterr()
+    output = mine(config, tmp_path / "run")
+    printed = capsys.readouterr().out
+    above = re.search(r"Left out: (\d+) that \S+reranker does not put behind", printed)
+    assert int(above[1]) > 0
+    records = [json.loads(line) for line in output.open()]
+    assert {len(record["neg"]) for record in records} <= {0, 1, 2, 3}
+    rank_config.embedding.negatives, rank_config.data.format = 3, "flag_embedding"
+    rank_config.data.update(text_column="query", pair_column="pos", negatives_column="neg")
+    rank_config.predict.input = str(output)
+    for line in predict(rank_config, tmp_path / "reranker").open():
+        first, *others = json.loads(line)["scores"]
+        assert first > max(others, default=first - 1), line
+    config.mine.reranker = str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        mine(config, tmp_path / "run")
