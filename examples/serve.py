@@ -1,4 +1,4 @@
-"""Labels the lines of standard input, a tab between texts of a pair: python serve.py < texts.txt"""
+"""Labels or vectors of the lines of standard input: python serve.py [passage] < texts.txt"""
 
 import json
 import sys
@@ -13,8 +13,9 @@ from input_pipeline.corpus.normalization import Normalizer
 
 here = Path(__file__).parent
 setup = json.loads((here / "preprocessing.json").read_text("utf-8"))
-normalizer, around, size = Normalizer(setup["normalization"]), setup["around"], setup["max_length"]
-room = size - sum(map(len, around))  # for the texts, between the marks and the template's words
+normalizer = Normalizer(setup["normalization"])
+around = setup["_".join(["around", *sys.argv[1:]])]
+room = (size := setup["max_length"]) - sum(map(len, around))  # between marks and template
 if setup["tokenizer"] == "tokenizer.json":
     tokenizer = __import__("tokenizers").Tokenizer.from_file(str(here / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # '[SEP]' in a text is five characters
@@ -27,7 +28,7 @@ params, lines = load_file(here / "params.safetensors"), [line.strip("\n") for li
 for batch in (lines[first : first + 32] for first in range(0, len(lines), 32)):
     (tokens, types), lengths = np.zeros((2, len(batch), size), "i4"), np.zeros(len(batch), "i4")
     for row, line in enumerate(batch):
-        texts = dict(zip(("text", "pair"), line.split("\t"), strict=False))
+        texts = dict(zip(("text", "pair"), line.split("\t"), strict=False))  # of a pair two
         a, *b = (pieces(normalizer.text(texts[name]).strip()) for name in setup["fields"])
         ids = around[0] + a[: max(room - room // 2, room - sum(map(len, b)))]
         second = len(ids) + setup["between"]  # where the second text of a pair begins
@@ -36,4 +37,5 @@ for batch in (lines[first : first + 32] for first in range(0, len(lines), 32)):
         types[row, second : len(ids)] = setup["second_type"]
     width = min(size, -(-lengths.max() // setup["length_step"]) * setup["length_step"])
     for found in np.asarray(model(params, tokens[:, :width], types[:, :width], lengths)):
-        print(setup["labels"][found.argmax()], *(f"{share:.6f}" for share in found), sep="\t")
+        label = setup["labels"][found.argmax() :][:1]  # none of a vector
+        print(*label, *(f"{share:.6f}" for share in found), sep="\t")

@@ -26,16 +26,10 @@ class Vectors:
 
     def __init__(self, experiment: Experiment, restored: Restored):
         """Builds the experiment of single texts."""
-        self.experiment, self.restored, sides = experiment, restored, {}
-        for side, is_passage in (("query", False), ("passage", True)):
-            task = experiment.task.alone(passages=is_passage)
-            rows = {"row_multiple": experiment.mesh.shape["data"]}
-            shards = own_shards(experiment.mesh)
-            sides[side] = task, make_pipeline(experiment.config, task, **rows, shards=shards)
-        task, pipeline = sides["query"]
-        model = experiment.model.clone(task_head=task.head(num_features=0))
-        self._single = dataclasses.replace(experiment, task=task, model=model, pipeline=pipeline)
-        self._sides = sides
+        self.experiment, self.restored = experiment, restored
+        self._single = alone(experiment, passages=False)
+        both = {"query": self._single, "passage": alone(experiment, passages=True)}
+        self._sides = {side: (single.task, single.pipeline) for side, single in both.items()}
 
     def __call__(self, texts: Sequence[str], side: str) -> np.ndarray:
         """Returns normalised vectors, float32 [N, E], in the order of the texts, each a 'query' or
@@ -78,6 +72,15 @@ class Vectors:
         norms = jax.jit(lambda params: jax.tree.map(lambda p: jnp.sum(jnp.square(p * 1.0)), params))
         values = {path: float(value) for path, value in sorted(norms(params).items())}
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def alone(experiment: Experiment, *, passages: bool) -> Experiment:
+    """Returns the experiment of single texts, which are passages or queries."""
+    task, mesh = experiment.task.alone(passages=passages), experiment.mesh
+    split = {"row_multiple": mesh.shape["data"], "shards": own_shards(mesh)}
+    pipeline = make_pipeline(experiment.config, task, **split)
+    model = experiment.model.clone(task_head=task.head(num_features=0))
+    return dataclasses.replace(experiment, task=task, model=model, pipeline=pipeline)
 
 
 def read_corpus(config: ConfigDict) -> list[str]:

@@ -1,8 +1,9 @@
 """--mode=export: a trained model in the forms that others load, each checked by reading it again.
 
     huggingface/  safetensors, config.json and tokeniser, as transformers loads them
-    stablehlo/    the classifier as a jax.export artefact with parameters, tokeniser and normaliser
-                  beside it, and serve.py (examples/serve.py), which needs nothing of this code base
+    stablehlo/    a classifier or an embedding model as a jax.export artefact with parameters,
+                  tokeniser and normaliser beside it, and serve.py (examples/serve.py), which needs
+                  nothing of this code base
     peft/         the adapter alone, where one was trained
 
 Not here: the names of tensors (models/pretrained/) and the files of transformers' classes
@@ -23,6 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import alignment, records
+from input_pipeline.batches.template import Encoder
 from input_pipeline.corpus import normalization
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.eta import working
@@ -32,11 +34,12 @@ from input_pipeline.tokenizers.sentencepiece_tokenizer import SentencePieceToken
 from models import adapters
 from models.heads import Model
 from models.pretrained import peft, safetensors
-from tasks import require
+from tasks import contrastive, require
 from training.experiment import Experiment, build
 from training.state import merge
 from workflows.export import huggingface
 from workflows.restoring import read_meta, restore
+from workflows.vectors import alone
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _EXAMPLES = 8  # that a written model is compared on
@@ -73,7 +76,7 @@ class Trained:
         merged: flat numpy float32, with the adapter folded in.
         title: names the checkpoint.
         sample: of the validation split; None of language models, compared by their parameters.
-        logits_BxC: the predictions of the run's model for it.
+        logits_BxC: the predictions of the run's model for it; of an embedding model the vectors.
         fitted: what calibrates the logits.
     """
 
@@ -125,7 +128,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
     config.model.attention = "plain"  # runs anywhere
     meta = read_meta(config, workdir)
     trained = _trained(build(config, workdir, meta["labels"], print), workdir)
-    source = trained.sample.source if trained.sample else "all of them"
+    source = trained.sample.source if trained.sample else "none"
     result: dict[str, Any] = {
         "checkpoint": trained.title,
         "labels": meta["labels"],
@@ -147,7 +150,8 @@ def export(config: ConfigDict, workdir: Path) -> Path:
             print("  " + ", ".join(f"{file} {_size(size)}" for file, size in sizes.items()))
             print(
                 f"  Read again, its {facts['compared']} differ by at most "
-                f"{facts['difference']:.1e} from those of the {trained.title}, on {source}."
+                f"{facts['difference']:.1e} from those of the {trained.title}, on "
+                f"{'all of them' if facts['compared'] == 'parameters' else source}."
             )
         write_json(output / _RESULT, result)
     return output
@@ -200,10 +204,12 @@ def _trained(experiment: Experiment, workdir: Path) -> Trained:
     params = {**experiment.frozen, **restored.params}
     merged = _merged(experiment.config.adapt, params)
     sample = logits_BxC = None
-    if experiment.task.EXPORT == "classifier":
+    if experiment.task.EXPORT == "embedding":
+        experiment = alone(experiment, passages=False)
+    if experiment.task.EXPORT != "language_model":
         sample = _sample(experiment)
         outputs = jax.jit(experiment.apply)(params, _batch(*sample[:3]))
-        logits_BxC = np.asarray(outputs["logits_BxC"], np.float32)
+        logits_BxC = np.asarray(_predictions(outputs), np.float32)
     facts = (restored.name, sample, logits_BxC, restored.fitted)
     return Trained(experiment, params, merged, *facts)
 
@@ -227,7 +233,8 @@ def _sample(experiment: Experiment) -> Sample:
         types, source = np.zeros_like(tokens), "made-up tokens (no data found)"
     else:
         examples = load_split(prepared, "validation", limit=_EXAMPLES)
-        encoded = experiment.pipeline.encoder(examples.texts_N, examples.pairs_N)
+        pairs_N = examples.pairs_N if experiment.task.EXPORT == "classifier" else None
+        encoded = experiment.pipeline.encoder(examples.texts_N, pairs_N)
         tokens, types, lengths_B = encoded.tokens, encoded.types, encoded.lengths_B
         source = f"{len(lengths_B)} validation examples"
     tokens_BxL, types_BxL = np.zeros((2, len(lengths_B), lengths_B.max()), np.int32)
@@ -251,16 +258,23 @@ def _batch(tokens_BxL: Any, types_BxL: Any, lengths_B: Any) -> dict[str, jax.Arr
     }
 
 
+def _predictions(outputs: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns a classifier's logits, or the vectors of an embedding model at length 1."""
+    if "logits_BxC" in outputs:
+        return outputs["logits_BxC"]
+    return contrastive.unit(outputs["vectors_BxKxE"][:, 0])
+
+
 def row_logits(model: Model, params: Mapping[str, Any], *sample: Any) -> jax.Array:
-    """Returns the classifier's logits for one example a row.
+    """Returns the classifier's logits, or the vectors, for one example a row.
 
     Args:
-        model: a classifier.
+        model: a classifier, or an embedding model of single texts.
         params: flat, without an adapter.
         sample: tokens_BxL, types_BxL and lengths_B.
     """
     variables = {"params": merge(params)}
-    return model.apply(variables, _batch(*sample), deterministic=True)["logits_BxC"]
+    return _predictions(model.apply(variables, _batch(*sample), deterministic=True))
 
 
 def _write_huggingface(trained: Trained, folder: Path) -> dict[str, Any]:
@@ -275,7 +289,10 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
     exported, symbolic = _exported(trained)
     (folder / "model.stablehlo").write_bytes(exported.serialize())
     safetensors.write(folder / "params.safetensors", trained.merged)
-    tokenizer, encoder = experiment.tokenizer, experiment.pipeline.encoder
+    tokenizer, encoder, sides = experiment.tokenizer, experiment.pipeline.encoder, {}
+    if vectors := experiment.task.EXPORT == "embedding":
+        sides["around_passage"] = _ids(encoder.passage)
+        encoder = encoder.query
     if isinstance(tokenizer, SentencePieceTokenizer):
         name, content = "tokenizer.model", tokenizer.model
     else:
@@ -287,14 +304,15 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
         "normalization": list(config.data.normalization),
         "template": config.data.template,
         "fields": list(encoder.fields),
-        "around": [list(map(int, ids)) for ids in encoder.around],  # with marks and prefix
+        "around": _ids(encoder),
+        **sides,
         "between": len(tokenizer.between_ids) if pair else 0,
         "second_type": tokenizer.second_type if pair else 0,
         "max_length": config.layout.max_length,
         "length_step": _LENGTH_STEP if symbolic else config.layout.max_length,
         "tokenizer": name,
         "arguments": "params (flat, by name), tokens int32 [B, L], types int32 [B, L], "
-        "lengths int32 [B]; returns probabilities float32 [B, C]",
+        f"lengths int32 [B]; returns {'vectors' if vectors else 'probabilities'} float32 [B, C]",
         "platforms": list(_PLATFORMS),
         "jax": jax.__version__,
     }
@@ -307,11 +325,18 @@ def _write_stablehlo(trained: Trained, folder: Path) -> dict[str, Any]:
     length = "any length" if symbolic else f"length {config.layout.max_length}"
     form = f"StableHLO for {', '.join(_PLATFORMS)}, any batch size and {length}; see serve.py"
     difference = _check_stablehlo(trained, folder)
-    return {"form": form, "compared": "probabilities", "difference": difference}
+    compared = "vectors" if vectors else "probabilities"
+    return {"form": form, "compared": compared, "difference": difference}
+
+
+def _ids(encoder: Encoder) -> list[list[int]]:
+    """Returns what stands around the texts, with marks and prefix."""
+    return [list(map(int, ids)) for ids in encoder.around]
 
 
 def _exported(trained: Trained) -> tuple[Any, bool]:
-    """Exports probabilities(params, tokens_BxL, types_BxL, lengths_B), and whether L is symbolic.
+    """Exports probabilities(params, tokens_BxL, types_BxL, lengths_B), or vectors of them, and
+    whether L is symbolic.
 
     It is for one device, whatever the run was trained on. Parameters are arguments: an artefact
     holds less than 2 GB.
@@ -336,7 +361,10 @@ def _exported(trained: Trained) -> tuple[Any, bool]:
 
 
 def _calibrated(trained: Trained, logits_BxC: jax.Array) -> jax.Array:
-    """Returns the probabilities that --mode=predict gives: see evaluation.calibration.calibrate."""
+    """Returns the probabilities that --mode=predict gives: see evaluation.calibration.calibrate;
+    vectors as they are."""
+    if trained.experiment.task.EXPORT == "embedding":
+        return logits_BxC
     if fitted := trained.fitted:
         logits_BxC = logits_BxC / fitted["temperature"] + np.asarray(fitted["bias"], np.float32)
     return jax.nn.softmax(logits_BxC)
@@ -383,8 +411,9 @@ def _writers(config: ConfigDict) -> dict[str, Callable[[Trained, Path], dict[str
         ValueError: models of this task can't be exported.
     """
     if (kind := require(config, "EXPORT", "--mode=export")) != "classifier":
-        write = _write_embedding if kind == "embedding" else _write_language_model
-        return {"huggingface": write}
+        if kind == "embedding":
+            return {"huggingface": _write_embedding, "stablehlo": _write_stablehlo}
+        return {"huggingface": _write_language_model}
     return {
         "huggingface": _write_huggingface,
         "stablehlo": _write_stablehlo,

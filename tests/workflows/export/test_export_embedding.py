@@ -3,6 +3,8 @@
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,13 @@ import pytest
 import tokenizers
 
 from input_pipeline.tokenizers.loading import load_tokenizer
+from training.experiment import build
 from workflows.export.export import export
 from workflows.export.huggingface import _write_marks
 from workflows.predict import predict
+from workflows.restoring import restore
 from workflows.train import train
+from workflows.vectors import Vectors
 
 FILES = Path(__file__).parents[2] / "fixtures" / "tokenizers"
 TEXTS = ("这家酒店的房间非常好", "我买的这个，电池太差了！", "价格")
@@ -90,3 +95,24 @@ def test_marks_that_the_files_cannot_say_are_refused():
     tokenizer = load_tokenizer(FILES / "bert", marks="none")
     with pytest.raises(ValueError, match="train with config.tokenizer.marks='auto'"):
         _write_marks(tokenizer, FILES / "bert")
+
+
+def test_an_artefact_serves_the_vectors_of_either_side(exported, tmp_path):
+    config, folder, _ = exported
+    config = config.copy_and_resolve_references()
+    config.export.update(formats=("stablehlo",), output=str(tmp_path))
+    served = export(config, folder / "run") / "stablehlo"
+    texts = (folder / "texts.txt").read_text("utf-8")
+    expected, found = vectors(config, folder, folder / "run"), {}
+    for side in ("", "passage"):
+        command = [sys.executable, "serve.py", *side.split()]
+        run = subprocess.run(command, cwd=served, input=texts, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        rows = [line.split("\t") for line in run.stdout.splitlines()]
+        found[side] = np.array(rows, float)
+    np.testing.assert_allclose(found[""], expected, atol=1e-5)
+    # The other side is the same model behind another template.
+    config.data.template = config.embedding.passage_template
+    experiment = build(config, folder / "run", [], lambda line: None)
+    other = Vectors(experiment, restore(experiment, folder / "run"))
+    np.testing.assert_allclose(found["passage"], other(list(TEXTS), "passage"), atol=1e-5)
