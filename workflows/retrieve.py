@@ -23,7 +23,8 @@ from tasks.embedding import BM25
 from tasks.task import digest
 from training.experiment import build
 from training.workdir import has_checkpoint
-from workflows.restoring import Restored, read_meta, restore
+from workflows.integrate.integrate import stored
+from workflows.restoring import Restored, final, read_meta, restore
 from workflows.vectors import Vectors
 
 _DEPTH = 100  # passages of each query that are ranked
@@ -92,9 +93,10 @@ def _models(config: ConfigDict, workdir: Path) -> dict[str, tuple[Any, Restored]
     models = {report.BEFORE: Restored(start, unfitted, "the pretrained weights", 0)}
     if has_checkpoint(workdir):
         models[report.FINETUNED] = restore(experiment, workdir, "best")
-    if (workdir / "integrated").is_dir():
-        integrated = restore(experiment, workdir, "integrated")
-        models[f"{report.INTEGRATED} ({integrated.meta['written']})"] = integrated
+    if final(workdir) == "integrated":
+        chosen = restore(experiment, workdir, "integrated")
+        if stored(chosen.meta)["changed"]:
+            models[f"{report.INTEGRATED} ({chosen.meta['written']})"] = chosen
     return {name: (experiment, restored) for name, restored in models.items()}
 
 
@@ -202,7 +204,7 @@ def _report(config: ConfigDict, workdir: Path, scores: Mapping[str, Scores]) -> 
     titles = {next(iter(BM25)): next(iter(BM25)), report.BEFORE: "the model before training"}
     titles[report.FINETUNED] = f"the {report.FINETUNED} model"
     metric = retrieval.METRICS[0]
-    compared = significance.compare_last(scores, titles, metric, split="corpus")
+    compared = significance.compare_last(scores, titles, metric, split="retrieval")
     results = {
         "conclusion": "\n".join(comparison["sentence"] for comparison in compared),
         "models": {name: summarise(row) for name, row in scores.items()},

@@ -18,7 +18,7 @@ from tasks import require, task_class
 from tasks.teaching import has_teacher
 from training.experiment import Experiment, build
 from training.tuning.regularizers import Teacher
-from workflows.restoring import final, read_config, restore
+from workflows.restoring import final, open_checkpoints, read_config, restore
 
 _SLACK = 1e-3  # of sums and of copies: the probabilities are rounded
 _SAME = ("task", "data.template", "data.normalization", "embedding.passage_template")
@@ -42,11 +42,11 @@ def check(config: ConfigDict) -> None:
         read_config(Path(teach.run))
 
 
-def load(experiment: Experiment, labels: Any) -> None:
+def load(experiment: Experiment, labels: Any, *, read: bool = True) -> None:
     """Gives the experiment the model of config.teach.run, without dropout, if that is set.
 
     It is the integrated model of that run, else its best checkpoint, and reads the batches of this
-    run, so that it must tokenise them alike.
+    run, so that it must tokenise them alike. With `read` False its parameters are shapes.
 
     Raises:
         ValueError: it has another task, labels or tokeniser, or needs more than the batches hold.
@@ -68,8 +68,14 @@ def load(experiment: Experiment, labels: Any) -> None:
     for name, one in (("there", its), ("here", config)):
         if one.adapt.kind == "prompt" or one.features.use != "none":
             problems.append(f"{name} the model reads a trained prompt or features")
+    name = final(folder)
+    checkpoints, step = open_checkpoints(folder, name)
+    known = checkpoints.meta(step)["labels"]
+    checkpoints.close()
+    if known != labels:
+        problems.append(f"the labels are {known} there and {labels} here")
     if not problems:
-        other = build(its, folder, labels, lambda line: None)
+        other = build(its, folder, labels, lambda line: None, read=read)
         if other.fingerprints["tokenizer"] != experiment.fingerprints["tokenizer"]:
             problems.append("the tokenisers differ, which must cut the texts alike")
         vectors = experiment.task.READY  # which are compared as they are
@@ -78,20 +84,19 @@ def load(experiment: Experiment, labels: Any) -> None:
                 f"vectors have {other.model.config.width} dimensions there and "
                 f"{experiment.model.config.width} here"
             )
-    if not problems:
-        restored = restore(other, folder, final(folder))
-        if restored.meta["labels"] != labels:
-            problems.append(f"the labels are {restored.meta['labels']} there and {labels} here")
     if problems:
         raise ValueError(
             f"config.teach.run: the model of {folder} cannot teach this one: {'; '.join(problems)}"
         )
-    params = {**other.frozen, **restored.params}
+    params = {**other.frozen, **other.initial}
+    if read:
+        restored = restore(other, folder, name)
+        name, params = restored.name, {**other.frozen, **restored.params}
     experiment.teacher = Teacher(params, other.passes(), config.teach.share)
-    experiment.fingerprints["teacher"] = f"{other.fingerprints['pretrained']}, {restored.name}"
+    experiment.fingerprints["teacher"] = f"{other.fingerprints['pretrained']}, {name}"
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     experiment.say(
-        f"Teacher: the {restored.name} of {folder}, {other.num_layers} layers, {count:,} "
+        f"Teacher: the {name} of {folder}, {other.num_layers} layers, {count:,} "
         f"parameters; its share of the loss is {config.teach.share:g}."
     )
 

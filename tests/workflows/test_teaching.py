@@ -161,6 +161,7 @@ def test_a_run_that_cannot_teach_is_refused(taught, tmp_path):
         ("teach.run", str(folder / "none"), "holds no run"),
         ("teach.targets", "targets.jsonl", "two teachers"),
         ("tokenizer.marks", "none", "tokenizer.marks is 'auto' there and 'none' here"),
+        ("data.labels", ("positive", "negative"), r"labels are \['negative', 'positive'\] there"),
     ):
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict({key: value})

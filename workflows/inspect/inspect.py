@@ -29,7 +29,7 @@ def inspect(config: ConfigDict, workdir: Path) -> None:
     data = load_data(config)
     train = teacher.with_targets(config, data.split("train"), data.labels)
     experiment = build(config, workdir, data.labels, print, train, read=False)
-    teacher.load(experiment, data.labels)
+    teacher.load(experiment, data.labels, read=False)
     task, pipeline, tokenizer = experiment.task, experiment.pipeline, experiment.tokenizer
     for name, member in task.members.items():
         print(f"\nMember {name!r}:\n")
