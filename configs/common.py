@@ -337,10 +337,9 @@ def _embedding() -> ConfigDict:
     embedding.dimensions = ()  # first dimensions that also serve alone (Matryoshka, 2205.13147)
     embedding.passage_template = ""  # of what belongs to a query; '' is data.template, or with
     # model.pooling='auto' the checkpoint's prompt for passages
-    embedding.corpus = ""  # .txt, or a column text, of passages that prediction and mining search;
-    # --mode=retrieve: with ids, as `queries`, and in `relevance` which belong together
-    embedding.queries = ""
-    embedding.relevance = ""  # qrels of TREC, BEIR or C-MTEB
+    embedding.corpus = ""  # .txt, or a column text, of passages that prediction and mining search
+    embedding.queries = ""  # --mode=retrieve: with ids, as the corpus then has
+    embedding.relevance = ""  # which of these belong together: qrels of TREC, BEIR or C-MTEB
     embedding.nearest = 10  # passages of it in a prediction
     return embedding
 
@@ -396,7 +395,8 @@ def _teach() -> ConfigDict:
     """What another model predicts, learned beside the labels (distillation): docs/tasks.md."""
     teach = ConfigDict()
     teach.run = ""  # folder of a finished run of the same task, whose model predicts each batch
-    teach.targets = ""  # or, for classifiers, JSONL as integrate.targets or --mode=predict writes
+    teach.targets = ""  # or JSONL: for classifiers as integrate.targets or --mode=predict writes,
+    # for embeddings as --mode=mine does with mine.reranker
     teach.share = 0.5  # of the loss of an example that has a label too
     teach.temperature = 2.0  # of both distributions (1503.02531), of `targets`
     return teach

@@ -75,7 +75,8 @@ class Examples:
         groups_N: int64, which premise, document or author (config.data.group_column) each is of.
         values_NxK: float32, the numbers that came with the texts.
         features_NxK: float32, made by features.py.
-        teacher_NxC: float32, a teacher's probabilities of the labels; NaN where there are none.
+        teacher_NxC: float32, a teacher's probabilities of the labels, or its scores of the passage
+            and the negatives; NaN where there are none.
         owners_N: int64, ids of the examples that these are windows of (windows.py).
         starts_N: int64, the character at which each window starts in its owner's text.
         given_N: object array of Given, of rows to predict on; None if all are read as they are.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 Arrays = Mapping[str, jax.Array]
-_ABSENT = -1e9  # logit of what is no candidate: exp() of it is 0
+ABSENT = -1e9  # logit of what is no candidate: exp() of it is 0
 
 
 def unit(vectors: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ def info_nce(
     belongs_C = jnp.arange(count * places) % places == 0
     same_BxC |= belongs_C & (batch["queries_B"][:, None] == batch["queries_B"][rows_C])
     masked_BxC = same_BxC & there_C & ~own_BxC
-    logits_BxC = jnp.where(there_C & ~masked_BxC, scale_B[:, None] * cosines_BxC, _ABSENT)
+    logits_BxC = jnp.where(there_C & ~masked_BxC, scale_B[:, None] * cosines_BxC, ABSENT)
     own_B = jnp.sum(jnp.where(own_BxC, logits_BxC, 0.0), axis=1)
     losses_B = jnp.where(weights_B > 0, jax.nn.logsumexp(logits_BxC, axis=1) - own_B, 0.0)
     right_B = own_B >= logits_BxC.max(axis=1)
@@ -55,6 +55,31 @@ def info_nce(
         "masked": jnp.sum(weights_B[:, None] * masked_BxC),
     }
     return losses_B, sums
+
+
+def distance(
+    vectors_BxKxE: jax.Array, scale_B: jax.Array, batch: Arrays, temperature: float
+) -> jax.Array:
+    """Returns how far each query's distribution over its own passages is from a teacher's, [B].
+
+    temperature ** 2 * KL(teacher, student), see tasks.teaching.distance; of the teacher, the
+    softmax of its scores.
+
+    Args:
+        vectors_BxKxE: normalised.
+        scale_B: 1 / temperature of the cosines.
+        batch: with scores_BxP, ABSENT where there are none.
+        temperature: that both are divided by.
+    """
+    scores_BxP, highest = batch["scores_BxP"], jax.lax.Precision.HIGHEST
+    queries_BxE, passages_BxPxE = vectors_BxKxE[:, 0], vectors_BxKxE[:, 1:]
+    cosines_BxP = jnp.einsum("be,bpe->bp", queries_BxE, passages_BxPxE, precision=highest)
+    known_BxP = scores_BxP > ABSENT / 2
+    logits_BxP = jnp.where(known_BxP, scale_B[:, None] * cosines_BxP, ABSENT)
+    sides = (jax.nn.log_softmax(x / temperature) for x in (scores_BxP, logits_BxP))
+    known_logs_BxP, logs_BxP = sides
+    products_BxP = jnp.exp(known_logs_BxP) * (known_logs_BxP - logs_BxP)
+    return temperature**2 * jnp.sum(jnp.where(known_BxP, products_BxP, 0.0), axis=-1)
 
 
 def triplet(
@@ -88,6 +113,6 @@ def cosent(
     cosines_B = jnp.sum(vectors_BxKxE[:, 0] * vectors_BxKxE[:, 1], axis=-1)
     lower_BxB = (numbers_B[:, None] < numbers_B) & (weights_B[:, None] * weights_B > 0)
     apart_BxB = scale_B[:, None] * (cosines_B[:, None] - cosines_B)
-    logits = jnp.where(lower_BxB, apart_BxB, _ABSENT).reshape(-1)
+    logits = jnp.where(lower_BxB, apart_BxB, ABSENT).reshape(-1)
     loss = jax.nn.logsumexp(jnp.concatenate([jnp.zeros(1), logits]))
     return jnp.full(weights_B.shape, loss), {}

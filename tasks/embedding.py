@@ -57,6 +57,7 @@ class Embedding(Task):
     FLOOR = next(iter(BM25))
     JOINT = True
     READY = True
+    TEACHABLE = True
 
     def __init__(self, config: ConfigDict, labels: Sequence[str], **parts: Any):
         """Checks the options.
@@ -159,6 +160,8 @@ class Embedding(Task):
         for what, column in needed.items():
             if column is None:
                 raise ValueError(f"the {split} data have no {what}")
+        if self._graded and examples.teacher_NxC is not None:
+            raise ValueError("config.teach.targets has scores of candidates, and pairs have grades")
         if self._graded and not np.isfinite(examples.numbers_N).any():
             raise ValueError(f"no {split} example has a grade: check config.data.label_column")
         if not self._graded and not any(examples.pairs_N):
@@ -201,14 +204,16 @@ class Embedding(Task):
     ) -> Sequence[Sequence[str]] | None:
         """Returns the hard negatives of each example; of more than a step takes, the next ones in
         each epoch."""
-        count = self.sequences - 2
-        if not count or examples.negatives_N is None:
+        if self.sequences <= 2 or examples.negatives_N is None:
             return None
-        drawn = []
-        for row, epoch in zip(examples.negatives_N[indices_B], epochs_B, strict=True):
-            first = int(epoch) * count % max(len(row), 1)
-            drawn.append((row[first:] + row[:first])[:count])
-        return drawn
+        rows = examples.negatives_N[indices_B]
+        drawn = zip(rows, epochs_B, strict=True)
+        return [[row[i] for i in self._drawn(len(row), int(epoch))] for row, epoch in drawn]
+
+    def _drawn(self, length: int, epoch: int) -> list[int]:
+        """Returns which of so many negatives a step of an epoch takes."""
+        count = self.sequences - 2
+        return [(epoch * count + i) % length for i in range(min(count, length))]
 
     def targets(self, encoded: Encoded, chunk: Chunk) -> Targets:
         """Returns queries_B and passages_BxP, numbers of equal texts (0 is absent), numbers_B of
@@ -233,10 +238,27 @@ class Embedding(Task):
                 numbers_B = examples.numbers_N[indices_B].astype(np.float32)
             taught_B &= np.isfinite(numbers_B)
             arrays["numbers_B"] = np.where(taught_B, numbers_B, 0)
+        if chunk.training and examples.teacher_NxC is not None:
+            arrays |= self._taught(chunk, passages_BxP > 0)
         known = self._graded and examples.numbers_N is not None
         asked_B = taught_B if chunk.training or known else np.ones(count, bool)
         arrays["weights_B"] = asked_B.astype(np.float32)
         return Targets({}, arrays)
+
+    def _taught(self, chunk: Chunk, there_BxP: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns a teacher's scores of what a step reads, and where it has two or more of them,
+        the passage's among them."""
+        scores_BxP = np.full(there_BxP.shape, np.nan, np.float32)
+        for row, (index, epoch) in enumerate(zip(chunk.indices_B, chunk.epochs_B, strict=True)):
+            given, count = chunk.examples.teacher_NxC[index], int(there_BxP[row].sum()) - 1
+            others = chunk.examples.negatives_N
+            length = len(others[index]) if count > 0 and others is not None else 0
+            places = [0, *(1 + i for i in self._drawn(length, int(epoch)))]
+            scores_BxP[row, : len(places)] = given[places]
+        known_BxP = np.isfinite(scores_BxP) & there_BxP
+        taught_B = known_BxP[:, 0] & (known_BxP.sum(axis=1) > 1)
+        scores_BxP = np.where(known_BxP, scores_BxP, np.float32(contrastive.ABSENT))
+        return {"scores_BxP": scores_BxP, "taught_B": taught_B.astype(np.float32)}
 
     def head(self, *, num_features: int) -> nn.Module:
         """Returns the pooling head."""
@@ -257,6 +279,10 @@ class Embedding(Task):
             else:
                 compare = contrastive.cosent if self._loss == "cosent" else contrastive.info_nce
                 losses_B, sums = compare(units_BxKxE, scale_B, batch)
+            if "scores_BxP" in batch:
+                teach = self.config.teach
+                apart_B = contrastive.distance(units_BxKxE, scale_B, batch, teach.temperature)
+                losses_B += teach.share * batch["taught_B"] * (apart_B - losses_B)
             losses.append(jnp.sum(weights_B * losses_B))
         return sum(losses) / len(losses), jnp.sum(weights_B), sums
 

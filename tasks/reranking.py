@@ -121,6 +121,10 @@ class Reranking(multiple_choice.MultipleChoice):
         total = jnp.sum(weights_B * losses_B / jnp.maximum(exists_BxK.sum(axis=1), 1))
         return total, weight, sums
 
+    def outputs(self, outputs: Arrays, batch: Arrays) -> Arrays:
+        """Returns the score of each candidate by itself, [B, K]; of absent ones, -1e9."""
+        return {"logits_BxC": multiple_choice.choice_logits(outputs, batch)}
+
     def guess_loss(self, examples: Examples) -> float:
         """Returns the loss of choosing at random."""
         counts_N = [len(row) for row in self._with_choices(examples).choices_N if len(row) > 1]

@@ -127,7 +127,10 @@ def _records(
 
 
 def _rerank(config: ConfigDict, records: list[dict[str, Any]]) -> int:
-    """Drops what a reranker does not put behind each passage of the query; returns how many."""
+    """Drops what a reranker does not put behind each passage of the query; returns how many.
+
+    Records get its scores.
+    """
     folder = Path(config.mine.reranker)
     its = read_config(folder)
     require(its, "RANKS", "config.mine.reranker")
@@ -147,13 +150,15 @@ def _rerank(config: ConfigDict, records: list[dict[str, Any]]) -> int:
     experiment.check(examples, "mined", labelled=False)
     predictions = experiment.predict(restored.params, examples, restored.fitted)
     above = 0
-    for number, logits_K in zip(numbers, experiment.task.logits(predictions), strict=True):
-        record = records[number]
-        record.setdefault("behind", [True] * len(record["neg"]))
-        for place in range(len(record["neg"])):
-            record["behind"][place] &= bool(logits_K[1 + place] < logits_K[0])
     for record in records:
-        behind = record.pop("behind", [])
+        record |= {"pos_scores": [], "neg_scores": []}
+    for number, logits_K in zip(numbers, experiment.task.logits(predictions), strict=True):
+        scores = [round(float(logit), 6) for logit in logits_K]
+        records[number]["pos_scores"].append(scores[0])
+        records[number]["neg_scores"] = scores[1 : 1 + len(records[number]["neg"])]
+    for record in records:
+        least = min(record["pos_scores"], default=0.0)
+        behind = [score < least for score in record["neg_scores"]]
         above += len(behind) - sum(behind)
         for key in ("neg", "neg_scores"):
             kept = itertools.compress(record[key], behind)

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from input_pipeline.corpus.json_files import object_rows
 from input_pipeline.examples import Examples
 from tasks import require, task_class
-from tasks.teaching import has_teacher
 from training.experiment import Experiment, build
 from training.tuning.regularizers import Teacher
 from workflows.restoring import final, open_checkpoints, read_config, restore
@@ -111,8 +110,8 @@ def _value(config: ConfigDict, key: str) -> Any:
 def with_targets(config: ConfigDict, examples: Examples, labels: Sequence[str]) -> Examples:
     """Returns the training examples with the probabilities of config.teach.targets, if it is set.
 
-    They are joined by text and pair, or by id where the file has no texts. Says how many examples
-    have none.
+    They are joined by text and pair, or by id where the file has no texts; of embeddings, scores
+    by query and passage. Says how many examples have none.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -122,13 +121,18 @@ def with_targets(config: ConfigDict, examples: Examples, labels: Sequence[str]) 
     check(config)
     if not (path := config.teach.targets):
         return examples
-    known = _read(Path(path), labels, several=task_class(config).AVERAGE != "softmax")
-    pairs_N = [""] * len(examples) if examples.pairs_N is None else examples.pairs_N
-    none_C, teacher_NxC = np.full(len(labels), np.nan), []
-    for id_, text, pair in zip(examples.ids_N, examples.texts_N, pairs_N, strict=True):
-        teacher_NxC.append(known.get((text, pair), known.get(int(id_), none_C)))
+    if task_class(config).READY:
+        known, teacher_NxC = _scores(Path(path), examples)
+        finite_NxC, kind = np.isfinite(teacher_NxC), "scores"
+        taught_N = finite_NxC[:, 0] & (finite_NxC.sum(axis=1) > 1)
+    else:
+        known = _read(Path(path), labels, several=task_class(config).AVERAGE != "softmax")
+        pairs_N = [""] * len(examples) if examples.pairs_N is None else examples.pairs_N
+        none_C, teacher_NxC = np.full(len(labels), np.nan), []
+        for id_, text, pair in zip(examples.ids_N, examples.texts_N, pairs_N, strict=True):
+            teacher_NxC.append(known.get((text, pair), known.get(int(id_), none_C)))
+        taught_N, kind = np.isfinite(teacher_NxC).all(axis=1), "probabilities"
     examples = dataclasses.replace(examples, teacher_NxC=np.array(teacher_NxC, np.float32))
-    taught_N = has_teacher(examples)
     if not taught_N.any():
         raise ValueError(
             f"config.teach.targets: none of the {len(examples):,} training examples is among the "
@@ -136,7 +140,7 @@ def with_targets(config: ConfigDict, examples: Examples, labels: Sequence[str]) 
         )
     unlabelled = 0 if examples.labels_N is None else int((examples.labels_N[taught_N] < 0).sum())
     print(
-        f"Teacher: {path} has probabilities of {int(taught_N.sum()):,} of {len(examples):,} "
+        f"Teacher: {path} has {kind} of {int(taught_N.sum()):,} of {len(examples):,} "
         f"training examples, {unlabelled:,} of them without a label; "
         f"{int((~taught_N).sum()):,} have none and learn from labels alone. Its share of the loss "
         f"is {config.teach.share:g}, at temperature {config.teach.temperature:g}."
@@ -180,3 +184,33 @@ def _read(path: Path, labels: Sequence[str], *, several: bool) -> dict[Any, np.n
                 f"{place}: {key!r} has other probabilities than in a line before: keep one of them"
             )
     return known
+
+
+def _scores(path: Path, examples: Examples) -> tuple[dict[tuple[str, str], float], np.ndarray]:
+    """Returns the scores of a file by query and passage, and those of each example's passage and
+    negatives [N, 1 + most negatives], NaN where there are none.
+
+    Args:
+        path: JSONL of {"query": .., "pos": [..], "pos_scores": [..], "neg": [..], "neg_scores":
+            [..]}, as --mode=mine writes it with config.mine.reranker.
+        examples: to join them to.
+    """
+    known: dict[tuple[str, str], float] = {}
+    for line, row in object_rows(path, "utf-8", "jsonl"):
+        for side in ("pos", "neg") if row.get("neg") else ():
+            texts, scores = row.get(side), row.get(f"{side}_scores")
+            fits = isinstance(texts, list) and isinstance(scores, list)
+            numbers = fits and all(isinstance(s, int | float) and np.isfinite(s) for s in scores)
+            if not numbers or len(texts) != len(scores):
+                raise ValueError(
+                    f"{path}:{line}: expected {side!r} and '{side}_scores', lists of one length: "
+                    "write them by --mode=mine with config.mine.reranker"
+                )
+            known |= {(row.get("query"), text): s for text, s in zip(texts, scores, strict=True)}
+    others_N = [()] * len(examples) if examples.negatives_N is None else examples.negatives_N
+    scores_NxP = np.full((len(examples), 1 + max(map(len, others_N))), np.nan, np.float32)
+    rows = zip(examples.texts_N, examples.pairs_N, others_N, strict=True)
+    for row, (text, pair, others) in enumerate(rows):
+        scores = [known.get((text, passage), np.nan) for passage in (pair, *others)]
+        scores_NxP[row, : len(scores)] = scores
+    return known, scores_NxP

@@ -54,7 +54,7 @@ def test_what_the_kinds_can_do():
     assert able("JOINT") == able("READY") == {"embedding"}
     assert able("ROBUSTNESS") == able("AVERAGE") == classifiers | choices
     assert able("RANKS") == {"reranking"}
-    assert able("TEACHABLE") == classifiers - {"classification/regression"}
+    assert able("TEACHABLE") == classifiers - {"classification/regression"} | {"embedding"}
     assert able("FEATURES") == classifiers
     assert able("PROBE") == classifiers | {"classification/regression", "tagging"}
     assert able("UNIT") == {"classification/regression"}

@@ -1,16 +1,20 @@
 """config.teach from a file to the gradient: joins, refusals, the same in any layout."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.special import rel_entr, softmax
 
+from input_pipeline.batches.targets import Chunk
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.examples import Examples, object_array
-from tasks import all_classes
+from tasks import all_classes, task_class
 from training.experiment import build
 from training.sharding import put_batch
 from training.state import TrainState
@@ -143,3 +147,65 @@ def test_gradients_are_those_of_any_layout_and_division(make_config, tmp_path):
     for other in gradients[1:]:
         for path, value in gradients[0].items():
             np.testing.assert_allclose(other[path], value, atol=2e-4 * largest, err_msg=path)
+
+
+def test_an_embedding_learns_the_scores_of_its_own_candidates(tiny_config, tmp_path, capsys):
+    """The distance is the divergence that SciPy computes of the candidates a step reads."""
+    rows = [
+        {"query": f"{i}号", "pos": [f"是{i}"], "neg": [f"非{i}", f"否{i}", f"不{i}"][: i % 4]}
+        for i in range(8)
+    ]
+    scores = np.random.default_rng(0).normal(size=(8, 4)).round(3).tolist()
+    for row, (first, *others) in zip(rows, scores, strict=True):
+        row |= {"pos_scores": [first], "neg_scores": others[: len(row["neg"])]}
+    path = tmp_path / "mined.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tiny_config.task, tiny_config.teach.targets = "embedding", str(path)
+    tiny_config.data.template, tiny_config.embedding.negatives = "{text}", 2
+    tiny_config.model.update(head="linear", pooling="mean", label_words=())
+    examples = Examples(
+        object_array([row["query"] for row in rows]),
+        None,
+        np.arange(8),
+        pairs_N=object_array([row["pos"][0] for row in rows]),
+        negatives_N=object_array([tuple(row["neg"]) for row in rows]),
+    )
+    taught = with_targets(tiny_config, examples, [])
+    assert "has scores of 6 of 8 training examples" in capsys.readouterr().out
+    task = task_class(tiny_config)(
+        tiny_config, (), tokenizer=None, backbone=SimpleNamespace(width=4)
+    )
+    epochs_B = np.arange(8) % 3
+    chunk = Chunk(taught, np.arange(8), epochs_B, taught.texts_N, None, seed=0, training=True)
+    batch = {k: jnp.asarray(v) for k, v in task.targets(None, chunk).examples.items()}
+    vectors_BxKxE = np.random.default_rng(1).normal(size=(8, 4, 4)).astype(np.float32)
+    units = vectors_BxKxE / np.linalg.norm(vectors_BxKxE, axis=-1, keepdims=True)
+    outputs = {"vectors_BxKxE": vectors_BxKxE, "scale_B": np.full(8, 20, np.float32)}
+    share = tiny_config.teach.share
+    plain = {name: x for name, x in batch.items() if name not in ("scores_BxP", "taught_B")}
+    losses = [
+        float(task.loss(outputs, {**each, "weights_B": jnp.asarray(one)})[0])
+        for each in (plain, batch)
+        for one in np.eye(8, dtype=np.float32)
+    ]
+    for row in range(8):
+        alone, both = losses[row], losses[8 + row]
+        length = len(rows[row]["neg"])
+        if not length:
+            assert both == pytest.approx(alone, rel=1e-5)
+            continue
+        first = epochs_B[row] * 2
+        drawn = [(first + i) % length for i in range(min(2, length))]
+        known = softmax(np.array([scores[row][0], *(scores[row][1 + i] for i in drawn)]) / 2)
+        cosines = units[row, 1 : 2 + len(drawn)] @ units[row, 0]
+        apart = 4 * rel_entr(known, softmax(20 * cosines / 2)).sum()
+        assert both == pytest.approx((1 - share) * alone + share * apart, rel=1e-4)
+
+
+def test_scores_that_do_not_fit_are_one_error(tiny_config, tmp_path):
+    path = tmp_path / "mined.jsonl"
+    path.write_text('{"query": "a", "pos": ["b"], "neg": ["c"], "neg_scores": [1, 2]}\n', "utf-8")
+    tiny_config.task, tiny_config.teach.targets = "embedding", str(path)
+    examples = dataclasses.replace(EXAMPLES, pairs_N=EXAMPLES.texts_N)
+    with pytest.raises(ValueError, match=r"mined.jsonl:1: expected 'pos' and 'pos_scores'"):
+        with_targets(tiny_config, examples, [])
