@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 
@@ -35,6 +36,7 @@ from tasks.regression import correlation, products
 from tasks.task import Arrays, Chunk, Loss, Targets, Task, digest, groups_of, rows_of, text_record
 
 BM25 = {"BM25 on characters": False, "BM25 on words": True}
+_SCALES = 1.0, 1000.0  # of cosines, within which a fitted one is
 _CHUNK = 512  # queries whose similarities to all passages are in memory at once
 _GRADED = (
     Metric("spearman", "Spearman correlation", correlation, additive=False),
@@ -46,9 +48,11 @@ _GRADED = (
 class Embedding(Task):
     """Queries find their passages; or the cosine of a pair follows its grade.
 
-    Of graded pairs, Predictions.fitted is the line from cosine to grade, fitted on the validation
-    split, and the loss the squared error of that line as a share of the grades' variance: 1 is that
-    of the mean grade.
+    Predictions.fitted is the scale of the cosines that has the lowest loss on the validation split,
+    since models that rank alike have cosines of different spread: it makes their losses, which
+    integration compares, about ranking. Of graded pairs it is the line from cosine to grade, and
+    the loss the squared error of that line as a share of the grades' variance: 1 is that of the
+    mean grade.
     """
 
     metrics = (*retrieval.METRICS, LOSS)  # of pairs with a grade, those of _GRADED
@@ -108,6 +112,7 @@ class Embedding(Task):
                 f"config.data.batch_size={config.data.batch_size}: a step of one example has no "
                 "others to compare with: set it to 2 or more, better 32"
             )
+        self.unfitted = {"scale": 1 / config.embedding.temperature}
         if self._graded:
             self.metrics = _GRADED
             self.unfitted = {"slope": 0.0, "intercept": 0.0, "variance": 1.0}
@@ -305,9 +310,20 @@ class Embedding(Task):
         return float(np.log(max(len(pairs), 2)))
 
     def fit(self, predictions: Predictions, validation: Examples) -> dict[str, float]:
-        """Fits the line from cosine to grade."""
+        """Fits the scale of the cosines, by up to 512 queries; of grades the line to them."""
         if not self._graded:
-            return dict(predictions.fitted)
+            chosen = validation.take(rows_of(validation, predictions.ids_N))
+            pool, queries_NxE, passages_PxE = self._pool(predictions, chosen)
+            rows = np.unique(np.linspace(0, len(chosen) - 1, _CHUNK).astype(int))
+            rows = rows[pool.has_pair_N[rows]]
+            cosines_RxP = queries_NxE[rows] @ passages_PxE.T
+            found = minimize_scalar(
+                lambda log: pool.losses(rows, np.exp(log) * cosines_RxP).mean(),
+                bounds=np.log(_SCALES),
+                method="bounded",
+                options={"xatol": 0.01},
+            )
+            return {"scale": float(np.exp(found.x))}
         true_N = validation.numbers_N[rows_of(validation, predictions.ids_N)].astype(np.float64)
         return _line(_cosines(predictions), true_N)
 
@@ -320,7 +336,9 @@ class Embedding(Task):
             return self._graded_scores(chosen, _cosines(predictions), predictions.fitted, detail)
         pool, queries_NxE, passages_PxE = self._pool(predictions, chosen)
         _, ranked = retrieval.nearest(queries_NxE, passages_PxE, count=100)
-        scale, parts = float(predictions["scale_N"][0]), -(-len(chosen) // _CHUNK)
+        # Checkpoints of before 2026-12 have none.
+        scale = predictions.fitted.get("scale", float(predictions["scale_N"][0]))
+        parts = -(-len(chosen) // _CHUNK)
         losses_N = [
             pool.losses(part, scale * queries_NxE[part] @ passages_PxE.T)
             for part in np.array_split(np.arange(len(chosen)), parts)

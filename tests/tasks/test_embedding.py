@@ -1,5 +1,6 @@
 """Embeddings: losses as written out, one gradient in any division of a step, whole runs."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -388,3 +389,34 @@ def test_vectors_of_a_corpus_are_made_again_for_other_weights(pair_config, tmp_p
         for path in ("checkpoints", "results.json", "config.json"):
             remove(folder / path)
     assert "is of other weights: its vectors are made again" in said
+
+
+def test_losses_are_at_the_scale_that_suits_the_cosines(pair_config):
+    """Vectors near each other rank as those far apart do, and get nearly the same loss."""
+    backbone = SimpleNamespace(width=9, model_type="bert")
+    task = Embedding(pair_config, (), tokenizer=None, backbone=backbone)
+    names = [f"{i:03}" for i in range(120)]
+    examples = Examples(
+        texts_N=object_array([f"问{name}" for name in names]),
+        labels_N=None,
+        ids_N=np.arange(120),
+        pairs_N=object_array([f"答{name}" for name in names]),
+    )
+    rng = np.random.default_rng(0)
+    queries, losses, scales = rng.normal(size=(120, 8)), [], []
+    vectors_NxKxE = np.stack([queries, queries + rng.normal(size=(120, 8))], axis=1)
+    vectors_NxKxE /= np.linalg.norm(vectors_NxKxE, axis=-1, keepdims=True)
+    for common in (0.0, 3.0):  # 3: cosines are between 0.8 and 1
+        near = np.concatenate([vectors_NxKxE, np.full((120, 2, 1), common)], axis=-1)
+        outputs = {"vectors_NxKxE": near.astype(np.float32), "scale_N": np.full(120, 20.0)}
+        predictions = Predictions(np.arange(120), outputs)
+
+        def loss(scale, predictions=predictions):
+            at = dataclasses.replace(predictions, fitted={"scale": scale})
+            return summarise(task.score(at, examples))["loss"]["value"]
+
+        scales.append(task.fit(predictions, examples)["scale"])
+        losses.append(loss(scales[-1]))
+        assert losses[-1] <= min(loss(scales[-1] * factor) for factor in (0.8, 1.25))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert scales[1] == pytest.approx(10 * scales[0], rel=0.02)
