@@ -85,6 +85,13 @@ def _is_threshold(value: Any) -> bool:
         return False
 
 
+def _is_alpha(value: Any) -> bool:
+    try:
+        return value == "best" or SHARE.fits(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
 def _is_checkpoint(value: Any) -> bool:
     named = value in ("best", "latest", "integrated")
     return isinstance(value, str) and (named or (value.isascii() and value.isdigit()))
@@ -287,6 +294,7 @@ TABLE: dict[str, Row] = _by_type(common.get_config()) | {
     "integrate.methods": Names(METHODS, least=1),
     "integrate.runs": Names(),
     "integrate.points": Whole(2),
+    "integrate.alpha": Form("'best' or a point of the line from 0 to 1", _is_alpha),
     "integrate.max_examples": COUNT,
     "embedding.nearest": SOME,
     "mine.by": choice("model", "bm25"),

@@ -484,6 +484,7 @@ def _integrate() -> ConfigDict:
     integrate.shifted_files = ""  # a shifted validation set, for a second curve
     integrate.targets = ""  # JSONL for the ensemble's probabilities of the training texts
     integrate.points = 11  # mixing coefficients, from 0 (pretrained) to 1 (fine-tuned)
+    integrate.alpha = "best"  # or one of them, such as 0.4, to keep more of the pretrained model
     integrate.max_examples = 0  # of the validation split; 0 is all
     return integrate
 
@@ -503,8 +504,7 @@ def _mine() -> ConfigDict:
     mine.ranks = (1, 50)  # first and last rank, among passages that are not the query's
     mine.negatives = 4  # most of a query
     mine.below = 0.95  # of the cosine of a query's passage: what is as near may belong to it
-    mine.reranker = ""  # folder of a reranking run: what it does not put behind the passage is
-    # left out
+    mine.reranker = ""  # a reranking run's folder: what it puts behind the passage is kept
     mine.output = ""  # JSONL; '' is mined.jsonl in the workdir
     return mine
 

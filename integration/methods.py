@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from models.adapters import LORA_KINDS
@@ -16,6 +17,13 @@ def apply(config: ConfigDict) -> bool:
     and no more is asked for by default."""
     only_default = tuple(config.integrate.methods) == ("interpolation",)
     return config.train.integrate and not (config.model.init == "scratch" and only_default)
+
+
+def given_alpha(config: ConfigDict) -> float | None:
+    """Returns the point of the line that config.integrate.alpha names, None where the best is
+    taken."""
+    alpha = config.integrate.alpha
+    return None if alpha == "best" else float(alpha)
 
 
 def check(config: ConfigDict) -> None:
@@ -52,6 +60,13 @@ def check(config: ConfigDict) -> None:
                 f"config.integrate.{key}={options[key]!r} needs the method {method!r}: add "
                 f"{method!r} to config.integrate.methods, found {methods}"
             )
+    grid, alpha = np.linspace(0, 1, options.points).round(6), given_alpha(config)
+    if alpha is not None and (alpha not in grid or methods != ("interpolation",)):
+        raise ValueError(
+            f"config.integrate.alpha={options.alpha} takes a point of the line: name one of "
+            f"{', '.join(f'{alpha:g}' for alpha in grid)} (config.integrate.points), with the "
+            "method 'interpolation' alone"
+        )
     if options.shifted_files:
         require(config, "SHIFTED", "config.integrate.shifted_files")
 

@@ -98,6 +98,8 @@ class Trials:
         candidates = [self._timed(self._single, ingredient) for ingredient in singles]
         if "interpolation" in self._methods:
             candidates.insert(0, self._timed(self._interpolation))
+        if methods.given_alpha(self._config) is not None:
+            return candidates[:1]
         for method in (m for m in self._methods if m != "interpolation"):
             print(f"Trying {method} of {len(self._pool)} models.")  # each may take minutes
             if method in methods.SOUPS:
@@ -169,6 +171,9 @@ class Trials:
         start = self._experiment.pretrained_end(params)
         alpha, curve, _ = interpolate(score, start, params, points=points, metric=self._metric)
         alphas = [point["alpha"] for point in curve]
+        if (given := methods.given_alpha(self._config)) is not None:
+            print(f"alpha {given:g} is taken as given; the lowest loss is at {alpha:g}.")
+            alpha = given
         self.record |= {"alpha": alpha, "curve": curve}
         if shifted is not None:
             compared = compare(dict(zip(alphas, shifted_scores, strict=True)), metric=self._metric)

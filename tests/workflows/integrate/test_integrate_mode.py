@@ -129,6 +129,21 @@ def test_the_shifted_set_has_its_own_curve_and_chooses_nothing(parts):
         run.integrate_run(experiment, workdir, data)
 
 
+def test_a_given_point_of_the_line_is_taken(parts, capsys):
+    config, workdir, _, experiment, data, restored = parts
+    config.integrate.alpha = "0.5"
+    found = run.integrate_run(experiment, workdir, data)
+    assert "alpha 0.5 is taken as given; the lowest loss is at" in capsys.readouterr().out
+    assert found["written"] == "interpolation, alpha 0.5" and found["changed"]
+    written = restoring.restore(experiment, workdir, "integrated").params
+    for path, start in experiment.pretrained_end(restored.params).items():
+        np.testing.assert_allclose(written[path], (start + restored.params[path]) / 2, atol=1e-6)
+    for options in ({"alpha": "0.3"}, {"alpha": "0.5", "methods": OWN}):
+        config.integrate.update(options)
+        with pytest.raises(ValueError, match=r"name one of 0, 0.5, 1 .*'interpolation' alone"):
+            run.check(config, workdir)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
