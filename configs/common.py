@@ -395,8 +395,7 @@ def _teach() -> ConfigDict:
     """What another model predicts, learned beside the labels (distillation): docs/tasks.md."""
     teach = ConfigDict()
     teach.run = ""  # folder of a finished run of the same task, whose model predicts each batch
-    teach.targets = ""  # or JSONL: for classifiers as integrate.targets or --mode=predict writes,
-    # for embeddings as --mode=mine does with mine.reranker
+    teach.targets = ""  # or JSONL by integrate.targets or --mode=predict; of embeddings, by mine
     teach.share = 0.5  # of the loss of an example that has a label too
     teach.temperature = 2.0  # of both distributions (1503.02531), of `targets`
     return teach

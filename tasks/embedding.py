@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 from scipy.stats import rankdata
 
 from evaluation import lexical, retrieval
@@ -32,6 +31,7 @@ from models.pretrained import sentence_transformers
 from tasks import contrastive, limits
 from tasks.classification import LOSS
 from tasks.limits import Given, Limit
+from tasks.passage_pool import PassagePool
 from tasks.regression import correlation, products
 from tasks.task import Arrays, Chunk, Loss, Targets, Task, digest, groups_of, rows_of, text_record
 
@@ -347,14 +347,14 @@ class Embedding(Task):
 
     def _pool(
         self, predictions: Predictions, chosen: Examples
-    ) -> tuple["_Pool", np.ndarray, np.ndarray]:
+    ) -> tuple["PassagePool", np.ndarray, np.ndarray]:
         """Returns the passages of the examples, and normalised vectors of queries and passages."""
         vectors_NxKxE, rows = retrieval.normalised(predictions["vectors_NxKxE"]), len(chosen)
-        pool = _Pool(chosen, self.candidates(chosen, np.arange(rows), np.zeros(rows)))
+        pool = PassagePool(chosen, self.candidates(chosen, np.arange(rows), np.zeros(rows)))
         return pool, vectors_NxKxE[:, 0], vectors_NxKxE[pool.rows_P, 1 + pool.places_P]
 
     def _ranking_scores(
-        self, chosen: Examples, pool: "_Pool", ranked: np.ndarray, losses_N: Any, detail: dict
+        self, chosen: Examples, pool: "PassagePool", ranked: np.ndarray, losses_N: Any, detail: dict
     ) -> Scores:
         """Scores ranked passages [N, 100]; each different query counts once."""
         first_N = pool.first_N
@@ -396,7 +396,7 @@ class Embedding(Task):
                 scores[name] = self._graded_scores(examples, values[1], line, {})
                 continue
             rows = np.arange(len(examples))
-            pool = _Pool(examples, self.candidates(examples, rows, np.zeros(len(examples))))
+            pool = PassagePool(examples, self.candidates(examples, rows, np.zeros(len(examples))))
             _, ranked = lexical.bm25(examples.texts_N, pool.texts, words=words, count=100)
             scores[name] = self._ranking_scores(examples, pool, ranked, None, {})
         return scores
@@ -444,49 +444,6 @@ def _numbers(examples: Examples) -> tuple[dict[str, int], dict[str, int]]:
     texts = dict.fromkeys([*pairs, *(text for row in others for text in row)])
     queries = {text: i for i, text in enumerate(dict.fromkeys(examples.texts_N), start=1)}
     return queries, {text: i for i, text in enumerate(texts, start=1)}
-
-
-class _Pool:
-    """The different passages of a split, and which of them belong to each query.
-
-    Attributes:
-        texts: of the passages, P.
-        rows_P, places_P: example and sequence behind the query of each passage's first occurrence.
-        relevant_N: for each example the passages of its query, ascending.
-        own_N: the passage of each example; 0 where it has none.
-        has_pair_N: whether it has one.
-        first_N: whether an example is the first of its query, and that has a passage.
-    """
-
-    def __init__(self, examples: Examples, drawn: Sequence[Sequence[str]] | None):
-        places: dict[str, tuple[int, int]] = {}
-        belonging: dict[str, set[str]] = {}
-        for row, (text, pair) in enumerate(zip(examples.texts_N, examples.pairs_N, strict=True)):
-            if pair:
-                places.setdefault(pair, (row, 0))
-                belonging.setdefault(text, set()).add(pair)
-        for row, texts in enumerate(drawn or ()):
-            for place, text in enumerate(texts, start=1):
-                places.setdefault(text, (row, place))
-        numbers = {text: number for number, text in enumerate(places)}
-        self.texts = list(places)
-        self.rows_P, self.places_P = np.array(list(places.values()), np.int64).reshape(-1, 2).T
-        self.has_pair_N = np.array([bool(pair) for pair in examples.pairs_N])
-        self.own_N = np.array([numbers.get(pair, 0) for pair in examples.pairs_N])
-        self.relevant_N = [
-            np.array(sorted(numbers[pair] for pair in belonging.get(text, ())), np.int64)
-            for text in examples.texts_N
-        ]
-        _, firsts = np.unique(examples.texts_N.astype(str), return_index=True)
-        self.first_N = np.isin(np.arange(len(examples)), firsts)
-        self.first_N &= np.array([text in belonging for text in examples.texts_N])
-
-    def losses(self, rows: np.ndarray, logits_RxP: np.ndarray) -> np.ndarray:
-        """Returns -log of the softmax of each example's passage among it and those of no use."""
-        own_R = logits_RxP[np.arange(len(rows)), self.own_N[rows]].copy()
-        for row, logits_P in zip(rows, logits_RxP, strict=True):
-            logits_P[self.relevant_N[row]] = -np.inf
-        return np.logaddexp(own_R, logsumexp(logits_RxP, axis=1)) - own_R
 
 
 def _cosines(predictions: Predictions) -> np.ndarray:
