@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -91,13 +92,31 @@ def load(experiment: Experiment, labels: Any, *, read: bool = True) -> None:
     if read:
         restored = restore(other, folder, name)
         name, params = restored.name, {**other.frozen, **restored.params}
-    experiment.teacher = Teacher(params, other.passes(), config.teach.share)
+    shared = _shared(other.frozen, experiment) if read else ()
+    own = {path: leaf for path, leaf in params.items() if path not in shared}
+    experiment.teacher = Teacher(own, tuple(params), other.passes(), config.teach.share)
     experiment.fingerprints["teacher"] = f"{other.fingerprints['pretrained']}, {name}"
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     experiment.say(
         f"Teacher: the {name} of {folder}, {other.num_layers} layers, {count:,} "
         f"parameters; its share of the loss is {config.teach.share:g}."
     )
+
+
+def _shared(frozen: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """Returns the paths of frozen parameters that are the experiment's own too."""
+    alike = jax.jit(lambda a, b: jax.tree.reduce(jnp.logical_and, jax.tree.map(_equal, a, b)))
+    pairs = {path: (leaf, experiment.frozen.get(path)) for path, leaf in frozen.items()}
+    return [
+        path
+        for path, pair in pairs.items()
+        if len({str(jax.tree.map(lambda x: (x.shape, x.dtype), leaf)) for leaf in pair}) == 1
+        and alike(*pair)
+    ]
+
+
+def _equal(one: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.all(one == other)
 
 
 def _value(config: ConfigDict, key: str) -> Any:

@@ -67,12 +67,14 @@ class Teacher(NamedTuple):
     """A trained model that a run learns from, see config.teach.run.
 
     Attributes:
-      params: flat, frozen ones included, on the devices.
+      params: flat, on the devices, without those that are the run's frozen ones too.
+      paths: of all.
       passes: of the model, without dropout.
       share: of its part in the loss.
     """
 
     params: Params
+    paths: Sequence[str]
     passes: Passes
     share: float
 
@@ -224,7 +226,7 @@ class Regularizers:
             sums = {**sums, "divergence": sum(divergences)}
             total += sums["divergence"]
         if teacher := self._teacher:
-            own = {p.removeprefix(_TEACHER): x for p, x in params.items() if p.startswith(_TEACHER)}
+            own = {path: params.get(_TEACHER + path, params.get(path)) for path in teacher.paths}
             plain = {name: array for name, array in batch.items() if name != "noise_RxLxE"}
             known = teacher.passes.outputs(own, plain, rng)[:1] * len(first)
             from_teacher = apart(known, functools.partial(teacher.passes.logits, own)) / 2
