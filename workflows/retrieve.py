@@ -21,7 +21,7 @@ from reporting.stored_scores import write_scores
 from tasks import require
 from tasks.embedding import BM25
 from tasks.task import digest
-from training.experiment import build
+from training.experiment import Experiment, build
 from training.workdir import has_checkpoint
 from workflows.integrate.integrate import stored
 from workflows.restoring import Restored, final, read_meta, restore
@@ -58,18 +58,20 @@ def retrieve(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             f"Left out: {without:,} of {len(queries):,} queries, which have no relevant passage in "
             f"{options.relevance}."
         )
-    ranked, models = {}, _models(config, workdir)
+    experiment, models = _models(config, workdir)
+    ranked: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     passages, asked = list(corpus.values()), [queries[query] for query in judged]
     for name, words in BM25.items():
         with working(name):
             ranked[name] = lexical.bm25(asked, passages, words=words, count=_DEPTH)
-    vectors = Vectors(*next(iter(models.values())))
-    for name, (_, vectors.restored) in models.items():
-        queries_QxE, last = vectors(asked, "query"), name == list(models)[-1]
-        passages_PxE = (
-            vectors.of_corpus(passages, workdir) if last else vectors(passages, "passage")
-        )
-        ranked[name] = retrieval.nearest(queries_QxE, passages_PxE, count=_DEPTH)
+    vectors = Vectors(experiment, models[report.BEFORE])
+    for name, restored in models.items():
+        vectors.restored = restored
+        if name == list(models)[-1]:  # whose vectors are kept
+            passages_PxE = vectors.of_corpus(passages, workdir)
+        else:
+            passages_PxE = vectors(passages, "passage")
+        ranked[name] = retrieval.nearest(vectors(asked, "query"), passages_PxE, count=_DEPTH)
     places = {key: place for place, key in enumerate(corpus)}
     relevant = Ragged.of([[places[p] for p in found] for found in judged.values()], np.int64)
     grades = Ragged.of([list(found.values()) for found in judged.values()], np.float64)
@@ -84,8 +86,8 @@ def retrieve(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return _report(config, workdir, scores)
 
 
-def _models(config: ConfigDict, workdir: Path) -> dict[str, tuple[Any, Restored]]:
-    """Returns the experiment and the weights of each row: before training, and of the run."""
+def _models(config: ConfigDict, workdir: Path) -> tuple[Experiment, dict[str, Restored]]:
+    """Returns the experiment, and the weights of each row: before training, and of the run."""
     meta = read_meta(config, workdir) if has_checkpoint(workdir) else {"labels": []}
     experiment = build(config, workdir, meta["labels"], print)
     start = experiment.put(experiment.initial)
@@ -97,7 +99,7 @@ def _models(config: ConfigDict, workdir: Path) -> dict[str, tuple[Any, Restored]
         chosen = restore(experiment, workdir, "integrated")
         if stored(chosen.meta)["changed"]:
             models[f"{report.INTEGRATED} ({chosen.meta['written']})"] = chosen
-    return {name: (experiment, restored) for name, restored in models.items()}
+    return experiment, models
 
 
 def _texts(path: str, data: ConfigDict) -> dict[str, str]:
