@@ -141,6 +141,8 @@ def _rerank(config: ConfigDict, records: list[dict[str, Any]]) -> int:
         for pair in record["pos"]
         if record["neg"]
     ]
+    if not rows:
+        return 0
     numbers, *columns = zip(*rows, strict=True)
     texts_N, pairs_N, negatives_N = map(object_array, columns)
     ids_N = np.arange(len(rows), dtype=np.int64)

@@ -161,8 +161,17 @@ def _relevance(path: Path) -> Iterator[tuple[str, str, float]]:
         next((name for name in names if name in keys), "") for names in (_QUERY, _PASSAGE, _GRADE)
     ]
     if names[0] and names[1]:
-        for row in _rows(path, [name for name in names if name]):
-            yield str(row[names[0]]), str(row[names[1]]), float(row.get(names[2], 1))
+        notes = Notes()
+        for line, row in _rows(path, [name for name in names if name], notes):
+            grade = row.get(names[2], 1)
+            try:
+                yield str(row[names[0]]), str(row[names[1]]), float(grade)
+            except (TypeError, ValueError, KeyError):
+                raise ValueError(
+                    f"{path}:{line}: expected a query, a passage and a number in {names}, found "
+                    f"{row!r}"
+                ) from None
+        notes.report()
         return
     for number, line in encodings.lines(path, encodings.resolve(path, "auto")):
         fields = line.split()
@@ -183,14 +192,14 @@ def _keys(path: Path) -> Sequence[str]:
         raise FileNotFoundError(f"there is no file {path.absolute()}")
     if encodings.suffix_of(path) not in formats.FORMATS:
         return ()
-    return list(next(iter(_rows(path, ())), {}))
+    return list(next(iter(_rows(path, (), Notes())), (0, {}))[1])
 
 
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _rows(
+    path: Path, columns: Sequence[str], notes: Notes
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     kind, encoding = formats.format_of(path, "", "auto")
-    notes = Notes()
-    for _, row in formats.read_rows(path, kind, encoding=encoding, columns=columns, notes=notes):
-        yield row
+    return formats.read_rows(path, kind, encoding=encoding, columns=columns, notes=notes)
 
 
 def _run_lines(

@@ -102,6 +102,8 @@ def test_mining_leaves_out_what_a_reranker_does_not_put_behind(rank_config, tmp_
     for line in predict(rank_config, tmp_path / "reranker").open():
         first, *others = json.loads(line)["scores"]
         assert first > max(others, default=first - 1), line
+    config.mine.ranks = (900, 901)
+    assert not any(json.loads(line)["neg"] for line in mine(config, tmp_path / "run").open())
     config.mine.reranker = str(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="holds no run"):
         mine(config, tmp_path / "run")

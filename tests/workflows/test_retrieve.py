@@ -82,12 +82,15 @@ def test_relevance_is_read_in_any_of_its_forms(config, tmp_path, kind):
         ("relevance", "q77 0 d0 1\n", "1 of 1 lines are about queries that are not there.*'q77'"),
         ("relevance", "q0 0 d0 0\n", "no query has a relevant passage"),
         ("relevance", "q0 d0 ja\n", "expected 'query passage grade'"),
+        ("relevance", "qid\tpid\tscore\nq0\td0\t\n", "tsv:2: expected a query, a passage and a n"),
+        ("relevance", '{"qid": "q0", "pid": "d0", "score": "A"}\n', "jsonl:1: expected .*'A'"),
+        ("relevance", '{"qid": "q0", "pid": "d0"}\n{"qid": "q1"}\n', "jsonl:2: expected"),
         ("queries", '{"text": "好"}\n', "expected the column 'text' and one of"),
         ("queries", '{"id": 1, "text": "好"}\n{"id": 1, "text": "坏"}\n', "an id that came before"),
     ],
 )
 def test_what_does_not_fit_is_one_error(config, tmp_path, key, text, message):
-    suffix = "txt" if key == "relevance" else "jsonl"
+    suffix = "jsonl" if text.startswith("{") else "tsv" if "\t" in text else "txt"
     path = tmp_path / f"other.{suffix}"
     path.write_text(text, "utf-8")
     config.embedding[key] = str(path)
