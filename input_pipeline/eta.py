@@ -180,6 +180,9 @@ def describe(works: list[Work], now: float) -> str:
             break  # what is around has no known size: the estimate is of the rest
     line = "; ".join(work.prose() for work in works)
     gained = share - of.first / of.total if of else 0.0
+    last = works[-1]
+    if not (last.total or last.done):  # one thing, such as a compilation: its time is no item's
+        return f"{line}, {_duration(now - last.began)} so far"
     if gained <= 0:
         return f"{line}, {_duration(now - works[0].began)} so far"
     left = (now - of.began) * (1 - share) / gained

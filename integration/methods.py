@@ -54,12 +54,11 @@ def check(config: ConfigDict) -> None:
         )
     if "ensemble" in methods:
         require(config, "AVERAGE", "config.integrate.methods: 'ensemble'")
-    for key, method in (("targets", "ensemble"), ("shifted_files", "interpolation")):
-        if options[key] and method not in methods:
-            raise ValueError(
-                f"config.integrate.{key}={options[key]!r} needs the method {method!r}: add "
-                f"{method!r} to config.integrate.methods, found {methods}"
-            )
+    if options.targets and "ensemble" not in methods:
+        raise ValueError(
+            f"config.integrate.targets={options.targets!r} needs the method 'ensemble': add "
+            f"'ensemble' to config.integrate.methods, found {methods}"
+        )
     grid, alpha = np.linspace(0, 1, options.points).round(6), given_alpha(config)
     if alpha is not None and (alpha not in grid or methods != ("interpolation",)):
         raise ValueError(
@@ -67,8 +66,6 @@ def check(config: ConfigDict) -> None:
             f"{', '.join(f'{alpha:g}' for alpha in grid)} (config.integrate.points), with the "
             "method 'interpolation' alone"
         )
-    if options.shifted_files:
-        require(config, "SHIFTED", "config.integrate.shifted_files")
 
 
 def _refuse(methods: Sequence[str], refused: Sequence[str], why: str) -> None:

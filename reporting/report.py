@@ -53,6 +53,7 @@ def write_results(
     integration: Mapping[str, Any] | None,
     leaked_ids: np.ndarray,
     extra: Mapping[str, Any],
+    elsewhere: Mapping[str, Scores] | None = None,
 ) -> dict[str, Any]:
     """Writes results.json and curves.png into the workdir and prints the results.
 
@@ -67,6 +68,7 @@ def write_results(
         integration: 'integration' of results.json, or None.
         leaked_ids: examples with a copy in another split; a second number leaves them out.
         extra: more JSON-ready facts to keep.
+        elsewhere: row name -> scores on a shifted set, of the rows that have some.
 
     Returns:
         What was written to results.json.
@@ -75,14 +77,22 @@ def write_results(
         ValueError: if the rows are not about the same examples.
     """
     workdir, last = Path(workdir), list(scores)[-1]
-    # What a person would ask about: the floor, other trainings, and the model before integration.
-    titles = {floor: floor} | {row: f"the {row}" for row in (ENCODER, ALL_EXAMPLES)}
+    # What a person would ask about: the floor, other trainings, and the model before training and
+    # before integration.
+    titles = {floor: floor} | {row: f"the {row}" for row in (ENCODER, ALL_EXAMPLES, PROBE)}
+    titles |= {BEFORE: "the model before training"}
     titles |= {row: f"the {row} model" for row in (FINETUNED, BOTH)}
+    models = {name: summarise_with_leaks(row, leaked_ids) for name, row in scores.items()}
     with working("Comparing the models"):
         comparisons = significance.compare_last(scores, titles, metric, split=split)
+        told = list(comparisons)
+        if elsewhere:
+            told += significance.compare_last(elsewhere, titles, metric, split="shifted")
+            for name, row in elsewhere.items():
+                models[name]["shifted"] = _compact(summarise(row))
     results = {
-        "conclusion": "\n".join(comparison["sentence"] for comparison in comparisons),
-        "models": {name: summarise_with_leaks(row, leaked_ids) for name, row in scores.items()},
+        "conclusion": "\n".join(comparison["sentence"] for comparison in told),
+        "models": models,
         "comparisons": comparisons,
         "minus_baseline": significance.gains(scores, comparisons[0]) if comparisons else {},
         "fingerprints": fingerprints,
@@ -237,6 +247,11 @@ def cells(models: Mapping[str, Mapping[str, Any]], metrics: Sequence[Shown]) -> 
         columns += ["without leaks: " + few[0]["title"], *(m["title"] for m in few[1:]), "examples"]
         for row, summary in zip(rows, models.values(), strict=True):
             row += _row(summary["leak_free"], few)
+    if any("shifted" in summary for summary in models.values()):
+        few = metrics[:2]
+        columns += ["shifted set: " + few[0]["title"], *(m["title"] for m in few[1:]), "examples"]
+        for row, summary in zip(rows, models.values(), strict=True):
+            row += _row(summary.get("shifted", {}), few)
     return tuple(columns), list(map(tuple, rows))
 
 

@@ -25,6 +25,7 @@ from training.data import RunData
 from training.experiment import Experiment, build
 from workflows import robustness
 from workflows.integrate.integrate import stored
+from workflows.integrate.shifted import shifted_examples
 from workflows.restoring import Restored, restore
 
 
@@ -79,11 +80,16 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
     for row, (other, folder) in run.others.items():
         bare = examples if other.features.use != "none" else examples.without_features()
         scores[row] = score_with(other, folder, data, bare)
+    shifted = shifted_examples(experiment, data)
+    elsewhere = {} if shifted is None else task.baselines(train_split, shifted)
     calibration, cards = {}, {}
     for row, model in models.items():
         with working(f"Evaluating on {split}, {row}"):
             predictions = experiment.predict(model.params, examples, model.fitted, complete=True)
             scores[row] = task.score(predictions, examples)
+            if shifted is not None:
+                there = experiment.predict(model.params, shifted, model.fitted)
+                elsewhere[row] = task.score(there, shifted)
         if card := task.calibration(predictions, examples):
             calibration[row] = card
         if config.eval.robustness:
@@ -102,6 +108,7 @@ def write(run: Prepared, split: str) -> dict[str, Any]:
         metric=experiment.metric,
         integration=integration,
         leaked_ids=examples.leaked_ids,
+        elsewhere=elsewhere,
         extra={
             "labels": data.labels,
             "checkpoint": restored.name,

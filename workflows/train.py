@@ -25,8 +25,7 @@ from training.train import OnEvaluation, Run
 from training.tuning import optimizers
 from training.workdir import check_workdir
 from workflows import marks, results, robustness, teacher
-from workflows.integrate import integrate
-from workflows.integrate.shifted import shifted_examples
+from workflows.integrate import integrate, shifted
 from workflows.results import Prepared
 
 
@@ -60,13 +59,13 @@ def train(
         check_workdir(workdir, config)
         if methods.apply(config):
             integrate.check(config, workdir)
+        shifted.check(config)
         robustness.check(config)
         run_probe.check(config)
         teacher.check(config)
         optimizers.check(config)
         run = prepare_run(config, workdir, compare=compare)
-        if methods.apply(config):
-            shifted_examples(run.experiment, run.data)
+        shifted.shifted_examples(run.experiment, run.data)
         with phase("data"), working("Measuring what the tokeniser loses"):
             loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
         print(loss.prose())

@@ -15,7 +15,7 @@ from input_pipeline import eta
 ROOT = Path(__file__).parents[2]
 
 
-def work(what, total, done, *, first=0, began=0.0):
+def work(what, total, done, began=0.0, *, first=0):
     made = eta.Work(what, total, first)
     made.done, made.began = done, began
     return made
@@ -29,6 +29,10 @@ def work(what, total, done, *, first=0, began=0.0):
         ([("Reading", 8, 9)], "Reading: 9 of 9, 100%, about 0 s left"),
         ([("Reading", 8, 0)], "Reading: 0 of 8, 1 min 0 s so far"),
         ([("Compiling the step", 0, 0)], "Compiling the step, 1 min 0 s so far"),
+        (
+            [("Steps", 125, 1), ("Compiling", 0, 0, 40.0)],
+            "Steps: 1 of 125; Compiling, 20 s so far",
+        ),
         (
             [("Integration", 10, 2), ("examples", 64, 32)],
             "Integration: 2 of 10; examples: 32 of 64, 25%, about 3 min 0 s left",

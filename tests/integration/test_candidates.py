@@ -114,10 +114,6 @@ def test_predictions_of_other_examples_have_no_average():
         ),
         ({"integrate.methods": ("ensemble",), "task": "tagging"}, "found the task 'tagging'"),
         ({"integrate.targets": "x.jsonl"}, "add 'ensemble' to config.integrate.methods"),
-        (
-            {"integrate.shifted_files": "x.csv", "integrate.methods": ("soup",)},
-            "add 'interpolation' to config.integrate.methods",
-        ),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_key(options, message):

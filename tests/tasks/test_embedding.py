@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -206,6 +207,10 @@ def test_a_run_learns_to_find_passages_and_says_what_it_started_from(pair_config
     rows = results["models"]
     assert list(rows)[:3] == ["BM25 on characters", "BM25 on words", "before training"]
     last = rows[list(rows)[-1]]
+    # The shifted set stands beside the test split, of every row.
+    assert {row["shifted"]["ndcg_10"]["count"] for row in rows.values()} == {9}
+    assert "shifted set: nDCG@10" in (said := capsys.readouterr().out)
+    assert re.search(r"On 9 shifted examples, the .* the model before training", said)
     assert last["loss"]["value"] < rows["before training"]["loss"]["value"]
     assert {"ndcg_10", "recall_1", "mrr_10", "mean_cosine", "effective_rank"} <= last.keys()
     texts = tmp_path / "texts.txt"

@@ -1,11 +1,14 @@
-"""A second, shifted validation set: config.integrate.shifted_files. It chooses nothing."""
+"""A second, shifted set: config.integrate.shifted_files. It chooses nothing.
+
+It has a column in the table of results, and a curve where weights are interpolated.
+"""
 
 from ml_collections import ConfigDict
 
 from input_pipeline.corpus.preparation import load_split, prepare
 from input_pipeline.corpus.sources import find_files
 from input_pipeline.examples import Examples
-from tasks import task_class
+from tasks import require, task_class
 from training.data import RunData
 from training.experiment import Experiment
 
@@ -14,6 +17,7 @@ def check(config: ConfigDict) -> None:
     """Raises where config.integrate.shifted_files names no file: before a training, not after."""
     if not config.integrate.shifted_files:
         return
+    require(config, "SHIFTED", "config.integrate.shifted_files")
     try:
         find_files(config.integrate.shifted_files)
     except (ValueError, FileNotFoundError) as error:

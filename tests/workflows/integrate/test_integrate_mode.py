@@ -38,7 +38,12 @@ def finished(make_config, tmp_path_factory, reviews):
     config.train.update(duration="16 steps", ema=0.9, keep_latest=2, integrate=False)
     config.train.checkpoint_every = config.eval.every = "8 steps"
     config.eval.test = False
+    with (folder / "shifted.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = [(f"昨天{text}真的", label) for text, label in reviews[:20]]
+        csv.writer(file).writerows([("text", "label"), *rows])
+    config.integrate.shifted_files = str(folder / "shifted.csv")
     train(config, folder / "run")
+    config.integrate.shifted_files = ""
     data = load_data(config)
     experiment = build(config, folder / "run", data.labels, lambda _: None)
     restored = restoring.restore(experiment, folder / "run", "best")
@@ -49,9 +54,6 @@ def finished(make_config, tmp_path_factory, reviews):
             for path, leaf in jax.device_get(restored.params).items()
         }
         save_run(folder / "sweep" / name, params, restored.meta)
-    with (folder / "shifted.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = [(f"昨天{text}真的", label) for text, label in reviews[:20]]
-        csv.writer(file).writerows([("text", "label"), *rows])
     return config, folder, experiment, data, restored
 
 
@@ -110,6 +112,14 @@ def test_runs_of_a_sweep_are_averaged_and_asked_together(parts):
     mean = np.mean([params[path] for params in several], axis=0)
     np.testing.assert_allclose(soup[path], mean, atol=1e-6)
     assert found["ensemble of 3"].make is None
+
+
+def test_the_shifted_set_has_a_column_without_any_integration(parts):
+    results = json.loads((parts[1] / "results.json").read_text("utf-8"))
+    assert "integrated" not in results["models"]
+    for name, row in results["models"].items():
+        assert row["shifted"]["accuracy"]["count"] == 20, name
+    assert "On 20 shifted examples, the fine-tuned model" in results["conclusion"]
 
 
 def test_the_shifted_set_has_its_own_curve_and_chooses_nothing(parts):
