@@ -1,6 +1,7 @@
 """--mode=retrieve: queries search a corpus, judged by a file of relevance (BEIR, C-MTEB, TREC)."""
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from evaluation import lexical, retrieval, significance
 from evaluation.metrics import Scores, summarise
 from input_pipeline.corpus import encodings, formats
-from input_pipeline.corpus.notes import Notes
+from input_pipeline.corpus.notes import Misfit, Notes
 from input_pipeline.corpus.preparation import read_unlabelled
 from input_pipeline.eta import working
 from input_pipeline.examples import Ragged
@@ -110,11 +111,10 @@ def _texts(path: str, data: ConfigDict) -> dict[str, str]:
         raise ValueError(
             f"{path}: expected the column 'text' and one of {_TEXT_IDS}, found {list(keys)}"
         )
-    if "title" in keys:
-        print(f"Not read: the column 'title' of {path}; join it to 'text' where it is to count.")
     data.update(text_column="text", format="", id_column=names[0])
-    for key in ("pair_column", "negatives_column", "label_column", "group_column"):
+    for key in ("negatives_column", "label_column", "group_column"):
         data[key] = ""
+    data.pair_column = "title" if "title" in keys else ""
     examples = read_unlabelled(path, data)
     texts = dict(zip(map(str, examples.names_N), examples.texts_N, strict=True))
     if len(texts) < len(examples):
@@ -122,6 +122,10 @@ def _texts(path: str, data: ConfigDict) -> dict[str, str]:
             f"{path}: {len(examples) - len(texts):,} of {len(examples):,} texts have an id that "
             f"came before: the ids of {names[0]!r} must differ"
         )
+    if "title" in keys:
+        rows = zip(texts, examples.pairs_N, texts.values(), strict=True)
+        texts = {key: f"{title} {text}".strip() for key, title, text in rows}
+        print(f"The column 'title' of {path} stands before 'text', after it a space, as in BEIR.")
     if empty := sum(not text for text in texts.values()):
         print(f"Note: {empty:,} of {len(texts):,} texts of {path} are empty.")
     return texts
@@ -187,19 +191,26 @@ def _relevance(path: Path) -> Iterator[tuple[str, str, float]]:
 
 
 def _keys(path: Path) -> Sequence[str]:
-    """Returns the columns of a file, by its first row."""
+    """Returns the columns of a file; () of lines without a header."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path.absolute()}")
     if encodings.suffix_of(path) not in formats.FORMATS:
         return ()
-    return list(next(iter(_rows(path, (), Notes())), (0, {}))[1])
+    rows = (row for _, row in _rows(path, (), Notes()))
+    if encodings.suffix_of(path) in ("json", "jsonl"):  # whose rows may have different keys
+        return list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    return list(next(rows, {}))
 
 
 def _rows(
     path: Path, columns: Sequence[str], notes: Notes
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     kind, encoding = formats.format_of(path, "", "auto")
-    return formats.read_rows(path, kind, encoding=encoding, columns=columns, notes=notes)
+    rows = formats.read_rows(path, kind, encoding=encoding, columns=columns, notes=notes)
+    for line, row in rows:
+        if isinstance(row, Misfit):
+            raise ValueError(f"{path}:{line}: {row}")
+        yield line, row
 
 
 def _run_lines(

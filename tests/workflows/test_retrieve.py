@@ -61,6 +61,24 @@ def test_queries_rank_the_corpus_and_the_files_say_the_same(config, tmp_path, ca
     assert results["models"]["BM25 on words"]["mrr_10"]["value"] == 1.0
 
 
+def test_a_title_stands_before_its_text(config, tmp_path, capsys):
+    rows = [{"_id": key, "text": text[3:], "title": text[:3]} for key, text in PASSAGES.items()]
+    rows[0] = {"_id": "d0", "text": PASSAGES["d0"]}
+    rows[1] = {"_id": "d1", "text": PASSAGES["d1"], "title": None}
+    joined = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in rows}
+    config.embedding.corpus = write_rows(tmp_path / "joined.jsonl", joined, "id")
+    expected = retrieve(config, tmp_path / "run")["models"]
+    assert "'title'" not in capsys.readouterr().out
+    config.embedding.corpus = str(tmp_path / "titled.jsonl")
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "titled.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    found = retrieve(config, tmp_path / "again")["models"]
+    assert "The column 'title' of" in capsys.readouterr().out
+    assert {name: row["ndcg_10"] for name, row in found.items()} == {
+        name: row["ndcg_10"] for name, row in expected.items()
+    }
+
+
 @pytest.mark.parametrize("kind", ["trec", "plain", "jsonl", "csv"])
 def test_relevance_is_read_in_any_of_its_forms(config, tmp_path, kind):
     expected = retrieve(config, tmp_path / "run")["models"]
@@ -84,6 +102,7 @@ def test_relevance_is_read_in_any_of_its_forms(config, tmp_path, kind):
         ("relevance", "q0 d0 ja\n", "expected 'query passage grade'"),
         ("relevance", "qid\tpid\tscore\nq0\td0\t\n", "tsv:2: expected a query, a passage and a n"),
         ("relevance", '{"qid": "q0", "pid": "d0", "score": "A"}\n', "jsonl:1: expected .*'A'"),
+        ("relevance", "qid\tpid\tscore\nq0\td0\t1\t2\n", "tsv:2: "),
         ("relevance", '{"qid": "q0", "pid": "d0"}\n{"qid": "q1"}\n', "jsonl:2: expected"),
         ("queries", '{"text": "好"}\n', "expected the column 'text' and one of"),
         ("queries", '{"id": 1, "text": "好"}\n{"id": 1, "text": "坏"}\n', "an id that came before"),
