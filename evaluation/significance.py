@@ -338,7 +338,8 @@ def compare_last(
 
     Args:
         scores: row name -> scores, in the order of the table.
-        titles: row name -> what a sentence calls it, of the rows to compare with, if they exist.
+        titles: row name -> what a sentence calls it, of the rows to compare with, if they exist,
+            and of the last where it is not 'the .. model'.
         metric: what chose the model; where a row lacks it, the first metric that both have counts.
         split: that the scores are about.
 
@@ -346,6 +347,7 @@ def compare_last(
         Comparisons from `correct`, with 'first', 'second' (the rows) and 'sentence'.
     """
     last = list(scores)[-1]
+    called = titles.get(last, f"the {last} model")
     names = [row for row in titles if row in scores and row != last]
     used = [_comparable(scores[last], scores[row], metric) for row in names]
     pairs = zip(names, used, strict=True)
@@ -355,7 +357,7 @@ def compare_last(
     for comparison, row, shared in zip(comparisons, names, used, strict=True):
         comparison |= {"first": last, "second": row}
         comparison["sentence"] = sentence(
-            comparison, shared, first=f"the {last} model", second=titles[row], split=split
+            comparison, shared, first=called, second=titles[row], split=split
         )
     return comparisons
 

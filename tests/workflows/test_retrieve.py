@@ -40,6 +40,7 @@ def config(tiny_config, tmp_path):
 def test_queries_rank_the_corpus_and_the_files_say_the_same(config, tmp_path, capsys):
     results = retrieve(config, tmp_path / "run")
     said = capsys.readouterr().out
+    assert "examples, the model before training " in said
     assert "Left out: 9 of 12 queries, which have no relevant passage" in said
     assert list(results["models"]) == ["BM25 on characters", "BM25 on words", "before training"]
     ranked = {}
