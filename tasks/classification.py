@@ -162,11 +162,11 @@ class Classification(WholeText, Calibrated):
         fresh = {path for path in heads if path.endswith("feature_kernel")}
         return heads | label_words.start(heads, params, self._word_ids), fresh
 
-    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
+    def probe(self, windows: Examples, vectors: Predictions, encoder: Encoder) -> Fit:
         """Fits softmax regression, with the class weights of the loss."""
-        known_N = windows.labels_N >= 0
+        inputs_NxD, known_N = vectors["inputs_NxD"], windows.labels_N >= 0
         probe = probes.classes(
-            inputs_N[known_N], windows.labels_N[known_N], weights_C=self._weights_C
+            inputs_NxD[known_N], windows.labels_N[known_N], weights_C=self._weights_C
         )
         return probe.params, probe.prose()
 

@@ -75,9 +75,9 @@ class MultiLabel(Classification):
         taught = teaching.targets(chunk, np.ones(len(labels_BxC), bool))
         return Targets(self.mask_positions(encoded), {"labels_BxC": labels_BxC} | taught)
 
-    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
+    def probe(self, windows: Examples, vectors: Predictions, encoder: Encoder) -> Fit:
         """Fits a logistic regression for each label."""
-        probe = probes.several(inputs_N, self._true(windows))
+        probe = probes.several(vectors["inputs_NxD"], self._true(windows))
         return probe.params, probe.prose()
 
     def guess_loss(self, examples: Examples) -> float | None:

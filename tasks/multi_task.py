@@ -20,9 +20,10 @@ from evaluation.metrics import Metric, Scores, about, counted
 from input_pipeline.batches import mixture
 from input_pipeline.batches.mixture import MARKER, Mixture, member_of
 from input_pipeline.batches.template import Encoder
+from input_pipeline.examples import Examples
 from tasks import task_class
 from tasks.limits import Given, Limit
-from tasks.task import Arrays, Loaded, Loss, Task
+from tasks.task import Arrays, Fit, Loaded, Loss, Task
 
 MEAN = "mean"  # the metric over all members
 Encoders = Mapping[str, Encoder]
@@ -60,6 +61,14 @@ class MemberHeads(nn.Module):
                 outputs = head(backbone, hidden_RxLxD, batch, deterministic=deterministic)
         return outputs
 
+    def inputs(
+        self, backbone: nn.Module, hidden_RxLxD: jax.Array, batch: Arrays
+    ) -> dict[str, jax.Array]:
+        """Returns what the head of the batch's member is linear in, named for the member."""
+        name = member_of(batch)
+        read = getattr(self.head_of(name), "inputs", None)
+        return _renamed(read(backbone, hidden_RxLxD, batch), "", f"{name}/") if read else {}
+
 
 class MultiTask(Task):
     """The tasks of config.multi.members in one; Predictions.fitted has an entry for each.
@@ -69,6 +78,7 @@ class MultiTask(Task):
     """
 
     FLOOR = "each task's floor"
+    PROBE = True  # of the members that can
     SHIFTED = False
     SMOOTHING = True  # each member judges for itself
 
@@ -145,6 +155,18 @@ class MultiTask(Task):
             fresh |= _renamed(dict.fromkeys(own_fresh), "head/", prefix).keys()
         return started, fresh
 
+    def probe(self, windows: Mixture, vectors: Predictions, encoder: Encoders) -> Fit:
+        """Fits the heads of the members that have PROBE; the others stay as they are drawn."""
+
+        def fit(task: Task, own: Predictions, windows: Examples, encoder: Encoder) -> Fit:
+            return task.probe(windows, own, encoder) if task.PROBE else ({}, "random")
+
+        fits = self._each(fit, vectors, windows.parts, encoder)
+        heads: dict[str, np.ndarray] = {}
+        for name, (own, _) in fits.items():
+            heads |= _renamed(own, "head/", _prefix(name))
+        return heads, "; ".join(f"{name}: {prose}" for name, (_, prose) in fits.items())
+
     def loss(self, outputs: Arrays, batch: Arrays) -> Loss:
         """Returns the loss of the batch's member; its sums are named for it."""
         name = member_of(batch)
@@ -217,7 +239,10 @@ class MultiTask(Task):
             if len(ids_N):
                 outputs = _renamed(predictions.outputs, f"{name}/", "")
                 part = Predictions(ids_N, outputs, predictions.fitted.get(name, {}))
-                results[name] = method(task, part, *(side[name] for side in sides))
+                try:
+                    results[name] = method(task, part, *(side[name] for side in sides))
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
         return results
 
     def _global_ids(self, parts: Mapping[str, Any]) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ import flax.linen as nn
 import numpy as np
 
 from evaluation import classification_metrics, probes
+from evaluation.evaluate import Predictions
 from evaluation.metrics import Metric, mean, one_each
 from input_pipeline.batches.template import Encoder
 from input_pipeline.examples import Examples
@@ -73,10 +74,10 @@ class Ordinal(Classification):
             heads = heads | {"head/thresholds": thresholds}
         return super().start_head(heads, params)
 
-    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
+    def probe(self, windows: Examples, vectors: Predictions, encoder: Encoder) -> Fit:
         """Fits proportional odds, thresholds and all."""
-        known_N = windows.labels_N >= 0
-        probe = probes.ordered(inputs_N[known_N], windows.labels_N[known_N], count=self.size)
+        inputs_NxD, known_N = vectors["inputs_NxD"], windows.labels_N >= 0
+        probe = probes.ordered(inputs_NxD[known_N], windows.labels_N[known_N], count=self.size)
         # Not by way of shares: of vectors far from 0, these would be 0 and 1.
         heads = {"head/kernel": probe.kernel_DxC[:, :1]}
         return heads | {"head/thresholds": threshold_steps(-probe.bias_C)}, probe.prose()

@@ -98,11 +98,12 @@ class Regression(WholeText):
         """Returns a head with one column."""
         return self.linear_head(1, num_features=num_features)
 
-    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
+    def probe(self, windows: Examples, vectors: Predictions, encoder: Encoder) -> Fit:
         """Fits ridge regression, in deviations from the mean."""
         known_N, scale = np.isfinite(windows.numbers_N), self.unfitted
         numbers_N = (windows.numbers_N[known_N] - scale["mean"]) / scale["deviation"]
-        probe = probes.numbers(inputs_N[known_N], numbers_N.astype(np.float64))
+        inputs_NxD = vectors["inputs_NxD"]
+        probe = probes.numbers(inputs_NxD[known_N], numbers_N.astype(np.float64))
         return probe.params, probe.prose()
 
     def guess_loss(self, examples: Examples) -> float:

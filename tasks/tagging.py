@@ -197,31 +197,29 @@ class Tagging(Task):
         options = {"dropout": tagging.dropout, "chain": chain, "slots": self._slots}
         return TokenHead(span_tags.num_tags(count), **options)
 
-    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
+    def probe(self, windows: Examples, vectors: Predictions, encoder: Encoder) -> Fit:
         """Fits softmax regression over the tags of tokens; chains start from zeros as usual."""
-        vectors, tags, slots = [], [], []
+        inputs_N, inputs, tags, slots = vectors["inputs_NxD"], [], [], []
         units = text_windows.tokens(windows, encoder, slots=self._slots)
         for window, places, offsets_Tx2 in units:
             spans_Sx3 = windows.spans.row(window)
             owners_T = span_tags.tokens_of(offsets_Tx2, spans_Sx3)[1]
             known_T = np.append(spans_Sx3[:, 2] < len(self.labels), True)[owners_T]
-            vectors.append(inputs_N[window][places[known_T] // self._slots])
+            inputs.append(inputs_N[window][places[known_T] // self._slots])
             slots.append(places[known_T] % self._slots)
             tags.append(span_tags.to_tags(owners_T, spans_Sx3[:, 2])[known_T])
         counts = np.cumsum(list(map(len, tags)))
         num_tags = span_tags.num_tags(len(self.labels))
         most = min(_PROBED_TOKENS, _PROBED // num_tags)
         used = slice(0, 1 + int(np.searchsorted(counts, most)))
-        vectors_TxD, tags_T, slots_T = (np.concatenate(x[used]) for x in (vectors, tags, slots))
+        inputs_TxD, tags_T, slots_T = (np.concatenate(x[used]) for x in (inputs, tags, slots))
         weights_C = np.ones(num_tags)
         fits: list[probes.Probe] = []
         for slot in range(self._slots):
             rows = np.flatnonzero(slots_T == slot)
             options = {"inverse_penalties": [fits[0].inverse_penalty]} if fits else {}
             try:
-                fit = probes.classes(
-                    vectors_TxD[rows], tags_T[rows], weights_C=weights_C, **options
-                )
+                fit = probes.classes(inputs_TxD[rows], tags_T[rows], weights_C=weights_C, **options)
                 fits.append(fit)
             except ValueError:  # few pieces are that long
                 if not fits:

@@ -227,12 +227,12 @@ class Task(abc.ABC):
         """
         return heads, set(heads)
 
-    def probe(self, windows: Examples, inputs_N: np.ndarray, encoder: Encoder) -> Fit:
+    def probe(self, windows: Examples, vectors: Predictions, encoder: Encoder) -> Fit:
         """Fits the head on vectors of the pretrained model, for kinds with PROBE.
 
         Args:
             windows: training examples that the model reads.
-            inputs_N: their vectors [N, D], or of each the vectors of its tokens [L, D].
+            vectors: 'inputs_NxD', theirs [N, D], or of each the vectors of its tokens [L, D].
             encoder: texts to tokens.
 
         Returns:

@@ -274,9 +274,7 @@ class Experiment:
         windows = windows.take(rows_of(windows, predictions.ids_N))  # masked ones are not predicted
         try:
             with working("Fitting the probe"):
-                heads, fit = self.task.probe(
-                    windows, predictions["inputs_NxD"], self.pipeline.encoder
-                )
+                heads, fit = self.task.probe(windows, predictions, self.pipeline.encoder)
         except ValueError as error:
             raise ValueError(
                 f"config.model.head_start='probe' cannot fit the head: {error}; set it to 'random'"

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.examples import Examples
 from models.pretrained import safetensors
-from tasks import require
+from tasks import require, task_class
 from training.workdir import has_checkpoint
 
 
@@ -49,12 +49,19 @@ def check(config: ConfigDict) -> None:
     """Raises ValueError where config.model.head_start='probe' cannot be."""
     if config.model.head_start != "probe":
         return
-    knob, model = "config.model.head_start='probe'", config.model
+    knob = "config.model.head_start='probe'"
     require(config, "PROBE", knob)
-    if model.init == "scratch":
+    if config.model.init == "scratch":
         raise ValueError(f"{knob} needs pretrained weights, but config.model.init='scratch'")
-    if model.head != "linear" or not model.head_bias:
-        raise ValueError(
-            f"{knob} needs config.model.head='linear' and head_bias=True, found {model.head!r} and "
-            f"{model.head_bias}: label words are a start of their own; set head_start='random'"
-        )
+    members = task_class(config).member_configs(config)
+    able = {name: own for name, own in members.items() if task_class(own).PROBE}
+    if members and not able:
+        raise ValueError(f"{knob}: none of the members {list(members)} has a head that it can fit")
+    for name, own in (able or {"": config}).items():
+        key = f"config.multi.members.{name}.model" if name else "config.model"
+        if own.model.head != "linear" or not own.model.head_bias:
+            raise ValueError(
+                f"{knob} needs {key}.head='linear' and head_bias=True, found {own.model.head!r} "
+                f"and {own.model.head_bias}: label words are a start of their own; set "
+                "head_start='random'"
+            )

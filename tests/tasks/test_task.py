@@ -56,7 +56,7 @@ def test_what_the_kinds_can_do():
     assert able("RANKS") == {"reranking"}
     assert able("TEACHABLE") == classifiers - {"classification/regression"} | {"embedding"}
     assert able("FEATURES") == classifiers
-    assert able("PROBE") == classifiers | {"classification/regression", "tagging"}
+    assert able("PROBE") == classifiers | {"classification/regression", "tagging", "multi_task"}
     assert able("UNIT") == {"classification/regression"}
     assert able("SHIFTED") == all_classes().keys() - {"multi_task"}
 

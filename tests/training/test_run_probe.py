@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from evaluation.evaluate import Predictions
 from reporting import report
+from training import run_probe
 from training.data import load_data
 from training.experiment import build
 from workflows import review
@@ -123,6 +125,38 @@ def test_augmentation_and_order_do_not_touch_it(config, tmp_path):
     np.testing.assert_array_equal(made(config, tmp_path / "b")[0].initial["head/kernel"], expected)
 
 
+def test_members_of_several_tasks_have_the_heads_that_they_have_alone(config, reviews, tmp_path):
+    members, alone = {}, {}
+    for kind in ("single", "softmax", "language"):
+        members[kind] = own = config.copy_and_resolve_references()
+        (folder := tmp_path / kind).mkdir()
+        if kind == "language":
+            own.task, own.data.label_column, own.model.head_start = (
+                "causal_language_modelling",
+                "",
+                "random",
+            )
+        else:
+            use_kind(own, kind, reviews, folder)
+        alone[kind] = made(own, folder / "run")[0]
+    config.task, config.multi.members = "multi_task", members
+    experiment, _, said = made(config, tmp_path / "run")
+    line = next(line for line in said if line.startswith("Probe: the head is fitted on"))
+    assert "language: random; single: C=" in line and "; softmax: " in line
+    for kind in ("single", "softmax"):
+        for path in ("kernel", "bias"):
+            found = experiment.initial[f"head/heads_{kind}/{path}"]
+            expected = alone[kind].initial[f"head/{path}"]
+            np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    assert not any(path.startswith("head/") for path in experiment.fresh)
+    members["single"].data.max_train_examples = 1
+    with pytest.raises(ValueError, match="cannot fit the head: single: 1 examples are fewer"):
+        made(config, tmp_path / "few")
+    members["single"].model.head_bias = False
+    with pytest.raises(ValueError, match=r"needs config.multi.members.single.model.head='linear'"):
+        run_probe.check(config)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -155,7 +189,8 @@ def test_thresholds_stay_finite_far_from_zero(config, reviews, tmp_path):
     inputs_NxD = np.random.default_rng(0).normal(size=(len(examples), 8))
     inputs_NxD += examples.labels_N[:, None]
     for shift in (-1e3, 0, 1e3):
-        heads, _ = experiment.task.probe(examples, inputs_NxD + shift, None)
+        vectors = Predictions(examples.ids_N, {"inputs_NxD": inputs_NxD + shift})
+        heads, _ = experiment.task.probe(examples, vectors, None)
         assert all(np.isfinite(value).all() for value in heads.values())
 
 
