@@ -21,7 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     common.check_arg("embedding", arg)
     config = common.get_config()
     config.task = "embedding"
-    config.data.update(source="files", files="train_rank_1w.json", format="jsonl")
+    config.data.update(source="files", files="train_rank_1w.json")
     config.data.update(text_column="query", pair_column="title", label_column="")
     config.data.update(negatives_column="neg_title", group_column="query")
     config.data.split.update(kind="group", validation=0.1, test=0.1)

@@ -12,6 +12,7 @@ Only rendering: the stages are called as training calls them. The marks:
 
 import difflib
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -50,8 +51,7 @@ def show_records(records: Sequence[Record], data: ConfigDict) -> Iterator[str]:
     for before, after in zip(records, recoded, strict=True):
         labels = ", ".join(before.labels) or "without a label"
         yield _title(f"{before.where} · {labels}")
-        for name in ("text", "pair"):
-            old, new = getattr(before, name), getattr(after, name)
+        for (name, old), (_, new) in zip(_texts(before), _texts(after), strict=True):
             spans = (before.spans, after.spans) if name == "text" else ((), ())
             if old:
                 yield _line(name, mark_spans(old, spans[0]))
@@ -61,6 +61,14 @@ def show_records(records: Sequence[Record], data: ConfigDict) -> Iterator[str]:
         reason = reasons.get(before.where)
         yield _line("cleaning", f"dropped: {reason}" if reason else "kept")
         yield ""
+
+
+def _texts(record: Record) -> list[tuple[str, str]]:
+    """Returns all texts of a record, each with its name."""
+    turns = [(f"before, {role}", content) for role, content in json.loads(record.history or "[]")]
+    choices = [(f"choice {number}", text) for number, text in enumerate(record.choices)]
+    others = [("negative", text) for text in record.negatives]
+    return [*turns, ("text", record.text), ("pair", record.pair), *choices, *others]
 
 
 def show_examples(
@@ -105,6 +113,9 @@ def show_examples(
         for name in ("text", "pair"):
             if getattr(stages[0], name) is not None:
                 yield from _augmented(name, stages, augmenter.ops, i)
+        for name, texts_N in (("choice", examples.choices_N), ("negative", examples.negatives_N)):
+            for text in () if texts_N is None else texts_N[i]:
+                yield _line(name, mark_spans(text, ()))
         if examples.words is not None:
             stops = examples.words.row(i).tolist()
             words = (examples.texts_N[i][a:b] for a, b in itertools.pairwise([0, *stops]))

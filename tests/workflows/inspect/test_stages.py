@@ -1,5 +1,6 @@
 """What --mode=inspect prints: true to the stages, and every mark where it belongs."""
 
+import json
 import re
 
 import numpy as np
@@ -87,6 +88,29 @@ def test_records_show_what_recoding_changes_and_why_cleaning_drops():
     assert second[3].strip() == "【江泽民|person】在【北京|place】"
     assert value(second, "cleaning") == "kept"
     assert value(third, "cleaning") == "dropped: too_short"
+
+
+def test_all_texts_of_a_record_are_shown_with_what_recoding_changes(tokenizer):
+    data = common.get_config().data
+    data.normalization = ("repeated_punctuation",)
+    history = json.dumps([["user", "你好！！！！"]])
+    records = [
+        Record("问！！！！", "a:1", choices=("甲", "乙！！！！")),
+        Record("问", "a:2", pair="是", negatives=("丙！！！！", "丁"), history=history),
+    ]
+    first, second = "\n".join(show_records(records, data)).rstrip().split("\n\n")
+    for block, names in ((first, ["text", "choice 1"]), (second, ["before, user", "negative"])):
+        rows = block.split("\n")
+        for name in names:
+            row = next(i for i, line in enumerate(rows) if line.startswith(f"{name} "))
+            assert rows[row].endswith("！！！！") and "⟦" in rows[row + 1]
+    assert value(first.split("\n"), "choice 0") == "甲"
+    assert sum(line.startswith("negative ") for line in second.split("\n")) == 2
+    others = {"negatives_N": object_array([("丙", "丁"), ()])}
+    lines = show(make_examples(["问", "再问"], **others), tokenizer)
+    assert [line.split() for line in lines if "negative" in line] == [
+        ["negative", x] for x in "丙丁"
+    ]
 
 
 def test_each_op_and_the_outcome_are_those_of_training(tokenizer, reviews):
