@@ -4,6 +4,8 @@ Here: the types alone. storage.py and preparation.py make them.
 """
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -107,6 +109,17 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts_N)
+
+    @property
+    def all_texts(self) -> list[str]:
+        """All that is read of them: the first texts, the second ones, choices, negatives, and the
+        messages before."""
+        single = [part for part in (self.texts_N, self.pairs_N) if part is not None]
+        several = [part for part in (self.choices_N, self.negatives_N) if part is not None]
+        turns = () if self.histories_N is None else map(json.loads, filter(None, self.histories_N))
+        before = (content for row in turns for _, content in row)
+        chain = itertools.chain.from_iterable
+        return [*chain(single), *chain(chain(several)), *before]
 
     @property
     def leaked_ids(self) -> np.ndarray:

@@ -335,7 +335,8 @@ def build(
         say(f"{keep} of {count} layers are kept: {which}.")
     for why, count in checkpoint.ignored.items():
         say(f"Not read: {count} tensors of {checkpoint.path.name} ({why}).")
-    original, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training)
+    read_ids = functools.partial(_read_ids, config, labels, checkpoint, training)
+    original, tokenizer = run_tokenizer.run_tokenizers(config, workdir, training, read_ids)
     if note := run_tokenizer.check_original(config, checkpoint, original):
         say(note)
     backbone = _backbone_config(config, checkpoint.config, tokenizer, original)
@@ -408,6 +409,21 @@ def build(
         f"computed in {config.model.dtype}, {config.model.init} weights; {task.prose()}."
     )
     return experiment
+
+
+def _read_ids(
+    config: ConfigDict,
+    labels: Any,
+    checkpoint: pretrained.Checkpoint,
+    training: Examples,
+    tokenizer: Tokenizer,
+) -> set[int]:
+    """Returns the ids that the model would read of the training examples."""
+    task = task_class(config)(config, labels, tokenizer=tokenizer, backbone=checkpoint.config)
+    task.adopt(checkpoint.path)
+    task.check(training, "train")
+    pipeline = make_pipeline(config, task)
+    return pipeline.ids(task.windows(training, pipeline.encoder, training=True))
 
 
 def _backbone_config(

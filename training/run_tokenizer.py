@@ -3,14 +3,13 @@
 A trained or changed one is kept in the workdir, since the run's checkpoints depend on it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from input_pipeline.batches.augmentation_tables import MASK, PUNCTUATION
-from input_pipeline.batches.template import FIELD
 from input_pipeline.eta import working
 from input_pipeline.examples import Examples
 from input_pipeline.files import replacing
@@ -25,6 +24,7 @@ from input_pipeline.tokenizers.vocabulary import train_tokenizer
 from models import pretrained
 from models.backbone import BackboneConfig
 from models.pretrained.vocabulary import follow_vocabulary
+from tasks import task_class
 from training.workdir import has_checkpoint
 
 _SAMPLE = 10_000  # texts whose length in tokens is reported
@@ -64,7 +64,10 @@ def check_original(
 
 
 def run_tokenizers(
-    config: ConfigDict, workdir: Path, training: Examples | None
+    config: ConfigDict,
+    workdir: Path,
+    training: Examples | None,
+    read_ids: Callable[[Tokenizer], Collection[int]],
 ) -> tuple[Tokenizer, Tokenizer]:
     """Returns the configured tokeniser and the run's, which is the same unless it is changed.
 
@@ -72,6 +75,7 @@ def run_tokenizers(
       config: the whole config.
       workdir: a tokeniser that is trained or changed here is kept in it.
       training: the examples it is fitted on; None loads it from `workdir`.
+      read_ids: what the model reads of them with a tokeniser, template and all.
 
     Raises:
       ValueError: options exclude each other or do not fit the checkpoint; or another process trains
@@ -103,10 +107,10 @@ def run_tokenizers(
             "config.tokenizer.model='train' makes one: leave them out, and set vocab_size"
         )
     if fresh:
-        texts = training_texts(training)
+        texts = training.all_texts if training is not None else []
         with in_use(workdir), working("Fitting the tokeniser"), replacing(path) as partial:
             if original:
-                partial.write_bytes(_fitted_model(config, original, texts))
+                partial.write_bytes(_fitted_model(config, original, texts, read_ids))
             else:
                 train_tokenizer(texts, partial, vocab_size=options.vocab_size)
     elif not path.is_file():
@@ -116,13 +120,6 @@ def run_tokenizers(
         )
     tokenizer = load_tokenizer(path, marks=options.marks)
     return original or tokenizer, tokenizer
-
-
-def training_texts(training: Examples | None) -> list[str]:
-    """Returns the first texts, then the second ones."""
-    if training is None:
-        return []
-    return [*training.texts_N, *(() if training.pairs_N is None else training.pairs_N)]
 
 
 def follow(
@@ -144,7 +141,7 @@ def follow(
         f"Vocabulary: {kept:,} of {original.vocab_size:,} pieces kept, {len(parts) - kept:,} added;"
         f" embeddings of {before:.1f}M parameters before, {after:.1f}M now."
     )
-    if sample := training_texts(training)[:_SAMPLE]:
+    if training is not None and (sample := training.all_texts[:_SAMPLE]):
         before, after = (
             sum(map(len, kind.encode_batch(sample))) / len(sample) for kind in (original, tokenizer)
         )
@@ -156,17 +153,21 @@ def follow(
 
 
 def _fitted_model(
-    config: ConfigDict, tokenizer: SentencePieceTokenizer, texts: Sequence[str]
+    config: ConfigDict,
+    tokenizer: SentencePieceTokenizer,
+    texts: Sequence[str],
+    read_ids: Callable[[Tokenizer], Collection[int]],
 ) -> bytes:
     """Trims and extends a vocabulary, or reads that of the run in config.resume_from."""
     other_run = Path(config.resume_from, "tokenizer.model")
     if config.resume_from and other_run.is_file():
         return other_run.read_bytes()
-    augmentation = (MASK, *PUNCTUATION)
-    words = (*FIELD.split(config.data.template)[::2], *config.model.label_words, *augmentation)
-    texts, model = [*texts, *words], tokenizer.model
+    members = task_class(config).member_configs(config).values()
+    words = (word for own in (config, *members) for word in own.model.label_words)
+    texts, model = [*texts, *words, MASK, *PUNCTUATION], tokenizer.model
     if config.tokenizer.keep_others >= 0:
-        model = vocabulary.trim(model, texts, others=config.tokenizer.keep_others)
+        ids = [i for i in read_ids(tokenizer) if i < tokenizer.vocab_size]  # no prompt tokens
+        model = vocabulary.trim(model, texts, others=config.tokenizer.keep_others, ids=ids)
     if config.tokenizer.new_pieces:
         model = vocabulary.extend(model, texts, new_pieces=config.tokenizer.new_pieces)
     return model

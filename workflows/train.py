@@ -20,7 +20,6 @@ from training.compilation import resolve_dtype
 from training.data import load_data
 from training.experiment import build
 from training.run_features import run_features
-from training.run_tokenizer import training_texts
 from training.train import OnEvaluation, Run
 from training.tuning import optimizers
 from training.workdir import check_workdir
@@ -67,7 +66,7 @@ def train(
         run = prepare_run(config, workdir, compare=compare)
         shifted.shifted_examples(run.experiment, run.data)
         with phase("data"), working("Measuring what the tokeniser loses"):
-            loss = silent_loss.measure(training_texts(run.train_split), run.experiment.tokenizer)
+            loss = silent_loss.measure(run.train_split.all_texts, run.experiment.tokenizer)
         print(loss.prose())
         write_json(workdir / "silent_loss.json", loss.to_json())
         with phase("steps"):

@@ -81,15 +81,9 @@ class Mixture:
         return sum(map(len, self.parts.values()))
 
     @property
-    def texts_N(self) -> np.ndarray:
+    def all_texts(self) -> list[str]:
         """The texts of all."""
-        return np.concatenate([part.texts_N for part in self.parts.values()])
-
-    @property
-    def pairs_N(self) -> np.ndarray | None:
-        """The second texts of those that have some; fewer than N where not all have."""
-        pairs = [part.pairs_N for part in self.parts.values() if part.pairs_N is not None]
-        return np.concatenate(pairs) if pairs else None
+        return [text for part in self.parts.values() for text in part.all_texts]
 
     @property
     def ids_N(self) -> np.ndarray:
@@ -262,6 +256,10 @@ class MixturePipeline:
     def encoder(self) -> dict[str, Encoder]:
         """Texts to tokens, by member."""
         return {name: pipeline.encoder for name, pipeline in self.pipelines.items()}
+
+    def ids(self, examples: Mixture) -> set[int]:
+        """Returns all token ids that the examples have."""
+        return set().union(*(self.pipelines[name].ids(x) for name, x in examples.parts.items()))
 
     def plan(self, examples: Mixture) -> MixturePlan:
         """Chooses the shapes of each member's training batches."""

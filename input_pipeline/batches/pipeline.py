@@ -240,13 +240,18 @@ class TextPipeline:
                 batch[name] = np.pad(value[chosen], padding, constant_values=fill)
             yield batch
 
-    def encoded(self, examples: Examples) -> Iterator[Encoded]:
-        """Yields the tokens of the first examples, at most 16,384, as evaluation reads them."""
-        for first in range(0, min(len(examples), _SIMULATED), _CHUNK):
+    def encoded(self, examples: Examples, *, most: int = _SIMULATED) -> Iterator[Encoded]:
+        """Yields the tokens of the first `most` examples, as evaluation reads them."""
+        for first in range(0, min(len(examples), most), _CHUNK):
             part = examples.take(np.arange(first, min(first + _CHUNK, len(examples))))
             rows, epochs = np.arange(len(part)), np.zeros(len(part), np.int64)
             candidates = self._task.candidates(part, rows, epochs)
             yield self._sequences(part.texts_N, part.pairs_N, candidates)
+
+    def ids(self, examples: Examples) -> set[int]:
+        """Returns all token ids that the examples have, as evaluation reads them."""
+        parts = self.encoded(examples, most=len(examples))
+        return set().union(*(np.unique(part.tokens).tolist() for part in parts))
 
     def seen(self, examples: Examples, step: int, **options: Any) -> None:
         """Returns None: of a single task, the number of examples gives the stream's position."""

@@ -20,7 +20,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
@@ -81,8 +81,8 @@ def train_tokenizer(texts: Iterable[str], path: str | os.PathLike, *, vocab_size
     Path(path).write_bytes(model.getvalue())
 
 
-def trim(model: bytes, texts: Iterable[str], *, others: int) -> bytes:
-    """Keeps the pieces that `texts` use and the `others` most frequent other ones.
+def trim(model: bytes, texts: Iterable[str], *, others: int, ids: Collection[int] = ()) -> bytes:
+    """Keeps the pieces that `texts` use, those of `ids` and the `others` most frequent other ones.
 
     These are shared out among scripts as the texts are. By score alone nearly all of Gemma's would
     be Latin: with 1,280 reviews for texts and 8,000 others, 48 % of unseen reviews consist of kept
@@ -95,8 +95,9 @@ def trim(model: bytes, texts: Iterable[str], *, others: int) -> bytes:
 
     Args:
         model: a serialised ModelProto, BPE or unigram.
-        texts: the corpus, with whatever words the template adds.
+        texts: the corpus.
         others: how many more pieces, at most, from the highest score down.
+        ids: pieces that the texts have where they are read, among other words.
 
     Returns:
         A serialised ModelProto.
@@ -106,7 +107,7 @@ def trim(model: bytes, texts: Iterable[str], *, others: int) -> bytes:
     """
     proto = _parse(model, (_BPE, _UNIGRAM))
     scores = {i: piece.score for i, piece in enumerate(proto.pieces) if piece.type == _TYPES.NORMAL}
-    used = set(chain.from_iterable(_encode(model, texts)))
+    used = set(chain.from_iterable(_encode(model, texts))) | set(ids)
     kept = used | (set(range(len(proto.pieces))) - scores.keys())
     longest = 0 if proto.trainer_spec.byte_fallback else 1  # without bytes, characters are kept
     # The bytes of a space don't decode to one.

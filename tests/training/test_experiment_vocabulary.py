@@ -13,6 +13,7 @@ from input_pipeline.examples import Examples, object_array
 from input_pipeline.tokenizers.loading import load_tokenizer
 from input_pipeline.tokenizers.vocabulary import parts
 from models.pretrained import load_pretrained, open_checkpoint, write_pretrained
+from training.data import load_data
 from training.experiment import build
 from training.state import merge
 from workflows.evaluate import evaluate
@@ -164,3 +165,71 @@ def test_a_vocabulary_learned_here_is_not_changed(config, tmp_path):
     config.model.init = "scratch"
     with pytest.raises(ValueError, match="tokenizer.model='train' makes one: leave them out"):
         make(config, tmp_path / "run")
+
+
+CHAT = (
+    "{% for m in messages %}{{ '酒店' if m.role == 'user' else '早餐' }}{{ m.content }}"
+    "{{ eos_token }}{% endfor %}"
+)
+
+
+def use_kind(config, kind, folder):
+    """Has other words in the parts that a kind of task reads beside its texts."""
+    (folder := folder / kind).mkdir()
+    rows = [{"text": f"第{i}条", "label": "差" if i % 2 else "好"} for i in range(12)]
+    config.model.update(head="linear", label_words=())
+    config.data.update(files=str(folder / "data.jsonl"), template="服务{text}", label_column="")
+    if kind == "embedding":
+        rows = [row | {"pair": "房间", "negatives": ["早餐", "前台", "价格"]} for row in rows]
+        config.data.update(pair_column="pair", negatives_column="negatives")
+        config.embedding.update(passage_template="这家酒店{text}")
+        config.task, config.model.pooling = "embedding", "mean"
+    elif kind == "multiple_choice":
+        rows = [
+            row | {"text": f"房____第{i}条", "choices": ["间的", "前台"], "label": 1}
+            for i, row in enumerate(rows)
+        ]
+        config.data.update(choices_column="choices", label_column="label", template="{text}")
+        config.task = "multiple_choice"
+    elif kind == "generation":
+        roles = ("system", "user", "assistant", "user", "assistant")
+        rows = [
+            {"messages": [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]}
+            for said in (("价格", "前台", "房间", f"那么第{i}条", "差") for i in range(12))
+        ]
+        config.data.update(messages_column="messages", template="{text}{pair}")
+        config.task, config.generation.chat_template = "generation", CHAT
+    else:
+        config.data.update(label_column="label", template="这家酒店{text}早餐")
+        config.model.update(head="label_words", label_words=("前台", "价格"))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "data.jsonl").write_text("".join(lines), "utf-8")
+
+
+KINDS = ("classification", "embedding", "multiple_choice", "generation")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "multi_task"])
+def test_all_that_a_kind_of_task_reads_keeps_its_pieces(config, tmp_path, kind):
+    config.tokenizer.update(keep_others=0, new_pieces=0)
+    if kind == "multi_task":
+        members = {name: config.copy_and_resolve_references() for name in KINDS}
+        for name, member in members.items():
+            use_kind(member, name, tmp_path)
+        config.task, config.multi.members = kind, members
+    else:
+        use_kind(config, kind, tmp_path)
+    data = load_data(config)
+    trimmed = build(config, tmp_path / "run", data.labels, lambda _: None, data.split("train"))
+    config.tokenizer.keep_others = -1
+    whole = build(config, tmp_path / "whole", data.labels, lambda _: None, data.split("train"))
+    assert trimmed.tokenizer.vocab_size < whole.tokenizer.vocab_size
+    found, expected = ([], [])
+    for pieces, each in ((found, trimmed), (expected, whole)):
+        windows = each.windows(data.split("train"), training=True)
+        pipelines = getattr(each.pipeline, "pipelines", {"": each.pipeline})
+        parts = getattr(windows, "parts", {"": windows})
+        for name, pipeline in pipelines.items():
+            for encoded in pipeline.encoded(parts[name]):
+                pieces += map(each.tokenizer.piece, encoded.tokens.tolist())
+    assert found == expected and len(found) > 50

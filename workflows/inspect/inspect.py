@@ -14,7 +14,6 @@ from input_pipeline.tokenizers.tokenization import Tokenizer
 from tasks.task import Task
 from training.data import RunData, load_data
 from training.experiment import build
-from training.run_tokenizer import training_texts
 from training.train import Run
 from workflows import teacher
 from workflows.inspect.stages import show_examples, show_records
@@ -47,7 +46,7 @@ def _show(
     """Prints the first examples of one task after every stage."""
     config, count = data.config, data.config.inspect.examples
     print(data.prose())
-    print(silent_loss.measure(training_texts(train), tokenizer).prose())
+    print(silent_loss.measure(train.all_texts, tokenizer).prose())
     print("\nAs read, recoded and cleaned:\n")
     records = list(itertools.islice(sources.read(config.data, {}), count))
     print(*show_records(records, config.data), sep="\n")
