@@ -81,6 +81,11 @@ class Mixture:
         return sum(map(len, self.parts.values()))
 
     @property
+    def texts_N(self) -> np.ndarray:
+        """The first texts of all."""
+        return np.concatenate([part.texts_N for part in self.parts.values()])
+
+    @property
     def all_texts(self) -> list[str]:
         """The texts of all."""
         return [text for part in self.parts.values() for text in part.all_texts]

@@ -93,10 +93,10 @@ def test_ids_tell_members_apart_whatever_is_taken():
         np.testing.assert_array_equal(own_ids(member, ids_N), part.ids_N)
     np.testing.assert_array_equal(global_ids(2, np.array([-1, 4]))[:1], [-1])
     taken = MIXTURE.take(np.array([20, 13, 12, 0]))
-    assert taken.all_texts == ["a0", "b1", "b0", "c2"]
+    assert list(taken.texts_N) == ["a0", "b1", "b0", "c2"]
     assert set(taken.ids_N.tolist()) <= set(ids_N.tolist())
     assert set(MIXTURE.leaked_ids.tolist()) == set(
-        ids_N[[text[1:] in ("1", "6", "11") for text in MIXTURE.all_texts]].tolist()
+        ids_N[[text[1:] in ("1", "6", "11") for text in MIXTURE.texts_N]].tolist()
     )
     np.testing.assert_array_equal(
         MIXTURE.take(np.isin(ids_N, taken.ids_N)).ids_N, ids_N[[0, 12, 13, 20]]
