@@ -99,6 +99,7 @@ class MultiTask(Task):
             name: task_class(own)(own, labels[name], **parts) for name, own in configs.items()
         }
         tasks = self.members.values()
+        self.JOINT = any(task.JOINT for task in tasks)
         self.labels = {name: list(labels[name]) for name in configs}
         self.metrics = _metrics({name: task.metrics for name, task in self.members.items()}, ())
         self.positions = tuple(dict.fromkeys(name for task in tasks for name in task.positions))

@@ -89,7 +89,7 @@ class Task(abc.ABC):
     PROBE: ClassVar[bool] = False  # config.model.head_start: a regression can fit the head
     SMOOTHING: ClassVar[bool] = False  # config.regularize.label_smoothing can spread its labels
     TEACHABLE: ClassVar[bool] = False  # config.teach: the loss reads a teacher's probabilities
-    JOINT: ClassVar[bool] = False  # the loss of an example reads the outputs of its whole step
+    JOINT: bool = False  # the loss of an example reads the outputs of its whole step
     READY: ClassVar[bool] = False  # works before training: the results show it
     RANKS: ClassVar[bool] = False  # config.mine.reranker: scores the candidates of a query
     MIXUP: ClassVar[bool] = False  # config.regularize.mixup: a head reads one vector per example

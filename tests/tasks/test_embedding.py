@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs import common
 from evaluation.evaluate import Predictions
 from evaluation.metrics import summarise
 from input_pipeline.batches.separate import SeparateEncoder
@@ -195,6 +196,25 @@ def test_microbatches_and_layouts_give_the_gradient_of_the_large_batch(
         assert again == pytest.approx(metrics, rel=1e-4)
         for path, value in expected.items():
             np.testing.assert_allclose(gradients[path], value, atol=1e-5 * largest, err_msg=path)
+
+
+def test_among_several_tasks_a_step_is_compared_as_a_whole_too(pair_config, make_config, tmp_path):
+    config, losses = common.get_config(), {}
+    config.update(task="multi_task", multi={"members": {"pairs": pair_config, "r": make_config()}})
+    config.data.batch_size = 8
+    config.model.checkpoint = pair_config.model.checkpoint
+    config.layout.update(max_length=64, row_length=128, max_shapes=1)
+    config.train.update(duration="6 steps", log_every="1 step", integrate=False)
+    config.eval.update(every="6 steps", test=False)
+    for count in (1, 2):
+        config.train.microbatches = count
+        train(config, tmp_path / str(count))
+        rows = map(json.loads, (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines())
+        losses[count] = [row["loss"] for row in rows if "loss" in row]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    config.regularize.neftune = 5.0
+    with pytest.raises(ValueError, match="several passes of a microbatch"):
+        train(config, tmp_path / "refused")
 
 
 def test_a_run_learns_to_find_passages_and_says_what_it_started_from(pair_config, tmp_path, capsys):
@@ -411,8 +431,8 @@ def test_losses_are_at_the_scale_that_suits_the_cosines(pair_config):
     queries, losses, scales = rng.normal(size=(120, 8)), [], []
     vectors_NxKxE = np.stack([queries, queries + rng.normal(size=(120, 8))], axis=1)
     vectors_NxKxE /= np.linalg.norm(vectors_NxKxE, axis=-1, keepdims=True)
-    for common in (0.0, 3.0):  # 3: cosines are between 0.8 and 1
-        near = np.concatenate([vectors_NxKxE, np.full((120, 2, 1), common)], axis=-1)
+    for shared in (0.0, 3.0):  # 3: cosines are between 0.8 and 1
+        near = np.concatenate([vectors_NxKxE, np.full((120, 2, 1), shared)], axis=-1)
         outputs = {"vectors_NxKxE": near.astype(np.float32), "scale_N": np.full(120, 20.0)}
         predictions = Predictions(np.arange(120), outputs)
 
