@@ -53,6 +53,7 @@ class Experiment:
         checkpoints.
       features: as fitted on the training split, None without.
       teacher: of training, see workflows/teacher.py.
+      original: the checkpoint's tokeniser where `tokenizer` is a trimmed or extended one.
       left_out: the records of `check`: what is dropped, cut or unreachable, JSON-ready.
     """
 
@@ -71,6 +72,7 @@ class Experiment:
     features: FeaturePipeline | None
     say: Callable[[str], None]
     teacher: Teacher | None = None
+    original: Tokenizer | None = None
     left_out: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
@@ -187,6 +189,9 @@ class Experiment:
             windows = self.windows(examples, training=training)
             given = Given(examples, windows, self.pipeline, training, complete)
             records = report(self.task.limits(given), split, self.say)
+        if self.original and not training and len(examples):
+            texts = examples.all_texts
+            self.say(run_tokenizer.lengths(texts, split, self.original, self.tokenizer))
         self.left_out += [record for record in records if record not in self.left_out]
 
     def predict(
@@ -398,6 +403,7 @@ def build(
         },
         features=features,
         say=say,
+        original=original if original is not tokenizer else None,
     )
     if config.model.head_start == "probe" and read:
         with phase("probe"):

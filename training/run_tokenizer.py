@@ -141,15 +141,21 @@ def follow(
         f"Vocabulary: {kept:,} of {original.vocab_size:,} pieces kept, {len(parts) - kept:,} added;"
         f" embeddings of {before:.1f}M parameters before, {after:.1f}M now."
     )
-    if training is not None and (sample := training.all_texts[:_SAMPLE]):
-        before, after = (
-            sum(map(len, kind.encode_batch(sample))) / len(sample) for kind in (original, tokenizer)
-        )
-        say(
-            f"The first {len(sample):,} training texts take {before:.1f} tokens on average with "
-            f"the checkpoint's vocabulary and {after:.1f} with this one."
-        )
+    if training is not None and len(training):
+        say(lengths(training.all_texts, "training", original, tokenizer))
     return config, params
+
+
+def lengths(texts: Sequence[str], split: str, original: Tokenizer, tokenizer: Tokenizer) -> str:
+    """Returns a sentence on how many tokens a changed vocabulary makes of a split's texts."""
+    sample = texts[:_SAMPLE]
+    before, after = (
+        sum(map(len, kind.encode_batch(sample))) / len(sample) for kind in (original, tokenizer)
+    )
+    return (
+        f"The first {len(sample):,} {split} texts take {before:.1f} tokens on average with the "
+        f"checkpoint's vocabulary and {after:.1f} with this one."
+    )
 
 
 def _fitted_model(

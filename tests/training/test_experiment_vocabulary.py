@@ -89,8 +89,18 @@ def test_logits_of_training_texts_are_those_of_the_whole_vocabulary(config, tmp_
     np.testing.assert_array_equal(found["logits_NxC"], expected["logits_NxC"])
 
 
-def test_a_run_is_restored_without_its_training_texts(config, tmp_path):
+def test_a_run_is_restored_without_its_training_texts(config, tmp_path, capsys):
     results = train(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    for split in ("validation", "test"):  # which may have pieces that training had not
+        texts, means = load_data(config).split(split).all_texts, []
+        for file in (config.model.checkpoint, tmp_path / "run/tokenizer.model"):
+            rows = load_tokenizer(file, marks=config.tokenizer.marks).encode_batch(texts)
+            means.append(f"{np.mean(list(map(len, rows))):.1f}")
+        assert (
+            f"The first {len(texts)} {split} texts take {means[0]} tokens on average with the "
+            f"checkpoint's vocabulary and {means[1]} with this one."
+        ) in said
     value = evaluate(config, tmp_path / "run")["loss"]["value"]
     logged = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert value in [row["validation/loss"] for row in logged if "validation/loss" in row]
