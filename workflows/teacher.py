@@ -56,13 +56,18 @@ def load(experiment: Experiment, labels: Any, *, read: bool = True) -> None:
         return
     folder = Path(config.teach.run)
     its = read_config(folder)
-    its.model.update(hidden_dropout=0.0, attention_dropout=0.0, dropout=0.0, dropout_samples=1)
+    for side in (its, *its.multi.members.values()):
+        side.model.update(hidden_dropout=0.0, attention_dropout=0.0, dropout=0.0, dropout_samples=1)
+        side.tagging.dropout = 0.0
     its.model.update(dtype=config.model.dtype, attention=config.model.attention)
     its.model.head_start = "random"  # its weights come with the others
-    its.tagging.dropout, its.sharding = 0.0, config.sharding
+    its.sharding = config.sharding
+    theirs, ours = (task_class(side).member_configs(side) for side in (its, config))
+    sides = {f"multi.members.{n}.": (theirs[n], ours[n]) for n in theirs if n in ours}
     problems = [
-        f"{key} is {before!r} there and {now!r} here"
-        for key, before, now in ((k, _value(its, k), _value(config, k)) for k in _SAME)
+        f"{prefix}{key} is {before!r} there and {now!r} here"
+        for prefix, both in ({"": (its, config)} | sides).items()
+        for key, before, now in ((k, *(_value(side, k) for side in both)) for k in _SAME)
         if before != now
     ]
     for name, one in (("there", its), ("here", config)):

@@ -111,11 +111,19 @@ def causal(config, _):
     config.data.update(label_column="", template="{text}")
 
 
+def several(config, folder):
+    """Two tasks, whose heads have dropout."""
+    names, opinions = (config.copy_and_resolve_references() for _ in range(2))
+    tagged(names, folder)
+    names.tagging.dropout = opinions.model.dropout = 0.3
+    config.task, config.multi.members = "multi_task", {"names": names, "opinions": opinions}
+
+
 TEXTS = [f"{name}的{what}真{how}。我{feel}！" for name in "甲乙丙丁戊己庚辛壬癸" for what in
          ("菜", "酒店", "书") for how in ("好", "差") for feel in ("喜欢", "后悔")]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [lambda *_: None, tagged, paired, causal])
+@pytest.mark.parametrize("change", [lambda *_: None, tagged, paired, causal, several])
 def test_the_model_of_a_run_teaches_any_task(make_config, tmp_path, capsys, change):
     """A student of the teacher's weights is not apart from it, and one of a layer comes nearer."""
     configs = [make_config() for _ in range(2)]
@@ -138,7 +146,8 @@ def test_the_model_of_a_run_teaches_any_task(make_config, tmp_path, capsys, chan
 
     again = configs[0].copy_and_resolve_references()
     again.teach.update(run=str(tmp_path / "teacher"), share=1.0)
-    again.model.dropout = again.tagging.dropout = 0.0
+    for side in (again, *again.multi.members.values()):
+        side.model.dropout = side.tagging.dropout = 0.0
     data = load_data(again)
     experiment = build(again, tmp_path / "again", data.labels, lambda _: None)
     same = restore(experiment, tmp_path / "teacher", "best").params
@@ -150,6 +159,20 @@ def test_the_model_of_a_run_teaches_any_task(make_config, tmp_path, capsys, chan
     (total, _), slopes = hooks.gradient(same, experiment.held, part, place)
     assert float(total) == pytest.approx(0, abs=1e-4)
     assert max(float(jnp.abs(slope).max()) for slope in slopes.values()) < 1e-3
+
+
+def test_members_of_a_teacher_that_read_otherwise_are_named(make_config, tmp_path):
+    config = make_config()
+    several(config, tmp_path)
+    config.train.update(duration="4 steps", integrate=False)
+    config.eval.update(every="4 steps", test=False)
+    train(config, tmp_path / "teacher")
+    config.teach.run = str(tmp_path / "teacher")
+    config.multi.members.opinions.data.template = "{text}吗"
+    with pytest.raises(
+        ValueError, match=r"teach this one: multi.members.opinions.data.template is"
+    ):
+        train(config, tmp_path / "student")
 
 
 def test_a_run_that_cannot_teach_is_refused(taught, tmp_path):
