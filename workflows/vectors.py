@@ -49,6 +49,10 @@ class Vectors:
             "texts": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
             "template": self.experiment.task.templates(config.data.template)[1],
             "max_length": config.layout.max_length,
+            "pooling": config.model.pooling,
+            "attention": "both sides" if config.model.bidirectional else "as pretrained",
+            "dtype": config.model.dtype,
+            "marks": config.tokenizer.marks,
             "tokenizer": self.experiment.fingerprints["tokenizer"],
             "weights": self._weights(),
         }

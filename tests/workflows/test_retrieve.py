@@ -1,6 +1,7 @@
 """--mode=retrieve: a corpus, queries and relevance from files, through main.py's function."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -116,6 +117,25 @@ def test_what_does_not_fit_is_one_error(config, tmp_path, key, text, message):
     config.embedding[key] = str(path)
     with pytest.raises(ValueError, match=message):
         retrieve(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("model.pooling", "first", "pooling"),
+        ("model.bidirectional", True, "attention"),
+        ("tokenizer.marks", "none", "tokenizer and marks|marks"),
+    ],
+)
+def test_vectors_that_another_model_would_make_are_not_read(
+    config, tmp_path, capsys, key, value, said
+):
+    retrieve(config, tmp_path / "run")
+    config.update_from_flattened_dict({key: value})
+    expected = retrieve(config, tmp_path / "other")["models"]
+    capsys.readouterr()
+    assert retrieve(config, tmp_path / "run")["models"] == expected
+    assert re.search(rf"is of other ({said}): its vectors", capsys.readouterr().out)
 
 
 def test_a_missing_key_or_another_task_is_named(config, tiny_config, tmp_path):
